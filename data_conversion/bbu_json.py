@@ -1,0 +1,274 @@
+"""BBU annotation files: one GeoJSON-like JSON beside each photo, in pixels of the un-rotated file.
+
+    root/[train|val|test/]…/name.jpg + name.json
+
+Top level ``markResult.features[]`` or ``dataList[]``; ``info`` gives the size; every other key is dropped.
+A ring of four corners along the axes becomes ``bbox_2d``, any other ring ``poly``, a LineString ``line``.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from bbu.errors import RecordError
+from bbu.geometry import enclosing_box
+from bbu.records import decode_json
+from bbu.taxonomy import SEPARATOR
+from data_conversion.base import (
+    IMAGE_SUFFIXES,
+    SPLITS,
+    BadSource,
+    Dropped,
+    RawObject,
+    SourceImage,
+    SourceItem,
+    SourceOptions,
+    check_number,
+    check_size,
+    check_text,
+    read_each,
+    readable,
+)
+from data_conversion.questions import QUESTIONS, answers_to_path, unknown_questions
+
+RINGS = {"ExtentPolygon": 4, "Square": 4, "Quad": 4, "Polygon": None}  # type → number of corners, None = any
+AXIS_TOLERANCE = 0.5  # stored pixels a corner may lie off the enclosing box and the ring still be a box
+
+
+def iter_records(root: Path, options: SourceOptions = SourceOptions()) -> Iterator[SourceItem]:  # noqa: B008 (frozen)
+    """Yield one item for each annotation file, and one for each photo without one, by path."""
+    annotations, photos = _find_files(root, options.ignore)
+    yield from read_each(root, annotations, partial(_read_file, photos=photos, options=options))
+    annotated = {path.with_suffix("") for path in annotations}
+    for stem, found in sorted(photos.items()):
+        if stem not in annotated:
+            for photo in found:
+                name = readable(photo.relative_to(root).as_posix())
+                yield BadSource(name, "file", "has no JSON beside it", reason="no_annotation")
+
+
+def _find_files(root: Path, ignore: Path | None) -> tuple[list[Path], dict[Path, list[Path]]]:
+    """All JSON files, and photos by path without suffix; hidden files and the ignored folder are left out."""
+    annotations: list[Path] = []
+    photos: dict[Path, list[Path]] = {}
+    for folder, subfolders, names in os.walk(root):
+        here = Path(folder)
+        subfolders[:] = sorted(name for name in subfolders if name[0] != "." and (here / name).resolve() != ignore)
+        for name in sorted(names):
+            path = here / name
+            if name.startswith("."):
+                continue
+            if path.suffix.lower() == ".json":
+                annotations.append(path)
+            elif path.suffix.lower() in IMAGE_SUFFIXES:
+                photos.setdefault(path.with_suffix(""), []).append(path)
+    return sorted(annotations), photos
+
+
+def _read_file(path: Path, where: str, photos: Mapping[Path, list[Path]], options: SourceOptions) -> SourceImage:
+    photo = _photo_beside(path, where, photos)
+    image = Path(where).with_name(photo.name)
+    value = _mapping(_decode(path, where), where, "file")
+    notes: list[str] = []
+    objects: list[RawObject | Dropped] = []
+    if "markResult" in value:
+        field = "markResult.features"
+        features = _sequence(_mapping(value["markResult"], where, "markResult").get("features"), where, field)
+        objects += [_read_feature(item, where, f"{field}[{i}]", options) for i, item in enumerate(features)]
+        notes += _repeated_ids(features) + _unread_keys(features)
+        if value.get("dataList"):
+            notes.append("data_list_beside_features")
+    elif "dataList" in value:
+        features = _sequence(value["dataList"], where, "dataList")
+        objects += [_read_corners(item, where, f"dataList[{i}]", options) for i, item in enumerate(features)]
+        notes += _repeated_ids(features) + _unread_keys(features)
+    else:
+        raise RecordError(where, "markResult", "is missing, and so is dataList; is this an annotation file?")
+    first = image.parts[0] if len(image.parts) > 1 else ""
+    return SourceImage(
+        image=image.as_posix(),
+        source=where,
+        objects=tuple(objects),
+        size=_declared_size(value.get("info"), where),
+        split=first if first in SPLITS else None,
+        notes=tuple(notes),
+    )
+
+
+def _photo_beside(path: Path, where: str, photos: Mapping[Path, list[Path]]) -> Path:
+    found = photos.get(path.with_suffix(""), [])
+    if not found:
+        raise RecordError(where, "file", f"has no photo beside it ({path.stem}.jpg); add it or remove the JSON")
+    if len(found) > 1:
+        names = ", ".join(item.name for item in found)
+        raise RecordError(where, "file", f"has several photos beside it ({names}); keep one")
+    return found[0]
+
+
+def _decode(path: Path, where: str) -> Any:
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise RecordError(where, "file", f"is not UTF-8 ({error.reason}); save it as UTF-8") from None
+    try:
+        return decode_json(text, where)
+    except RecordError:
+        raise
+    except ValueError as error:  # a number of thousands of digits
+        raise RecordError(where, "file", f"is not valid JSON: {error}") from None
+
+
+def _declared_size(info: Any, where: str) -> tuple[int, int] | None:
+    if info is None:
+        return None
+    info = _mapping(info, where, "info")
+    if info.get("width") is None and info.get("height") is None:
+        return None
+    return check_size(info.get("width"), info.get("height"), where, "info")
+
+
+def _repeated_ids(features: list[Any]) -> list[str]:
+    """One note for each feature whose objectId another one has; the objects are kept."""
+    ids = [str(item["properties"].get("objectId")) for item in features if item["properties"].get("objectId")]
+    return ["repeated_object_id"] * (len(ids) - len(set(ids)))
+
+
+def _unread_keys(features: list[Any]) -> list[str]:
+    """One note for each content key that neither label scheme reads."""
+    contents = (item["properties"].get("content") or {} for item in features)
+    return [f"content key not read: {key}" for content in contents for key in unknown_questions(content)]
+
+
+# ---------------------------------------------------------------- geometry
+
+
+def _read_feature(value: Any, where: str, field: str, options: SourceOptions) -> RawObject | Dropped:
+    feature = _mapping(value, where, field)
+    geometry = _mapping(feature.get("geometry"), where, f"{field}.geometry")
+    kind, points = _read_geometry(geometry, where, f"{field}.geometry")
+    return _describe(feature, kind, points, where, field, options)
+
+
+def _read_corners(value: Any, where: str, field: str, options: SourceOptions) -> RawObject | Dropped:
+    """``coordinates: [[x1, y1], [x2, y2]]``: two opposite corners, drawn in any direction."""
+    item = _mapping(value, where, field)
+    points = _points(item.get("coordinates"), where, f"{field}.coordinates")
+    if len(points) != 2:
+        raise RecordError(where, f"{field}.coordinates", f"needs two corners [[x1, y1], [x2, y2]], has {len(points)}")
+    return _describe(item, "bbox_2d", enclosing_box([n for point in points for n in point]), where, field, options)
+
+
+def _read_geometry(geometry: Mapping[str, Any], where: str, field: str) -> tuple[str, tuple[float, ...]]:
+    name = geometry.get("type")
+    if not isinstance(name, str) or (name not in RINGS and name != "LineString"):
+        raise RecordError(where, f"{field}.type", f"must be one of {', '.join(RINGS)}, LineString, is {name!r}")
+    coordinates = geometry.get("coordinates")
+    if name == "LineString":
+        points = _points(coordinates, where, f"{field}.coordinates")
+        if len(points) < 2:
+            raise RecordError(where, f"{field}.coordinates", f"a line needs at least 2 points, has {len(points)}")
+        return "line", _flat(points)
+    corners = RINGS[name]
+    ring = _ring(coordinates, corners, where, f"{field}.coordinates")
+    if len(ring) < 3 or (corners is not None and len(ring) != corners):
+        needs = f"{corners} corners" if corners else "at least 3 corners"
+        raise RecordError(where, f"{field}.coordinates", f"{name} needs {needs}, has {len(ring)}")
+    box = _as_box(ring)
+    return ("bbox_2d", box) if box else ("poly", _flat(ring))
+
+
+def _ring(value: Any, corners: int | None, where: str, field: str) -> list[tuple[float, float]]:
+    """Corners of a ring given as ``[[x, y], …]`` or, as in GeoJSON, ``[[[x, y], …]]``; the closing point goes."""
+    items = _sequence(value, where, field)
+    if items and isinstance(items[0], list) and items[0] and isinstance(items[0][0], list):
+        if len(items) > 1:
+            raise RecordError(where, field, f"has {len(items)} rings; a part is one ring without holes")
+        items, field = items[0], f"{field}[0]"
+    points = _points(items, where, field)
+    may_be_closed = len(points) == corners + 1 if corners else len(points) > 3
+    return points[:-1] if may_be_closed and points[0] == points[-1] else points
+
+
+def _as_box(ring: list[tuple[float, float]]) -> tuple[float, float, float, float] | None:
+    """The xyxy box of a four-corner ring whose sides lie along the axes, or None."""
+    if len(ring) != 4:
+        return None
+    for (ax, ay), (bx, by), (cx, cy) in zip(ring, ring[1:] + ring[:1], ring[2:] + ring[:2], strict=True):
+        across_then_down = abs(ay - by) <= AXIS_TOLERANCE and abs(bx - cx) <= AXIS_TOLERANCE
+        down_then_across = abs(ax - bx) <= AXIS_TOLERANCE and abs(by - cy) <= AXIS_TOLERANCE
+        if not (across_then_down or down_then_across):
+            return None
+    return enclosing_box(_flat(ring))
+
+
+def _points(value: Any, where: str, field: str) -> list[tuple[float, float]]:
+    points = []
+    for index, item in enumerate(_sequence(value, where, field)):
+        name = f"{field}[{index}]"
+        pair = _sequence(item, where, name)
+        if len(pair) != 2:
+            raise RecordError(where, name, f"must be a point [x, y], has {len(pair)} numbers")
+        points.append((check_number(pair[0], where, f"{name}[0]"), check_number(pair[1], where, f"{name}[1]")))
+    return points
+
+
+def _flat(points: list[tuple[float, float]]) -> tuple[float, ...]:
+    return tuple(number for point in points for number in point)
+
+
+# ---------------------------------------------------------------- description
+
+
+def _describe(
+    feature: Mapping[str, Any],
+    kind: str,
+    points: tuple[float, ...],
+    where: str,
+    field: str,
+    options: SourceOptions,
+) -> RawObject | Dropped:
+    """Read the label of either scheme; an object without a usable one is dropped by name."""
+    name = f"{field}.properties"
+    properties = _mapping(feature.get("properties"), where, name)
+    content = _optional_mapping(properties.get("content"), where, f"{name}.content")
+    content_zh = _optional_mapping(properties.get("contentZh"), where, f"{name}.contentZh")
+    chinese = _label(content_zh.get("标签"), where, f"{name}.contentZh.标签")
+    english = _label(content.get("label"), where, f"{name}.content.label")
+    label = (chinese or english) if options.language == "zh" else (english or chinese)
+    answers = content_zh if options.language == "zh" and not QUESTIONS.keys().isdisjoint(content_zh) else content
+    # A label of several levels is the older scheme and complete; of one level it is the type of the newer.
+    desc = label if SEPARATOR in label else answers_to_path(answers, label, where, f"{name}.content")
+    unknown = unknown_questions(answers)
+    if unknown and not label:
+        detail = f"{', '.join(unknown)}: not in the table of questions in data_conversion/questions.py; add it there"
+        return Dropped(desc or "(no label)", "unknown_question", detail, f"{name}.content")
+    if not desc:
+        keys = ", ".join([*content, *content_zh]) or "none"
+        return Dropped("(no label)", "no_description", f"no label and no answered question; keys: {keys}", name)
+    return RawObject(check_text(desc, where, name), kind, points, field)
+
+
+def _label(value: Any, where: str, field: str) -> str:
+    if value is not None and not isinstance(value, str):
+        raise RecordError(where, field, f"must be text, is {value!r}")
+    return (value or "").strip()
+
+
+def _mapping(value: Any, where: str, field: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise RecordError(where, field, f"must be a JSON object, is {type(value).__name__}")
+    return value
+
+
+def _optional_mapping(value: Any, where: str, field: str) -> dict[str, Any]:
+    return {} if value in (None, "") else _mapping(value, where, field)
+
+
+def _sequence(value: Any, where: str, field: str) -> list[Any]:
+    if not isinstance(value, list):
+        raise RecordError(where, field, f"must be a list, is {type(value).__name__}")
+    return value

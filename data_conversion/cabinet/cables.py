@@ -1,0 +1,97 @@
+"""Protected fibre runs: arcs in a corrugated tube or in spiral armour."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from data_conversion.cabinet.brush import Brush, Point, pick, shade
+
+TUBES = [(214, 214, 210), (44, 44, 48), (206, 120, 44), (128, 132, 138)]
+STEELS = [(150, 154, 160), (112, 116, 124), (178, 172, 150), (70, 74, 82)]
+VERTICES = 9  # points that an annotator sets along a run
+
+
+def arc(rng: np.random.Generator, radius: float) -> list[Point]:
+    """A compact bend around (0, 0), ``VERTICES`` points: a hook, a half loop or most of a ring."""
+    sweep = rng.uniform(0.7, 1.45) * math.pi
+    start, squash = rng.uniform(0, 2 * math.pi), rng.uniform(0.75, 1.0)
+    steps = np.linspace(start, start + sweep, VERTICES)
+    points = np.stack((radius * np.cos(steps), radius * squash * np.sin(steps)), axis=1)
+    points -= (points.min(axis=0) + points.max(axis=0)) / 2
+    return [(float(x), float(y)) for x, y in points]
+
+
+def _dense(points: list[Point], step: float) -> tuple[np.ndarray, np.ndarray]:
+    """(n, 2) points every ``step`` pixels along a smooth curve through the vertices, and (n,) directions."""
+    path = np.asarray(points)
+    knots = np.linspace(0, 1, len(path))
+    fine = np.linspace(0, 1, 200)
+    curve = np.stack([_smooth(fine, knots, path[:, axis]) for axis in (0, 1)], axis=1)
+    lengths = np.concatenate(([0.0], np.cumsum(np.hypot(*np.diff(curve, axis=0).T))))
+    at = np.arange(0, lengths[-1], step)
+    x, y = np.interp(at, lengths, curve[:, 0]), np.interp(at, lengths, curve[:, 1])
+    return np.stack((x, y), axis=1), np.arctan2(np.gradient(y), np.gradient(x))
+
+
+def _smooth(at: np.ndarray, knots: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """Cubic Hermite curve through ``values`` with central-difference slopes."""
+    slopes = np.gradient(values, knots)
+    i = np.clip(np.searchsorted(knots, at, side="right") - 1, 0, len(knots) - 2)
+    span = knots[i + 1] - knots[i]
+    t = (at - knots[i]) / span
+    return np.asarray(
+        (1 + 2 * t) * (1 - t) ** 2 * values[i]
+        + t * (1 - t) ** 2 * span * slopes[i]
+        + t * t * (3 - 2 * t) * values[i + 1]
+        - t * t * (1 - t) * span * slopes[i + 1]
+    )
+
+
+def _reach(points: list[Point], thick: float) -> tuple[float, float]:
+    xs, ys = zip(*points, strict=True)
+    return max(abs(x) for x in xs) + thick, max(abs(y) for y in ys) + thick
+
+
+def corrugated_tube(rng: np.random.Generator, points: list[Point], thick: float) -> Brush:
+    """Rounded rings across the run, so the outline is scalloped.
+
+    Args:
+        points: the run's middle line, part pixels.
+        thick: outer diameter in photo pixels.
+    """
+    colour = pick(rng, TUBES)
+    brush = Brush(*_reach(points, thick))
+    where, turns = _dense(points, 1.5)
+    dark, light = shade(colour, 0.35) if sum(colour) > 240 else (14, 14, 16), shade(colour, 1.4)
+    for (x, y), turn in zip(where, turns, strict=True):
+        brush.oval(x, y, 1.6, thick * 0.36, dark, turn)
+    rings, ring_turns = _dense(points, max(4.6, thick * 0.42))
+    for (x, y), turn in zip(rings, ring_turns, strict=True):
+        brush.oval(x, y, thick * 0.15, thick * 0.5, colour, turn)
+        brush.oval(x, y, thick * 0.06, thick * 0.28, light, turn)
+    return brush
+
+
+def spiral_armour(rng: np.random.Generator, points: list[Point], thick: float) -> Brush:
+    """Slanting steel bands between two smooth edges. Arguments as corrugated_tube."""
+    colour = pick(rng, STEELS)
+    brush = Brush(*_reach(points, thick))
+    where, turns = _dense(points, 1.0)
+    for (x, y), turn in zip(where, turns, strict=True):
+        brush.oval(x, y, 1.2, thick * 0.4, shade(colour, 0.4), turn)
+    for (x, y), turn in zip(where, turns, strict=True):
+        brush.oval(x, y, 1.2, thick * 0.31, shade(colour, 1.1), turn)
+    bands, band_turns = _dense(points, thick * 0.62)
+    for (x, y), turn in zip(bands[1:-1], band_turns[1:-1], strict=True):
+        slant = turn + math.radians(50)
+        dx, dy = math.cos(slant) * thick * 0.46, math.sin(slant) * thick * 0.46
+        brush.stroke([(x - dx, y - dy), (x + dx, y + dy)], shade(colour, 0.25), thick * 0.13)
+        ox, oy = math.cos(turn) * thick * 0.16, math.sin(turn) * thick * 0.16
+        brush.stroke(
+            [(x - dx * 0.6 + ox, y - dy * 0.6 + oy), (x + dx * 0.6 + ox, y + dy * 0.6 + oy)],
+            shade(colour, 1.6),
+            thick * 0.1,
+        )
+    return brush

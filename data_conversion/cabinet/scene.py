@@ -1,0 +1,285 @@
+"""Arranges parts in a photo: units with screws and ports, ground bars with lugs, baffles, stickers, cable bends."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from PIL import Image, ImageFilter
+
+from bbu.geometry import iou
+from data_conversion.cabinet import backdrop, cables, fittings, panels
+from data_conversion.cabinet.brush import Brush, Point, Pose, Sprite, bounds, settle
+from data_conversion.cabinet.catalogue import CPRI, GROUND, GROUND_RARE, RARE, SCREW
+
+SHORTEST, LONGEST = 224, 448  # sides of a photo
+MOST = 16  # parts a photo
+GAP = 4  # pixels between parts that are not fixed to one another
+EDGE = 3  # pixels between a part and the photo's edge
+
+Reach = tuple[float, float]  # half width and height, photo pixels
+
+
+@dataclass(frozen=True)
+class Part:
+    """A drawn part: raw label, geometry in displayed pixels, and its picture.
+
+    Args:
+        points: two corners of a box, four corners of a Quad, or the vertices of a line.
+    """
+
+    label: str
+    points: tuple[Point, ...]
+    sprite: Sprite
+
+    @property
+    def box(self) -> tuple[float, float, float, float]:
+        """xyxy around ``points``."""
+        xs, ys = zip(*self.points, strict=True)
+        return min(xs), min(ys), max(xs), max(ys)
+
+
+@dataclass
+class Scene:
+    """A photo being arranged.
+
+    Args:
+        rng: the stream that decides what is where.
+        looks: seed of the backdrop, kept apart so that a scene can be composed again, part by part.
+        width, height: displayed size in pixels.
+        u: nominal width of screws, lugs and plugs.
+        turn, shear: how the camera is held.
+    """
+
+    rng: np.random.Generator
+    looks: np.random.SeedSequence
+    width: int
+    height: int
+    u: float
+    turn: float
+    shear: float
+    parts: list[Part] = field(default_factory=list)
+    fixtures: list[Sprite] = field(default_factory=list)  # drawn under the parts, not annotated
+    taken: list[tuple[float, float, float, float]] = field(default_factory=list)
+    plug_ends: list[Point] = field(default_factory=list)
+
+    def pose(self, x: float, y: float, turn: float = 0.0) -> Pose:
+        return Pose(x, y, self.turn + turn, self.shear)
+
+    def free(self, region: Sequence[float], gap: float = GAP) -> bool:
+        """Whether an xyxy region lies in the photo and clear of everything placed."""
+        x1, y1, x2, y2 = region
+        if x1 < EDGE or y1 < EDGE or x2 > self.width - EDGE or y2 > self.height - EDGE:
+            return False
+        return all(x2 + gap <= a or c + gap <= x1 or y2 + gap <= b or d + gap <= y1 for a, b, c, d in self.taken)
+
+    def find(self, reach: Reach, turn: float = 0.0) -> Pose | None:
+        """A free pose for a part of this reach, or None after 40 tries."""
+        for _ in range(40):
+            pose = self.pose(self.rng.uniform(0, self.width), self.rng.uniform(0, self.height), turn)
+            if self.free(bounds(*reach, pose)):
+                return pose
+        return None
+
+    def add(self, label: str, brush: Brush, pose: Pose, local: Sequence[Point] = ()) -> None:
+        """Settle a part; ``local`` are the geometry's points in part pixels (none: the box of its pixels)."""
+        sprite = settle(brush, pose)
+        x1, y1, x2, y2 = sprite.box
+        points = tuple(pose.points(local)) if local else ((float(x1), float(y1)), (float(x2), float(y2)))
+        self.parts.append(Part(label, points, sprite))
+        self.taken.append((x1, y1, x2, y2))
+
+
+Maker = Callable[[np.random.Generator, float], Brush]
+PlateMaker = Callable[[np.random.Generator, float, float], Brush]
+
+
+def _rare(scene: Scene, kind: str) -> bool:
+    return bool(scene.rng.random() < RARE[kind])
+
+
+def _screw(scene: Scene, pose: Pose) -> None:
+    loose = _rare(scene, SCREW)
+    maker: Maker = fittings.loose_screw if loose else fittings.tight_screw
+    scene.add(f"{SCREW}/{'未拧紧' if loose else '连接正确'}", maker(scene.rng, scene.u), pose)
+
+
+def _plug(scene: Scene, pose: Pose) -> None:
+    wrong = _rare(scene, CPRI)
+    maker: Maker = fittings.half_out_plug if wrong else fittings.seated_plug
+    scene.add(f"{CPRI}/{'连接错误' if wrong else '连接正确'}", maker(scene.rng, scene.u), pose)
+    scene.plug_ends.extend(pose.points([(0.0, 0.9 * scene.u)]))
+
+
+def _lug(scene: Scene, pose: Pose) -> None:
+    draw = scene.rng.random()
+    maker: Maker = fittings.sound_lug
+    state = "连接正确"
+    if draw < GROUND_RARE:
+        maker, state = fittings.bare_lug, "露铜"
+    elif draw < 2 * GROUND_RARE:
+        maker, state = fittings.rusty_lug, "生锈"
+    scene.add(f"{GROUND}/{state}", maker(scene.rng, scene.u), pose)
+
+
+def _place_unit(scene: Scene, budget: int) -> int:
+    """A BBU with screws on its ears and plugs in its port row; returns how many parts were placed."""
+    rng, u = scene.rng, scene.u
+    width = min(scene.width * rng.uniform(0.68, 0.94), 15 * u)
+    height = rng.uniform(2.5, 3.4) * u
+    hang = 1.3 * u  # the plugs reach below the unit
+    reach = (width / 2, height / 2 + hang)
+    pose = scene.find(reach)
+    if pose is None:
+        return 0
+    pose = pose.child(0, -hang)
+    zte = _rare(scene, "BBU品牌")
+    maker = panels.zte_unit if zte else panels.huawei_unit
+    ear, row = 1.2 * u, 0.95 * u
+    scene.add(f"BBU品牌/{'中兴' if zte else '华为'}", maker(rng, width, height, ear, row), pose)
+    spots = [(side * (width - ear) / 2, level * height * 0.26) for side in (-1, 1) for level in (-1, 1)]
+    screws = min(int(rng.choice(5, p=[0.34, 0.22, 0.24, 0.1, 0.1])), budget - 1)
+    for index in rng.permutation(4)[:screws]:
+        x, y = spots[index]
+        _screw(scene, pose.child(x, y, rng.uniform(-0.1, 0.1)))
+    room = int((width - 2 * ear) / (1.25 * u))
+    plugs = min(int(rng.choice(5, p=[0.17, 0.25, 0.28, 0.18, 0.12])), room, budget - 1 - screws)
+    for index in rng.permutation(room)[:plugs]:
+        x = (index - (room - 1) / 2) * (width - 2 * ear) / room
+        _plug(scene, pose.child(x, height / 2 + 0.15 * u, rng.uniform(-0.05, 0.05)))
+    return 1 + screws + plugs
+
+
+def _place_baffle(scene: Scene, budget: int) -> int:
+    rng = scene.rng
+    width = min(scene.width * rng.uniform(0.34, 0.75), 9 * scene.u)
+    height = rng.uniform(1.1, 1.6) * scene.u
+    pose = scene.find((width / 2, height / 2))
+    if pose is None:
+        return 0
+    missing = _rare(scene, "挡风板")
+    maker: PlateMaker = panels.missing_baffle if missing else panels.fitted_baffle
+    scene.add(f"挡风板/{'缺失' if missing else '安装正确'}", maker(rng, width, height), pose)
+    return 1
+
+
+def _place_ground_bar(scene: Scene, budget: int) -> int:
+    """A bar with one to four lugs side by side."""
+    rng, u = scene.rng, scene.u
+    count = min(int(rng.integers(1, 5)), budget)
+    width, pitch = count * 1.25 * u, 1.25 * u
+    pose = scene.find((width / 2, 1.2 * u))
+    if pose is None:
+        return 0
+    bar = settle(panels.ground_bar(rng, width + 0.3 * u, 1.3 * u), pose.child(0, -0.6 * u))
+    scene.fixtures.append(bar)
+    for index in range(count):
+        x = (index - (count - 1) / 2) * pitch
+        _lug(scene, pose.child(x, 0, rng.uniform(-0.08, 0.08)))
+    return count
+
+
+def _place_label(scene: Scene, budget: int) -> int:
+    rng = scene.rng
+    width, height = rng.uniform(1.9, 3.0) * scene.u, rng.uniform(1.0, 1.35) * scene.u
+    pose = scene.find((width / 2, height / 2), rng.uniform(-0.26, 0.26))
+    if pose is None:
+        return 0
+    illegible = _rare(scene, "标签")
+    maker: PlateMaker = panels.illegible_label if illegible else panels.legible_label
+    corners = [(sx * width / 2, sy * height / 2) for sx, sy in ((-1, -1), (1, -1), (1, 1), (-1, 1))]
+    scene.add(f"标签/{'无法识别' if illegible else '可识别'}", maker(rng, width, height), pose, corners)
+    return 1
+
+
+def _place_cable(scene: Scene, budget: int) -> int:
+    rng = scene.rng
+    thick = rng.uniform(0.4, 0.5) * scene.u
+    points = cables.arc(rng, rng.uniform(1.0, 1.7) * scene.u)
+    xs, ys = zip(*points, strict=True)
+    pose = scene.find((max(xs) + thick / 2, max(ys) + thick / 2))
+    if pose is None:
+        return 0
+    armoured = _rare(scene, "线缆")
+    maker = cables.spiral_armour if armoured else cables.corrugated_tube
+    scene.add(f"线缆/{'铠装' if armoured else '蛇形管'}", maker(rng, points, thick), pose, points)
+    return 1
+
+
+def _place_screw(scene: Scene, budget: int) -> int:
+    pose = scene.find((0.55 * scene.u, 0.55 * scene.u), scene.rng.uniform(-0.1, 0.1))
+    if pose is None:
+        return 0
+    _screw(scene, pose)
+    return 1
+
+
+Placer = Callable[[Scene, int], int]
+PLACERS: list[tuple[Placer, float]] = [  # and how often each is tried once the unit stands
+    (_place_baffle, 0.27),
+    (_place_ground_bar, 0.19),
+    (_place_label, 0.2),
+    (_place_cable, 0.22),
+    (_place_screw, 0.1),
+]
+
+
+def arrange(seed: np.random.SeedSequence) -> Scene:
+    """A new scene of 1 to MOST parts; the same seed gives the same scene.
+
+    Raises:
+        RuntimeError: no part fits (cannot happen with the sizes as they stand).
+    """
+    layout, looks = seed.spawn(2)
+    rng = np.random.default_rng(layout)
+    width, height = (int(rng.integers(SHORTEST, LONGEST + 1)) for _ in range(2))
+    u = float(np.clip(min(width, height) * rng.uniform(0.088, 0.115), 28, 44))
+    scene = Scene(rng, looks, width, height, u, rng.uniform(-0.07, 0.07), rng.uniform(-0.06, 0.06))
+    wanted = int(np.clip(round(rng.gamma(3.8, 2.05)), 1, MOST))
+    unit = rng.random() < 0.84
+    placed = _place_unit(scene, wanted) if unit else 0
+    chances = np.array([chance for _, chance in PLACERS])
+    for _ in range(60):
+        if placed >= wanted:
+            break
+        place = PLACERS[int(rng.choice(len(PLACERS), p=chances / chances.sum()))][0]
+        placed += place(scene, wanted - placed)
+    if not scene.parts:
+        raise RuntimeError(f"no part fits a {width}x{height} photo; widen SHORTEST or lessen the parts' sizes")
+    return scene
+
+
+def _shadow(image: Image.Image, sprite: Sprite, drop: tuple[float, float]) -> None:
+    """Darken what lies beside a part, softly."""
+    alpha = sprite.image.getchannel("A")
+    padded = Image.new("L", (alpha.width + 8, alpha.height + 8))
+    padded.paste(alpha.point([round(value * 0.45) for value in range(256)]), (4, 4))
+    soft = padded.filter(ImageFilter.GaussianBlur(2))
+    image.paste((10, 10, 12), (sprite.left - 4 + round(drop[0]), sprite.top - 4 + round(drop[1])), soft)
+
+
+def compose(scene: Scene, *, only: Sequence[int] | None = None, shadows: bool = True) -> Image.Image:
+    """The scene as RGB, before the camera's share.
+
+    Args:
+        only: indices of the parts to draw, all by default; with ``shadows`` off, how tests measure a part's extent.
+    """
+    rng = np.random.default_rng(scene.looks)
+    image = backdrop.backdrop(rng, scene.width, scene.height, scene.turn)
+    drop = (rng.uniform(-2, 2), rng.uniform(1, 3))
+    backdrop.loose_wires(rng, image, scene.plug_ends)
+    drawn = [part.sprite for i, part in enumerate(scene.parts) if only is None or i in only]
+    for sprite in [*scene.fixtures, *drawn]:
+        if shadows:
+            _shadow(image, sprite, drop)
+        image.paste(sprite.image, (sprite.left, sprite.top), sprite.image)
+    return image
+
+
+def overlap(scene: Scene) -> float:
+    """The greatest IoU between the boxes of two parts."""
+    boxes = np.array([part.box for part in scene.parts], dtype=np.float64)
+    both = iou(boxes[:, None], boxes[None])
+    np.fill_diagonal(both, 0.0)
+    return float(both.max())

@@ -1,0 +1,106 @@
+"""What conversion must know of a photo file, and the way from annotation pixels to displayed pixels.
+
+Photo files are read and never changed: the loader of the trainer applies the EXIF transpose itself, by the
+same tag that is read here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from dataclasses import dataclass
+from pathlib import Path
+
+from bbu.errors import ImageError
+from bbu.geometry import Affine, compose, displayed_size, exif_affine
+
+ORIENTATION_TAG = 274  # EXIF 0x0112
+SHAPE_TOLERANCE = 0.02  # relative difference of two aspect ratios that rounding of a resize may cause
+
+# Notes, counted in the report
+ALREADY_DISPLAYED = "size_declared_as_displayed"
+RESCALED = "rescaled"
+STRETCHED = "rescaled_unevenly"
+
+
+@dataclass(frozen=True)
+class Photo:
+    """One photo file: stored size in pixels, EXIF orientation 1-8, SHA-256 of its bytes."""
+
+    width: int
+    height: int
+    orientation: int
+    digest: str
+
+    @property
+    def displayed(self) -> tuple[int, int]:
+        """(width, height) after the EXIF transpose."""
+        return displayed_size(self.width, self.height, self.orientation)
+
+
+def read_photo(path: Path) -> Photo:
+    """Size, orientation and content hash; the pixels are decoded once, so a cut-off file is found here.
+
+    Raises:
+        ImageError: not there, or not a whole image; the message says why.
+    """
+    from PIL import Image
+
+    try:
+        raw = path.read_bytes()
+    except OSError as error:
+        raise ImageError(f"{path.name}: cannot be read ({error.strerror})") from None
+    try:
+        with Image.open(io.BytesIO(raw)) as image:
+            width, height = image.size
+            orientation = image.getexif().get(ORIENTATION_TAG, 1)
+            # An eighth of the size is the cheapest decoding of a JPEG that still reads every byte.
+            image.draft(None, (max(1, width // 8), max(1, height // 8)))
+            image.load()
+    except Exception as error:  # Pillow raises many kinds for damaged files
+        reason = str(error).partition(" <_io")[0].partition(" (")[0]
+        raise ImageError(f"{path.name}: is not a whole image: {reason or type(error).__name__}") from None
+    # Written as a fraction, 6 is still 6; anything else means 1, as in Pillow's exif_transpose.
+    orientation = next((number for number in range(1, 9) if number == orientation), 1)
+    return Photo(width, height, orientation, hashlib.sha256(raw).hexdigest())
+
+
+def points_to_displayed(
+    photo: Photo, declared: tuple[int, int] | None, already_displayed: bool
+) -> tuple[Affine, list[str]]:
+    """Affine map from annotation pixels to displayed pixels, and notes for the report.
+
+    Args:
+        declared: (width, height) of the frame that the points are in; None = the file's own.
+        already_displayed: the format says that points are in the displayed frame.
+
+    A declared size with the shape of the displayed photo and not of the stored one means that the
+    annotation tool had turned the photo itself.
+
+    Raises:
+        ImageError: the declared size is the photo on its side and no EXIF tag says so: no safe reading.
+    """
+    stored, displayed = (photo.width, photo.height), photo.displayed
+    frame = displayed if already_displayed else stored
+    declared = declared or frame
+    notes = []
+    lies_on_side = _same_shape(declared, (frame[1], frame[0])) and not _same_shape(declared, frame)
+    if lies_on_side and displayed != stored and not already_displayed:
+        already_displayed = True
+        notes.append(ALREADY_DISPLAYED)
+    elif lies_on_side:
+        raise ImageError(
+            f"declared size {declared[0]}x{declared[1]} is the photo ({frame[0]}x{frame[1]}) on its side, and no EXIF "
+            "turn explains it; restore the photo's EXIF tag or correct the declared size"
+        )
+    turn = exif_affine(1 if already_displayed else photo.orientation, *declared)
+    width, height = declared if already_displayed else displayed_size(*declared, photo.orientation)
+    if (width, height) == displayed:
+        return turn, notes
+    notes.append(RESCALED if _same_shape((width, height), displayed) else STRETCHED)
+    return compose(turn, (displayed[0] / width, 0.0, 0.0, 0.0, displayed[1] / height, 0.0)), notes
+
+
+def _same_shape(a: tuple[int, int], b: tuple[int, int]) -> bool:
+    """Same aspect ratio within SHAPE_TOLERANCE, or the same size."""
+    return a == b or abs(a[0] * b[1] / (a[1] * b[0]) - 1) <= SHAPE_TOLERANCE

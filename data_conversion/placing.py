@@ -1,0 +1,134 @@
+"""One raw object → one record object in displayed pixels, or the reason why it is dropped.
+
+Order: token map → hierarchy → EXIF and scale → cut to the image → size. See REASONS for every code.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from bbu.geometry import Affine, transform_boxes, transform_points
+from bbu.records import BOUNDS_TOLERANCE, ObjectRow
+from bbu.taxonomy import Taxonomy
+from data_conversion.base import Dropped, RawObject
+from data_conversion.clipping import clip_box, clip_line, clip_polygon, line_length, polygon_area
+
+MIN_SIDE = 1.0  # displayed pixels: a box side, a line's length; squared: a polygon's area
+DECIMALS = 2  # of a pixel, as records are written
+CLIPPED = "clipped_object"  # note: an object was cut by more than rounding
+
+# Why an object is not in the output: code → what it means.
+REASONS = {
+    "no_description": "the source gives no label",
+    "unknown_question": "an answered question is not in the table of questions",
+    "outside_hierarchy": "the path is not in the taxonomy",
+    "inverted_box": "the corners are swapped",
+    "zero_area": "the annotation itself has no area or length",
+    "outside_image": "nothing of it lies inside the photo",
+    "too_small": "less than one displayed pixel wide, high or long",
+    "duplicate": "the same description and geometry twice in one photo",
+    "photo_skipped": "its photo is in invalid_samples.jsonl",
+    "split_left_out": "its photo is in a split that --splits leaves out",
+}
+
+
+def place_objects(
+    objects: tuple[RawObject | Dropped, ...], taxonomy: Taxonomy, affine: Affine, size: tuple[int, int]
+) -> tuple[list[ObjectRow], list[Dropped], list[str]]:
+    """Kept objects in (y1, x1) order, dropped ones in file order, and notes for the report.
+
+    Args:
+        affine: annotation pixels → displayed pixels.
+        size: displayed (width, height).
+    """
+    kept: list[ObjectRow] = []
+    dropped: list[Dropped] = []
+    notes: list[str] = []
+    seen: set[ObjectRow] = set()
+    for item in objects:
+        placed = item if isinstance(item, Dropped) else _place(item, taxonomy, affine, size, notes)
+        if isinstance(placed, Dropped):
+            dropped.append(placed)
+        elif placed in seen:
+            assert isinstance(item, RawObject)
+            dropped.append(_drop(item, "duplicate", "is in this photo already, with the same geometry"))
+        else:
+            seen.add(placed)
+            kept.append(placed)
+    return sorted(kept, key=_reading_order), dropped, notes
+
+
+def _reading_order(item: ObjectRow) -> tuple[object, ...]:
+    x1, y1, x2, y2 = item.box
+    return (y1, x1, y2, x2, item.desc, item.kind, item.points)
+
+
+def _drop(item: RawObject, reason: str, detail: str) -> Dropped:
+    return Dropped(item.desc.strip() or "(no label)", reason, detail, item.field)
+
+
+def _place(
+    item: RawObject, taxonomy: Taxonomy, affine: Affine, size: tuple[int, int], notes: list[str]
+) -> ObjectRow | Dropped:
+    desc = taxonomy.normalise(item.desc)
+    if not desc:
+        return _drop(item, "no_description", "nothing is left of the label after the token map")
+    problem = taxonomy.problem(item.desc)
+    if problem:
+        return _drop(item, "outside_hierarchy", problem)
+    points = _to_displayed(item, affine)
+    if not _extent(item.kind, points) > 0:
+        return _drop(item, "zero_area", f"{item.kind} {_show(points)} has no extent")
+    cut = _clip(item.kind, points, size)
+    if not len(cut):
+        return _drop(item, "outside_image", f"{item.kind} {_show(points)} lies outside {size[0]}x{size[1]}")
+    # + 0.0 turns -0.0 into 0.0; rounding here makes the order that of the written numbers.
+    cut = _without_repeats(item.kind, np.round(cut, DECIMALS) + 0.0)
+    if _extent(item.kind, cut) < MIN_SIDE:
+        return _drop(item, "too_small", f"{item.kind} {_show(cut)} is under {MIN_SIDE:g} pixel")
+    beyond = np.maximum(-points, points - size).max()
+    if beyond > BOUNDS_TOLERANCE:
+        notes.append(CLIPPED)
+    return ObjectRow(desc, item.kind, tuple(float(value) for value in cut.ravel()))
+
+
+def _to_displayed(item: RawObject, affine: Affine) -> np.ndarray:
+    """(n, 2) displayed points; a box has two, its low and its high corner."""
+    points = np.asarray(item.points, dtype=np.float64)
+    if item.kind == "bbox_2d":
+        return transform_boxes(points.reshape(1, 4), affine).reshape(2, 2)
+    return transform_points(points.reshape(-1, 2), affine)
+
+
+def _extent(kind: str, points: np.ndarray) -> float:
+    """Shorter side of a box, square root of a polygon's area, length of a line; pixels."""
+    if kind == "bbox_2d":
+        return float((points[1] - points[0]).min())
+    if kind == "poly":
+        return polygon_area(points) ** 0.5 if len(points) > 2 else 0.0
+    return line_length(points) if len(points) > 1 else 0.0
+
+
+def _clip(kind: str, points: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """(n, 2) points inside the image; (0, 2) when nothing is."""
+    if kind == "bbox_2d":
+        box = clip_box(points.ravel(), *size).reshape(2, 2)
+        return box if (box[1] > box[0]).all() else box[:0]
+    cut = clip_polygon(points, *size) if kind == "poly" else clip_line(points, *size)
+    # One shared point, or a ring pressed flat against the border, is outside.
+    return cut if _extent(kind, cut) > 0 else cut[:0]
+
+
+def _without_repeats(kind: str, points: np.ndarray) -> np.ndarray:
+    """Drop points equal to the one before, which rounding or cutting can make."""
+    if kind == "bbox_2d" or len(points) < 2:
+        return points
+    keep = [index for index in range(len(points)) if index == 0 or (points[index] != points[index - 1]).any()]
+    if kind == "poly" and len(keep) > 3 and (points[keep[0]] == points[keep[-1]]).all():
+        keep.pop()
+    return points[keep]
+
+
+def _show(points: np.ndarray) -> str:
+    text = ", ".join(f"{value:g}" for value in points.ravel())
+    return f"[{text if len(text) <= 60 else text[:57] + '...'}]"

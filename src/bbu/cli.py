@@ -1,0 +1,165 @@
+"""Command line: the only place that sees everything. Heavy imports wait until a command needs them."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from bbu.errors import UserError
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """All commands and their arguments."""
+    parser = argparse.ArgumentParser(
+        prog="bbu", description="Find every part in a photo, describe its state in words, and say how sure it is."
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    for name, text in (
+        ("run", "prepare data, train, predict, score, draw: the whole job of a config"),
+        ("prepare", "only make the rows that a config trains on"),
+        ("score", "predict, score and draw again with the model a run has trained"),
+        ("check", "read a config and its overrides, and stop"),
+    ):
+        command = commands.add_parser(name, help=text, description=text)
+        command.add_argument("config", help="a YAML file, e.g. configs/demo.yaml")
+        command.add_argument("overrides", nargs="*", help="dotted keys, e.g. training.max_steps=10")
+
+    predict = commands.add_parser("predict", help="predict photos with a trained model")
+    predict.add_argument("model", help="a run's model folder, e.g. outputs/demo/model")
+    predict.add_argument("photos", help="a folder of photos, one photo, or a JSONL of records")
+    predict.add_argument("output", help="predictions JSONL to write")
+    predict.add_argument("--image-root", help="folder that the JSONL's image paths are relative to")
+    predict.add_argument("--teachers", help="JSONL of annotated rows shown as worked examples")
+    predict.add_argument("--top-k", type=int, default=100, help="most boxes a photo (default 100)")
+    predict.add_argument("--batch-size", type=int, default=8, help="photos at a time (default 8)")
+    predict.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto")
+
+    evaluate = commands.add_parser("evaluate", help="score saved predictions; needs no weights")
+    evaluate.add_argument("truth", help="JSONL of annotated rows")
+    evaluate.add_argument("predictions", help="predictions JSONL")
+    evaluate.add_argument("--output", help="write all metrics as JSON")
+    evaluate.add_argument("--threshold", type=float, default=0.3, help="score that counts as an alarm (default 0.3)")
+    evaluate.add_argument("--pictures", help="folder for pictures of truth beside prediction")
+    evaluate.add_argument("--image-root", help="folder of the photos, for --pictures (default: the truth's folder)")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; a user's mistake is one line on stderr and exit status 2."""
+    arguments = build_parser().parse_args(argv)
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    try:
+        return COMMANDS[arguments.command](arguments)
+    except UserError as error:
+        print(f"bbu: error: {one_line(error)}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("bbu: stopped", file=sys.stderr)
+        return 130
+
+
+def one_line(error: UserError) -> str:
+    """The message; one that crossed from a loader process arrives wrapped in that process's traceback."""
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    if lines and lines[0].startswith("Caught ") and "in DataLoader worker" in lines[0]:
+        return lines[-1].split(": ", 1)[-1]
+    return " ".join(line.strip() for line in lines)
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    from bbu.config import load_config
+
+    config = load_config(arguments.config, arguments.overrides)
+    from bbu import stages
+
+    return stages.run(config)
+
+
+def _prepare(arguments: argparse.Namespace) -> int:
+    from bbu import stages
+    from bbu.config import load_config
+
+    data = stages.prepare(load_config(arguments.config, arguments.overrides))
+    print(f"rows in {data.folder}, photos under {data.image_root}")
+    return 0
+
+
+def _score(arguments: argparse.Namespace) -> int:
+    from bbu import stages
+    from bbu.config import load_config
+    from bbu.evaluation import summary_table
+
+    config = load_config(arguments.config, arguments.overrides)
+    data = stages.prepare(config)
+    stages.predict(config, data)
+    print(summary_table(stages.score(config, data)))
+    stages.draw(config, data)
+    return 0
+
+
+def _check(arguments: argparse.Namespace) -> int:
+    from bbu.config import load_config
+
+    config = load_config(arguments.config, arguments.overrides)
+    print(f"{arguments.config}: fine; writes to {config.output_dir}")
+    return 0
+
+
+def _predict(arguments: argparse.Namespace) -> int:
+    from bbu.inference import Inference, list_photos
+    from bbu.records import read_rows, write_jsonl
+
+    names, root = list_photos(arguments.photos)
+    root = arguments.image_root or root
+    inference = Inference(
+        arguments.model, precision=arguments.precision, batch_size=arguments.batch_size, top_k=arguments.top_k
+    )
+    teachers = read_rows(arguments.teachers) if arguments.teachers else []
+    from tqdm import tqdm
+
+    failed = 0
+
+    def rows():  # type: ignore[no-untyped-def]
+        nonlocal failed
+        for row in tqdm(inference.predict_rows(names, root, teachers), total=len(names), desc="predict", unit="photo"):
+            failed += row.error is not None
+            yield row
+
+    count = write_jsonl(arguments.output, rows())
+    print(f"{count} photos, {failed} of them failed; written to {arguments.output}")
+    return 1 if failed else 0
+
+
+def _evaluate(arguments: argparse.Namespace) -> int:
+    from bbu.evaluation import evaluate, summary_table, write_metrics
+    from bbu.records import read_predictions, read_rows
+
+    truth, predictions = read_rows(arguments.truth), read_predictions(arguments.predictions)
+    metrics = evaluate(truth, predictions, score_threshold=arguments.threshold)
+    print(summary_table(metrics))
+    if arguments.output:
+        write_metrics(arguments.output, metrics)
+    if arguments.pictures:
+        from bbu.evaluation.pictures import save_pictures
+
+        root = arguments.image_root or str(Path(arguments.truth).parent)
+        written = save_pictures(truth, predictions, root, arguments.pictures, threshold=arguments.threshold)
+        print(f"{len(written)} pictures in {arguments.pictures}")
+    return 0
+
+
+COMMANDS = {
+    "run": _run,
+    "prepare": _prepare,
+    "score": _score,
+    "check": _check,
+    "predict": _predict,
+    "evaluate": _evaluate,
+}
+
+if __name__ == "__main__":
+    sys.exit(main())

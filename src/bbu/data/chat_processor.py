@@ -1,0 +1,249 @@
+"""ChatProcessor: a few-shot sample and its photos → token ids, labels, answer spans, patches, boxes.
+
+Shape legend: S tokens of the sample, P patch rows, I images.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from bbu.data.augment import View
+from bbu.data.images import load_image
+from bbu.data.prompts import PromptSpec, answer_text, build_messages, text_boxes
+from bbu.errors import ImageError, SampleError
+from bbu.geometry import ImageGeometry, thicken, xyxy_to_cxcywh
+from bbu.records import FewShotSample, ObjectRow, Row, resolve_image
+
+if TYPE_CHECKING:
+    from PIL import Image
+    from transformers import PreTrainedTokenizerBase
+
+IGNORE = -100
+Span = tuple[int, int]  # half-open range of token numbers
+
+
+@dataclass(frozen=True)
+class GroundTruthObject:
+    """A part of the student: words, (4,) cxcywh box in [0, 1], and the caption's ids with the end token."""
+
+    desc: str
+    box: tuple[float, float, float, float]
+    caption_ids: tuple[int, ...]
+
+
+@dataclass
+class ChatProcessorOutput:
+    """One sample as tensors.
+
+    Args:
+        input_ids: (S,) int64.
+        labels: (S,) int64, −100 everywhere but in answers and their end tokens.
+        pixel_values: (P, 1176) float32 patch rows of all photos, teachers first.
+        image_grid_thw: (I, 3) int64 patches of each photo.
+        teacher_spans: answer of each teacher.
+        student_span: the student's answer; None at inference.
+        prompt_span: the student's turn up to its answer, which is what detection may look at.
+        ground_truth_objects: the student's parts, in (y1, x1) order.
+        geometry: how the student's photo maps to the model.
+        name: the student's photo, for messages.
+    """
+
+    input_ids: torch.Tensor
+    labels: torch.Tensor
+    pixel_values: torch.Tensor
+    image_grid_thw: torch.Tensor
+    teacher_spans: list[Span]
+    student_span: Span | None
+    prompt_span: Span
+    ground_truth_objects: list[GroundTruthObject]
+    geometry: ImageGeometry
+    name: str
+
+
+@dataclass(frozen=True)
+class Photo:
+    """A photo in memory with what is known of its parts."""
+
+    image: Image.Image
+    name: str
+    objects: tuple[ObjectRow, ...] = ()
+
+
+class ChatProcessor:
+    """Turns samples into model inputs, the same way in training and inference.
+
+    Args:
+        tokenizer: with Qwen's special tokens.
+        image_processor: transformers' Qwen2VLImageProcessor; its sizes are set from the spec.
+        spec: prompt wording, template, box convention and resize policy.
+        image_root: folder that records' image paths are relative to.
+        max_length: most tokens of a sample; a longer one raises.
+        caption_max_tokens: most tokens of a description with its end token.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        image_processor: Any,
+        spec: PromptSpec,
+        *,
+        image_root: str = ".",
+        max_length: int = 8192,
+        caption_max_tokens: int = 24,
+    ) -> None:
+        self.tokenizer, self.image_processor, self.spec = tokenizer, image_processor, spec
+        image_processor.size = {"shortest_edge": spec.min_pixels, "longest_edge": spec.max_pixels}
+        self.image_root, self.max_length, self.caption_max_tokens = image_root, max_length, caption_max_tokens
+        self.merge_size = int(image_processor.merge_size)
+        self.factor = int(image_processor.patch_size) * self.merge_size
+        ids = tokenizer.get_vocab()
+        self.image_token_id = ids["<|image_pad|>"]
+        self.turn_start_id = ids["<|im_start|>"]
+        self.end_token_id = ids["<|im_end|>"]
+        self._answer_header = self._encode("<|im_start|>assistant\n")
+
+    def process_sample(self, raw_sample: FewShotSample, views: Sequence[View] = ()) -> ChatProcessorOutput:
+        """A record with its answers, for training.
+
+        Args:
+            views: augmentation of each photo, teachers first; empty = as they are.
+
+        Raises:
+            SampleError: too long, a photo's size is not the record's, not exactly one photo a turn.
+            ImageError: a photo cannot be read.
+        """
+        photos = [self._open(row) for row in (*raw_sample.teachers, raw_sample.student)]
+        return self.process_photos(photos[:-1], photos[-1], with_answer=True, views=views)
+
+    def process_photos(
+        self, teachers: Sequence[Photo], student: Photo, *, with_answer: bool, views: Sequence[View] = ()
+    ) -> ChatProcessorOutput:
+        """Photos in memory; without answer the conversation stops where the model is to speak."""
+        photos = [*teachers, student]
+        views = list(views) or [View()] * len(photos)
+        geometries = [self._plan(photo, view) for photo, view in zip(photos, views, strict=True)]
+        pixel_values, grid_thw = self._patchify([v.apply(p.image) for p, v in zip(photos, views, strict=True)])
+        answers = [self._answer(photo, geometry) for photo, geometry in zip(photos, geometries, strict=True)]
+        messages = build_messages(self.spec, answers[:-1], answers[-1] if with_answer else None)
+        input_ids = self._tokenize(messages, grid_thw, with_answer, student.name)
+        spans = self._answer_spans(input_ids)
+        expected = len(photos) if with_answer else len(photos) - 1
+        if len(spans) != expected:
+            raise SampleError(f"{student.name}: found {len(spans)} answers in the tokens, expected {expected}")
+        labels = torch.full_like(input_ids, IGNORE)
+        for start, stop in spans:
+            labels[start:stop] = input_ids[start:stop]
+        turn_starts = (input_ids == self.turn_start_id).nonzero().flatten().tolist()
+        return ChatProcessorOutput(
+            input_ids=input_ids,
+            labels=labels,
+            pixel_values=pixel_values,
+            image_grid_thw=grid_thw,
+            teacher_spans=spans[: len(teachers)],
+            student_span=spans[-1] if with_answer else None,
+            prompt_span=(turn_starts[-2], spans[-1][0] if with_answer else len(input_ids)),
+            ground_truth_objects=self._targets(student, geometries[-1]) if with_answer else [],
+            geometry=geometries[-1],
+            name=student.name,
+        )
+
+    # ------------------------------------------------------------ photos
+
+    def _open(self, row: Row) -> Photo:
+        if len(row.images) != 1:
+            raise SampleError(f"{row.images[0]}: a turn has exactly one photo, this record has {len(row.images)}")
+        name = row.images[0]
+        image = load_image(resolve_image(self.image_root, name))
+        if image.size != (row.width, row.height):
+            raise SampleError(
+                f"{name}: the record says {row.width}x{row.height}, the photo shows {image.width}x{image.height} "
+                "(after EXIF); convert the annotations again"
+            )
+        return Photo(image, name, row.objects)
+
+    def _plan(self, photo: Photo, view: View) -> ImageGeometry:
+        to_canvas, canvas = view.geometry(*photo.image.size)
+        try:
+            return ImageGeometry.plan(
+                *photo.image.size,
+                factor=self.factor,
+                min_pixels=self.spec.min_pixels,
+                max_pixels=self.spec.max_pixels,
+                to_canvas=to_canvas,
+                canvas_size=canvas,
+            )
+        except ValueError as error:
+            raise ImageError(f"{photo.name}: {error}") from None
+
+    def _patchify(self, images: Sequence[Image.Image]) -> tuple[torch.Tensor, torch.Tensor]:
+        done = self.image_processor(images=list(images), return_tensors="pt")
+        return done["pixel_values"], done["image_grid_thw"]
+
+    # ------------------------------------------------------------ text
+
+    def _encode(self, text: str) -> list[int]:
+        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def _answer(self, photo: Photo, geometry: ImageGeometry) -> str:
+        boxes = np.array([item.box for item in photo.objects], dtype=np.float64).reshape(-1, 4)
+        written = text_boxes(geometry, boxes, self.spec.box_convention)
+        return answer_text(written, [item.desc for item in photo.objects])
+
+    def _tokenize(
+        self, messages: list[dict[str, Any]], grid_thw: torch.Tensor, with_answer: bool, name: str
+    ) -> torch.Tensor:
+        """Conversation → (S,) ids, each photo's token repeated as often as its real grid asks."""
+        text = self.tokenizer.apply_chat_template(
+            messages, chat_template=self.spec.chat_template, tokenize=False, add_generation_prompt=not with_answer
+        )
+        counts = iter((grid_thw.prod(-1) // self.merge_size**2).tolist())
+        ids: list[int] = []
+        for token in self._encode(text):
+            ids.extend([token] * next(counts) if token == self.image_token_id else [token])
+        if len(ids) > self.max_length:
+            raise SampleError(
+                f"{name}: {len(ids)} tokens with {len(grid_thw)} photos is over data.max_length {self.max_length}; "
+                "raise it, lower data.max_pixels or use fewer teachers"
+            )
+        return torch.tensor(ids, dtype=torch.long)
+
+    def _answer_spans(self, input_ids: torch.Tensor) -> list[Span]:
+        """Every assistant turn's tokens after its header, its end token included, found in the ids themselves."""
+        ids = input_ids.tolist()
+        header = self._answer_header
+        spans = []
+        for position, token in enumerate(ids):
+            start = position + len(header)
+            if token == self.turn_start_id and ids[position:start] == header and self.end_token_id in ids[start:]:
+                spans.append((start, ids.index(self.end_token_id, start) + 1))
+        return spans
+
+    def _targets(self, student: Photo, geometry: ImageGeometry) -> list[GroundTruthObject]:
+        boxes = np.array(
+            [thicken(item.box, *student.image.size) for item in student.objects], dtype=np.float64
+        ).reshape(-1, 4)
+        unit = geometry.boxes_to_unit(boxes).clip(0, 1)
+        order = sorted(range(len(unit)), key=lambda i: (unit[i][1], unit[i][0]))
+        centred = xyxy_to_cxcywh(unit)
+        return [
+            GroundTruthObject(
+                student.objects[i].desc,
+                tuple(centred[i].tolist()),
+                self._caption(student.objects[i].desc, student.name),
+            )
+            for i in order
+        ]
+
+    def _caption(self, desc: str, name: str) -> tuple[int, ...]:
+        ids = (*self._encode(desc), self.end_token_id)
+        if len(ids) > self.caption_max_tokens:
+            raise SampleError(
+                f"{name}: description {desc!r} has {len(ids)} tokens with its end; "
+                f"raise model.detection.caption_max_tokens ({self.caption_max_tokens})"
+            )
+        return ids

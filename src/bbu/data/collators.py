@@ -1,0 +1,149 @@
+"""Samples → batches: packed end to end (the default) or padded to a rectangle.
+
+Shape legend: B samples, T tokens of a pack, L longest sample, P patch rows, I images, N parts of all samples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch.nn import functional as F
+
+from bbu.data.chat_processor import IGNORE, ChatProcessorOutput, Span
+
+Grid = tuple[int, int, int]
+PositionFunction = Callable[[Sequence[int], Sequence[Grid]], torch.Tensor]
+Batch = dict[str, Any]
+
+
+class PackedDataCollator:
+    """B samples → one row without padding.
+
+    Keys of the batch:
+        input_ids, labels (1, T); position_ids (3, 1, T), each sample counted from its own start;
+        cu_seqlens (B + 1,) int32; max_seqlen int;
+        pixel_values (P, 1176); image_grid_thw (I, 3); image_to_sample (I,);
+        student_images [B]: number of each student's image among the I;
+        prompt_spans [B], student_spans [B], teacher_spans [B][…]: half-open token ranges in the pack;
+        boxes (N, 4) cxcywh in [0, 1]; box_counts [B]; caption_ids (N, longest), padded with −100;
+        names [B], geometries [B].
+
+    Args:
+        position_function: the backbone's rotary positions for one sample.
+    """
+
+    def __init__(self, position_function: PositionFunction) -> None:
+        self.position_function = position_function
+
+    def __call__(self, samples: Sequence[ChatProcessorOutput]) -> Batch:
+        lengths = [len(sample.input_ids) for sample in samples]
+        edges = torch.tensor([0, *lengths]).cumsum(0)
+        starts = edges[:-1].tolist()
+        labels = torch.cat([sample.labels for sample in samples])
+        labels[edges[:-1]] = IGNORE  # nothing predicts a sample's first token, least of all its neighbour
+        return {
+            "input_ids": torch.cat([sample.input_ids for sample in samples])[None],
+            "labels": labels[None],
+            "position_ids": torch.cat([_positions(s, self.position_function) for s in samples], dim=1)[:, None],
+            "cu_seqlens": edges.to(torch.int32),
+            "max_seqlen": max(lengths),
+            "prompt_spans": [_shift(s.prompt_span, start) for s, start in zip(samples, starts, strict=True)],
+            "student_spans": [_shift(s.student_span, start) for s, start in zip(samples, starts, strict=True)],
+            "teacher_spans": [
+                [_shift(span, start) for span in s.teacher_spans] for s, start in zip(samples, starts, strict=True)
+            ],
+            **_collate_images(samples),
+            **_collate_targets(samples),
+        }
+
+
+class StandardDataCollator:
+    """B samples → a padded rectangle, for comparison and for tools that want one.
+
+    As the packed batch, but: input_ids, labels (B, L); position_ids (3, B, L); attention_mask (B, L) bool,
+    True on real tokens; spans count from each row's own start; no cu_seqlens.
+
+    Args:
+        position_function: the backbone's rotary positions for one sample.
+        pad_token_id: fills input_ids after a sample's end.
+    """
+
+    def __init__(self, position_function: PositionFunction, pad_token_id: int) -> None:
+        self.position_function, self.pad_token_id = position_function, pad_token_id
+
+    def __call__(self, samples: Sequence[ChatProcessorOutput]) -> Batch:
+        longest = max(len(sample.input_ids) for sample in samples)
+
+        def pad(row: torch.Tensor, value: int | bool) -> torch.Tensor:
+            return F.pad(row, (0, longest - row.shape[-1]), value=value)
+
+        masks = [torch.ones(len(s.input_ids), dtype=torch.bool) for s in samples]
+        return {
+            "input_ids": torch.stack([pad(s.input_ids, self.pad_token_id) for s in samples]),
+            "labels": torch.stack([pad(s.labels, IGNORE) for s in samples]),
+            "attention_mask": torch.stack([pad(mask, False) for mask in masks]),
+            "position_ids": torch.stack([pad(_positions(s, self.position_function), 0) for s in samples], dim=1),
+            "prompt_spans": [s.prompt_span for s in samples],
+            "student_spans": [s.student_span for s in samples],
+            "teacher_spans": [list(s.teacher_spans) for s in samples],
+            **_collate_images(samples),
+            **_collate_targets(samples),
+        }
+
+
+def unpad(batch: Batch) -> Batch:
+    """A padded batch → the packed batch of the same samples; a packed one is returned as it is."""
+    if "attention_mask" not in batch:
+        return batch
+    mask = batch["attention_mask"]
+    lengths = mask.sum(1)
+    edges = F.pad(lengths.cumsum(0), (1, 0))
+    starts = edges[:-1].tolist()
+    packed = {key: value for key, value in batch.items() if key != "attention_mask"}
+    packed["input_ids"] = batch["input_ids"][mask][None]
+    packed["labels"] = batch["labels"][mask][None]
+    packed["position_ids"] = batch["position_ids"][:, mask][:, None]
+    packed["cu_seqlens"] = edges.to(torch.int32)
+    packed["max_seqlen"] = int(lengths.max())
+    for key in ("prompt_spans", "student_spans"):
+        packed[key] = [_shift(span, start) for span, start in zip(batch[key], starts, strict=True)]
+    packed["teacher_spans"] = [
+        [_shift(span, start) for span in spans] for spans, start in zip(batch["teacher_spans"], starts, strict=True)
+    ]
+    return packed
+
+
+def _positions(sample: ChatProcessorOutput, function: PositionFunction) -> torch.Tensor:
+    grids = [(int(t), int(h), int(w)) for t, h, w in sample.image_grid_thw.tolist()]
+    return function(sample.input_ids.tolist(), grids)
+
+
+def _shift(span: Span | None, by: int) -> Span | None:
+    return None if span is None else (span[0] + by, span[1] + by)
+
+
+def _collate_images(samples: Sequence[ChatProcessorOutput]) -> Batch:
+    counts = [len(sample.image_grid_thw) for sample in samples]
+    return {
+        "pixel_values": torch.cat([sample.pixel_values for sample in samples]),
+        "image_grid_thw": torch.cat([sample.image_grid_thw for sample in samples]),
+        "image_to_sample": torch.repeat_interleave(torch.arange(len(samples)), torch.tensor(counts)),
+        "student_images": [sum(counts[: number + 1]) - 1 for number in range(len(samples))],  # students come last
+    }
+
+
+def _collate_targets(samples: Sequence[ChatProcessorOutput]) -> Batch:
+    objects = [item for sample in samples for item in sample.ground_truth_objects]
+    longest = max((len(item.caption_ids) for item in objects), default=1)
+    captions = torch.full((len(objects), longest), IGNORE, dtype=torch.long)
+    for row, item in enumerate(objects):
+        captions[row, : len(item.caption_ids)] = torch.tensor(item.caption_ids)
+    return {
+        "boxes": torch.tensor([item.box for item in objects], dtype=torch.float32).reshape(-1, 4),
+        "box_counts": [len(sample.ground_truth_objects) for sample in samples],
+        "caption_ids": captions,
+        "names": [sample.name for sample in samples],
+        "geometries": [sample.geometry for sample in samples],
+    }

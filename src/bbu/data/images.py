@@ -1,0 +1,59 @@
+"""Reading photos: any mode a camera or an office produces → RGB as displayed, or an error that names the file."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from bbu.errors import ImageError
+
+MAX_IMAGE_PIXELS = 200_000_000  # beyond any camera; a compressed file can unfold to far more
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
+
+
+def load_image(path: str | Path) -> Image.Image:
+    """Read a photo as 8-bit RGB, turned as its EXIF orientation says.
+
+    CMYK, palette, grey and 16-bit photos are converted; transparency is laid over white.
+
+    Raises:
+        ImageError: missing, not an image, truncated, or over MAX_IMAGE_PIXELS.
+    """
+    path = Path(path)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            with Image.open(path) as image:
+                _check_size(path, *image.size)
+                image.load()
+                return _to_rgb(ImageOps.exif_transpose(image))
+    except FileNotFoundError:
+        raise ImageError(f"{path}: no such photo") from None
+    except UnidentifiedImageError:
+        raise ImageError(f"{path}: is not an image that can be read") from None
+    except Image.DecompressionBombError as error:
+        raise ImageError(f"{path}: is too large: {error}") from None
+    except (OSError, SyntaxError, ValueError, EOFError, IndexError) as error:
+        if isinstance(error, ImageError):
+            raise
+        raise ImageError(f"{path}: is damaged or cut off: {error}") from None
+
+
+def _check_size(path: Path, width: int, height: int) -> None:
+    if width * height > MAX_IMAGE_PIXELS:
+        raise ImageError(f"{path}: {width}x{height} pixels is over the limit of {MAX_IMAGE_PIXELS}; shrink the photo")
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode in ("I;16", "I;16B", "I;16L", "I", "F"):
+        values = np.asarray(image, dtype=np.float64)
+        top = 65535.0 if values.max(initial=0.0) > 255 else 255.0
+        return Image.fromarray((values.clip(0, top) * (255.0 / top)).round().astype(np.uint8)).convert("RGB")
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        layer = image.convert("RGBA")
+        white = Image.new("RGBA", layer.size, (255, 255, 255, 255))
+        return Image.alpha_composite(white, layer).convert("RGB")
+    return image.convert("RGB")

@@ -1,0 +1,151 @@
+"""The only builder of conversations, for training and inference alike.
+
+system → (user with a photo → assistant JSON) for every teacher → user with the student's photo → assistant
+JSON. The wording and everything else an answer depends on is a PromptSpec, which travels in the checkpoint.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bbu.errors import SampleError
+from bbu.geometry import ImageGeometry
+
+TEMPLATE_FILE = Path(__file__).with_name("chat_template.jinja")
+SPECIAL_TOKENS = (
+    "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|object_ref_start|>", "<|object_ref_end|>", "<|box_start|>",
+    "<|box_end|>", "<|quad_start|>", "<|quad_end|>", "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>",
+    "<|image_pad|>", "<|video_pad|>",
+)  # fmt: skip
+
+WORDING = {
+    "zh": (
+        "你是质检助手，负责在照片中找出每个部件并描述其状态。",
+        "请找出照片中的所有部件，按从上到下、从左到右的顺序，以JSON数组输出每个部件的bbox_2d和label。",
+    ),
+    "en": (
+        "You are an inspection assistant. You find every part in a photo and describe its state.",
+        "Find all parts in the photo. Answer with a JSON array of bbox_2d and label, top to bottom, left to right.",
+    ),
+}
+
+Message = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class PromptSpec:
+    """Everything that a prompt and its answer depend on besides the photo.
+
+    Args:
+        box_convention: how boxes are written as text: "model_pixels" (whole pixels of the resized photo) or
+            "norm1000" (0 to 1000 across the photo).
+    """
+
+    language: str
+    system: str
+    instruction: str
+    chat_template: str
+    box_convention: str
+    min_pixels: int
+    max_pixels: int
+
+    @classmethod
+    def create(cls, language: str, box_convention: str, min_pixels: int, max_pixels: int) -> PromptSpec:
+        """The shipped wording for a language, zh or en."""
+        system, instruction = WORDING[language]
+        template = TEMPLATE_FILE.read_text(encoding="utf-8")
+        return cls(language, system, instruction, template, box_convention, min_pixels, max_pixels)
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @property
+    def hash(self) -> str:
+        """SHA-256 of the whole specification."""
+        return hashlib.sha256(json.dumps(self.to_json(), sort_keys=True).encode()).hexdigest()
+
+
+def text_boxes(geometry: ImageGeometry, boxes: np.ndarray, convention: str) -> np.ndarray:
+    """(n, 4) displayed xyxy → (n, 4) whole numbers as written in an answer."""
+    if convention == "model_pixels":
+        scaled = geometry.boxes_to_model(boxes)
+    elif convention == "norm1000":
+        scaled = geometry.boxes_to_unit(boxes) * 1000
+    else:
+        raise ValueError(f"unknown box convention {convention!r}")
+    return np.rint(scaled).astype(np.int64)
+
+
+def boxes_from_text(geometry: ImageGeometry, boxes: np.ndarray, convention: str) -> np.ndarray:
+    """(n, 4) numbers read from an answer → (n, 4) displayed xyxy."""
+    boxes = np.asarray(boxes, dtype=np.float64).reshape(-1, 4)
+    if convention == "model_pixels":
+        return geometry.boxes_from_model(boxes)
+    return geometry.boxes_from_unit(boxes / 1000)
+
+
+def answer_text(boxes: np.ndarray, descriptions: Sequence[str]) -> str:
+    """The assistant's JSON for boxes (n, 4) as written in text, in (y1, x1) order; no parts = ``[]``."""
+    order = sorted(range(len(descriptions)), key=lambda i: (boxes[i][1], boxes[i][0], boxes[i][3], boxes[i][2]))
+    parts = [{"bbox_2d": [int(v) for v in boxes[i]], "label": descriptions[i]} for i in order]
+    return json.dumps(parts, ensure_ascii=False)
+
+
+def parse_answer(text: str) -> tuple[list[tuple[list[float], str]], int]:
+    """Boxes and labels of a generated answer, read tolerantly.
+
+    Returns:
+        The well-formed parts, and how many objects in the text were malformed or cut off.
+    """
+    parts: list[tuple[list[float], str]] = []
+    malformed = 0
+    decoder = json.JSONDecoder()
+    position = text.find("{")
+    while position >= 0:
+        try:
+            value, end = decoder.raw_decode(text, position)
+        except (json.JSONDecodeError, RecursionError):
+            malformed += 1
+            position = text.find("{", position + 1)
+            continue
+        box = value.get("bbox_2d")
+        label = value.get("label")
+        numbers = isinstance(box, list) and len(box) == 4 and all(type(v) in (int, float) for v in box)
+        if numbers and isinstance(label, str) and label and box[0] < box[2] and box[1] < box[3]:
+            parts.append(([float(v) for v in box], label))
+        else:
+            malformed += 1
+        position = text.find("{", end)
+    return parts, malformed
+
+
+def build_messages(spec: PromptSpec, teacher_answers: Sequence[str], student_answer: str | None) -> list[Message]:
+    """The conversation; each teacher's photo comes before the student's.
+
+    Args:
+        student_answer: None at inference: the conversation stops where the model is to speak.
+
+    Raises:
+        SampleError: an answer contains one of the tokens that mark turns or photos.
+    """
+    question: Message = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": spec.instruction}]}
+    messages: list[Message] = [{"role": "system", "content": spec.system}]
+    for answer in [*teacher_answers, student_answer]:
+        messages.append(question)
+        if answer is not None:
+            _refuse_special_tokens(answer)
+            messages.append({"role": "assistant", "content": answer})
+    return messages
+
+
+def _refuse_special_tokens(answer: str) -> None:
+    found = next((token for token in SPECIAL_TOKENS if token in answer), None)
+    if found:
+        raise SampleError(f"a description contains {found}, which marks turns in the conversation; remove it")

@@ -1,0 +1,35 @@
+"""Errors meant for the person who reads them: what, where, why and the fix, in one line."""
+
+
+class UserError(ValueError):
+    """A problem in the user's files, config or command line; the CLI prints it without a traceback."""
+
+
+class RecordError(UserError):
+    """A row that does not keep the record contract.
+
+    Args:
+        where: file and line, e.g. ``train.jsonl:17``.
+        field: dotted path of the field, e.g. ``objects[2].bbox_2d``.
+        why: what is wrong, with the value, and how to mend it.
+    """
+
+    def __init__(self, where: str, field: str, why: str) -> None:
+        self.where, self.field, self.why = where, field, why
+        super().__init__(f"{where}: {field}: {why}")
+
+
+class ImageError(UserError):
+    """An image file that cannot be read; the message names the file."""
+
+
+class SampleError(UserError):
+    """A sample that cannot be trained on or predicted (too long, wrong image count, …)."""
+
+
+class ConfigError(UserError):
+    """A config file or override that is missing, misspelt or has a bad value."""
+
+
+class CheckpointError(UserError):
+    """A checkpoint that is incomplete, or was made with another prompt, template or vocabulary."""

@@ -1,0 +1,124 @@
+"""Pair annotated photos with their predictions and put both in one fixed order.
+
+Shape suffixes: N annotated boxes of one photo, M predicted boxes of one photo, 4 = xyxy in displayed pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+
+from bbu.errors import UserError
+from bbu.geometry import MIN_BOX_THICKNESS, thicken
+from bbu.records import PredictedObject, PredictionRow, Row
+
+Box = tuple[float, float, float, float]
+AnyRow = TypeVar("AnyRow", Row, PredictionRow)
+
+
+@dataclass(frozen=True)
+class Photo:
+    """What one photo holds and what was predicted for it.
+
+    Attributes:
+        truth_boxes_N4, boxes_M4: xyxy float64; every side is at least MIN_BOX_THICKNESS pixels.
+        scores_M: confidence by description; objectness_M: confidence that something is there.
+    """
+
+    name: str
+    truth_boxes_N4: np.ndarray
+    truth_descs: tuple[str, ...]
+    boxes_M4: np.ndarray
+    descs: tuple[str, ...]
+    scores_M: np.ndarray
+    objectness_M: np.ndarray
+
+
+@dataclass(frozen=True)
+class Pairing:
+    """All annotated photos in order of name, and how many have no usable prediction."""
+
+    photos: tuple[Photo, ...]
+    without_prediction: int
+    failed: int
+
+
+def pair(truth: Sequence[Row], predictions: Sequence[PredictionRow]) -> Pairing:
+    """Pair rows by their first image path.
+
+    A photo that failed, or that has no prediction row, is kept with no predicted boxes: its parts count as missed.
+    Photos and boxes are sorted because COCO breaks ties of score by position; so the order of lines in either
+    file never changes a number.
+
+    Raises:
+        UserError: a photo listed twice, a prediction for a photo that is not annotated, or one made at another
+            image size. The message names the photo.
+    """
+    rows = _by_photo(truth, "annotated rows")
+    predicted = _by_photo(predictions, "predictions")
+    for name in predicted:
+        if name not in rows:
+            raise UserError(
+                f"prediction for {name!r}: no annotated row has this photo; "
+                "evaluate against the file it was predicted from, or remove the line"
+            )
+    return Pairing(
+        photos=tuple(_photo(name, rows[name], predicted.get(name)) for name in sorted(rows)),
+        without_prediction=len(rows) - len(predicted),
+        failed=sum(row.error is not None for row in predictions),
+    )
+
+
+def _by_photo(rows: Iterable[AnyRow], what: str) -> dict[str, AnyRow]:
+    found: dict[str, AnyRow] = {}
+    for row in rows:
+        name = row.images[0]
+        if name in found:
+            raise UserError(f"photo {name!r} appears twice among the {what}; keep one of the two lines")
+        found[name] = row
+    return found
+
+
+def _photo(name: str, row: Row, prediction: PredictionRow | None) -> Photo:
+    if prediction is not None:
+        _check_size(name, row, prediction)
+    truth = sorted((item.box, item.desc) for item in row.objects)
+    found = sorted(prediction.predictions if prediction else (), key=_position)
+    return Photo(
+        name=name,
+        truth_boxes_N4=_boxes([box for box, _ in truth], row),
+        truth_descs=tuple(desc for _, desc in truth),
+        boxes_M4=_boxes([item.box for item in found], row),
+        descs=tuple(item.desc for item in found),
+        scores_M=np.array([item.score for item in found], dtype=np.float64),
+        objectness_M=np.array([item.objectness for item in found], dtype=np.float64),
+    )
+
+
+def _position(item: PredictedObject) -> tuple[Box, str, float, float]:
+    return item.box, item.desc, item.score, item.objectness
+
+
+def _check_size(name: str, row: Row, prediction: PredictionRow) -> None:
+    """Boxes of a photo seen upright and of the same photo lying on its side cannot be compared."""
+    size = (prediction.width, prediction.height)
+    if prediction.error is None and size not in ((0, 0), (row.width, row.height)):
+        raise UserError(
+            f"photo {name!r}: predicted at {size[0]}x{size[1]} pixels but annotated at {row.width}x{row.height}; "
+            "were both made with the EXIF orientation applied and before any resize?"
+        )
+
+
+def _boxes(boxes: Sequence[Box], row: Row) -> np.ndarray:
+    """(n, 4) boxes; flat ones thickened alike on both sides, since a flat box overlaps nothing, not even itself.
+
+    A predicted box with swapped corners becomes a sliver: COCO would forgive one of negative area, not count it.
+    """
+    result = np.array(boxes, dtype=np.float64).reshape(-1, 4)
+    flat = ((result[:, 2:] - result[:, :2]) < MIN_BOX_THICKNESS).any(axis=1)
+    for index in np.flatnonzero(flat):
+        result[index] = thicken(result[index], row.width, row.height)
+    return result

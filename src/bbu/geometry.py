@@ -1,0 +1,266 @@
+"""The only place that knows box formats and how pixels map between a file, the model and [0, 1].
+
+Formats: ``xyxy`` = corners, used outside the model; ``cxcywh`` = centre and size, used inside it.
+Every function takes a NumPy array or a torch tensor of shape (..., 4) and returns the same kind.
+
+Pixel frames, in the order a box travels:
+  stored     pixels as they lie in the file;
+  displayed  after the EXIF transpose: the "raw pixels" of a record;
+  canvas     after augmentation (equal to displayed when there is none);
+  model      after smart_resize: what the patches are cut from;
+  unit       model pixels / model size, in [0, 1].
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+Affine = tuple[float, float, float, float, float, float]  # (a, b, c, d, e, f): x' = ax+by+c, y' = dx+ey+f
+IDENTITY: Affine = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
+
+# A part seen edge-on, or a horizontal wire, has no height. GIoU and log-sizes need one.
+MIN_BOX_THICKNESS = 2.0  # displayed pixels, given to the detection head only; the record keeps the line
+MAX_ASPECT_RATIO = 200  # limit published with Qwen2-VL's smart_resize
+
+
+def _namespace(array: Any) -> Any:
+    """numpy or torch, whichever made the array."""
+    if isinstance(array, np.ndarray):
+        return np
+    import torch
+
+    return torch
+
+
+def cxcywh_to_xyxy(boxes: Any) -> Any:
+    """(..., 4) centre/size → corners."""
+    half = boxes[..., 2:] / 2
+    return _namespace(boxes).concatenate((boxes[..., :2] - half, boxes[..., :2] + half), -1)
+
+
+def xyxy_to_cxcywh(boxes: Any) -> Any:
+    """(..., 4) corners → centre/size."""
+    low, high = boxes[..., :2], boxes[..., 2:]
+    return _namespace(boxes).concatenate(((low + high) / 2, high - low), -1)
+
+
+def box_area(boxes: Any) -> Any:
+    """Area of xyxy boxes (..., 4) → (...); a box with swapped corners has area 0."""
+    sides = (boxes[..., 2:] - boxes[..., :2]).clip(min=0)
+    return sides[..., 0] * sides[..., 1]
+
+
+def _overlap(a: Any, b: Any) -> tuple[Any, Any]:
+    """Intersection and union areas of broadcast xyxy boxes."""
+    xp = _namespace(a)
+    sides = (xp.minimum(a[..., 2:], b[..., 2:]) - xp.maximum(a[..., :2], b[..., :2])).clip(min=0)
+    intersection = sides[..., 0] * sides[..., 1]
+    return intersection, box_area(a) + box_area(b) - intersection
+
+
+def iou(a: Any, b: Any) -> Any:
+    """Intersection over union of broadcast xyxy boxes; 0 where both are empty."""
+    intersection, union = _overlap(a, b)
+    return intersection / union.clip(min=1e-12)
+
+
+def giou(a: Any, b: Any) -> Any:
+    """Generalised IoU of broadcast xyxy boxes, in (-1, 1] (Rezatofighi et al. 2019, arXiv:1902.09630)."""
+    xp = _namespace(a)
+    intersection, union = _overlap(a, b)
+    hull = xp.maximum(a[..., 2:], b[..., 2:]) - xp.minimum(a[..., :2], b[..., :2])
+    hull_area = (hull[..., 0] * hull[..., 1]).clip(min=1e-12)
+    return intersection / union.clip(min=1e-12) - (hull_area - union) / hull_area
+
+
+def iou_matrix(a: Any, b: Any) -> Any:
+    """(n, 4) and (m, 4) xyxy → (n, m) IoU."""
+    return iou(a[:, None, :], b[None, :, :])
+
+
+def giou_matrix(a: Any, b: Any) -> Any:
+    """(n, 4) and (m, 4) xyxy → (n, m) generalised IoU."""
+    return giou(a[:, None, :], b[None, :, :])
+
+
+def enclosing_box(points: Sequence[float] | np.ndarray) -> tuple[float, float, float, float]:
+    """Flat [x1, y1, x2, y2, …] of a polygon, line or ring → its xyxy box."""
+    flat = np.asarray(points, dtype=np.float64).reshape(-1, 2)
+    (x1, y1), (x2, y2) = flat.min(axis=0), flat.max(axis=0)
+    return float(x1), float(y1), float(x2), float(y2)
+
+
+def thicken(box: Sequence[float], width: int, height: int) -> tuple[float, float, float, float]:
+    """Give a flat box MIN_BOX_THICKNESS displayed pixels a side, kept inside the image."""
+
+    def widen(low: float, high: float, limit: int) -> tuple[float, float]:
+        thickness = min(MIN_BOX_THICKNESS, limit)
+        if high - low >= thickness:
+            return low, high
+        start = min(max((low + high - thickness) / 2, 0.0), limit - thickness)
+        return start, start + thickness
+
+    x1, x2 = widen(float(box[0]), float(box[2]), width)
+    y1, y2 = widen(float(box[1]), float(box[3]), height)
+    return x1, y1, x2, y2
+
+
+def smart_resize(height: int, width: int, factor: int, min_pixels: int, max_pixels: int) -> tuple[int, int]:
+    """Model size of an image: sides are multiples of ``factor``, area within [min_pixels, max_pixels].
+
+    The rule published with Qwen2-VL (qwen-vl-utils ``smart_resize``); ``factor`` = patch × merge,
+    28 for Qwen2.5-VL.
+
+    Returns:
+        (height, width) in pixels.
+
+    Raises:
+        ValueError: an empty image, or one more than 200 times longer than wide.
+    """
+    if min(height, width) < 1:
+        raise ValueError(f"image size {width}x{height} has no pixels")
+    if max(height, width) / min(height, width) > MAX_ASPECT_RATIO:
+        raise ValueError(
+            f"image size {width}x{height}: aspect ratio is over {MAX_ASPECT_RATIO}; crop it or split it into tiles"
+        )
+    new_height = max(factor, round(height / factor) * factor)
+    new_width = max(factor, round(width / factor) * factor)
+    if new_height * new_width > max_pixels:
+        shrink = math.sqrt(height * width / max_pixels)
+        new_height = max(factor, math.floor(height / shrink / factor) * factor)
+        new_width = max(factor, math.floor(width / shrink / factor) * factor)
+    elif new_height * new_width < min_pixels:
+        grow = math.sqrt(min_pixels / (height * width))
+        new_height = math.ceil(height * grow / factor) * factor
+        new_width = math.ceil(width * grow / factor) * factor
+    return new_height, new_width
+
+
+def displayed_size(width: int, height: int, orientation: int) -> tuple[int, int]:
+    """Stored (width, height) → displayed; EXIF orientations 5-8 swap the sides."""
+    return (height, width) if orientation in (5, 6, 7, 8) else (width, height)
+
+
+def exif_affine(orientation: int, width: int, height: int) -> Affine:
+    """Map stored → displayed points for EXIF ``orientation`` 1-8 (CIPA DC-008); other values mean 1.
+
+    Args:
+        width, height: the stored size in pixels.
+    """
+    w, h = float(width), float(height)
+    return {
+        2: (-1.0, 0.0, w, 0.0, 1.0, 0.0),  # mirrored left to right
+        3: (-1.0, 0.0, w, 0.0, -1.0, h),  # half turn
+        4: (1.0, 0.0, 0.0, 0.0, -1.0, h),  # mirrored top to bottom
+        5: (0.0, 1.0, 0.0, 1.0, 0.0, 0.0),  # transposed
+        6: (0.0, -1.0, h, 1.0, 0.0, 0.0),  # turn by 90 degrees clockwise
+        7: (0.0, -1.0, h, -1.0, 0.0, w),  # transverse
+        8: (0.0, 1.0, 0.0, -1.0, 0.0, w),  # turn by 90 degrees counter-clockwise
+    }.get(orientation, IDENTITY)
+
+
+def transform_points(points: np.ndarray, affine: Affine) -> np.ndarray:
+    """(..., 2) points through an affine map."""
+    a, b, c, d, e, f = affine
+    x, y = points[..., 0], points[..., 1]
+    return np.stack((a * x + b * y + c, d * x + e * y + f), axis=-1)
+
+
+def transform_boxes(boxes: np.ndarray, affine: Affine) -> np.ndarray:
+    """(n, 4) xyxy through an affine map → the enclosing xyxy boxes (exact for flips and quarter turns)."""
+    corners = boxes[:, [0, 1, 2, 1, 2, 3, 0, 3]].reshape(-1, 4, 2)
+    moved = transform_points(corners, affine)
+    return np.concatenate((moved.min(axis=1), moved.max(axis=1)), axis=-1)
+
+
+def compose(first: Affine, then: Affine) -> Affine:
+    """The map that does ``first`` and then ``then``."""
+    a, b, c, d, e, f = first
+    p, q, r, s, t, u = then
+    return (p * a + q * d, p * b + q * e, p * c + q * f + r, s * a + t * d, s * b + t * e, s * c + t * f + u)
+
+
+def invert(affine: Affine) -> Affine:
+    """The inverse affine map.
+
+    Raises:
+        ValueError: the map flattens the plane.
+    """
+    a, b, c, d, e, f = affine
+    determinant = a * e - b * d
+    if determinant == 0:
+        raise ValueError(f"affine map {affine} cannot be inverted")
+    p, q, s, t = e / determinant, -b / determinant, -d / determinant, a / determinant
+    return (p, q, -(p * c + q * f), s, t, -(s * c + t * f))
+
+
+@dataclass(frozen=True)
+class ImageGeometry:
+    """How one image's displayed pixels reach the model and come back.
+
+    Args:
+        width, height: displayed size.
+        model_width, model_height: size after smart_resize.
+        to_canvas: displayed → canvas map of the augmentation.
+        canvas_width, canvas_height: size after augmentation.
+    """
+
+    width: int
+    height: int
+    model_width: int
+    model_height: int
+    canvas_width: int
+    canvas_height: int
+    to_canvas: Affine = IDENTITY
+
+    @classmethod
+    def plan(
+        cls,
+        width: int,
+        height: int,
+        *,
+        factor: int,
+        min_pixels: int,
+        max_pixels: int,
+        to_canvas: Affine = IDENTITY,
+        canvas_size: tuple[int, int] | None = None,
+    ) -> ImageGeometry:
+        """Geometry of a displayed image under a resize policy; ``canvas_size`` is (width, height)."""
+        canvas_width, canvas_height = canvas_size or (width, height)
+        model_height, model_width = smart_resize(canvas_height, canvas_width, factor, min_pixels, max_pixels)
+        return cls(width, height, model_width, model_height, canvas_width, canvas_height, to_canvas)
+
+    @property
+    def to_unit(self) -> Affine:
+        """Displayed pixels → unit square."""
+        shrink = (1 / self.canvas_width, 0.0, 0.0, 0.0, 1 / self.canvas_height, 0.0)
+        return compose(self.to_canvas, shrink)
+
+    def boxes_to_unit(self, boxes: np.ndarray) -> np.ndarray:
+        """(n, 4) displayed xyxy → (n, 4) unit xyxy."""
+        return transform_boxes(np.asarray(boxes, dtype=np.float64).reshape(-1, 4), self.to_unit)
+
+    def boxes_from_unit(self, boxes: np.ndarray) -> np.ndarray:
+        """(n, 4) unit xyxy → (n, 4) displayed xyxy."""
+        return transform_boxes(np.asarray(boxes, dtype=np.float64).reshape(-1, 4), invert(self.to_unit))
+
+    def boxes_to_model(self, boxes: np.ndarray) -> np.ndarray:
+        """(n, 4) displayed xyxy → (n, 4) xyxy in pixels of the resized image (Qwen2.5-VL's text boxes)."""
+        return self.boxes_to_unit(boxes) * self._model_scale
+
+    def boxes_from_model(self, boxes: np.ndarray) -> np.ndarray:
+        """(n, 4) xyxy in pixels of the resized image → (n, 4) displayed xyxy."""
+        return self.boxes_from_unit(np.asarray(boxes, dtype=np.float64).reshape(-1, 4) / self._model_scale)
+
+    @property
+    def _model_scale(self) -> np.ndarray:
+        return np.array([self.model_width, self.model_height] * 2, dtype=np.float64)
+
+    def without_augmentation(self) -> ImageGeometry:
+        """The same image and model size, seen upright."""
+        return replace(self, to_canvas=IDENTITY, canvas_width=self.width, canvas_height=self.height)

@@ -1,0 +1,101 @@
+"""Box and objectness terms of all decoder layers and of the proposals, as sums.
+
+Shape legend: K layers, B samples, Q predictions of a sample, N parts of all samples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch.nn import functional as F
+
+from bbu.geometry import cxcywh_to_xyxy, giou, iou
+from bbu.losses.matcher import MatchCosts, Matches, Round, hungarian_matcher
+
+__all__ = ["DetectionSums", "detection_sums", "hungarian_matcher", "quality_focal_loss"]
+
+FOCAL_GAMMA = 2.0
+
+
+@dataclass
+class DetectionSums:
+    """Sums over parts, layers and proposals; divide each by the global number of parts.
+
+    ``final`` holds the matches of the last decoder layer, whose captions are learned.
+    """
+
+    bbox_l1: torch.Tensor
+    bbox_giou: torch.Tensor
+    objectness: torch.Tensor
+    final: Matches
+
+
+def quality_focal_loss(logits: torch.Tensor, quality: torch.Tensor) -> torch.Tensor:
+    """|q − p|² · cross-entropy, element by element (Li et al. 2020, arXiv:2006.04388).
+
+    With quality 0 or 1 this is the focal loss (γ = 2, no α); in between, the score learns how well its box
+    fits, which is what average precision ranks by.
+    """
+    distance = (quality - logits.sigmoid()).abs()
+    return distance**FOCAL_GAMMA * F.binary_cross_entropy_with_logits(logits, quality, reduction="none")
+
+
+def detection_sums(
+    layer_boxes_KBQ4: torch.Tensor,
+    layer_objectness_KBQ: torch.Tensor,
+    proposal_boxes_S4: torch.Tensor,
+    proposal_objectness_S: torch.Tensor,
+    proposal_counts: Sequence[int],
+    part_boxes_N4: torch.Tensor,
+    part_counts: Sequence[int],
+    *,
+    costs: MatchCosts,
+    proposals_per_object: int,
+    names: Sequence[str] = (),
+) -> DetectionSums:
+    """Match every layer and the proposals, then sum their terms.
+
+    Proposals (S of all samples, end to end) are matched one part to ``proposals_per_object`` of them, and
+    their terms divided by that number, so that they weigh as much as one layer.
+    """
+    part_boxes_N4 = part_boxes_N4.to(layer_boxes_KBQ4.dtype)
+    proposals = Round(
+        _pad(proposal_boxes_S4, proposal_counts)[None],
+        _pad(proposal_objectness_S, proposal_counts)[None],
+        counts=proposal_counts,
+        copies=proposals_per_object,
+    )
+    rounds = [Round(layer_boxes_KBQ4, layer_objectness_KBQ), proposals]
+    layer_matches, proposal_matches = hungarian_matcher(rounds, part_boxes_N4, part_counts, costs, names)
+    real = _pad(torch.ones_like(proposal_objectness_S), proposal_counts)[None]
+    everywhere = torch.ones_like(layer_objectness_KBQ)
+    terms = [
+        _round_sums(rounds[0], layer_matches, part_boxes_N4, everywhere, 1.0),
+        _round_sums(proposals, proposal_matches, part_boxes_N4, real, 1.0 / proposals_per_object),
+    ]
+    l1, overlap, objectness = (sum(part[1:], part[0]) for part in zip(*terms, strict=True))
+    last = layer_matches.layers == len(layer_boxes_KBQ4) - 1
+    final = Matches(*(x[last] for x in vars(layer_matches).values()))
+    return DetectionSums(l1, overlap, objectness, final)
+
+
+def _round_sums(
+    entry: Round, matches: Matches, parts_N4: torch.Tensor, real: torch.Tensor, share: float
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """L1, GIoU and objectness sums of one round, times ``share``."""
+    where = (matches.layers, matches.samples, matches.predictions)
+    boxes, parts = entry.boxes[where], parts_N4[matches.parts]
+    l1 = (boxes - parts).abs().sum()
+    corners, part_corners = cxcywh_to_xyxy(boxes), cxcywh_to_xyxy(parts)
+    overlap = (1 - giou(corners, part_corners)).sum()
+    quality = torch.zeros_like(entry.objectness)
+    quality[where] = iou(corners, part_corners).detach().clamp(0, 1).to(quality.dtype)
+    objectness = (quality_focal_loss(entry.objectness, quality) * real).sum()
+    return l1 * share, overlap * share, objectness * share
+
+
+def _pad(rows: torch.Tensor, counts: Sequence[int]) -> torch.Tensor:
+    """(S, …) of all samples end to end → (B, most, …), zeros behind."""
+    return torch.nn.utils.rnn.pad_sequence(rows.split(list(counts)), batch_first=True)

@@ -1,0 +1,262 @@
+"""Variable-length attention: one interface, several engines, exact for packed samples on each.
+
+A pack holds several samples end to end. ``cu_seqlens`` (int32, segments + 1) marks their edges; a query
+sees the keys of its own segment and nothing else. The edges are always passed explicitly: what a library
+infers from position ids has let samples see each other (docs/critical_fixes.md).
+
+Shapes: T packed tokens, H query heads, K key/value heads, E width of a head.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import inspect
+from collections import defaultdict
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import torch
+from torch.nn import functional as F
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+from bbu.errors import ConfigError
+
+Engine = Callable[..., torch.Tensor]
+
+
+def varlen_attention(
+    query_THE: torch.Tensor,
+    key_TKE: torch.Tensor,
+    value_TKE: torch.Tensor,
+    *,
+    cu_seqlens_q: torch.Tensor,
+    cu_seqlens_k: torch.Tensor,
+    max_seqlen_q: int,
+    max_seqlen_k: int,
+    causal: bool,
+    engine: str,
+    scale: float | None = None,
+) -> torch.Tensor:
+    """Attention within segments, (Tq, H, E) → (Tq, H, E).
+
+    Args:
+        cu_seqlens_q, cu_seqlens_k: (segments + 1,) int32 edges; equal when ``causal``.
+        max_seqlen_q, max_seqlen_k: longest segment, as Python ints so that no layer waits for the device.
+        engine: a key of ENGINES.
+        scale: factor on the scores; 1/√E when None.
+
+    A query whose segment has no keys gets zeros.
+    """
+    device = query_THE.device.type
+    if torch.is_autocast_enabled(device):  # rotary embeddings hand back float32
+        dtype = torch.get_autocast_dtype(device)
+        query_THE, key_TKE, value_TKE = query_THE.to(dtype), key_TKE.to(dtype), value_TKE.to(dtype)
+    return ENGINES[engine](
+        query_THE,
+        key_TKE,
+        value_TKE,
+        cu_seqlens_q,
+        cu_seqlens_k,
+        max_seqlen_q,
+        max_seqlen_k,
+        causal,
+        scale if scale is not None else query_THE.shape[-1] ** -0.5,
+    )
+
+
+def _repeat_heads(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Grouped-query attention for engines without it: each key/value head serves H / K query heads."""
+    repeats = query.shape[1] // key.shape[1]
+    if repeats == 1:
+        return key, value
+    return key.repeat_interleave(repeats, dim=1), value.repeat_interleave(repeats, dim=1)
+
+
+def _sdpa_engine(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    cu_q: torch.Tensor,
+    cu_k: torch.Tensor,
+    max_q: int,
+    max_k: int,
+    causal: bool,
+    scale: float,
+) -> torch.Tensor:
+    """torch's scaled_dot_product_attention segment by segment; segments of one shape go as one batch.
+
+    Runs everywhere, also in float64. Vision windows are nearly all of one size, so a tower layer is a
+    handful of calls instead of one for each window.
+    """
+    key, value = _repeat_heads(query, key, value)
+    edges_q, edges_k = cu_q.tolist(), cu_k.tolist()
+    groups: dict[tuple[int, int], list[tuple[int, int]]] = defaultdict(list)
+    for index in range(len(edges_q) - 1):
+        shape = (edges_q[index + 1] - edges_q[index], edges_k[index + 1] - edges_k[index])
+        if shape[0] > 0:
+            groups[shape].append((edges_q[index], edges_k[index]))
+    parts: list[torch.Tensor] = []
+    order: list[torch.Tensor] = []
+    for (length_q, length_k), starts in groups.items():
+        rows_q = _segment_rows([start for start, _ in starts], length_q, query.device)
+        rows_k = _segment_rows([start for _, start in starts], length_k, query.device)
+        if length_k == 0:
+            attended = torch.zeros_like(query[rows_q])
+        else:
+            q, k, v = (x[rows].transpose(1, 2) for x, rows in ((query, rows_q), (key, rows_k), (value, rows_k)))
+            attended = F.scaled_dot_product_attention(q, k, v, is_causal=causal, scale=scale).transpose(1, 2)
+        parts.append(attended.reshape(-1, *query.shape[1:]))
+        order.append(rows_q.reshape(-1))
+    if not parts:
+        return torch.zeros_like(query)
+    if len(parts) == 1 and parts[0].shape == query.shape:
+        return parts[0]
+    return torch.zeros_like(query).index_copy(0, torch.cat(order), torch.cat(parts).to(query.dtype))
+
+
+def _segment_rows(starts: list[int], length: int, device: torch.device) -> torch.Tensor:
+    """(n, length) row numbers of n segments of one length."""
+    return torch.tensor(starts, device=device)[:, None] + torch.arange(length, device=device)
+
+
+@cache
+def _torch_varlen() -> tuple[Callable[..., Any], frozenset[str]] | None:
+    """torch.nn.attention.varlen.varlen_attn and its parameter names, or None where torch lacks it."""
+    try:
+        from torch.nn.attention.varlen import varlen_attn
+    except ImportError:
+        return None
+    return varlen_attn, frozenset(inspect.signature(varlen_attn).parameters)
+
+
+def _torch_varlen_engine(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    cu_q: torch.Tensor,
+    cu_k: torch.Tensor,
+    max_q: int,
+    max_k: int,
+    causal: bool,
+    scale: float,
+) -> torch.Tensor:
+    """The FlashAttention kernels inside torch (CUDA, 16-bit). The signature differs between releases."""
+    found = _torch_varlen()
+    if found is None:
+        raise ConfigError("attention engine torch_varlen: this torch has no torch.nn.attention.varlen; use sdpa")
+    function, names = found
+    options: dict[str, Any] = {}
+    if "enable_gqa" in names:
+        options["enable_gqa"] = query.shape[1] != key.shape[1]
+    else:
+        key, value = _repeat_heads(query, key, value)
+    if "window_size" in names:  # newer releases: (-1, 0) means "nothing to the right", that is causal
+        options["window_size"] = (-1, 0) if causal else (-1, -1)
+    else:
+        options["is_causal"] = causal
+    if "scale" in names:
+        options["scale"] = scale
+    elif scale != query.shape[-1] ** -0.5:
+        query = query * (scale * query.shape[-1] ** 0.5)
+    return function(query, key, value, cu_q, cu_k, max_q, max_k, **options)  # type: ignore[no-any-return]
+
+
+def _flash_attn_engine(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    cu_q: torch.Tensor,
+    cu_k: torch.Tensor,
+    max_q: int,
+    max_k: int,
+    causal: bool,
+    scale: float,
+) -> torch.Tensor:
+    """The optional flash-attn package (Dao 2023, arXiv:2307.08691)."""
+    from flash_attn import flash_attn_varlen_func
+
+    return flash_attn_varlen_func(  # type: ignore[no-any-return]
+        query, key, value, cu_q, cu_k, max_q, max_k, causal=causal, softmax_scale=scale
+    )
+
+
+ENGINES: dict[str, Engine] = {
+    "sdpa": _sdpa_engine,
+    "torch_varlen": _torch_varlen_engine,
+    "flash_attn": _flash_attn_engine,
+}
+
+
+def choose_engine(requested: str, device: torch.device, dtype: torch.dtype) -> str:
+    """The engine to use: the one asked for, or with ``auto`` the fastest that runs here.
+
+    Raises:
+        ConfigError: an unknown engine, or one that cannot run on this device and dtype.
+    """
+    sixteen_bit_cuda = device.type == "cuda" and dtype in (torch.float16, torch.bfloat16)
+    has_package = importlib.util.find_spec("flash_attn") is not None
+    runs = {
+        "flash_attn": sixteen_bit_cuda and has_package,
+        "torch_varlen": sixteen_bit_cuda and _torch_varlen() is not None,
+        "sdpa": True,
+    }
+    if requested == "auto":
+        return next(name for name, possible in runs.items() if possible)
+    if requested not in runs:
+        raise ConfigError(f"model.attention: {requested!r} is not an engine; choose auto, {', '.join(runs)}")
+    if not runs[requested]:
+        why = (
+            "flash-attn is not installed"
+            if requested == "flash_attn" and not has_package
+            else (f"it needs CUDA and a 16-bit dtype, this run has {device.type} and {dtype}")
+        )
+        raise ConfigError(f"model.attention: {requested} cannot run here: {why}; use auto or sdpa")
+    return requested
+
+
+# ---------------------------------------------------------------- transformers' text layers
+
+
+def implementation_name(engine: str) -> str:
+    """The name under which transformers knows an engine (a name with "flash" in it would be refused)."""
+    return {"sdpa": "bbu_sdpa", "torch_varlen": "bbu_varlen", "flash_attn": "bbu_dao"}[engine]
+
+
+def _make_text_attention(engine: str) -> Callable[..., tuple[torch.Tensor, None]]:
+    def attend(
+        module: torch.nn.Module,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        scaling: float | None = None,
+        cu_seq_lens_q: torch.Tensor | None = None,
+        cu_seq_lens_k: torch.Tensor | None = None,
+        max_length_q: int | None = None,
+        max_length_k: int | None = None,
+        **kwargs: Any,
+    ) -> tuple[torch.Tensor, None]:
+        """(1, H, T, E) in transformers' layout → (1, T, H, E); without edges, transformers' own SDPA."""
+        if cu_seq_lens_q is None or cu_seq_lens_k is None or max_length_q is None or max_length_k is None:
+            return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
+        packed = varlen_attention(
+            *(x[0].transpose(0, 1) for x in (query, key, value)),
+            cu_seqlens_q=cu_seq_lens_q,
+            cu_seqlens_k=cu_seq_lens_k,
+            max_seqlen_q=max_length_q,
+            max_seqlen_k=max_length_k,
+            causal=True,
+            engine=engine,
+            scale=scaling,
+        )
+        return packed[None], None
+
+    return attend
+
+
+for _engine in ENGINES:
+    AttentionInterface.register(implementation_name(_engine), _make_text_attention(_engine))
+    AttentionMaskInterface.register(implementation_name(_engine), sdpa_mask)

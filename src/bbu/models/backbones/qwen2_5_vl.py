@@ -1,0 +1,281 @@
+"""Qwen2.5-VL (Bai et al. 2025, arXiv:2502.13923) behind the backbone protocol.
+
+Shape legend: T packed tokens, L tokens of one sample, D width, P patch rows, I images, H heads, E head width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, Qwen2VLImageProcessor
+from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLVisionAttention, apply_rotary_pos_emb_vision
+from transformers.vision_utils import get_vision_window_index
+
+from bbu.config import ScratchConfig
+from bbu.models.attention import implementation_name, varlen_attention
+from bbu.models.backbones.base import Backbone, BackboneOutput, Grid, PositionFunction, VisionLevel
+
+
+class PackedVisionAttention(Qwen2_5_VLVisionAttention):
+    """The tower's attention through our engines.
+
+    The stock layer splits its windows in a Python loop unless the implementation's name has "flash" in
+    it, and a custom name with "flash" is refused, so the tower needs this seam of its own.
+    """
+
+    engine = "sdpa"
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        cu_seqlens: torch.Tensor,
+        position_embeddings: tuple[torch.Tensor, torch.Tensor] | None = None,
+        max_seqlen: int | None = None,
+        **kwargs: Any,
+    ) -> torch.Tensor:
+        """(P, D) → (P, D), attending within the segments of ``cu_seqlens``."""
+        rows = hidden_states.shape[0]
+        query, key, value = self.qkv(hidden_states).reshape(rows, 3, self.num_heads, -1).unbind(1)
+        assert position_embeddings is not None
+        query, key = apply_rotary_pos_emb_vision(query, key, *position_embeddings)
+        if max_seqlen is None:
+            max_seqlen = int((cu_seqlens[1:] - cu_seqlens[:-1]).max())
+        attended = varlen_attention(
+            query,
+            key,
+            value,
+            cu_seqlens_q=cu_seqlens,
+            cu_seqlens_k=cu_seqlens,
+            max_seqlen_q=max_seqlen,
+            max_seqlen_k=max_seqlen,
+            causal=False,
+            engine=self.engine,
+            scale=self.scaling,
+        )
+        return self.proj(attended.reshape(rows, -1))  # type: ignore[no-any-return]
+
+
+class Qwen25VL(Backbone):
+    """Qwen2.5-VL: two vision levels, before the merger (14 pixels a token) and after it (28)."""
+
+    family = "qwen2_5_vl"
+    group_prefixes: ClassVar[Mapping[str, str]] = {
+        "model.visual.": "vision",
+        "model.visual.merger.": "merger",
+        "model.language_model.": "llm",
+        "lm_head.": "llm",
+    }
+    lora_targets: ClassVar[Mapping[str, str]] = {
+        "llm": r".*language_model\.layers\.\d+\.(self_attn\.[qkvo]_proj|mlp\.(gate|up|down)_proj)",
+        "vision": r".*visual\.blocks\.\d+\.(attn\.(qkv|proj)|mlp\.(gate|up|down)_proj)",
+    }
+    text_box_convention = "model_pixels"
+
+    def __init__(self, vlm: Qwen2_5_VLForConditionalGeneration, engine: str = "sdpa") -> None:
+        super().__init__()
+        self.vlm = vlm
+        for block in vlm.model.visual.blocks:
+            block.attn.__class__ = PackedVisionAttention  # same parameters and names, another forward
+        self.use_engine(engine)
+
+    # ------------------------------------------------------------ construction
+
+    @classmethod
+    def from_pretrained(cls, path: str, dtype: torch.dtype, trust_remote_code: bool = False) -> Qwen25VL:
+        vlm = Qwen2_5_VLForConditionalGeneration.from_pretrained(
+            path, dtype=dtype, trust_remote_code=trust_remote_code, use_safetensors=True
+        )
+        return cls(vlm)
+
+    @classmethod
+    def from_scratch(cls, sizes: ScratchConfig, vocab_size: int, token_ids: Mapping[str, int]) -> Qwen25VL:
+        head_width = sizes.text_width // sizes.text_heads
+        third = head_width // 2 // 3
+        config = Qwen2_5_VLConfig(
+            vision_config={
+                "depth": sizes.vision_depth,
+                "hidden_size": sizes.vision_width,
+                "intermediate_size": sizes.vision_width * 3,
+                "num_heads": sizes.vision_heads,
+                "out_hidden_size": sizes.text_width,
+                "fullatt_block_indexes": list(sizes.vision_full_attention),
+            },
+            text_config={
+                "vocab_size": vocab_size,
+                "hidden_size": sizes.text_width,
+                "intermediate_size": sizes.text_width * 3,
+                "num_hidden_layers": sizes.text_depth,
+                "num_attention_heads": sizes.text_heads,
+                "num_key_value_heads": sizes.text_kv_heads,
+                "rope_parameters": {
+                    "rope_type": "default",
+                    "rope_theta": 10000.0,
+                    # the three sections share half of the head width, as in the published [16, 24, 24] of 64
+                    "mrope_section": [head_width // 2 - 2 * third, third, third],
+                },
+                "bos_token_id": token_ids["<|endoftext|>"],
+                "eos_token_id": token_ids["<|im_end|>"],
+                "pad_token_id": token_ids["<|endoftext|>"],
+            },
+            image_token_id=token_ids["<|image_pad|>"],
+            video_token_id=token_ids["<|video_pad|>"],
+            vision_start_token_id=token_ids["<|vision_start|>"],
+            vision_end_token_id=token_ids["<|vision_end|>"],
+            tie_word_embeddings=True,
+        )
+        return cls(Qwen2_5_VLForConditionalGeneration(config))
+
+    # ------------------------------------------------------------ facts
+
+    @property
+    def hidden_size(self) -> int:
+        return int(self.vlm.config.text_config.hidden_size)
+
+    @property
+    def level_widths(self) -> list[int]:
+        vision = self.vlm.config.vision_config
+        return [int(vision.hidden_size), int(vision.out_hidden_size)]
+
+    @property
+    def level_strides(self) -> list[int]:
+        vision = self.vlm.config.vision_config
+        return [int(vision.patch_size), int(vision.patch_size * vision.spatial_merge_size)]
+
+    @property
+    def resize_factor(self) -> int:
+        return self.level_strides[-1]
+
+    @property
+    def image_token_id(self) -> int:
+        return int(self.vlm.config.image_token_id)
+
+    @property
+    def token_embedding(self) -> nn.Embedding:
+        return self.vlm.get_input_embeddings()  # type: ignore[no-any-return]
+
+    @property
+    def lm_head_weight(self) -> torch.Tensor:
+        return self.vlm.get_output_embeddings().weight  # type: ignore[no-any-return]
+
+    # ------------------------------------------------------------ work
+
+    def position_function(self) -> PositionFunction:
+        merge = int(self.vlm.config.vision_config.spatial_merge_size)
+        return partial(mrope_positions, image_token_id=self.image_token_id, merge=merge)
+
+    @classmethod
+    def image_processor(cls, path: str) -> Any:
+        return Qwen2VLImageProcessor.from_pretrained(path) if path else Qwen2VLImageProcessor()
+
+    def use_engine(self, engine: str) -> None:
+        self.engine = engine
+        self.vlm.set_attn_implementation({"": "sdpa", "text_config": implementation_name(engine)})
+        for block in self.vlm.model.visual.blocks:
+            block.attn.engine = engine
+
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        position_ids: torch.Tensor,
+        pixel_values: torch.Tensor | None,
+        image_grid_thw: torch.Tensor | None,
+        cu_seqlens: torch.Tensor,
+        max_seqlen: int,
+    ) -> BackboneOutput:
+        embeds_1TD = self.token_embedding(input_ids)
+        levels: list[VisionLevel] = []
+        if pixel_values is not None and image_grid_thw is not None and len(image_grid_thw):
+            levels, merged_ND = self._see(pixel_values, image_grid_thw)
+            is_image = (input_ids == self.image_token_id).unsqueeze(-1)
+            embeds_1TD = embeds_1TD.masked_scatter(is_image, merged_ND.to(embeds_1TD.dtype))
+        elif torch.is_grad_enabled():
+            # every parameter takes part in every step, or data-parallel ranks wait for each other for ever
+            embeds_1TD = embeds_1TD + sum(p.flatten()[:1].sum() * 0 for p in self.vlm.model.visual.parameters())
+        hidden_1TD = self.vlm.model.language_model(
+            inputs_embeds=embeds_1TD,
+            position_ids=position_ids,
+            attention_mask={"full_attention": None, "sliding_attention": None},  # the edges below are the mask
+            use_cache=False,
+            cu_seq_lens_q=cu_seqlens,
+            cu_seq_lens_k=cu_seqlens,
+            max_length_q=max_seqlen,
+            max_length_k=max_seqlen,
+        ).last_hidden_state
+        return BackboneOutput(hidden_1TD[0], levels)
+
+    def _see(self, pixel_values: torch.Tensor, grid_thw: torch.Tensor) -> tuple[list[VisionLevel], torch.Tensor]:
+        """Patch rows → fine level (patches, raster order), coarse level (merged tokens, raster order)."""
+        tower = self.vlm.model.visual
+        grids: list[Grid] = [(int(t), int(h), int(w)) for t, h, w in grid_thw.tolist()]
+        output = tower(pixel_values.to(tower.dtype), grid_thw=grid_thw)
+        merged_ND = output.pooler_output
+        fine_PD = output.last_hidden_state[_raster_rows(tower, grid_thw, grids)]
+        merge = tower.spatial_merge_size
+        fine = VisionLevel(fine_PD, [(t * h, w) for t, h, w in grids])
+        coarse = VisionLevel(merged_ND, [(t * h // merge, w // merge) for t, h, w in grids])
+        return [fine, coarse], merged_ND
+
+    def save(self, folder: Path, state_dict: Mapping[str, torch.Tensor] | None = None) -> None:
+        self.vlm.save_pretrained(folder, state_dict=state_dict, safe_serialization=True)
+
+
+def _raster_rows(tower: Any, grid_thw: torch.Tensor, grids: Sequence[Grid]) -> torch.Tensor:
+    """(P,) row in the tower's output of each patch in raster order.
+
+    The tower orders 2×2 merge units by attention window, and patches within a unit row by row.
+    """
+    merge = tower.spatial_merge_size
+    window_index, _ = get_vision_window_index(grid_thw, merge, tower.window_size, tower.patch_size)
+    unit_row = torch.empty_like(window_index)
+    unit_row[window_index] = torch.arange(len(window_index), device=window_index.device)
+    rows = []
+    first_unit = 0
+    for t, h, w in grids:
+        units = unit_row[first_unit : first_unit + t * h * w // merge**2].reshape(t, h // merge, w // merge)
+        inner = torch.arange(merge**2, device=units.device).reshape(merge, merge)
+        patches = units[:, :, None, :, None] * merge**2 + inner[None, None, :, None, :]
+        rows.append(patches.reshape(-1))
+        first_unit += t * h * w // merge**2
+    return torch.cat(rows).to(grid_thw.device)
+
+
+def mrope_positions(token_ids: Sequence[int], grids: Sequence[Grid], image_token_id: int, merge: int) -> torch.Tensor:
+    """(3, L) multimodal rotary positions of one sample (Qwen2-VL, Wang et al. 2024, arXiv:2409.12191).
+
+    Text counts up on all three axes; the tokens of an image share the frame axis and count rows and
+    columns from where the text stopped; text goes on after the longest side of the image.
+
+    Raises:
+        ValueError: the image tokens do not fit the grids.
+    """
+    ids = torch.as_tensor(token_ids)
+    positions = torch.zeros(3, len(ids), dtype=torch.long)
+    is_image = (ids == image_token_id).tolist()
+    remaining = list(grids)
+    index, position = 0, 0
+    while index < len(is_image):
+        if not is_image[index]:
+            stop = next((i for i in range(index, len(is_image)) if is_image[i]), len(is_image))
+            positions[:, index:stop] = torch.arange(stop - index) + position
+            position += stop - index
+            index = stop
+            continue
+        if not remaining:
+            raise ValueError("there are more image tokens than the image grids account for")
+        frames, rows, columns = remaining.pop(0)
+        rows, columns = rows // merge, columns // merge
+        stop = index + frames * rows * columns
+        if stop > len(is_image) or not all(is_image[index:stop]):
+            raise ValueError(f"an image of {frames}x{rows}x{columns} merged tokens does not fit its image tokens")
+        axes = torch.meshgrid(torch.arange(frames), torch.arange(rows), torch.arange(columns), indexing="ij")
+        positions[:, index:stop] = torch.stack([axis.reshape(-1) for axis in axes]) + position
+        position += max(rows, columns)
+        index = stop
+    if remaining:
+        raise ValueError(f"{len(remaining)} images have no image tokens")
+    return positions

@@ -1,0 +1,99 @@
+"""From a config to a processor and a model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from bbu.config import Config
+from bbu.data.chat_processor import ChatProcessor
+from bbu.data.prompts import PromptSpec, answer_text
+from bbu.data.tokenizer import load_tokenizer, train_tokenizer
+from bbu.errors import ConfigError
+from bbu.models.attention import choose_engine
+from bbu.models.backbones import BACKBONES
+from bbu.models.backbones.base import Backbone
+from bbu.models.lora import add_lora
+from bbu.models.wrapper import DetectionVLM
+from bbu.records import FewShotSample
+
+
+def backbone_class(family: str) -> type[Backbone]:
+    """The class of a family.
+
+    Raises:
+        ConfigError: unknown family.
+    """
+    if family not in BACKBONES:
+        raise ConfigError(f"model.family: {family!r} is not one of {', '.join(BACKBONES)}")
+    return BACKBONES[family]
+
+
+def build_processor(config: Config, samples: Sequence[FewShotSample], image_root: str) -> ChatProcessor:
+    """Tokenizer (read, or trained on the samples' own text), image processor and prompt."""
+    model = config.model
+    family = backbone_class(model.family)
+    spec = PromptSpec.create(
+        config.data.language, family.text_box_convention, config.data.min_pixels, config.data.max_pixels
+    )
+    if model.tokenizer or model.path:
+        tokenizer = load_tokenizer(model.tokenizer or model.path, model.trust_remote_code)
+    else:
+        tokenizer = train_tokenizer(_training_text(samples, spec), model.scratch.vocab_size)
+    return ChatProcessor(
+        tokenizer,
+        family.image_processor(model.path),
+        spec,
+        image_root=image_root,
+        max_length=config.data.max_length,
+        caption_max_tokens=model.detection.caption_max_tokens,
+    )
+
+
+def _training_text(samples: Sequence[FewShotSample], spec: PromptSpec) -> Iterable[str]:
+    """What a small tokenizer learns its merges from: the prompts and every answer of the training split."""
+    import numpy as np
+
+    for sample in samples:
+        boxes = np.array([item.box for item in sample.student.objects]).reshape(-1, 4)
+        yield spec.system
+        yield spec.instruction
+        yield answer_text(np.rint(boxes), [item.desc for item in sample.student.objects])
+
+
+def build_model(
+    config: Config, tokenizer: PreTrainedTokenizerBase, *, device: torch.device, dtype: torch.dtype
+) -> DetectionVLM:
+    """The model on the CPU, with its attention engine chosen for ``device`` and ``dtype``; seeded by config.seed.
+
+    Args:
+        dtype: that attention will compute in; weights read from disk keep float32 unless DeepSpeed trains in bf16.
+    """
+    model = config.model
+    family = backbone_class(model.family)
+    torch.manual_seed(config.seed)
+    if model.path:
+        weights = torch.bfloat16 if config.training.deepspeed and dtype == torch.bfloat16 else torch.float32
+        try:
+            backbone = family.from_pretrained(model.path, weights, model.trust_remote_code)
+        except OSError as error:
+            raise ConfigError(f"model.path {model.path}: cannot be loaded: {str(error).splitlines()[0]}") from None
+    else:
+        backbone = family.from_scratch(model.scratch, len(tokenizer), tokenizer.get_vocab())
+    backbone.use_engine(choose_engine(model.attention, device, dtype))
+    wrapped = DetectionVLM(backbone, model.detection)
+    if model.gradient_checkpointing:
+        backbone.vlm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    if model.lora.parts:
+        add_lora(wrapped, model.lora)
+    freeze(wrapped, model.freeze)
+    return wrapped
+
+
+def freeze(model: DetectionVLM, groups: Sequence[str]) -> None:
+    """Stop learning in whole parameter groups."""
+    for name, parameter in model.named_parameters():
+        if model.group_of(name) in groups:
+            parameter.requires_grad_(False)

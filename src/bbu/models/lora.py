@@ -1,0 +1,55 @@
+"""LoRA (Hu et al. 2022, arXiv:2106.09685) through peft, on the language model and the vision tower."""
+
+from __future__ import annotations
+
+import torch
+from peft import LoraConfig as PeftLoraConfig
+from peft import inject_adapter_in_model
+from peft.tuners.lora import LoraLayer
+
+from bbu.config import LoraConfig
+from bbu.models.wrapper import DetectionVLM
+
+_ADAPTER = "default"
+
+
+def add_lora(model: DetectionVLM, config: LoraConfig) -> None:
+    """Put low-rank weights beside the linear layers of the chosen parts and freeze what those parts had.
+
+    The new weights belong to the learning-rate group of the module they adapt.
+    """
+    backbone = model.backbone
+    targets = "|".join(f"(?:{backbone.lora_targets[part]})" for part in config.parts)
+    before = {name for name, parameter in backbone.named_parameters() if parameter.requires_grad}
+    peft_config = PeftLoraConfig(
+        r=config.rank, lora_alpha=config.alpha, lora_dropout=config.dropout, target_modules=targets
+    )
+    inject_adapter_in_model(peft_config, backbone.vlm, adapter_name=_ADAPTER)
+    for name, parameter in backbone.named_parameters():  # peft froze everything; wake what is not adapted
+        original = name.replace(".base_layer.", ".")
+        adapted = backbone.group_of(name.removeprefix("vlm.")) in config.parts
+        parameter.requires_grad_("lora_" in name or (original in before and not adapted))
+
+
+def has_lora(model: DetectionVLM) -> bool:
+    """Whether any layer carries low-rank weights."""
+    return any(isinstance(module, LoraLayer) for module in model.modules())
+
+
+def merged_state(model: DetectionVLM, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Backbone state with the low-rank weights added in and the stock parameter names.
+
+    Args:
+        state: ``backbone.vlm``'s state, names as in ``model.backbone.vlm.state_dict()``.
+    """
+    merged = {}
+    layers = {name: module for name, module in model.backbone.vlm.named_modules() if isinstance(module, LoraLayer)}
+    for name, value in state.items():
+        if ".lora_" in name:
+            continue
+        if name.endswith(".base_layer.weight"):
+            layer = layers[name.removesuffix(".base_layer.weight")]
+            delta = layer.get_delta_weight(_ADAPTER)  # type: ignore[attr-defined]
+            value = (value.float() + delta.to(value.device).float()).to(value.dtype)
+        merged[name.replace(".base_layer.", ".")] = value
+    return merged

@@ -1,0 +1,398 @@
+"""The main job in five stages: prepare → train → predict → score → draw. Each writes into the run's folder.
+
+<output_dir>/config.yaml  data/  checkpoint-N/  model/  train_log.jsonl
+             predictions.jsonl  metrics.json  pictures/
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bbu.config import Config
+from bbu.errors import ConfigError, UserError
+from bbu.records import (
+    FewShotSample,
+    PredictionRow,
+    Row,
+    atomic_writer,
+    read_predictions,
+    read_rows,
+    read_samples,
+    write_json,
+    write_jsonl,
+)
+
+if TYPE_CHECKING:
+    from bbu.models.predictor import Predictor
+
+MODEL_FOLDER = "model"
+
+
+@dataclass(frozen=True)
+class PreparedData:
+    """Where a run's rows and photos are."""
+
+    folder: Path
+    image_root: str
+
+    def rows(self, split: str) -> list[Row]:
+        """Rows of a split; empty where it does not exist."""
+        path = self.folder / f"{split}.jsonl"
+        return read_rows(path) if path.is_file() else []
+
+    def samples(self, split: str) -> list[FewShotSample]:
+        """Samples of a split, with the teachers written into them."""
+        path = self.folder / f"{split}.jsonl"
+        return read_samples(path) if path.is_file() else []
+
+
+# ---------------------------------------------------------------- prepare
+
+
+def prepare(config: Config) -> PreparedData:
+    """Make sure that the rows exist: read, or draw and convert.
+
+    Raises:
+        UserError: the source is missing or malformed.
+    """
+    source = config.data.source
+    output = Path(config.output_dir)
+    if source.format == "records":
+        if not source.path:
+            raise ConfigError("data.source.path: name the folder that holds train.jsonl")
+        folder = Path(source.path)
+        if not (folder / "train.jsonl").is_file():
+            raise ConfigError(f"data.source.path: {folder} has no train.jsonl")
+        return PreparedData(folder, config.data.image_root or source.path)
+    raw = Path(source.path) if source.path else output / "data" / "raw"
+    if source.format == "cabinet_photos":
+        _draw(config, raw)
+    elif not source.path:
+        raise ConfigError(f"data.source.path: name the folder of {source.format} annotations")
+    elif not raw.is_dir():
+        raise ConfigError(f"data.source.path: {raw} does not exist; point it at your {source.format} folder")
+    records = output / "data" / "records"
+    _convert(config, raw, records)
+    return PreparedData(records, config.data.image_root or str(raw))
+
+
+def _draw(config: Config, raw: Path) -> None:
+    """Draw the demo's photos, unless the same ones lie there already."""
+    from data_conversion.cabinet_photos import draw_data_set
+
+    photos = dict(config.data.source.photos)
+    wanted = {"photos": photos, "seed": config.seed}
+    stamp = raw.parent / f"{raw.name}.json"
+    if raw.is_dir() and stamp.is_file() and json.loads(stamp.read_text(encoding="utf-8")) == wanted:
+        return
+    if raw.is_dir() and not stamp.is_file():
+        raise ConfigError(f"{raw} exists but was not drawn by this run; move it away or set another output_dir")
+    print(f"drawing {sum(photos.values())} photos into {raw}", flush=True)
+    shutil.rmtree(raw, ignore_errors=True)
+    draw_data_set(raw, photos, config.seed, workers=os.cpu_count() or 1)
+    write_json(stamp, wanted)
+
+
+def _convert(config: Config, raw: Path, records: Path) -> None:
+    from data_conversion.__main__ import load_taxonomy
+    from data_conversion.pipeline import convert
+
+    source = config.data.source
+    report = convert(
+        "bbu_json" if source.format == "cabinet_photos" else source.format,
+        raw,
+        records,
+        taxonomy=load_taxonomy(source.taxonomy) if source.taxonomy else None,
+        val_fraction=source.val_fraction,
+        test_fraction=source.test_fraction,
+        max_teachers=source.max_teachers,
+        seed=config.seed,
+        on_error=source.on_error,
+        splits=source.splits or None,
+    )
+    print(report.summary(), flush=True)
+
+
+# ---------------------------------------------------------------- train
+
+
+def train(config: Config) -> PreparedData:
+    """Prepare, train, and publish the chosen checkpoint as ``<output_dir>/model``. Runs on every rank."""
+    import torch
+
+    from bbu.models.build import build_model, build_processor
+    from bbu.training.precision import compute_device, use_bf16
+    from bbu.training.trainer import BBUTrainer, training_arguments
+
+    if config.training.threads:
+        torch.set_num_threads(config.training.threads)
+    output = Path(config.output_dir)
+    _check_output(config, output)
+    device = compute_device()
+    bf16 = use_bf16(config.training.precision, device)
+    _quiet_trackers(config)
+    args = training_arguments(config, use_cpu=device.type == "cpu", bf16=bf16, has_val=True)
+    with args.main_process_first(local=False, desc="preparing data"):
+        data = _prepare_once(config, main=args.process_index == 0)
+    samples = data.samples("train")
+    val = data.rows("val")
+    if args.eval_strategy != "no" and not val:
+        raise ConfigError("training.eval_every: there is no val split; set data.source.val_fraction, or eval_every=0")
+    processor = build_processor(config, samples, data.image_root)
+    model = build_model(config, processor.tokenizer, device=device, dtype=torch.bfloat16 if bf16 else torch.float32)
+    if args.process_index == 0:
+        _describe(config, model, device, bf16, len(samples), len(val))
+    stream = _stream(config, samples, data.rows("teacher"), processor, args.world_size)
+    trainer: BBUTrainer = _trainer(config, args, model, stream, processor, val, data.image_root, bf16, len(samples))
+    started = time.monotonic()
+    trainer.train(resume_from_checkpoint=_resume_from(config, output))
+    if args.process_index == 0:
+        _finish(config, trainer, output, time.monotonic() - started)
+    return data
+
+
+def _prepare_once(config: Config, main: bool) -> PreparedData:
+    """The first rank makes the rows, the others, let in after it, read what it made."""
+    if main:
+        return prepare(config)
+    source = config.data.source
+    if source.format == "records":
+        return PreparedData(Path(source.path), config.data.image_root or source.path)
+    raw = source.path or str(Path(config.output_dir) / "data" / "raw")
+    return PreparedData(Path(config.output_dir) / "data" / "records", config.data.image_root or raw)
+
+
+def _check_output(config: Config, output: Path) -> None:
+    """A fresh run does not mix with the checkpoints of an earlier one."""
+    from bbu.training.checkpoint import STATE_FILE
+
+    old = [path for path in sorted(output.glob("checkpoint-*")) if (path / STATE_FILE).is_file()]
+    if int(os.environ.get("RANK", "0")) != 0 or config.training.resume or not old:
+        return
+    if not config.training.overwrite:
+        raise ConfigError(
+            f"{output} holds {old[-1].name} of an earlier run; go on from it with training.resume=true, replace it "
+            "with training.overwrite=true, or set another output_dir"
+        )
+    for path in old:
+        shutil.rmtree(path)
+
+
+def _quiet_trackers(config: Config) -> None:
+    """W&B without an account keeps its run in the output folder instead of asking for a login."""
+    if "wandb" in config.training.report_to:
+        os.environ.setdefault("WANDB_DIR", config.output_dir)
+        os.environ.setdefault("WANDB_PROJECT", "bbu")
+        Path(config.output_dir).mkdir(parents=True, exist_ok=True)
+        if "WANDB_API_KEY" not in os.environ and not Path("~/.netrc").expanduser().is_file():
+            os.environ.setdefault("WANDB_MODE", "offline")
+    if "tensorboard" in config.training.report_to:
+        os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(Path(config.output_dir) / "tensorboard"))
+
+
+def _describe(config: Config, model: Any, device: Any, bf16: bool, photos: int, val: int) -> None:
+    """A few lines before the bar starts; also keeps the resolved config."""
+    from omegaconf import OmegaConf
+
+    from bbu.training.param_groups import assign_groups
+
+    with atomic_writer(Path(config.output_dir) / "config.yaml") as stream:
+        stream.write(OmegaConf.to_yaml(OmegaConf.structured(config)))
+    groups = {name: sum(p.numel() for p in members.values()) for name, members in assign_groups(model).items()}
+    sizes = ", ".join(f"{name} {count / 1e6:.2f}M" for name, count in groups.items())
+    precision = "bf16" if bf16 else "fp32"
+    print(f"{photos} training photos, {val} val; {device.type}, {precision}, attention {model.backbone.engine}")
+    print(f"learning: {sizes}", flush=True)
+
+
+def _stream(
+    config: Config, samples: Sequence[FewShotSample], teachers: Sequence[Row], processor: Any, ranks: int
+) -> Any:
+    from bbu.data.dataset import TrainingStream
+
+    training = config.training
+    return TrainingStream(
+        samples,
+        processor,
+        length=training.max_steps * training.batch_size * training.gradient_accumulation * ranks,
+        seed=config.seed,
+        teachers=teachers,
+        teachers_per_sample=config.data.teachers_per_sample,
+        augment=config.data.augment,
+    )
+
+
+def _trainer(
+    config: Config,
+    args: Any,
+    model: Any,
+    stream: Any,
+    processor: Any,
+    val: list[Row],
+    root: str,
+    bf16: bool,
+    photos: int,
+) -> Any:
+    import torch
+
+    from bbu.models.predictor import Predictor
+    from bbu.training.objective import DetectionObjective
+    from bbu.training.trainer import BBUTrainer
+
+    predictor = Predictor(
+        model,
+        processor,
+        batch_size=config.evaluation.batch_size,
+        top_k=config.evaluation.captions_per_photo,
+        autocast=torch.bfloat16 if bf16 and not config.training.deepspeed else None,
+    )
+
+    def score_val() -> dict[str, float | None]:
+        from bbu.evaluation import evaluate
+
+        metrics = evaluate(val, predict_rows(predictor, val, root, args.process_index, args.world_size))
+        return {name: metrics[name] for name in ("AP", "AP50", "AP50_agnostic", "description_accuracy")}
+
+    objective = DetectionObjective(model, config.loss)
+    return BBUTrainer(objective, config, args, stream, processor, score_val, photos)
+
+
+def predict_rows(
+    predictor: Predictor, rows: Sequence[Row], root: str, rank: int = 0, ranks: int = 1
+) -> list[PredictionRow]:
+    """Predictions for annotated rows, each rank doing its share and all getting the whole."""
+    from bbu.training.trainer import merge_shards
+
+    names = [row.images[0] for row in rows]
+    mine = list(predictor.predict_files(names[rank::ranks], root))
+    if ranks == 1:
+        return mine
+    import torch
+
+    shards: list[list[PredictionRow]] = [[] for _ in range(ranks)]
+    torch.distributed.all_gather_object(shards, mine)
+    return merge_shards(shards)
+
+
+def _resume_from(config: Config, output: Path) -> str | None:
+    from bbu.training.checkpoint import newest_checkpoint
+
+    if not config.training.resume:
+        return None
+    newest = newest_checkpoint(output)
+    if newest is None:
+        raise ConfigError(f"training.resume: {output} has no complete checkpoint; start without it")
+    return str(newest)
+
+
+def _finish(config: Config, trainer: Any, output: Path, seconds: float) -> None:
+    """Publish the best (or last) checkpoint as the run's model; keep the log."""
+    from bbu.training.checkpoint import newest_checkpoint, publish
+
+    best = trainer.state.best_model_checkpoint if config.training.select_best else None
+    checkpoint = Path(best) if best else newest_checkpoint(output)
+    if checkpoint is None:
+        raise UserError(f"{output}: training ended without a checkpoint")
+    publish(checkpoint, output / MODEL_FOLDER)
+    write_jsonl(output / "train_log.jsonl", trainer.state.log_history)
+    write_json(
+        output / "train_summary.json",
+        {"train_seconds": round(seconds, 1), "steps": trainer.state.global_step, "checkpoint": checkpoint.name},
+    )
+
+
+# ---------------------------------------------------------------- predict, score, draw
+
+
+def predict(config: Config, data: PreparedData) -> Path:
+    """Predict the evaluation split with the published model; writes predictions.jsonl."""
+    from tqdm import tqdm
+
+    from bbu.inference import Inference
+
+    output = Path(config.output_dir)
+    rows = _evaluation_rows(config, data)
+    inference = Inference(
+        output / MODEL_FOLDER,
+        precision=config.training.precision,
+        attention=config.model.attention,
+        batch_size=config.evaluation.batch_size,
+        top_k=config.evaluation.captions_per_photo,
+    )
+    found = inference.predict_rows([row.images[0] for row in rows], data.image_root)
+    path = output / "predictions.jsonl"
+    write_jsonl(path, tqdm(found, total=len(rows), desc="predict", unit="photo", file=sys.stderr))
+    return path
+
+
+def score(config: Config, data: PreparedData) -> dict[str, Any]:
+    """Score predictions.jsonl against the evaluation split; writes metrics.json."""
+    from bbu.evaluation import evaluate, write_metrics
+
+    output = Path(config.output_dir)
+    seen = Counter(item.desc for sample in data.samples("train") for item in sample.student.objects)
+    metrics = evaluate(
+        _evaluation_rows(config, data),
+        read_predictions(output / "predictions.jsonl"),
+        score_threshold=config.evaluation.score_threshold,
+        train_descriptions=seen,
+    )
+    summary = output / "train_summary.json"
+    if summary.is_file():
+        metrics.update(json.loads(summary.read_text(encoding="utf-8")))
+    metrics.update(split=config.evaluation.split, config=config.name, seed=config.seed)
+    write_metrics(output / "metrics.json", metrics)
+    return metrics
+
+
+def draw(config: Config, data: PreparedData) -> list[Path]:
+    """Truth beside prediction for a few photos; writes pictures/."""
+    from bbu.evaluation.pictures import save_pictures
+
+    output = Path(config.output_dir)
+    shutil.rmtree(output / "pictures", ignore_errors=True)
+    return save_pictures(
+        _evaluation_rows(config, data),
+        read_predictions(output / "predictions.jsonl"),
+        data.image_root,
+        output / "pictures",
+        limit=config.evaluation.pictures,
+        threshold=config.evaluation.score_threshold,
+    )
+
+
+def _evaluation_rows(config: Config, data: PreparedData) -> list[Row]:
+    rows = data.rows(config.evaluation.split)
+    if not rows:
+        raise ConfigError(f"evaluation.split: there is no {config.evaluation.split} split in {data.folder}")
+    return rows
+
+
+def run(config: Config) -> int:
+    """The whole job. Under torchrun every rank trains; the first one goes on to predict, score and draw."""
+    from bbu.evaluation import summary_table
+
+    started = time.monotonic()
+    data = train(config)
+    if int(os.environ.get("RANK", "0")) != 0:
+        return 0
+    predict(config, data)
+    metrics = score(config, data)
+    pictures = draw(config, data)
+    output = Path(config.output_dir)
+    print(f"\n{config.evaluation.split} split, scored once\n{summary_table(metrics)}")
+    seconds = time.monotonic() - started
+    print(f"\ntrained in {metrics.get('train_seconds', 0):.0f} s, all done in {seconds:.0f} s. Written:")
+    for path in (output / "metrics.json", output / "predictions.jsonl", output / MODEL_FOLDER):
+        print(f"  {path}")
+    print(f"  {output / 'pictures'} ({len(pictures)} pictures)")
+    return 0

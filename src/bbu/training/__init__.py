@@ -1,0 +1,1 @@
+"""Training: the objective in one forward, the trainer, parameter groups, checkpoints."""

@@ -1,0 +1,90 @@
+"""What a person sees while it trains."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from tqdm import tqdm
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from bbu.losses.total import TERMS
+
+SHORT_NAMES = {
+    "teacher_lm": "teach",
+    "student_lm": "lm",
+    "bbox_l1": "l1",
+    "bbox_giou": "giou",
+    "objectness": "obj",
+    "caption": "cap",
+}
+
+
+class ProgressBar(TrainerCallback):
+    """One bar with the weighted loss terms and the time left; the main rank alone shows it.
+
+    Where the output is no terminal, a line every tenth of the run instead of a moving bar.
+    """
+
+    def __init__(self) -> None:
+        self.bar: tqdm[Any] | None = None
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if state.is_world_process_zero:
+            quiet = not sys.stderr.isatty()
+            self.bar = tqdm(
+                total=state.max_steps,
+                initial=state.global_step,
+                desc="train",
+                unit="step",
+                dynamic_ncols=not quiet,
+                mininterval=15.0 if quiet else 0.2,
+                maxinterval=30.0,
+            )
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if self.bar is not None:
+            self.bar.update(state.global_step - self.bar.n)
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if self.bar is not None and logs and "loss" in logs:
+            shown = {SHORT_NAMES[term]: f"{logs[f'loss/{term}']:.3f}" for term in TERMS if f"loss/{term}" in logs}
+            self.bar.set_postfix({"loss": f"{logs['loss']:.3f}", **shown}, refresh=False)
+
+    def on_evaluate(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        metrics: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if self.bar is not None and metrics:
+            shown = ", ".join(
+                f"{name.removeprefix('eval_')} {value:.3f}" for name, value in metrics.items() if value is not None
+            )
+            self.bar.write(f"step {state.global_step}: val {shown}", file=sys.stderr)
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if self.bar is not None:
+            self.bar.close()
+            self.bar = None
+
+
+class EvaluateAtEnd(TrainerCallback):
+    """The last step is evaluated too, whatever the interval."""
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if state.global_step >= state.max_steps and args.eval_strategy != "no":
+            control.should_evaluate = True

@@ -1,0 +1,77 @@
+"""One forward: model → match → captions of matched queries → sums of every loss term.
+
+DDP, ZeRO and FSDP hook a single forward, so all of it happens in this one, and every parameter takes part
+in every step. The trainer divides the sums by global counts, weights and joins them.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from bbu.config import LossConfig
+from bbu.data.collators import unpad
+from bbu.losses.detection_loss import detection_sums
+from bbu.losses.language_loss import answer_loss_sum, linear_cross_entropy_sum
+from bbu.losses.matcher import MatchCosts, Matches
+from bbu.models.postprocess import MODEL_KEYS
+from bbu.models.wrapper import DetectionOutput, DetectionVLM
+
+
+class DetectionObjective(nn.Module):
+    """What is handed to the Trainer."""
+
+    def __init__(self, model: DetectionVLM, config: LossConfig) -> None:
+        super().__init__()
+        self.model = model
+        self.loss_config = config
+
+    def forward(self, **batch: Any) -> dict[str, torch.Tensor]:
+        """A batch from a collator → the sum of each term in losses.total.TERMS, scalars with gradients."""
+        batch = unpad(batch)
+        output = self.model(**{key: batch[key] for key in MODEL_KEYS})
+        teacher, student = self._compute_teacher_student_losses(output, batch)
+        boxes = detection_sums(
+            torch.stack([layer.boxes for layer in output.layers]),
+            torch.stack([layer.objectness for layer in output.layers]),
+            output.proposals.boxes,
+            output.proposals.objectness,
+            output.proposal_counts,
+            batch["boxes"].to(output.pred_boxes.device),
+            batch["box_counts"],
+            costs=MatchCosts(self.loss_config.match_l1, self.loss_config.match_giou, self.loss_config.match_objectness),
+            proposals_per_object=self.loss_config.proposals_per_object,
+            names=batch["names"],
+        )
+        return {
+            "teacher_lm": teacher,
+            "student_lm": student,
+            "bbox_l1": boxes.bbox_l1,
+            "bbox_giou": boxes.bbox_giou,
+            "objectness": boxes.objectness,
+            "caption": self._caption_sum(output, batch, boxes.final),
+        }
+
+    def _compute_teacher_student_losses(
+        self, output: DetectionOutput, batch: dict[str, Any]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Language loss sums over the teachers' answers and over the students', told apart by their spans."""
+        labels = batch["labels"][0].to(output.hidden_TD.device)
+        head = self.model.backbone.lm_head_weight
+        teacher_spans = [span for spans in batch["teacher_spans"] for span in spans]
+        student_spans = [span for span in batch["student_spans"] if span is not None]
+        return (
+            answer_loss_sum(output.hidden_TD, labels, head, teacher_spans),
+            answer_loss_sum(output.hidden_TD, labels, head, student_spans),
+        )
+
+    def _caption_sum(self, output: DetectionOutput, batch: dict[str, Any], matches: Matches) -> torch.Tensor:
+        """Caption loss sum over matched queries, targets in the order of the matches."""
+        caption_ids = batch["caption_ids"].to(matches.parts.device)[matches.parts]
+        supervised = caption_ids >= 0
+        inputs = caption_ids.clamp(min=0)
+        states = self.model.describe_states(output, matches.samples, matches.predictions, inputs)
+        weight = self.model.backbone.token_embedding.weight
+        return linear_cross_entropy_sum(states[supervised], weight, caption_ids[supervised])

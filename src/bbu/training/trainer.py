@@ -1,0 +1,244 @@
+"""BBUTrainer: transformers' Trainer with sums and global counts, five learning rates and our checkpoints."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.data import Sampler, SequentialSampler
+from transformers import Trainer, TrainingArguments
+
+from bbu.config import Config
+from bbu.data.chat_processor import ChatProcessor
+from bbu.data.collators import PackedDataCollator, StandardDataCollator
+from bbu.data.dataset import TrainingStream
+from bbu.losses.total import TERMS, count_terms, max_one, term_weights, weigh
+from bbu.training.callbacks import EvaluateAtEnd, ProgressBar
+from bbu.training.checkpoint import load_for_training, save_model
+from bbu.training.objective import DetectionObjective
+from bbu.training.param_groups import optimizer_groups
+
+Evaluator = Callable[[], dict[str, float | None]]
+BEST_METRIC = "AP50"
+
+
+class BBUTrainer(Trainer):
+    """Trains a DetectionObjective.
+
+    Every term is a sum divided by its count over the whole optimizer step (all accumulated batches, all
+    ranks), so the gradient is the same however the step is cut (docs/critical_fixes.md).
+
+    Args:
+        objective: model and losses in one forward.
+        config: the run's configuration.
+        stream: training samples of the whole run, in order.
+        processor: saved with the model.
+        evaluator: scores the model on val; its metrics are logged as ``eval_…``.
+        photos_per_epoch: to tell epochs in the log.
+    """
+
+    def __init__(
+        self,
+        objective: DetectionObjective,
+        config: Config,
+        args: TrainingArguments,
+        stream: TrainingStream,
+        processor: ChatProcessor,
+        evaluator: Evaluator | None = None,
+        photos_per_epoch: int = 1,
+    ) -> None:
+        positions = objective.model.backbone.position_function()
+        collator: PackedDataCollator | StandardDataCollator = PackedDataCollator(positions)
+        if not config.training.packed:
+            pad = processor.tokenizer.get_vocab()["<|endoftext|>"]
+            collator = StandardDataCollator(positions, pad)
+        super().__init__(model=objective, args=args, train_dataset=stream, data_collator=collator)
+        self.run_config, self.processor, self.evaluator = config, processor, evaluator
+        self.photos_per_epoch = photos_per_epoch
+        self.weights = term_weights(config.loss)
+        self.model_accepts_loss_kwargs = True  # our loss is normalised over the accumulated batches already
+        self.loss_is_scaled_for_ga = True  # the same, as newer transformers ask it
+        self.callback_handler.callbacks = [
+            callback
+            for callback in self.callback_handler.callbacks
+            if type(callback).__name__ not in ("PrinterCallback", "ProgressCallback")
+        ]
+        self.add_callback(EvaluateAtEnd())
+        self.add_callback(ProgressBar())
+        self._logged = torch.zeros(len(TERMS) + 1, dtype=torch.float64)
+        self._logged_steps = 0
+
+    @property
+    def unwrapped(self) -> DetectionObjective:
+        """The objective without what accelerate wrapped around it."""
+        return self.accelerator.unwrap_model(self.model)  # type: ignore[no-any-return]
+
+    # ------------------------------------------------------------ data and loss
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
+        """The stream is in order already."""
+        return SequentialSampler(self.train_dataset)  # type: ignore[arg-type]
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
+    ) -> tuple[list[Any], torch.Tensor]:
+        """The batches of one optimizer step and, in the order of TERMS, the counts of all of them on all ranks."""
+        batches = []
+        for _ in range(num_batches):
+            batch = next(epoch_iterator, None)
+            if batch is None:
+                break
+            batches.append(batch)
+        per_batch = [list(count_terms(batch).values()) for batch in batches] or [[0] * len(TERMS)]
+        counts = torch.tensor(per_batch, dtype=torch.float64, device=device).sum(0)
+        if self.args.world_size > 1:
+            torch.distributed.all_reduce(counts)
+        self._logged_steps += 1
+        return batches, counts
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> Any:
+        """Forward, divide by the step's counts, weigh, join.
+
+        Args:
+            num_items_in_batch: counts in the order of TERMS; None = this batch is the whole step.
+
+        Returns:
+            The scalar to backpropagate, times the number of ranks (data parallelism averages over them);
+            with ``return_outputs`` also the weighted components.
+        """
+        sums = model(**inputs)
+        if isinstance(num_items_in_batch, torch.Tensor):
+            counts: dict[str, Any] = dict(zip(TERMS, num_items_in_batch.to(torch.float32).unbind(), strict=True))
+        else:
+            counts = dict(count_terms(inputs))
+        components = weigh(sums, counts, self.weights)
+        self._remember_components(components, sums, counts)
+        loss = torch.stack([components[term] for term in TERMS]).sum() * self.args.world_size
+        return (loss, components) if return_outputs else loss
+
+    def _remember_components(
+        self, components: dict[str, torch.Tensor], sums: dict[str, torch.Tensor], counts: dict[str, Any]
+    ) -> None:
+        """Add to what the next log line reports; stays on the device."""
+        plain = (sums["teacher_lm"] + sums["student_lm"]) / max_one(counts["teacher_lm"] + counts["student_lm"])
+        values = torch.stack([components[term].detach().double() for term in TERMS] + [plain.detach().double()])
+        self._logged = self._logged.to(values.device)
+        self._logged += values
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add the weighted components (they sum to ``loss``) and the plain ``lm_loss``."""
+        if "loss" in logs:
+            totals = self._logged.clone()
+            if self.args.world_size > 1:
+                torch.distributed.all_reduce(totals)
+            means = (totals / max(self._logged_steps, 1)).tolist()
+            logs.update({f"loss/{term}": value for term, value in zip(TERMS, means[:-1], strict=True)})
+            logs["lm_loss"] = means[-1]
+            self._logged.zero_()
+            self._logged_steps = 0
+            for group in self.optimizer.param_groups if self.optimizer is not None else []:
+                if "group" in group:
+                    logs[f"learning_rate/{group['group']}"] = group["lr"]
+        epoch = self.state.epoch
+        self.state.epoch = self.state.global_step * self._samples_per_step / max(self.photos_per_epoch, 1)
+        super().log(logs, start_time)
+        self.state.epoch = epoch
+
+    @property
+    def _samples_per_step(self) -> int:
+        return self.args.per_device_train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
+
+    # ------------------------------------------------------------ optimizer, evaluation, checkpoints
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """AdamW over the five groups."""
+        if self.optimizer is None:
+            training = self.run_config.training
+            groups = optimizer_groups(self.unwrapped.model, training.learning_rates, training.weight_decay)
+            kind, options = self.get_optimizer_cls_and_kwargs(self.args)
+            self.optimizer = kind(groups, **options)
+        return self.optimizer
+
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        """Score the model on val: predictions and AP, not a loss."""
+        assert self.evaluator is not None
+        started = time.monotonic()
+        found = {f"{metric_key_prefix}_{name}": value for name, value in self.evaluator().items()}
+        metrics = {name: value for name, value in found.items() if value is not None}
+        metrics[f"{metric_key_prefix}_seconds"] = time.monotonic() - started
+        self.log(dict(metrics))
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, torch.Tensor] | None = None) -> None:
+        if not self.args.should_save:
+            return
+        folder = Path(output_dir or self.run_config.output_dir)
+        if state_dict is not None:
+            state_dict = {name.removeprefix("model."): value for name, value in state_dict.items()}
+        save_model(folder, self.unwrapped.model, self.processor, state_dict)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        if not self.is_deepspeed_enabled:  # DeepSpeed restores the weights with its optimizer
+            load_for_training(self.unwrapped.model, Path(resume_from_checkpoint))
+
+
+def training_arguments(config: Config, *, use_cpu: bool, bf16: bool, has_val: bool) -> TrainingArguments:
+    """Our config in transformers' words."""
+    training = config.training
+    evaluating = bool(training.eval_every) and has_val
+    save_every = training.eval_every if evaluating and training.select_best else training.save_every
+    return TrainingArguments(
+        output_dir=config.output_dir,
+        max_steps=training.max_steps,
+        per_device_train_batch_size=training.batch_size,
+        gradient_accumulation_steps=training.gradient_accumulation,
+        learning_rate=max(vars(training.learning_rates).values()),
+        lr_scheduler_type=training.schedule,
+        warmup_steps=training.warmup_steps,
+        weight_decay=training.weight_decay,
+        max_grad_norm=training.max_grad_norm,
+        bf16=bf16,
+        use_cpu=use_cpu,
+        seed=config.seed,
+        data_seed=config.seed,
+        logging_strategy="steps",
+        logging_steps=training.log_every,
+        logging_nan_inf_filter=False,
+        eval_strategy="steps" if evaluating else "no",
+        eval_steps=training.eval_every or None,
+        save_strategy="steps",
+        save_steps=save_every or training.max_steps,
+        save_total_limit=training.keep_checkpoints,
+        metric_for_best_model=BEST_METRIC if evaluating and training.select_best else None,
+        greater_is_better=True if evaluating and training.select_best else None,
+        load_best_model_at_end=False,
+        report_to=list(training.report_to) or "none",
+        run_name=config.name,
+        disable_tqdm=True,
+        dataloader_num_workers=config.data.workers,
+        dataloader_persistent_workers=config.data.workers > 0,
+        dataloader_pin_memory=not use_cpu,
+        remove_unused_columns=False,
+        label_names=[],
+        ddp_find_unused_parameters=False,
+        deepspeed=training.deepspeed or None,
+    )
+
+
+def merge_shards(shards: Sequence[Sequence[Any]]) -> list[Any]:
+    """Undo round-robin sharding: shard r held items r, r + ranks, …"""
+    total = sum(len(shard) for shard in shards)
+    return [shards[number % len(shards)][number // len(shards)] for number in range(total)]
