@@ -7,13 +7,21 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from bbu.errors import UserError
 
 
+class Parser(argparse.ArgumentParser):
+    """A parser whose complaints are one line, like every other error."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; see {self.prog} --help")
+
+
 def build_parser() -> argparse.ArgumentParser:
     """All commands and their arguments."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="bbu", description="Find every part in a photo, describe its state in words, and say how sure it is."
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -34,8 +42,8 @@ def build_parser() -> argparse.ArgumentParser:
     predict.add_argument("output", help="predictions JSONL to write")
     predict.add_argument("--image-root", help="folder that the JSONL's image paths are relative to")
     predict.add_argument("--teachers", help="JSONL of annotated rows shown as worked examples")
-    predict.add_argument("--top-k", type=int, default=100, help="most boxes a photo (default 100)")
-    predict.add_argument("--batch-size", type=int, default=8, help="photos at a time (default 8)")
+    predict.add_argument("--top-k", type=positive, default=100, help="most boxes a photo (default 100)")
+    predict.add_argument("--batch-size", type=positive, default=8, help="photos at a time (default 8)")
     predict.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto")
 
     evaluate = commands.add_parser("evaluate", help="score saved predictions; needs no weights")
@@ -48,11 +56,20 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def positive(text: str) -> int:
+    """A whole number of at least 1, for argparse."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, is {number}")
+    return number
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; a user's mistake is one line on stderr and exit status 2."""
-    arguments = build_parser().parse_args(argv)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     try:
+        arguments = build_parser().parse_args(argv)
         return COMMANDS[arguments.command](arguments)
     except UserError as error:
         print(f"bbu: error: {one_line(error)}", file=sys.stderr)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -141,13 +142,14 @@ class TrainingConfig:
     packed: bool = True  # False: padded batches
     learning_rates: LearningRates = field(default_factory=LearningRates)
     weight_decay: float = 0.01
+    adam_beta2: float = 0.999  # 0.98 suits short runs from scratch
     warmup_steps: int = 50
-    schedule: str = "cosine"  # any of transformers' schedules
+    schedule: str = "cosine"  # those of transformers that need no settings of their own: SCHEDULES
     max_grad_norm: float = 1.0
     precision: str = "auto"  # auto | fp32 | bf16
     select_best: bool = True  # keep the checkpoint with the best val AP50; False: the last one
-    eval_every: int = 0  # steps between evaluations on val; 0 = only where save_every asks
-    save_every: int = 0  # steps between checkpoints; 0 = only at the end
+    eval_every: int = 0  # steps between evaluations on val; 0 = never
+    save_every: int = 0  # steps between checkpoints; 0 = only at the end (with select_best: at each evaluation)
     keep_checkpoints: int = 2
     log_every: int = 10
     report_to: list[str] = field(default_factory=list)  # wandb, tensorboard
@@ -162,7 +164,7 @@ class EvaluationConfig:
     split: str = "test"
     batch_size: int = 8
     captions_per_photo: int = 100  # boxes, by objectness, that get words and are written
-    score_threshold: float = 0.3  # of objectness, for pictures, false alarms and rates; AP uses every prediction
+    score_threshold: float = 0.3  # for pictures, false alarms and rates; AP uses every prediction
     pictures: int = 8
 
 
@@ -178,30 +180,39 @@ class Config:
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
 
 
+SCHEDULES = (
+    "cosine", "linear", "constant", "constant_with_warmup", "cosine_with_restarts", "polynomial", "inverse_sqrt",
+)  # fmt: skip
 CHOICES = {
     "data.language": ("zh", "en"),
     "data.source.on_error": ("fail", "skip"),
     "model.attention": ("auto", "sdpa", "torch_varlen", "flash_attn"),
     "training.precision": ("auto", "fp32", "bf16"),
+    "training.schedule": SCHEDULES,
     "evaluation.split": ("val", "test"),
 }
 AT_LEAST_ONE = (
-    "data.min_pixels", "data.max_length", "model.detection.queries", "model.detection.layers",
+    "data.min_pixels", "data.max_length", "model.detection.width", "model.detection.queries",
+    "model.detection.layers", "model.detection.heads", "model.lora.rank", "model.scratch.vision_width",
+    "model.scratch.vision_depth", "model.scratch.vision_heads", "model.scratch.text_width",
+    "model.scratch.text_depth", "model.scratch.text_heads", "model.scratch.text_kv_heads", "model.scratch.vocab_size",
     "model.detection.points", "model.detection.caption_layers", "model.detection.caption_region_cells",
     "model.detection.caption_max_tokens", "training.max_steps", "training.batch_size",
     "training.gradient_accumulation", "training.keep_checkpoints", "training.log_every",
     "evaluation.batch_size", "evaluation.captions_per_photo", "loss.proposals_per_object",
 )  # fmt: skip
 NOT_NEGATIVE = (
-    "data.workers", "data.teachers_per_sample", "data.source.max_teachers", "training.warmup_steps",
+    "seed", "data.workers", "data.teachers_per_sample", "data.source.max_teachers", "training.warmup_steps",
     "training.eval_every", "training.save_every", "training.weight_decay", "training.threads", "evaluation.pictures",
     "loss.teacher_lm_weight", "loss.student_lm_weight", "loss.bbox_l1_weight", "loss.bbox_giou_weight",
-    "loss.objectness_weight", "loss.caption_weight",
+    "loss.objectness_weight", "loss.caption_weight", "loss.match_l1", "loss.match_giou", "loss.match_objectness",
+    "training.max_grad_norm",
     *(f"training.learning_rates.{group}" for group in GROUP_NAMES),
 )  # fmt: skip
 FRACTIONS = (
     "data.source.val_fraction", "data.source.test_fraction", "data.augment.flip_horizontal",
-    "data.augment.flip_vertical", "evaluation.score_threshold", "model.lora.dropout",
+    "data.augment.flip_vertical", "data.augment.brightness", "data.augment.contrast", "evaluation.score_threshold",
+    "training.adam_beta2", "model.lora.dropout",
 )  # fmt: skip
 
 
@@ -249,11 +260,11 @@ def _apply_override(merged: Any, override: str) -> Any:
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
-    key, equals, _ = override.partition("=")
+    key, equals, value = override.partition("=")
     if not equals or not key:
         raise ConfigError(f"override {override!r}: write it as key=value, e.g. training.max_steps=10")
     try:
-        change = OmegaConf.from_dotlist([override])
+        change = OmegaConf.from_dotlist([override if value else f"{key}=''"])  # a shell eats the quotes
         _check_keys(OmegaConf.to_container(change), Config, f"override {override!r}")
         return OmegaConf.merge(merged, change)
     except OmegaConfBaseException as error:
@@ -309,6 +320,9 @@ def check_values(config: Config) -> None:
     Raises:
         ConfigError: the key, its value and the fix.
     """
+    for key in all_keys():
+        if isinstance(value_at(config, key), float) and not math.isfinite(value_at(config, key)):
+            raise ConfigError(f"{key}: must be a finite number, is {value_at(config, key)}")
     for key, choices in CHOICES.items():
         if value_at(config, key) not in choices:
             raise ConfigError(f"{key}: {value_at(config, key)!r} is not one of {', '.join(choices)}")
@@ -325,6 +339,11 @@ def check_values(config: Config) -> None:
         raise ConfigError(
             f"data.max_pixels ({config.data.max_pixels}) is below data.min_pixels ({config.data.min_pixels})"
         )
+    if config.training.adam_beta2 == 1:
+        raise ConfigError("training.adam_beta2: must be below 1, or the optimizer never learns a scale")
+    for split, count in config.data.source.photos.items():
+        if count < 0:
+            raise ConfigError(f"data.source.photos: {split} must not be negative, is {count}")
     for group in config.model.freeze:
         if group not in GROUP_NAMES:
             raise ConfigError(f"model.freeze: {group!r} is not one of {', '.join(GROUP_NAMES)}")
@@ -333,6 +352,17 @@ def check_values(config: Config) -> None:
     for part in config.model.lora.parts:
         if part not in ("llm", "vision"):
             raise ConfigError(f"model.lora.parts: {part!r} is not one of llm, vision")
+    scratch = config.model.scratch
+    for whole, part, times in (
+        ("vision_width", "vision_heads", 4),  # rows and columns, each a sine and a cosine
+        ("text_width", "text_heads", 2),
+        ("text_heads", "text_kv_heads", 1),
+    ):
+        if getattr(scratch, whole) % (times * getattr(scratch, part)):
+            raise ConfigError(
+                f"model.scratch.{whole} ({getattr(scratch, whole)}) must be a multiple of "
+                f"{f'{times} x ' if times > 1 else ''}model.scratch.{part} ({getattr(scratch, part)})"
+            )
     detection = config.model.detection
     if detection.width % (2 * detection.heads) or detection.width % 4:
         raise ConfigError(

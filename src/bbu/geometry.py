@@ -113,8 +113,8 @@ def thicken(box: Sequence[float], width: int, height: int) -> tuple[float, float
 def smart_resize(height: int, width: int, factor: int, min_pixels: int, max_pixels: int) -> tuple[int, int]:
     """Model size of an image: sides are multiples of ``factor``, area within [min_pixels, max_pixels].
 
-    The rule published with Qwen2-VL (qwen-vl-utils ``smart_resize``); ``factor`` = patch × merge,
-    28 for Qwen2.5-VL.
+    The rule published with Qwen2-VL, as transformers' image processor applies it (it cuts the patches, so the
+    two must never differ); ``factor`` = patch × merge, 28 for Qwen2.5-VL.
 
     Returns:
         (height, width) in pixels.
@@ -128,14 +128,14 @@ def smart_resize(height: int, width: int, factor: int, min_pixels: int, max_pixe
         raise ValueError(
             f"image size {width}x{height}: aspect ratio is over {MAX_ASPECT_RATIO}; crop it or split it into tiles"
         )
-    new_height = max(factor, round(height / factor) * factor)
-    new_width = max(factor, round(width / factor) * factor)
+    new_height = round(height / factor) * factor
+    new_width = round(width / factor) * factor
     if new_height * new_width > max_pixels:
         shrink = math.sqrt(height * width / max_pixels)
         new_height = max(factor, math.floor(height / shrink / factor) * factor)
         new_width = max(factor, math.floor(width / shrink / factor) * factor)
-    elif new_height * new_width < min_pixels:
-        grow = math.sqrt(min_pixels / (height * width))
+    elif new_height * new_width < max(min_pixels, 1):  # also a side under half a factor, which rounds to 0
+        grow = math.sqrt(max(min_pixels, 1) / (height * width))
         new_height = math.ceil(height * grow / factor) * factor
         new_width = math.ceil(width * grow / factor) * factor
     return new_height, new_width

@@ -78,7 +78,7 @@ class Inference:
         folder: str | Path,
         *,
         device: str | torch.device | None = None,
-        precision: str = "fp32",
+        precision: str = "auto",
         attention: str = "auto",
         batch_size: int = 8,
         top_k: int = 100,
@@ -200,6 +200,8 @@ def list_photos(source: str | Path) -> tuple[list[str], str]:
         return names, str(source)
     if source.suffix == ".jsonl":
         rows = [parse_sample(value, where).student for where, value in iter_json_lines(source)]
+        if not rows:
+            raise UserError(f"{source}: has no row")
         return [row.images[0] for row in rows], str(source.parent)
     if source.is_file():
         return [source.name], str(source.parent)

@@ -44,7 +44,10 @@ class ObjectRow:
         return enclosing_box(self.points)
 
     def to_json(self) -> dict[str, Any]:
-        return {"desc": self.desc, self.kind: [_tidy(value) for value in self.points]}
+        points: list[float] = [_tidy(value) for value in self.points]
+        if self.kind == "bbox_2d" and not (points[0] < points[2] and points[1] < points[3]):
+            points = list(self.points)  # thinner than the rounding, which would make it unreadable
+        return {"desc": self.desc, self.kind: points}
 
 
 @dataclass(frozen=True)
@@ -255,6 +258,8 @@ class _Checker:
     def text(self, value: Any, name: str) -> str:
         if not isinstance(value, str) or not value.strip():
             self.fail(name, f"must be non-empty text, is {_show(value)}")
+        if any("\ud800" <= letter <= "\udfff" for letter in value):
+            self.fail(name, f"holds half a character (a lone surrogate), is {_show(value)}")
         return value  # type: ignore[no-any-return]
 
     def size(self, value: Any, name: str) -> int:
@@ -327,7 +332,12 @@ def decode_json(text: str, where: str) -> Any:
     try:
         return json.loads(text, parse_constant=refuse, object_pairs_hook=unique)
     except json.JSONDecodeError as error:
-        raise RecordError(where, "row", f"is not valid JSON: {error.msg} at column {error.colno}") from None
+        place = f"column {error.colno}" if error.lineno == 1 else f"line {error.lineno}, column {error.colno}"
+        raise RecordError(where, "row", f"is not valid JSON: {error.msg} at {place}") from None
+    except ValueError as error:  # an integer of thousands of digits
+        if isinstance(error, RecordError):
+            raise
+        raise RecordError(where, "row", f"is not valid JSON: {error}") from None
     except RecursionError:
         raise RecordError(where, "row", "is nested too deeply to be a record") from None
 
@@ -375,10 +385,13 @@ def resolve_image(root: str | Path, name: str) -> Path:
     """The file an image path means, kept inside ``root``.
 
     Raises:
-        UserError: the path leaves the root (``..``, an absolute path elsewhere, or a link out of it).
+        UserError: the path leaves the root (``..``, an absolute path elsewhere, or a link out of it), or is none.
     """
     root = Path(root).resolve()
-    path = (root / name).resolve()
+    try:
+        path = (root / name).resolve()
+    except (ValueError, OSError, RuntimeError) as error:  # a null character, or links in a circle
+        raise UserError(f"image path {name!r} under {root} cannot be followed: {error}") from None
     if not path.is_relative_to(root):
         raise UserError(f"image path {name!r} leaves its folder {root}; move the file inside or change the image root")
     return path
@@ -386,10 +399,19 @@ def resolve_image(root: str | Path, name: str) -> Path:
 
 @contextmanager
 def atomic_writer(path: str | Path) -> Iterator[IO[str]]:
-    """A UTF-8 text file that appears whole or not at all."""
+    """A UTF-8 text file that appears whole or not at all.
+
+    Raises:
+        UserError: nothing can be written there; known before the first line is asked for.
+    """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_dir():
+            raise UserError(f"{path}: is a folder; name a file in it")
+        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written: {error.strerror}") from None
     try:
         with os.fdopen(descriptor, "w", encoding="utf-8", newline="\n") as stream:
             yield stream

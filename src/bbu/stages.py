@@ -140,13 +140,16 @@ def train(config: Config) -> PreparedData:
     device = compute_device()
     bf16 = use_bf16(config.training.precision, device)
     _quiet_trackers(config)
+    _single_process_rendezvous(config)
     args = training_arguments(config, use_cpu=device.type == "cpu", bf16=bf16, has_val=True)
     with args.main_process_first(local=False, desc="preparing data"):
         data = _prepare_once(config, main=args.process_index == 0)
     samples = data.samples("train")
     val = data.rows("val")
-    if args.eval_strategy != "no" and not val:
-        raise ConfigError("training.eval_every: there is no val split; set data.source.val_fraction, or eval_every=0")
+    if args.eval_strategy != "no" and not any(row.objects for row in val):
+        raise ConfigError(
+            "training.eval_every: there is no val split with parts in it; set data.source.val_fraction, or eval_every=0"
+        )
     processor = build_processor(config, samples, data.image_root)
     model = build_model(config, processor.tokenizer, device=device, dtype=torch.bfloat16 if bf16 else torch.float32)
     if args.process_index == 0:
@@ -197,6 +200,13 @@ def _quiet_trackers(config: Config) -> None:
             os.environ.setdefault("WANDB_MODE", "offline")
     if "tensorboard" in config.training.report_to:
         os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(Path(config.output_dir) / "tensorboard"))
+
+
+def _single_process_rendezvous(config: Config) -> None:
+    """DeepSpeed wants a process group; without torchrun, a group of one."""
+    if config.training.deepspeed and "RANK" not in os.environ:
+        alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
+        os.environ.update({name: os.environ.get(name, value) for name, value in alone.items()})
 
 
 def _describe(config: Config, model: Any, device: Any, bf16: bool, photos: int, val: int) -> None:

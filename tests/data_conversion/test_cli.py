@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from typing import Any
@@ -58,5 +59,6 @@ def test_an_error_is_one_line_and_status_2(
 def test_it_starts_without_the_training_stack() -> None:
     heavy = ("torch", "transformers", "scipy", "pandas")
     code = f"import sys, data_conversion.__main__; print([name for name in {heavy} if name in sys.modules])"
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    result = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"

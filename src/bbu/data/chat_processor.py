@@ -14,7 +14,7 @@ import torch
 
 from bbu.data.augment import View
 from bbu.data.images import load_image
-from bbu.data.prompts import PromptSpec, answer_text, build_messages, text_boxes
+from bbu.data.prompts import PromptSpec, answer_text, build_messages, refuse_special_tokens, text_boxes
 from bbu.errors import ImageError, SampleError
 from bbu.geometry import ImageGeometry, thicken, xyxy_to_cxcywh
 from bbu.records import FewShotSample, ObjectRow, Row, resolve_image
@@ -192,14 +192,18 @@ class ChatProcessor:
     def _answer(self, photo: Photo, geometry: ImageGeometry) -> str:
         boxes = np.array([item.box for item in photo.objects], dtype=np.float64).reshape(-1, 4)
         written = text_boxes(geometry, boxes, self.spec.box_convention)
-        return answer_text(written, [item.desc for item in photo.objects])
+        answer = answer_text(written, [item.desc for item in photo.objects])
+        refuse_special_tokens(answer, f"{photo.name}: ")
+        return answer
 
     def _tokenize(
         self, messages: list[dict[str, Any]], grid_thw: torch.Tensor, with_answer: bool, name: str
     ) -> torch.Tensor:
         """Conversation → (S,) ids, each photo's token repeated as often as its real grid asks."""
-        text = self.tokenizer.apply_chat_template(
-            messages, chat_template=self.spec.chat_template, tokenize=False, add_generation_prompt=not with_answer
+        text = str(
+            self.tokenizer.apply_chat_template(
+                messages, chat_template=self.spec.chat_template, tokenize=False, add_generation_prompt=not with_answer
+            )
         )
         counts = iter((grid_thw.prod(-1) // self.merge_size**2).tolist())
         ids: list[int] = []

@@ -36,6 +36,8 @@ WORDING = {
     ),
 }
 
+LARGEST = 1e6  # no coordinate is beyond; infinite ones and endless digits are malformed
+
 Message = dict[str, Any]
 
 
@@ -111,13 +113,15 @@ def parse_answer(text: str) -> tuple[list[tuple[list[float], str]], int]:
     while position >= 0:
         try:
             value, end = decoder.raw_decode(text, position)
-        except (json.JSONDecodeError, RecursionError):
+        except (ValueError, RecursionError):
             malformed += 1
             position = text.find("{", position + 1)
             continue
         box = value.get("bbox_2d")
         label = value.get("label")
-        numbers = isinstance(box, list) and len(box) == 4 and all(type(v) in (int, float) for v in box)
+        numbers = (
+            isinstance(box, list) and len(box) == 4 and all(type(v) in (int, float) and abs(v) < LARGEST for v in box)
+        )
         if numbers and isinstance(label, str) and label and box[0] < box[2] and box[1] < box[3]:
             parts.append(([float(v) for v in box], label))
         else:
@@ -140,12 +144,20 @@ def build_messages(spec: PromptSpec, teacher_answers: Sequence[str], student_ans
     for answer in [*teacher_answers, student_answer]:
         messages.append(question)
         if answer is not None:
-            _refuse_special_tokens(answer)
+            refuse_special_tokens(answer)
             messages.append({"role": "assistant", "content": answer})
     return messages
 
 
-def _refuse_special_tokens(answer: str) -> None:
+def refuse_special_tokens(answer: str, where: str = "") -> None:
+    """What is said must not end its turn or show a photo.
+
+    Args:
+        where: photo and colon, for the message.
+
+    Raises:
+        SampleError: names the token.
+    """
     found = next((token for token in SPECIAL_TOKENS if token in answer), None)
     if found:
-        raise SampleError(f"a description contains {found}, which marks turns in the conversation; remove it")
+        raise SampleError(f"{where}a description contains {found}, which marks turns in the conversation; remove it")

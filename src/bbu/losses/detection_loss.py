@@ -57,34 +57,36 @@ def detection_sums(
 ) -> DetectionSums:
     """Match every layer and the proposals, then sum their terms.
 
-    Proposals (S of all samples, end to end) are matched one part to ``proposals_per_object`` of them, and
-    their terms divided by that number, so that they weigh as much as one layer.
+    Layers are matched one to one, so that a part is named once. Each part is matched to several proposals
+    (one-to-many, as in hybrid matching, Jia et al. 2023, arXiv:2207.13080): they only have to offer good boxes.
+
+    Args:
+        proposal_counts: image tokens of each sample; the proposals of all samples lie end to end.
+        proposals_per_object: proposals matched to each part; their terms are divided by it, so that they
+            weigh as much as one layer.
+        names: photos, for messages.
     """
     part_boxes_N4 = part_boxes_N4.to(layer_boxes_KBQ4.dtype)
+    layers = Round(layer_boxes_KBQ4, layer_objectness_KBQ)
     proposals = Round(
         _pad(proposal_boxes_S4, proposal_counts)[None],
         _pad(proposal_objectness_S, proposal_counts)[None],
         counts=proposal_counts,
         copies=proposals_per_object,
     )
-    rounds = [Round(layer_boxes_KBQ4, layer_objectness_KBQ), proposals]
-    layer_matches, proposal_matches = hungarian_matcher(rounds, part_boxes_N4, part_counts, costs, names)
-    real = _pad(torch.ones_like(proposal_objectness_S), proposal_counts)[None]
-    everywhere = torch.ones_like(layer_objectness_KBQ)
-    terms = [
-        _round_sums(rounds[0], layer_matches, part_boxes_N4, everywhere, 1.0),
-        _round_sums(proposals, proposal_matches, part_boxes_N4, real, 1.0 / proposals_per_object),
-    ]
-    l1, overlap, objectness = (sum(part[1:], part[0]) for part in zip(*terms, strict=True))
+    layer_matches, proposal_matches = hungarian_matcher([layers, proposals], part_boxes_N4, part_counts, costs, names)
+    of_layers = _round_sums(layers, layer_matches, part_boxes_N4)
+    of_proposals = _round_sums(proposals, proposal_matches, part_boxes_N4)
+    l1, overlap, objectness = (a + b / proposals_per_object for a, b in zip(of_layers, of_proposals, strict=True))
     last = layer_matches.layers == len(layer_boxes_KBQ4) - 1
-    final = Matches(*(x[last] for x in vars(layer_matches).values()))
+    final = Matches(*(column[last] for column in vars(layer_matches).values()))
     return DetectionSums(l1, overlap, objectness, final)
 
 
 def _round_sums(
-    entry: Round, matches: Matches, parts_N4: torch.Tensor, real: torch.Tensor, share: float
+    entry: Round, matches: Matches, parts_N4: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """L1, GIoU and objectness sums of one round, times ``share``."""
+    """L1, GIoU and objectness sums of one round; padded predictions do not count."""
     where = (matches.layers, matches.samples, matches.predictions)
     boxes, parts = entry.boxes[where], parts_N4[matches.parts]
     l1 = (boxes - parts).abs().sum()
@@ -92,8 +94,13 @@ def _round_sums(
     overlap = (1 - giou(corners, part_corners)).sum()
     quality = torch.zeros_like(entry.objectness)
     quality[where] = iou(corners, part_corners).detach().clamp(0, 1).to(quality.dtype)
-    objectness = (quality_focal_loss(entry.objectness, quality) * real).sum()
-    return l1 * share, overlap * share, objectness * share
+    objectness = quality_focal_loss(entry.objectness, quality)
+    if entry.counts is not None:
+        real = torch.arange(objectness.shape[-1], device=objectness.device) < torch.tensor(
+            entry.counts, device=objectness.device
+        ).unsqueeze(-1)
+        objectness = objectness * real
+    return l1, overlap, objectness.sum()
 
 
 def _pad(rows: torch.Tensor, counts: Sequence[int]) -> torch.Tensor:

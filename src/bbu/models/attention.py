@@ -26,6 +26,8 @@ from bbu.errors import ConfigError
 
 Engine = Callable[..., torch.Tensor]
 
+CPU_SCORES = 2**20  # most scores a head for which they are held at once on a CPU
+
 
 def varlen_attention(
     query_THE: torch.Tensor,
@@ -65,6 +67,28 @@ def varlen_attention(
         causal,
         scale if scale is not None else query_THE.shape[-1] ** -0.5,
     )
+
+
+def dense_attention(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *, causal: bool = False, scale: float | None = None
+) -> torch.Tensor:
+    """Attention over a rectangle, (…, Lq, E) → (…, Lq, E): torch's own, but for short 16-bit rows on a CPU.
+
+    There torch's kernel computes slower than in float32, and two bfloat16 matrix products with a float32
+    softmax between them take half its time (484 patches, 3 heads of 64: 29 against 54 ms forward and backward).
+    """
+    dtype = query.dtype
+    if query.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
+        dtype = torch.get_autocast_dtype("cpu")
+    short = query.shape[-2] * key.shape[-2] <= CPU_SCORES
+    if query.device.type != "cpu" or dtype != torch.bfloat16 or not short:
+        return F.scaled_dot_product_attention(query, key, value, is_causal=causal, scale=scale)
+    query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
+    scores = (query @ key.transpose(-1, -2)).float() * (scale if scale is not None else query.shape[-1] ** -0.5)
+    if causal:
+        future = torch.ones(scores.shape[-2:], dtype=torch.bool).triu(1)
+        scores = scores.masked_fill(future, -torch.inf)
+    return scores.softmax(-1).to(dtype) @ value
 
 
 def _repeat_heads(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -107,7 +131,7 @@ def _sdpa_engine(
             attended = torch.zeros_like(query[rows_q])
         else:
             q, k, v = (x[rows].transpose(1, 2) for x, rows in ((query, rows_q), (key, rows_k), (value, rows_k)))
-            attended = F.scaled_dot_product_attention(q, k, v, is_causal=causal, scale=scale).transpose(1, 2)
+            attended = dense_attention(q, k, v, causal=causal, scale=scale).transpose(1, 2)
         parts.append(attended.reshape(-1, *query.shape[1:]))
         order.append(rows_q.reshape(-1))
     if not parts:

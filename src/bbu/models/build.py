@@ -85,11 +85,20 @@ def build_model(
     backbone.use_engine(choose_engine(model.attention, device, dtype))
     wrapped = DetectionVLM(backbone, model.detection)
     if model.gradient_checkpointing:
-        backbone.vlm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        _checkpoint_activations(backbone)
     if model.lora.parts:
         add_lora(wrapped, model.lora)
     freeze(wrapped, model.freeze)
     return wrapped
+
+
+def _checkpoint_activations(backbone: Backbone) -> None:
+    """Recompute activations in the backward pass; newer transformers calls it by another name."""
+    newer = getattr(backbone.vlm, "activation_checkpointing_enable", None)
+    if newer is not None:
+        newer()
+    else:
+        backbone.vlm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
 
 
 def freeze(model: DetectionVLM, groups: Sequence[str]) -> None:

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from bbu.models.attention import dense_attention
 from bbu.models.memory import Memory, full_precision, sample_level, sine_embedding
 
 REGION_SCALE = 1.2  # look a little beyond the box: a shadow or a gap lies at its edge
@@ -59,11 +60,11 @@ class CaptionLayer(nn.Module):
             if cache.key is not None and cache.value is not None:
                 key, value = torch.cat((cache.key, key), dim=2), torch.cat((cache.value, value), dim=2)
             cache.key, cache.value = key, value
-        attended = F.scaled_dot_product_attention(query, key, value, is_causal=cache is None)
+        attended = dense_attention(query, key, value, causal=cache is None)
         x_CLD = x_CLD + self.self_out(attended.transpose(1, 2).flatten(2))
         query = self._split(self.region_query(self.norm_region(x_CLD)))
         key, value = (self._split(part) for part in self.region_key_value(region_CRD).chunk(2, dim=-1))
-        seen = F.scaled_dot_product_attention(query, key, value)
+        seen = dense_attention(query, key, value)
         x_CLD = x_CLD + self.region_out(seen.transpose(1, 2).flatten(2))
         return x_CLD + self.mlp(self.norm_mlp(x_CLD))  # type: ignore[no-any-return]
 

@@ -16,9 +16,8 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 
-from bbu.models.attention import varlen_attention
+from bbu.models.attention import dense_attention, varlen_attention
 from bbu.models.memory import Memory, full_precision, grid_centres, sample_level, sine_embedding
 
 ANCHOR_TOKENS = 3.0  # a token first guesses a box three tokens wide and high
@@ -136,7 +135,7 @@ class DecoderLayer(nn.Module):
         query, key = self.self_query_key(queries_BQD + places_BQD).chunk(2, dim=-1)
         value = self.self_value(queries_BQD)
         split = (x.view(batch, count, self.heads, -1).transpose(1, 2) for x in (query, key, value))
-        attended = F.scaled_dot_product_attention(*split)
+        attended = dense_attention(*split)
         return self.self_out(attended.transpose(1, 2).reshape(batch, count, width))  # type: ignore[no-any-return]
 
     def _look_at_memory(

@@ -39,6 +39,7 @@ HEAD_FILE, FACTS_FILE, BACKBONE_FOLDER, LORA_FILE = (
     "backbone",
     "lora.safetensors",
 )
+FACTS = ("format", "prompt_hash", "vocabulary_hash", "family", "detection", "max_length")
 STATE_FILE = "trainer_state.json"  # transformers' name
 
 
@@ -99,7 +100,7 @@ def read_facts(folder: Path) -> dict[str, Any]:
     try:
         facts: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         spec = PromptSpec(**facts["prompt"])
-        known = facts["format"], facts["prompt_hash"], facts["vocabulary_hash"], facts["family"], facts["detection"]
+        known = [facts[key] for key in FACTS]
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path}: is damaged: {error}") from None
     if known[0] != FORMAT:
@@ -119,9 +120,13 @@ def load_processor(folder: Path, image_root: str = ".") -> ChatProcessor:
     """
     facts = read_facts(folder)
     source = str(folder / BACKBONE_FOLDER)
+    try:
+        image_processor = backbone_class(facts["family"]).image_processor(source)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{source}: its image processor cannot be read: {str(error).splitlines()[0]}") from None
     processor = ChatProcessor(
         load_tokenizer(source),
-        backbone_class(facts["family"]).image_processor(source),
+        image_processor,
         PromptSpec(**facts["prompt"]),
         image_root=image_root,
         max_length=facts["max_length"],

@@ -16,7 +16,9 @@ from bbu.config import Config
 from bbu.data.chat_processor import ChatProcessor
 from bbu.data.collators import PackedDataCollator, StandardDataCollator
 from bbu.data.dataset import TrainingStream
+from bbu.errors import ConfigError
 from bbu.losses.total import TERMS, count_terms, max_one, term_weights, weigh
+from bbu.records import decode_json
 from bbu.training.callbacks import EvaluateAtEnd, ProgressBar
 from bbu.training.checkpoint import load_for_training, save_model
 from bbu.training.objective import DetectionObjective
@@ -56,7 +58,13 @@ class BBUTrainer(Trainer):
         if not config.training.packed:
             pad = processor.tokenizer.get_vocab()["<|endoftext|>"]
             collator = StandardDataCollator(positions, pad)
-        super().__init__(model=objective, args=args, train_dataset=stream, data_collator=collator)
+        super().__init__(
+            model=objective,
+            args=args,
+            train_dataset=stream,
+            eval_dataset=[] if args.eval_strategy != "no" else None,  # the evaluator has the photos
+            data_collator=collator,
+        )
         self.run_config, self.processor, self.evaluator = config, processor, evaluator
         self.photos_per_epoch = photos_per_epoch
         self.weights = term_weights(config.loss)
@@ -68,14 +76,23 @@ class BBUTrainer(Trainer):
             if type(callback).__name__ not in ("PrinterCallback", "ProgressCallback")
         ]
         self.add_callback(EvaluateAtEnd())
-        self.add_callback(ProgressBar())
+        self.progress = ProgressBar()
+        self.add_callback(self.progress)
         self._logged = torch.zeros(len(TERMS) + 1, dtype=torch.float64)
         self._logged_steps = 0
+        self._rates: dict[str, float] = {}  # of the step being taken; the scheduler has moved on when it is logged
 
     @property
     def unwrapped(self) -> DetectionObjective:
         """The objective without what accelerate wrapped around it."""
         return self.accelerator.unwrap_model(self.model)  # type: ignore[no-any-return]
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """As the Trainer's; an error leaves no half-drawn bar behind."""
+        try:
+            return super().train(*args, **kwargs)
+        finally:
+            self.progress.close()
 
     # ------------------------------------------------------------ data and loss
 
@@ -98,6 +115,8 @@ class BBUTrainer(Trainer):
         if self.args.world_size > 1:
             torch.distributed.all_reduce(counts)
         self._logged_steps += 1
+        if self.optimizer is not None:
+            self._rates = {g["group"]: g["lr"] for g in self.optimizer.param_groups}
         return batches, counts
 
     def compute_loss(
@@ -146,9 +165,8 @@ class BBUTrainer(Trainer):
             logs["lm_loss"] = means[-1]
             self._logged.zero_()
             self._logged_steps = 0
-            for group in self.optimizer.param_groups if self.optimizer is not None else []:
-                if "group" in group:
-                    logs[f"learning_rate/{group['group']}"] = group["lr"]
+            logs.pop("learning_rate", None)  # transformers' is that of the first group alone
+            logs.update({f"learning_rate/{group}": rate for group, rate in self._rates.items()})
         epoch = self.state.epoch
         self.state.epoch = self.state.global_step * self._samples_per_step / max(self.photos_per_epoch, 1)
         super().log(logs, start_time)
@@ -200,7 +218,7 @@ def training_arguments(config: Config, *, use_cpu: bool, bf16: bool, has_val: bo
     training = config.training
     evaluating = bool(training.eval_every) and has_val
     save_every = training.eval_every if evaluating and training.select_best else training.save_every
-    return TrainingArguments(
+    args = TrainingArguments(
         output_dir=config.output_dir,
         max_steps=training.max_steps,
         per_device_train_batch_size=training.batch_size,
@@ -209,6 +227,7 @@ def training_arguments(config: Config, *, use_cpu: bool, bf16: bool, has_val: bo
         lr_scheduler_type=training.schedule,
         warmup_steps=training.warmup_steps,
         weight_decay=training.weight_decay,
+        adam_beta2=training.adam_beta2,
         max_grad_norm=training.max_grad_norm,
         bf16=bf16,
         use_cpu=use_cpu,
@@ -234,8 +253,22 @@ def training_arguments(config: Config, *, use_cpu: bool, bf16: bool, has_val: bo
         remove_unused_columns=False,
         label_names=[],
         ddp_find_unused_parameters=False,
-        deepspeed=training.deepspeed or None,
+        deepspeed=_deepspeed_settings(training.deepspeed),
     )
+    args._n_gpu = min(args.n_gpu, 1)  # one process, one GPU: never nn.DataParallel, which would split a pack
+    return args
+
+
+def _deepspeed_settings(path: str) -> dict[str, Any] | None:
+    """The DeepSpeed JSON, read before transformers sees it: what it cannot read, it half remembers."""
+    if not path:
+        return None
+    if not Path(path).is_file():
+        raise ConfigError(f"training.deepspeed: {path} does not exist")
+    settings = decode_json(Path(path).read_text(encoding="utf-8"), path)
+    if not isinstance(settings, dict):
+        raise ConfigError(f"training.deepspeed: {path} must hold a JSON object")
+    return settings
 
 
 def merge_shards(shards: Sequence[Sequence[Any]]) -> list[Any]:

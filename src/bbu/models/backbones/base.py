@@ -67,16 +67,6 @@ class Backbone(nn.Module):
         raise NotImplementedError
 
     @property
-    def level_strides(self) -> list[int]:
-        """Model pixels a token of each level spans, fine to coarse."""
-        raise NotImplementedError
-
-    @property
-    def resize_factor(self) -> int:
-        """Both sides of an image are multiples of this many pixels (patch × merge)."""
-        raise NotImplementedError
-
-    @property
     def image_token_id(self) -> int:
         """The id that stands for one merged image token."""
         raise NotImplementedError

@@ -20,6 +20,10 @@ from bbu.config import ScratchConfig
 from bbu.models.attention import implementation_name, varlen_attention
 from bbu.models.backbones.base import Backbone, BackboneOutput, Grid, PositionFunction, VisionLevel
 
+# Standard deviation of fresh weights. The published 0.02 suits widths of thousands; at a few hundred it leaves
+# every layer nearly silent. 0.06 is about 1 / sqrt(width), which keeps a layer's output as large as its input.
+SCRATCH_INIT = 0.06
+
 
 class PackedVisionAttention(Qwen2_5_VLVisionAttention):
     """The tower's attention through our engines.
@@ -98,6 +102,7 @@ class Qwen25VL(Backbone):
         third = head_width // 2 // 3
         config = Qwen2_5_VLConfig(
             vision_config={
+                "initializer_range": SCRATCH_INIT,
                 "depth": sizes.vision_depth,
                 "hidden_size": sizes.vision_width,
                 "intermediate_size": sizes.vision_width * 3,
@@ -106,6 +111,7 @@ class Qwen25VL(Backbone):
                 "fullatt_block_indexes": list(sizes.vision_full_attention),
             },
             text_config={
+                "initializer_range": SCRATCH_INIT,
                 "vocab_size": vocab_size,
                 "hidden_size": sizes.text_width,
                 "intermediate_size": sizes.text_width * 3,
@@ -140,15 +146,6 @@ class Qwen25VL(Backbone):
     def level_widths(self) -> list[int]:
         vision = self.vlm.config.vision_config
         return [int(vision.hidden_size), int(vision.out_hidden_size)]
-
-    @property
-    def level_strides(self) -> list[int]:
-        vision = self.vlm.config.vision_config
-        return [int(vision.patch_size), int(vision.patch_size * vision.spatial_merge_size)]
-
-    @property
-    def resize_factor(self) -> int:
-        return self.level_strides[-1]
 
     @property
     def image_token_id(self) -> int:

@@ -1,0 +1,190 @@
+"""Fixtures of all tests: a small tokenizer, a processor, photos and rows made on the spot. Heavy imports wait."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports transformers
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # models here are tiny: threads cost more than they bring
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, settings
+from PIL import Image
+
+from bbu.records import FewShotSample, ObjectRow, Row
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from bbu.data.chat_processor import ChatProcessor
+
+settings.register_profile(
+    "bbu", deadline=None, max_examples=60, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("bbu")
+
+PROJECT = Path(__file__).resolve().parents[1]
+EXIF_ORIENTATION = 274
+DESCRIPTIONS = ("螺丝连接点/BBU安装螺丝/连接正确", "标签贴纸", "挡风板", "connect_point/screw/loose")
+SIZE = (112, 84)  # width, height of every photo that does not say otherwise
+
+MakePhoto = Callable[..., Path]
+MakeRow = Callable[..., Row]
+MakeSample = Callable[..., FewShotSample]
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Test files in different folders may share a name (test_cli.py, test_bad_input.py)."""
+    config.option.importmode = "importlib"
+
+
+@pytest.fixture(scope="session")
+def project() -> Path:
+    """The folder with src/, configs/ and train.sh."""
+    return PROJECT
+
+
+@pytest.fixture(scope="session")
+def shared_dir() -> Path:
+    """The folder of real data beside the project; tests that need it are skipped where it is absent."""
+    folder = Path(os.environ.get("BBU_SHARED", PROJECT.parent / "shared")) / "data"
+    if not folder.is_dir():
+        pytest.skip(f"real data is not here: no folder {folder} (BBU_SHARED names another place)")
+    return folder.parent
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> PreTrainedTokenizerBase:
+    """A byte-level BPE trained on the prompts and a few answers."""
+    from bbu.data.prompts import WORDING, answer_text
+    from bbu.data.tokenizer import train_tokenizer
+
+    boxes = np.array([[1, 2, 30, 40], [5, 6, 70, 80], [9, 10, 111, 83], [0, 0, 56, 28]])
+    answers = [answer_text(boxes[: number + 1], DESCRIPTIONS[: number + 1]) for number in range(len(DESCRIPTIONS))]
+    return train_tokenizer([text for pair in WORDING.values() for text in pair] + answers * 3, 700)
+
+
+@pytest.fixture
+def photo_folder(tmp_path: Path) -> Path:
+    """Where make_photo writes and chat_processor reads."""
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    return folder
+
+
+@pytest.fixture
+def make_photo(photo_folder: Path) -> MakePhoto:
+    """make_photo(name, size=(w, h), seed=0, orientation=1): a noisy photo, no two seeds alike; returns its path.
+
+    With an orientation ``size`` is the stored size, and the file should be .jpg.
+    """
+
+    def make(name: str = "photo.png", size: tuple[int, int] = SIZE, seed: int = 0, orientation: int = 1) -> Path:
+        coarse = np.random.default_rng(seed).integers(0, 256, (9, 12, 3), dtype=np.uint8)
+        image = Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC)
+        path = photo_folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        options: dict[str, Any] = {}
+        if orientation != 1:
+            exif = image.getexif()
+            exif[EXIF_ORIENTATION] = orientation
+            options["exif"] = exif
+        image.save(path, **options)
+        return path
+
+    return make
+
+
+@pytest.fixture
+def make_row(make_photo: MakePhoto, photo_folder: Path) -> MakeRow:
+    """make_row(name, objects=2, size=(w, h), seed=0): a row and, unless it is there already, its photo.
+
+    ``objects`` is a number of boxes spread over the photo, or the ObjectRows themselves.
+    """
+
+    def make(
+        name: str = "photo.png",
+        objects: int | Sequence[ObjectRow] = 2,
+        size: tuple[int, int] = SIZE,
+        seed: int = 0,
+    ) -> Row:
+        if not (photo_folder / name).exists():
+            make_photo(name, size, seed)
+        if isinstance(objects, int):
+            objects = _spread(objects, size, seed)
+        return Row((name,), tuple(objects), *size)
+
+    return make
+
+
+@pytest.fixture
+def make_sample(make_row: MakeRow) -> MakeSample:
+    """make_sample(teachers=0, objects=2, seed=0): a student after its teachers, all of different sizes."""
+
+    def make(teachers: int = 0, objects: int = 2, seed: int = 0) -> FewShotSample:
+        rows = [
+            make_row(f"sample{seed}_turn{turn}.png", objects, (84 + 28 * (turn % 3), 56 + 28 * (turn % 2)), seed + turn)
+            for turn in range(teachers + 1)
+        ]
+        return FewShotSample(rows[-1], tuple(rows[:-1]))
+
+    return make
+
+
+@pytest.fixture
+def chat_processor(tokenizer: PreTrainedTokenizerBase, photo_folder: Path) -> ChatProcessor:
+    """A processor of photos under photo_folder: Chinese prompts, up to 32 image tokens a photo."""
+    return build_chat_processor(tokenizer, photo_folder)
+
+
+@pytest.fixture
+def make_chat_processor(tokenizer: PreTrainedTokenizerBase, photo_folder: Path) -> Callable[..., ChatProcessor]:
+    """make_chat_processor(language=, max_length=, …): as chat_processor, with other settings."""
+
+    def make(**options: Any) -> ChatProcessor:
+        return build_chat_processor(options.pop("tokenizer", tokenizer), photo_folder, **options)
+
+    return make
+
+
+def build_chat_processor(
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Path,
+    *,
+    language: str = "zh",
+    box_convention: str = "model_pixels",
+    min_pixels: int = 56 * 56,
+    max_pixels: int = 32 * 28 * 28,
+    max_length: int = 4096,
+    caption_max_tokens: int = 64,
+) -> ChatProcessor:
+    from transformers import Qwen2VLImageProcessor
+
+    from bbu.data.chat_processor import ChatProcessor
+    from bbu.data.prompts import PromptSpec
+
+    return ChatProcessor(
+        tokenizer,
+        Qwen2VLImageProcessor(),
+        PromptSpec.create(language, box_convention, min_pixels, max_pixels),
+        image_root=str(folder),
+        max_length=max_length,
+        caption_max_tokens=caption_max_tokens,
+    )
+
+
+def _spread(count: int, size: tuple[int, int], seed: int) -> list[ObjectRow]:
+    """Boxes inside a photo, in no particular order, with descriptions in turn."""
+    random = np.random.default_rng((seed, count))
+    width, height = size
+    objects = []
+    for number in range(count):
+        x1, y1 = random.uniform(0, 0.7) * width, random.uniform(0, 0.7) * height
+        x2, y2 = x1 + random.uniform(0.1, 0.3) * width, y1 + random.uniform(0.1, 0.3) * height
+        objects.append(ObjectRow(DESCRIPTIONS[number % len(DESCRIPTIONS)], "bbox_2d", (x1, y1, x2, y2)))
+    return objects

@@ -1,0 +1,318 @@
+"""ChatProcessor: tokens and patches equal transformers' own processor; spans, labels and boxes as promised."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from bbu.data.augment import View
+from bbu.data.images import load_image
+from bbu.data.prompts import WORDING, answer_text, boxes_from_text, parse_answer, text_boxes
+from bbu.errors import ImageError, SampleError
+from bbu.geometry import ImageGeometry, cxcywh_to_xyxy
+from bbu.records import FewShotSample, ObjectRow, Row
+
+IGNORE = -100
+
+
+@pytest.fixture(scope="module")
+def published(shared_dir: Path) -> Any:
+    from bbu.data.tokenizer import load_tokenizer
+
+    return load_tokenizer(str(shared_dir / "data" / "qwen_tokenizer"))
+
+
+# ---------------------------------------------------------------- parity with transformers
+
+
+def transformers_sample(processor: Any, sample: FewShotSample, folder: Path, with_answer: bool = True) -> Any:
+    """The same conversation, put together by hand and processed by transformers' Qwen2_5_VLProcessor."""
+    from transformers import Qwen2_5_VLProcessor, Qwen2VLImageProcessor, Qwen2VLVideoProcessor
+
+    spec = processor.spec
+    theirs = Qwen2_5_VLProcessor(
+        image_processor=Qwen2VLImageProcessor(size={"shortest_edge": spec.min_pixels, "longest_edge": spec.max_pixels}),
+        tokenizer=processor.tokenizer,
+        video_processor=Qwen2VLVideoProcessor(),
+        chat_template=spec.chat_template,
+    )
+    system, instruction = WORDING[spec.language]
+    messages: list[dict[str, Any]] = [{"role": "system", "content": system}]
+    photos = []
+    for row in (*sample.teachers, sample.student):
+        photo = load_image(folder / row.images[0])
+        photos.append(photo)
+        ask = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": instruction}]}
+        plan = ImageGeometry.plan(*photo.size, factor=28, min_pixels=spec.min_pixels, max_pixels=spec.max_pixels)
+        boxes = np.array([item.box for item in row.objects]).reshape(-1, 4)
+        scale = np.array([plan.model_width / plan.width, plan.model_height / plan.height] * 2)
+        answer = answer_text(np.rint(boxes * scale), [item.desc for item in row.objects])
+        messages += [ask, {"role": "assistant", "content": answer}]
+    if not with_answer:
+        messages.pop()
+    text = theirs.apply_chat_template(messages, tokenize=False, add_generation_prompt=not with_answer)
+    return theirs(text=[text], images=photos, return_tensors="pt")
+
+
+@pytest.mark.parametrize("teachers", [0, 1, 3])
+@pytest.mark.parametrize("language", ["zh", "en"])
+@pytest.mark.parametrize("which", ["trained", "published"])
+def test_a_sample_equals_what_transformers_own_processor_makes(
+    which: str,
+    language: str,
+    teachers: int,
+    make_chat_processor: Callable[..., Any],
+    make_sample: Callable[..., FewShotSample],
+    photo_folder: Path,
+    request: pytest.FixtureRequest,
+) -> None:
+    import torch
+
+    tokenizer = request.getfixturevalue("tokenizer" if which == "trained" else "published")
+    processor = make_chat_processor(language=language, tokenizer=tokenizer)
+    sample = make_sample(teachers=teachers, objects=3)
+    ours = processor.process_sample(sample)
+    theirs = transformers_sample(processor, sample, photo_folder)
+    assert ours.input_ids.tolist() == theirs["input_ids"][0].tolist()
+    assert torch.equal(ours.pixel_values, theirs["pixel_values"])
+    assert torch.equal(ours.image_grid_thw, theirs["image_grid_thw"])
+    assert ours.pixel_values.shape[1] == 1176 and ours.pixel_values.dtype == torch.float32
+    assert len(ours.pixel_values) == int(ours.image_grid_thw.prod(-1).sum())
+
+
+def test_at_inference_a_sample_equals_transformers_prompt(
+    chat_processor: Any, make_sample: Callable[..., FewShotSample], photo_folder: Path
+) -> None:
+    sample = make_sample(teachers=1)
+    photos = [chat_processor._open(row) for row in (*sample.teachers, sample.student)]
+    ours = chat_processor.process_photos(photos[:1], photos[1], with_answer=False)
+    theirs = transformers_sample(chat_processor, sample, photo_folder, with_answer=False)
+    assert ours.input_ids.tolist() == theirs["input_ids"][0].tolist()
+    assert ours.student_span is None and len(ours.teacher_spans) == 1 and ours.ground_truth_objects == []
+    assert ours.prompt_span[1] == len(ours.input_ids)
+
+
+def test_the_prompt_of_training_and_of_inference_are_the_same_tokens(
+    chat_processor: Any, make_sample: Callable[..., FewShotSample]
+) -> None:
+    sample = make_sample(teachers=2)
+    photos = [chat_processor._open(row) for row in (*sample.teachers, sample.student)]
+    training = chat_processor.process_sample(sample)
+    inference = chat_processor.process_photos(photos[:2], photos[2], with_answer=False)
+    assert inference.prompt_span == training.prompt_span
+    assert inference.input_ids.tolist() == training.input_ids[: training.prompt_span[1]].tolist()
+
+
+def test_image_tokens_are_as_many_as_the_real_grids_ask_for(
+    chat_processor: Any, make_sample: Callable[..., FewShotSample]
+) -> None:
+    out = chat_processor.process_sample(make_sample(teachers=2))
+    count = int((out.input_ids == chat_processor.image_token_id).sum())
+    assert count == int(out.image_grid_thw.prod(-1).sum()) // 4
+
+
+# ---------------------------------------------------------------- invariant 5: spans
+
+
+@pytest.mark.parametrize("objects", [0, 1, 4])
+@pytest.mark.parametrize("teachers", [0, 1, 3])
+def test_every_supervised_token_lies_in_exactly_one_answer_span(
+    chat_processor: Any, make_sample: Callable[..., FewShotSample], photo_folder: Path, teachers: int, objects: int
+) -> None:
+    sample = make_sample(teachers=teachers, objects=objects)
+    out = chat_processor.process_sample(sample)
+    spans = [*out.teacher_spans, out.student_span]
+    assert len(spans) == teachers + 1 and spans == sorted(spans)
+    owners = np.zeros(len(out.input_ids), dtype=int)
+    for start, stop in spans:
+        assert start < stop
+        owners[start:stop] += 1
+    supervised = out.labels.numpy() != IGNORE
+    assert (owners <= 1).all() and (supervised == (owners == 1)).all()
+    assert (out.labels.numpy()[supervised] == out.input_ids.numpy()[supervised]).all()
+    assert not (out.input_ids.numpy()[supervised] == chat_processor.image_token_id).any()
+
+    for row, (start, stop) in zip((*sample.teachers, sample.student), spans, strict=True):
+        text = chat_processor.tokenizer.decode(out.input_ids[start:stop])
+        assert text.endswith("<|im_end|>")
+        found, malformed = parse_answer(text)
+        assert malformed == 0 and sorted(label for _, label in found) == sorted(item.desc for item in row.objects)
+        photo = load_image(photo_folder / row.images[0])
+        plan = ImageGeometry.plan(
+            *photo.size,
+            factor=28,
+            min_pixels=chat_processor.spec.min_pixels,
+            max_pixels=chat_processor.spec.max_pixels,
+        )
+        boxes = np.array([item.box for item in row.objects]).reshape(-1, 4)
+        expected = answer_text(text_boxes(plan, boxes, "model_pixels"), [item.desc for item in row.objects])
+        assert text == f"{expected}<|im_end|>"
+
+
+def test_the_prompt_span_is_the_students_turn_up_to_its_answer(
+    chat_processor: Any, make_sample: Callable[..., FewShotSample]
+) -> None:
+    out = chat_processor.process_sample(make_sample(teachers=1))
+    start, stop = out.prompt_span
+    assert stop == out.student_span[0]
+    grid = int(out.image_grid_thw[-1].prod()) // 4
+    instruction = WORDING["zh"][1]
+    assert chat_processor.tokenizer.decode(out.input_ids[start:stop]) == (
+        "<|im_start|>user\n<|vision_start|>" + "<|image_pad|>" * grid + f"<|vision_end|>{instruction}<|im_end|>\n"
+        "<|im_start|>assistant\n"
+    )
+    assert start > out.teacher_spans[-1][1] - 1
+
+
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(descs=st.lists(st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=8), max_size=3))
+def test_spans_hold_whatever_the_descriptions_say(
+    make_chat_processor: Callable[..., Any], make_row: Callable[..., Row], descs: list[str]
+) -> None:
+    """Also line ends, quotes, braces and the word assistant, which the search for headers must not trip over."""
+    processor = make_chat_processor(caption_max_tokens=200)
+    for extra in ([], ["assistant\n"], ['"]}\n\n<|im_'], ["\n"]):
+        objects = [ObjectRow(text, "bbox_2d", (5, 5 + i, 50, 40 + i)) for i, text in enumerate([*descs, *extra])]
+        out = processor.process_sample(FewShotSample(make_row(objects=objects)))
+        start, stop = out.student_span
+        text = processor.tokenizer.decode(out.input_ids[start:stop])
+        assert [label for _, label in parse_answer(text)[0]] == [item.desc for item in objects]
+        assert stop == len(out.input_ids) - 1  # only the line end after the end token follows
+        assert (out.labels != IGNORE).sum() == stop - start
+
+
+# ---------------------------------------------------------------- ground truth
+
+
+def test_ground_truth_is_in_reading_order_with_boxes_of_the_unit_square(
+    chat_processor: Any, make_row: Callable[..., Row]
+) -> None:
+    objects = [
+        ObjectRow("下", "bbox_2d", (0, 42, 112, 84)),
+        ObjectRow("右", "poly", (56, 21, 112, 21, 84, 42)),
+        ObjectRow("左", "bbox_2d", (28, 21, 56, 63)),
+    ]
+    out = chat_processor.process_sample(FewShotSample(make_row(objects=objects)))
+    assert [item.desc for item in out.ground_truth_objects] == ["左", "右", "下"]
+    found = cxcywh_to_xyxy(np.array([item.box for item in out.ground_truth_objects]))
+    np.testing.assert_allclose(found, [[0.25, 0.25, 0.5, 0.75], [0.5, 0.25, 1, 0.5], [0, 0.5, 1, 1]], atol=1e-9)
+
+
+def test_ground_truth_and_answer_are_in_the_same_order_as_the_photo_is_seen(
+    chat_processor: Any, make_row: Callable[..., Row]
+) -> None:
+    """Flipped top to bottom, the lower part comes first, in boxes and words alike."""
+    objects = [ObjectRow("上", "bbox_2d", (10, 0, 50, 20)), ObjectRow("下", "bbox_2d", (10, 60, 50, 84))]
+    out = chat_processor.process_sample(FewShotSample(make_row(objects=objects)), [View((4,))])
+    assert [item.desc for item in out.ground_truth_objects] == ["下", "上"]
+    parts, _ = parse_answer(chat_processor.tokenizer.decode(out.input_ids[slice(*out.student_span)]))
+    assert [label for _, label in parts] == ["下", "上"]
+    boxes = boxes_from_text(out.geometry, np.array([box for box, _ in parts]), "model_pixels")
+    np.testing.assert_allclose(boxes, [[10, 60, 50, 84], [10, 0, 50, 20]], atol=0.51)
+    unit = cxcywh_to_xyxy(np.array([item.box for item in out.ground_truth_objects]))
+    np.testing.assert_allclose(out.geometry.boxes_from_unit(unit), [[10, 60, 50, 84], [10, 0, 50, 20]], atol=1e-6)
+
+
+def test_a_line_has_a_thin_target_and_keeps_its_place(chat_processor: Any, make_row: Callable[..., Row]) -> None:
+    out = chat_processor.process_sample(FewShotSample(make_row(objects=[ObjectRow("线缆", "line", (10, 42, 100, 42))])))
+    _, cy, _, height = out.ground_truth_objects[0].box
+    assert cy == pytest.approx(0.5) and height == pytest.approx(2 / 84)
+
+
+def test_captions_are_the_words_and_the_end_token(chat_processor: Any, make_row: Callable[..., Row]) -> None:
+    out = chat_processor.process_sample(FewShotSample(make_row(objects=3)))
+    for item in out.ground_truth_objects:
+        assert item.caption_ids[-1] == chat_processor.end_token_id
+        assert chat_processor.tokenizer.decode(list(item.caption_ids[:-1])) == item.desc
+
+
+def test_a_view_changes_pixels_and_boxes_together(
+    chat_processor: Any, make_row: Callable[..., Row], photo_folder: Path
+) -> None:
+    """A white part on black: the bright patches are those under its box, whichever way the photo is turned."""
+    image = Image.new("RGB", (112, 56))
+    image.paste((255, 255, 255), (84, 28, 112, 56))
+    image.save(photo_folder / "marked.png")
+    row = make_row("marked.png", [ObjectRow("标签", "bbox_2d", (84, 28, 112, 56))], (112, 56))
+    for step in (None, 2, 3, 4, 6, 8):
+        out = chat_processor.process_sample(FewShotSample(row), [View((step,) if step else ())])
+        _, rows, columns = out.image_grid_thw[0].tolist()
+        # rows of patches are grouped by 2 x 2 merge units
+        bright = out.pixel_values.reshape(rows // 2, columns // 2, 2, 2, -1).mean(-1).mean((2, 3))
+        x1, y1, x2, y2 = cxcywh_to_xyxy(np.array(out.ground_truth_objects[0].box))
+        place = np.unravel_index(int(bright.argmax()), bright.shape)
+        assert place[0] == round(y1 * rows / 2) and place[1] == round(x1 * columns / 2)
+        assert round((x2 - x1) * columns / 2) == 1 and round((y2 - y1) * rows / 2) == 1
+
+
+# ---------------------------------------------------------------- refusing
+
+
+def test_a_sample_that_is_too_long_names_its_photo_length_and_limit(
+    make_chat_processor: Callable[..., Any], make_sample: Callable[..., FewShotSample]
+) -> None:
+    sample = make_sample(teachers=1)
+    length = len(make_chat_processor().process_sample(sample).input_ids)
+    assert len(make_chat_processor(max_length=length).process_sample(sample).input_ids) == length
+    with pytest.raises(SampleError) as caught:
+        make_chat_processor(max_length=length - 1).process_sample(sample)
+    for word in (sample.student.images[0], f"{length} tokens", f"data.max_length {length - 1}"):
+        assert word in str(caught.value)
+
+
+def test_a_photo_of_another_size_than_its_record_is_refused(chat_processor: Any, make_row: Callable[..., Row]) -> None:
+    row = replace(make_row("a.png", size=(112, 84)), width=84, height=112)
+    with pytest.raises(SampleError, match=r"a\.png: the record says 84x112, the photo shows 112x84"):
+        chat_processor.process_sample(FewShotSample(row))
+    with pytest.raises(SampleError, match=r"a\.png"):
+        chat_processor.process_sample(FewShotSample(make_row("b.png"), (row,)))
+
+
+def test_an_exif_turn_counts_as_the_displayed_size(
+    chat_processor: Any, make_photo: Callable[..., Path], make_row: Callable[..., Row]
+) -> None:
+    make_photo("turned.jpg", (112, 84), orientation=6)
+    out = chat_processor.process_sample(FewShotSample(make_row("turned.jpg", 1, (84, 112))))
+    assert (out.geometry.width, out.geometry.height) == (84, 112)
+    with pytest.raises(SampleError, match="after EXIF"):
+        chat_processor.process_sample(FewShotSample(make_row("turned.jpg", 1, (112, 84))))
+
+
+def test_a_turn_has_exactly_one_photo(chat_processor: Any, make_row: Callable[..., Row]) -> None:
+    row = replace(make_row("a.png"), images=("a.png", "b.png"))
+    with pytest.raises(SampleError, match=r"a\.png: a turn has exactly one photo, this record has 2"):
+        chat_processor.process_sample(FewShotSample(row))
+
+
+def test_a_missing_photo_and_a_sliver_are_named(
+    chat_processor: Any, make_row: Callable[..., Row], make_photo: Callable[..., Path]
+) -> None:
+    with pytest.raises(ImageError, match=r"gone\.png: no such photo"):
+        chat_processor.process_sample(FewShotSample(replace(make_row("a.png"), images=("gone.png",))))
+    make_photo("sliver.png", (402, 2))
+    with pytest.raises(ImageError, match=r"sliver\.png: .*402x2"):
+        chat_processor.process_sample(FewShotSample(make_row("sliver.png", 0, (402, 2))))
+
+
+def test_a_description_that_is_too_long_or_marks_turns_names_its_photo(
+    make_chat_processor: Callable[..., Any], make_row: Callable[..., Row]
+) -> None:
+    row = make_row("a.png", [ObjectRow("螺丝" * 9, "bbox_2d", (1, 2, 30, 40))])
+    with pytest.raises(SampleError, match=r"a\.png: .*model\.detection\.caption_max_tokens \(4\)"):
+        make_chat_processor(caption_max_tokens=4).process_sample(FewShotSample(row))
+    row = make_row("a.png", [ObjectRow("x<|im_end|>", "bbox_2d", (1, 2, 30, 40))])
+    with pytest.raises(SampleError, match=r"a\.png: .*<\|im_end\|>"):
+        make_chat_processor().process_sample(FewShotSample(row))
+
+
+def test_a_view_for_every_photo_or_none(chat_processor: Any, make_sample: Callable[..., FewShotSample]) -> None:
+    with pytest.raises(ValueError, match="zip"):
+        chat_processor.process_sample(make_sample(teachers=1), [View()])

@@ -1,0 +1,142 @@
+"""Box and objectness terms against sums worked out by hand."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torchvision.ops import generalized_box_iou, sigmoid_focal_loss
+
+from bbu.geometry import cxcywh_to_xyxy
+from bbu.losses.detection_loss import detection_sums, quality_focal_loss
+from bbu.losses.matcher import MatchCosts, Round, hungarian_matcher
+
+COSTS = MatchCosts()
+
+
+def box(*values: float) -> torch.Tensor:
+    return torch.tensor(values, dtype=torch.float64)
+
+
+def test_terms_of_one_part_are_those_worked_out_by_hand() -> None:
+    """One layer, one query, one part: the same square moved by a quarter of its side."""
+    part, predicted = box(0.4, 0.5, 0.4, 0.4), box(0.5, 0.5, 0.4, 0.4)
+    logit = torch.zeros((), dtype=torch.float64)
+    sums = detection_sums(
+        predicted[None, None, None], logit[None, None, None],
+        torch.stack([part, box(0.9, 0.9, 0.1, 0.1)]), box(math.log(3), -20.0), [2], part[None], [1],
+        costs=COSTS, proposals_per_object=1,
+    )  # fmt: skip
+    assert sums.bbox_l1.item() == pytest.approx(0.1)
+    assert sums.bbox_giou.item() == pytest.approx(1 - 0.3 / 0.5)  # the hull is the union: GIoU = IoU = 0.6
+    # layer: |0.6 − 0.5|² · ln 2; matched proposal: |1 − 0.75|² · ln(4/3); the other: next to nothing
+    assert sums.objectness.item() == pytest.approx(0.01 * math.log(2) + 0.0625 * math.log(4 / 3), abs=1e-9)
+    assert (sums.final.samples.tolist(), sums.final.predictions.tolist(), sums.final.parts.tolist()) == ([0], [0], [0])
+
+
+def test_layers_are_matched_once_and_proposals_several_times() -> None:
+    """Three layers of two queries and four proposals, one part, two proposals for each part, which share one vote."""
+    part, near, far = box(0.5, 0.5, 0.2, 0.2), box(0.5, 0.5, 0.2, 0.3), box(0.5, 0.5, 0.2, 0.4)
+    layers = torch.stack([torch.stack([far, near]), torch.stack([near, far]), torch.stack([far, near])])[:, None]
+    proposals = torch.stack([near, far, near, far])
+    low = torch.full((3, 1, 2), -30.0, dtype=torch.float64)
+    sums = detection_sums(
+        layers, low, proposals, low.new_full((4,), -30.0), [4], part[None], [1], costs=COSTS, proposals_per_object=2
+    )
+    nears = 3 + 2 / 2  # the near query of three layers; both near proposals
+    assert sums.bbox_l1.item() == pytest.approx(0.1 * nears)
+    assert sums.bbox_giou.item() == pytest.approx((1 - 2 / 3) * nears)
+    # p = 0 and quality q: q² · 30 q
+    assert sums.objectness.item() == pytest.approx(30 * (2 / 3) ** 3 * nears, rel=1e-6)
+    assert sums.final.predictions.tolist() == [1], "captions follow the final layer's matches"
+
+
+def test_a_decoder_of_one_layer_works() -> None:
+    part = box(0.5, 0.5, 0.2, 0.2)
+    sums = detection_sums(
+        part[None, None, None], torch.zeros(1, 1, 1), part[None], torch.zeros(1), [1], part[None], [1],
+        costs=COSTS, proposals_per_object=4,
+    )  # fmt: skip
+    assert sums.bbox_l1.item() == 0
+    assert sums.final.parts.tolist() == [0]
+
+
+def test_giou_sum_equals_torchvisions() -> None:
+    torch.manual_seed(0)
+    predicted, parts = (torch.rand(6, 4, dtype=torch.float64) * 0.3 + 0.2 for _ in range(2))
+    sums = detection_sums(
+        predicted[None, None], torch.zeros(1, 1, 6), predicted[:1], torch.zeros(1), [1], parts, [6],
+        costs=COSTS, proposals_per_object=1,
+    )  # fmt: skip
+    layer, proposal = hungarian_matcher(
+        [Round(predicted[None, None], torch.zeros(1, 1, 6)), Round(predicted[None, None, :1], torch.zeros(1, 1, 1))],
+        parts, [6], COSTS,
+    )  # fmt: skip
+    table = 1 - generalized_box_iou(cxcywh_to_xyxy(predicted), cxcywh_to_xyxy(parts))
+    expected = table[layer.predictions, layer.parts].sum() + table[proposal.predictions, proposal.parts].sum()
+    assert sums.bbox_giou.item() == pytest.approx(expected.item(), abs=1e-12)
+    absolute = (predicted[layer.predictions] - parts[layer.parts]).abs().sum()
+    absolute += (predicted[proposal.predictions] - parts[proposal.parts]).abs().sum()
+    assert sums.bbox_l1.item() == pytest.approx(absolute.item(), abs=1e-12)
+
+
+@given(st.lists(st.tuples(st.floats(-20, 20), st.booleans()), min_size=1, max_size=8))
+def test_with_quality_zero_or_one_it_is_the_focal_loss(pairs: list[tuple[float, bool]]) -> None:
+    logits = torch.tensor([logit for logit, _ in pairs], dtype=torch.float64)
+    quality = torch.tensor([float(whole) for _, whole in pairs], dtype=torch.float64)
+    expected = sigmoid_focal_loss(logits, quality, alpha=-1, gamma=2)
+    torch.testing.assert_close(quality_focal_loss(logits, quality), expected, rtol=1e-9, atol=1e-12)
+
+
+def test_quality_focal_loss_is_least_where_the_score_is_the_quality() -> None:
+    logits = torch.linspace(-4, 4, 801, dtype=torch.float64)
+    loss = quality_focal_loss(logits, torch.full_like(logits, 0.7))
+    assert logits[loss.argmin()].sigmoid().item() == pytest.approx(0.7, abs=0.01)
+    assert loss.min().item() == pytest.approx(0.0, abs=1e-4)
+
+
+def test_a_photo_without_parts_teaches_only_objectness() -> None:
+    torch.manual_seed(0)
+    boxes = torch.rand(2, 1, 3, 4, dtype=torch.float64, requires_grad=True)
+    objectness = torch.randn(2, 1, 3, dtype=torch.float64, requires_grad=True)
+    proposals = torch.rand(5, 4, dtype=torch.float64, requires_grad=True)
+    scores = torch.randn(5, dtype=torch.float64, requires_grad=True)
+    sums = detection_sums(
+        boxes, objectness, proposals, scores, [5], torch.zeros(0, 4), [0], costs=COSTS, proposals_per_object=2
+    )
+    assert sums.bbox_l1.item() == sums.bbox_giou.item() == 0
+    expected = quality_focal_loss(objectness, torch.zeros_like(objectness)).sum()
+    expected = expected + quality_focal_loss(scores, torch.zeros_like(scores)).sum() / 2  # they share one vote
+    assert sums.objectness.item() == pytest.approx(expected.item())
+    for gradient in torch.autograd.grad(sums.bbox_l1 + sums.bbox_giou, (boxes, proposals), allow_unused=True):
+        assert gradient is not None and gradient.abs().max() == 0
+
+
+def test_padding_of_proposals_counts_nowhere() -> None:
+    """Samples with unlike numbers of proposals together = the sum of each alone."""
+    torch.manual_seed(1)
+    layers, scores = torch.rand(2, 2, 4, 4, dtype=torch.float64) * 0.4 + 0.3, torch.randn(2, 2, 4, dtype=torch.float64)
+    proposals, logits = torch.rand(9, 4, dtype=torch.float64) * 0.4 + 0.3, torch.randn(9, dtype=torch.float64)
+    parts = torch.rand(5, 4, dtype=torch.float64) * 0.4 + 0.3
+    options = {"costs": COSTS, "proposals_per_object": 2}
+    both = detection_sums(layers, scores, proposals, logits, [2, 7], parts, [3, 2], **options)
+    one = detection_sums(layers[:, :1], scores[:, :1], proposals[:2], logits[:2], [2], parts[:3], [3], **options)
+    two = detection_sums(layers[:, 1:], scores[:, 1:], proposals[2:], logits[2:], [7], parts[3:], [2], **options)
+    for name in ("bbox_l1", "bbox_giou", "objectness"):
+        total = getattr(one, name) + getattr(two, name)
+        torch.testing.assert_close(getattr(both, name), total, rtol=1e-12, atol=1e-12)
+
+
+def test_gradients_push_a_box_towards_its_part_but_not_through_its_quality() -> None:
+    predicted = box(0.6, 0.5, 0.2, 0.2).requires_grad_()
+    logit = torch.zeros(1, 1, 1, dtype=torch.float64, requires_grad=True)
+    sums = detection_sums(
+        predicted[None, None, None], logit, predicted.detach()[None], torch.zeros(1), [1],
+        box(0.5, 0.5, 0.2, 0.2)[None], [1], costs=COSTS, proposals_per_object=1,
+    )  # fmt: skip
+    (gradient,) = torch.autograd.grad(sums.bbox_l1 + sums.bbox_giou, predicted, retain_graph=True)
+    assert gradient[0] > 0
+    assert torch.autograd.grad(sums.objectness, predicted, allow_unused=True, retain_graph=True)[0] is None

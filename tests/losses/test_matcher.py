@@ -1,0 +1,193 @@
+"""Hungarian matching: the optimum, its odd cases, one transfer to the host."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers.loss.loss_for_object_detection import HungarianMatcher
+
+from bbu.errors import SampleError
+from bbu.geometry import cxcywh_to_xyxy, giou
+from bbu.losses import detection_loss
+from bbu.losses.matcher import MatchCosts, Matches, Round, hungarian_matcher
+
+COSTS = MatchCosts(5.0, 2.0, 2.0)
+
+
+def random_boxes(generator: torch.Generator, *shape: int) -> torch.Tensor:
+    centres = torch.rand(*shape, 2, generator=generator, dtype=torch.float64) * 0.6 + 0.2
+    sides = torch.rand(*shape, 2, generator=generator, dtype=torch.float64) * 0.3 + 0.02
+    return torch.cat((centres, sides), dim=-1)
+
+
+def cost(box: torch.Tensor, logit: torch.Tensor, part: torch.Tensor, costs: MatchCosts = COSTS) -> float:
+    """Of one prediction for one part."""
+    l1 = float((box - part).abs().sum())
+    overlap = float(giou(cxcywh_to_xyxy(box), cxcywh_to_xyxy(part)))
+    return costs.l1 * l1 - costs.giou * overlap - costs.objectness * float(logit.sigmoid())
+
+
+def brute_force(table: np.ndarray, copies: int) -> float:
+    """The least total over all ways to give every part (times copies) its own prediction, or the other way round."""
+    wide = np.tile(table, (1, copies))
+    if wide.shape[0] < wide.shape[1]:
+        wide = wide.T
+    rows, columns = wide.shape
+    return min(
+        sum(wide[row, column] for column, row in enumerate(chosen))
+        for chosen in itertools.permutations(range(rows), columns)
+    )
+
+
+def pairs_of(matches: Matches, layer: int, sample: int) -> list[tuple[int, int]]:
+    here = (matches.layers == layer) & (matches.samples == sample)
+    return list(zip(matches.predictions[here].tolist(), matches.parts[here].tolist(), strict=True))
+
+
+@given(
+    seed=st.integers(0, 2**20),
+    predictions=st.integers(1, 6),
+    counts=st.lists(st.integers(0, 3), min_size=1, max_size=3),
+    copies=st.integers(1, 2),
+    layers=st.integers(1, 2),
+    cut=st.booleans(),
+    twins=st.booleans(),
+)
+def test_matching_is_the_brute_force_optimum(
+    seed: int, predictions: int, counts: list[int], copies: int, layers: int, cut: bool, twins: bool
+) -> None:
+    """Any numbers of predictions and parts, more parts than predictions, duplicate boxes, several copies."""
+    generator = torch.Generator().manual_seed(seed)
+    boxes = random_boxes(generator, layers, len(counts), predictions)
+    objectness = torch.randn(layers, len(counts), predictions, generator=generator, dtype=torch.float64)
+    parts = random_boxes(generator, sum(counts))
+    if twins and sum(counts):
+        parts[:] = parts[0].clone()
+    real = [max(1, predictions - number) for number in range(len(counts))] if cut else None
+    (matches,) = hungarian_matcher([Round(boxes, objectness, real, copies)], parts, counts, COSTS)
+    first = 0
+    for sample, count in enumerate(counts):
+        rows = real[sample] if real else predictions
+        for layer in range(layers):
+            table = np.array(
+                [
+                    [
+                        cost(boxes[layer, sample, q], objectness[layer, sample, q], parts[first + n])
+                        for n in range(count)
+                    ]
+                    for q in range(rows)
+                ]
+            ).reshape(rows, count)
+            found = pairs_of(matches, layer, sample)
+            assert len(found) == min(rows, count * copies)
+            assert len({q for q, _ in found}) == len(found), "a prediction is used twice"
+            assert all(q < rows for q, _ in found), "padding is matched"
+            assert all(first <= n < first + count for _, n in found), "a part of another photo"
+            assert all(sum(n == part for _, n in found) <= copies for part in range(first, first + count))
+            total = sum(table[q, n - first] for q, n in found)
+            best = brute_force(table, copies) if count else 0.0
+            assert total == pytest.approx(best, abs=1e-9)
+        first += count
+
+
+def test_matching_equals_the_one_of_detr_in_transformers() -> None:
+    """With two classes, part and background, softmax of (logit, 0) is our sigmoid."""
+    generator = torch.Generator().manual_seed(0)
+    counts = [3, 0, 5, 1]
+    boxes = random_boxes(generator, 1, 4, 7)
+    objectness = torch.randn(1, 4, 7, generator=generator, dtype=torch.float64)
+    parts = random_boxes(generator, sum(counts))
+    (ours,) = hungarian_matcher([Round(boxes, objectness)], parts, counts, MatchCosts(5.0, 2.0, 1.0))
+    targets = [{"class_labels": torch.zeros(len(p), dtype=torch.long), "boxes": p} for p in parts.split(counts)]
+    theirs = HungarianMatcher(class_cost=1.0, bbox_cost=5.0, giou_cost=2.0)(
+        {"logits": torch.stack((objectness[0], torch.zeros_like(objectness[0])), -1), "pred_boxes": boxes[0]}, targets
+    )
+    first = 0
+    for sample, (queries, numbers) in enumerate(theirs):
+        expected = sorted(zip(queries.tolist(), (numbers + first).tolist(), strict=True))
+        assert sorted(pairs_of(ours, 0, sample)) == expected
+        first += counts[sample]
+
+
+def test_no_parts_at_all_match_nothing() -> None:
+    boxes = random_boxes(torch.Generator().manual_seed(0), 2, 3, 4)
+    for entries in ([Round(boxes, boxes[..., 0])], [Round(boxes, boxes[..., 0], copies=4)] * 2):
+        for matches in hungarian_matcher(entries, torch.zeros(0, 4), [0, 0, 0], COSTS):
+            assert all(len(index) == 0 for index in vars(matches).values())
+
+
+def test_with_more_parts_than_predictions_the_best_fitting_are_taken() -> None:
+    parts = random_boxes(torch.Generator().manual_seed(2), 6)
+    boxes = parts[[4, 1]][None, None]
+    (matches,) = hungarian_matcher([Round(boxes, torch.zeros(1, 1, 2))], parts, [6], COSTS)
+    assert pairs_of(matches, 0, 0) == [(0, 4), (1, 1)]
+
+
+def test_duplicate_boxes_are_given_to_different_predictions() -> None:
+    part = torch.tensor([[0.5, 0.5, 0.2, 0.2]] * 3, dtype=torch.float64)
+    boxes = torch.tensor([[0.5, 0.5, 0.2, 0.2]] * 5, dtype=torch.float64)[None, None]
+    (matches,) = hungarian_matcher([Round(boxes, torch.zeros(1, 1, 5))], part, [3], COSTS)
+    assert sorted(matches.parts.tolist()) == [0, 1, 2]
+    assert len(set(matches.predictions.tolist())) == 3
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize("where", ["box", "objectness", "part"])
+def test_a_cost_that_is_not_finite_names_the_photo(where: str, bad: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    boxes, parts = random_boxes(generator, 1, 2, 3), random_boxes(generator, 3)
+    objectness = torch.zeros(1, 2, 3)
+    if where == "box":
+        boxes[0, 1, 2, 0] = bad
+    elif where == "objectness":
+        objectness[0, 1, 2] = float("nan")
+    else:
+        parts[2, 3] = bad
+    with pytest.raises(SampleError, match=r"^second\.png: the matching cost is not finite"):
+        hungarian_matcher([Round(boxes, objectness)], parts, [2, 1], COSTS, ["first.png", "second.png"])
+
+
+def test_padding_that_is_not_finite_harms_nothing() -> None:
+    generator = torch.Generator().manual_seed(0)
+    boxes, parts = random_boxes(generator, 1, 2, 3), random_boxes(generator, 2)
+    boxes[0, 1, 2] = float("nan")
+    (matches,) = hungarian_matcher([Round(boxes, torch.zeros(1, 2, 3), counts=[3, 2])], parts, [1, 1], COSTS)
+    assert len(matches.parts) == 2
+
+
+def test_everything_crosses_to_the_host_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+    real = torch.Tensor.cpu
+    monkeypatch.setattr(torch.Tensor, "cpu", lambda self, *a, **k: (calls.append(self.shape), real(self, *a, **k))[1])
+    for name in ("item", "tolist", "numpy", "__bool__", "__float__", "__int__"):
+        if name == "numpy":
+            continue  # of what .cpu() returned
+        monkeypatch.setattr(torch.Tensor, name, lambda self, n=name: pytest.fail(f"Tensor.{n} waits for the device"))
+    generator = torch.Generator().manual_seed(0)
+    rounds = [
+        Round(random_boxes(generator, 3, 4, 6), torch.zeros(3, 4, 6)),
+        Round(random_boxes(generator, 1, 4, 9), torch.zeros(1, 4, 9), counts=[9, 5, 2, 7], copies=3),
+    ]
+    found = hungarian_matcher(rounds, random_boxes(generator, 5), [2, 0, 1, 2], COSTS)
+    monkeypatch.undo()
+    assert len(calls) == 1
+    assert len(found[0].parts) == 3 * 5
+
+
+def test_the_matcher_can_be_imported_from_the_detection_loss() -> None:
+    assert detection_loss.hungarian_matcher is hungarian_matcher
+
+
+def test_pairs_are_in_layer_and_sample_order_and_on_the_parts_device() -> None:
+    generator = torch.Generator().manual_seed(1)
+    (matches,) = hungarian_matcher(
+        [Round(random_boxes(generator, 2, 2, 5), torch.zeros(2, 2, 5))], random_boxes(generator, 4), [1, 3], COSTS
+    )
+    places = list(zip(matches.layers.tolist(), matches.samples.tolist(), strict=True))
+    assert places == sorted(places) and len(places) == 8
+    assert all(index.dtype == torch.int64 for index in vars(matches).values())

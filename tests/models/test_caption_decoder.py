@@ -1,0 +1,156 @@
+"""Captions: causal, shifted, padding ignored; teacher forcing equals step-by-step decoding with a cache."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from bbu.losses.detection_loss import detection_sums
+from bbu.losses.matcher import MatchCosts
+from bbu.models.caption_decoder import CaptionDecoder
+from bbu.models.wrapper import DetectionOutput, DetectionVLM
+from bbu.training.objective import DetectionObjective
+from tests.tiny import FAMILIES, pack, run_model, tiny_config, tiny_model, tiny_processor, tiny_sample
+
+
+@cache
+def seen(family: str) -> tuple[DetectionVLM, DetectionOutput]:
+    model, processor = tiny_model(family), tiny_processor(family)
+    with torch.no_grad():
+        return model, run_model(model, pack(model, [tiny_sample(processor, n, teachers=n) for n in range(2)]))
+
+
+SAMPLES, QUERIES = torch.tensor([0, 1, 1, 0]), torch.tensor([3, 0, 9, 3])
+
+
+def states(family: str, ids: torch.Tensor) -> torch.Tensor:
+    model, output = seen(family)
+    with torch.no_grad():
+        return model.describe_states(output, SAMPLES, QUERIES, ids)
+
+
+def some_ids() -> torch.Tensor:
+    return torch.randint(20, 300, (4, 7), generator=torch.Generator().manual_seed(3))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("place", [0, 3, 6])
+def test_a_token_is_predicted_from_those_before_it_alone(family: str, place: int) -> None:
+    ids = some_ids()
+    other = ids.clone()
+    other[:, place] += 1
+    before, after = states(family, ids), states(family, other)
+    torch.testing.assert_close(before[:, : place + 1], after[:, : place + 1], rtol=0, atol=1e-12)
+    if place < 6:
+        assert (before[:, place + 1] - after[:, place + 1]).abs().amax(-1).min() > 1e-6
+        assert (before[:, -1] - after[:, -1]).abs().amax(-1).min() > 1e-9
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("longest", [1, 4, 24])
+def test_padding_to_any_length_changes_nothing(family: str, longest: int) -> None:
+    ids = some_ids()[:, : min(longest, 4)]
+    padded = F.pad(ids, (0, longest - ids.shape[1]), value=7)
+    plain = states(family, ids)
+    torch.testing.assert_close(states(family, padded)[:, : ids.shape[1]], plain, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_teacher_forcing_equals_decoding_step_by_step(family: str) -> None:
+    model, output = seen(family)
+    queries = torch.arange(10).repeat(2)
+    samples = torch.arange(2).repeat_interleave(10)
+    for end in (5, 300):  # one that is never chosen and one of many
+        result = model.describe(output, samples, queries, end)
+        with torch.no_grad():
+            forced = model.describe_states(output, samples, queries, result.token_ids)
+        log_probs = (forced @ model.backbone.token_embedding.weight.T).log_softmax(-1)
+        expected = torch.zeros(len(samples), dtype=torch.float64)
+        for caption, ids in enumerate(result.token_ids.tolist()):
+            for step, token in enumerate(ids):
+                assert int(log_probs[caption, step].argmax()) == token, "not the most probable token"
+                expected[caption] += log_probs[caption, step, token]
+                if token == end:
+                    assert all(later == end for later in ids[step:])
+                    break
+        torch.testing.assert_close(result.log_probs, expected, rtol=1e-9, atol=1e-9)
+
+
+def test_decoding_stops_at_the_end_token_and_scores_it() -> None:
+    """A decoder rigged to say a few different words and stop at different lengths, checked by hand."""
+    torch.manual_seed(0)
+    decoder = CaptionDecoder(16, 12, 1, 2, 3, max_tokens=6).double()
+    embedding = torch.nn.Embedding(30, 12).double()
+    with torch.no_grad():
+        for parameter in decoder.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.5)
+    queries, region = torch.randn(40, 16).double() * 3, torch.randn(40, 9, 16).double()
+    first = decoder.generate(queries, region, embedding, end_token_id=29).token_ids
+    end = int(first[:, 1:4].flatten().mode().values)  # a word that many captions say: now it ends them
+    result = decoder.generate(queries, region, embedding, end_token_id=end)
+    lengths = [ids.index(end) if end in ids else 6 for ids in result.token_ids.tolist()]
+    assert len(set(lengths)) > 2, "the captions do not end at different lengths"
+    with torch.no_grad():
+        forced = (decoder(queries, region, result.token_ids, embedding) @ embedding.weight.T).log_softmax(-1)
+    for caption, length in enumerate(lengths):
+        said = result.token_ids[caption, : min(length + 1, 6)]
+        expected = forced[caption, torch.arange(len(said)), said].sum()
+        torch.testing.assert_close(result.log_probs[caption], expected, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_no_caption_at_all_is_no_problem(family: str) -> None:
+    model, output = seen(family)
+    none = torch.zeros(0, dtype=torch.long)
+    assert model.describe_states(output, none, none, torch.zeros(0, 3, dtype=torch.long)).shape[:2] == (0, 3)
+    assert model.describe(output, none, none, 5).token_ids.shape[0] == 0
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_caption_loss_is_that_of_shifted_tokens_of_the_matched_part(family: str) -> None:
+    """Recomputed by hand from the matches: query → part → its words, one by one, padding left out."""
+    model, processor = tiny_model(family), tiny_processor(family)
+    batch = pack(model, [tiny_sample(processor, 4, parts=4), tiny_sample(processor, 5, parts=3)])
+    assert len({tuple(row) for row in batch["caption_ids"].tolist()}) > 2
+    with torch.no_grad():
+        found = DetectionObjective(model, tiny_config().loss)(**batch)["caption"]
+        output = run_model(model, batch)
+        matches = detection_sums(
+            torch.stack([layer.boxes for layer in output.layers]),
+            torch.stack([layer.objectness for layer in output.layers]),
+            output.proposals.boxes, output.proposals.objectness, output.proposal_counts,
+            batch["boxes"], batch["box_counts"], costs=MatchCosts(), proposals_per_object=4,
+        ).final  # fmt: skip
+        expected = torch.zeros((), dtype=torch.float64)
+        for sample, query, part in zip(
+            matches.samples.tolist(), matches.predictions.tolist(), matches.parts.tolist(), strict=True
+        ):
+            words = [token for token in batch["caption_ids"][part].tolist() if token >= 0]
+            assert words[-1] == processor.end_token_id
+            assert sample == (0 if part < 4 else 1)
+            for length in range(len(words)):  # each word from those before it alone
+                ids = torch.tensor([[*words[:length], 9]])
+                state = model.describe_states(output, torch.tensor([sample]), torch.tensor([query]), ids)[0, -1]
+                expected -= (model.backbone.token_embedding.weight @ state).log_softmax(-1)[words[length]]
+    assert len(matches.parts) == 7
+    torch.testing.assert_close(found.double(), expected, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_order_of_parts_and_wider_padding_do_not_matter(family: str) -> None:
+    model, processor = tiny_model(family), tiny_processor(family)
+    objective = DetectionObjective(model, tiny_config().loss)
+    batch = pack(model, [tiny_sample(processor, 4, parts=4), tiny_sample(processor, 5, parts=3)])
+    order = torch.tensor([2, 0, 3, 1, 6, 4, 5])
+    shuffled = dict(batch, boxes=batch["boxes"][order], caption_ids=batch["caption_ids"][order])
+    padded = dict(batch, caption_ids=F.pad(batch["caption_ids"], (0, 6), value=-100))
+    swapped = dict(batch, caption_ids=batch["caption_ids"][order])  # words of other parts: this must matter
+    with torch.no_grad():
+        plain, *others, wrong = (objective(**each) for each in (batch, shuffled, padded, swapped))
+    for other in others:
+        for term, value in plain.items():
+            torch.testing.assert_close(other[term], value, rtol=1e-9, atol=1e-9, msg=lambda t, n=term: f"{n}: {t}")
+    assert (wrong["caption"] - plain["caption"]).abs() > 1e-3

@@ -1,0 +1,300 @@
+"""Configuration: every key and value is checked, and a mistake is one line that names the key and the fix."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bbu.config import (
+    AT_LEAST_ONE,
+    CHOICES,
+    FRACTIONS,
+    GROUP_NAMES,
+    NOT_NEGATIVE,
+    Config,
+    LearningRates,
+    all_keys,
+    check_values,
+    load_config,
+    value_at,
+)
+from bbu.errors import ConfigError
+
+SHIPPED = sorted((Path(__file__).resolve().parents[1] / "configs").glob("**/*.yaml"))
+
+
+@pytest.fixture
+def config_file(tmp_path: Path) -> Path:
+    path = tmp_path / "small.yaml"
+    path.write_text("seed: 3\ntraining: {max_steps: 5}\n", encoding="utf-8")
+    return path
+
+
+def message(path: Path, *overrides: str) -> str:
+    """The one line that a user sees."""
+    with pytest.raises(ConfigError) as caught:
+        load_config(path, overrides)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+# ---------------------------------------------------------------- what is shipped
+
+
+def test_some_configs_are_shipped() -> None:
+    assert "demo.yaml" in [path.name for path in SHIPPED]
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_every_shipped_config_parses_and_says_something(path: Path) -> None:
+    config = load_config(path)
+    assert config.name == path.stem and config.output_dir == f"outputs/{path.stem}"
+    assert config != Config(name=config.name, output_dir=config.output_dir)
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_every_shipped_config_names_a_known_family_format_and_taxonomy(path: Path, project: Path) -> None:
+    from bbu.models.backbones import BACKBONES
+    from data_conversion.formats import FORMATS
+
+    config = load_config(path)
+    assert config.model.family in BACKBONES
+    assert config.data.source.format in {"records", "cabinet_photos", *FORMATS}
+    taxonomy = config.data.source.taxonomy
+    assert not taxonomy or (project / "data_conversion" / "taxonomies" / f"{taxonomy}.yaml").is_file()
+    if config.training.deepspeed:
+        assert (project / config.training.deepspeed).is_file()
+
+
+def test_the_defaults_pass_their_own_checks() -> None:
+    check_values(Config())
+
+
+def test_every_checked_key_is_a_key() -> None:
+    known = set(all_keys())
+    assert {*CHOICES, *AT_LEAST_ONE, *NOT_NEGATIVE, *FRACTIONS} <= known
+
+
+def test_learning_rates_are_those_of_the_groups() -> None:
+    assert tuple(field.name for field in dataclasses.fields(LearningRates)) == GROUP_NAMES
+
+
+# ---------------------------------------------------------------- reading
+
+
+def test_a_file_changes_what_it_names_and_nothing_else(config_file: Path) -> None:
+    config = load_config(config_file)
+    assert (config.seed, config.training.max_steps, config.name) == (3, 5, "small")
+    changed = {key for key in all_keys() if value_at(config, key) != value_at(Config(), key)}
+    assert changed == {"seed", "training.max_steps", "name", "output_dir"}
+
+
+@pytest.mark.parametrize(
+    ("override", "key", "value"),
+    [
+        ("training.max_steps=7", "training.max_steps", 7),
+        ("training.learning_rates.vision=3e-5", "training.learning_rates.vision", 3e-5),
+        ("training.packed=false", "training.packed", False),
+        ("data.language=en", "data.language", "en"),
+        ("output_dir=/tmp/a b/图", "output_dir", "/tmp/a b/图"),
+        ("model.path=", "model.path", ""),
+        ("model.path=/models/a=b", "model.path", "/models/a=b"),
+        ("data.source.photos={train: 2}", "data.source.photos", {"train": 2}),
+        ("data.source.photos={train: 2, val: 3}", "data.source.photos", {"train": 2, "val": 3}),
+        ("data.source.photos.test=4", "data.source.photos", {"test": 4}),
+        ("data.source.splits={train: train+val}", "data.source.splits", {"train": "train+val"}),
+        ("model.freeze=[vision, llm]", "model.freeze", ["vision", "llm"]),
+        ("model.freeze=[]", "model.freeze", []),
+        ("model.scratch.vision_full_attention=[0,2]", "model.scratch.vision_full_attention", [0, 2]),
+        ("training.learning_rates={vision: 1.0, llm: 2}", "training.learning_rates.llm", 2.0),
+    ],
+)
+def test_an_override_sets_its_key(config_file: Path, override: str, key: str, value: Any) -> None:
+    found = value_at(load_config(config_file, [override]), key)
+    assert found == value and type(found) is type(value)
+
+
+def test_overrides_win_over_the_file_and_later_ones_over_earlier_ones(config_file: Path) -> None:
+    overrides = ["training.max_steps=7", "training.max_steps=9"]
+    assert load_config(config_file, overrides).training.max_steps == 9
+
+
+def test_two_configs_share_no_lists(config_file: Path) -> None:
+    first, second = load_config(config_file), load_config(config_file)
+    first.model.freeze.append("vision")
+    assert second.model.freeze == []
+
+
+# ---------------------------------------------------------------- refusing
+
+UNKNOWN_KEYS = [
+    ("training.max_step=3", "training.max_step", "training.max_steps"),
+    ("training.learning_rate.vision=1", "training.learning_rate", "training.learning_rates"),
+    ("trainning.max_steps=3", "trainning", "training"),
+    ("model.detection.querys=3", "model.detection.querys", "model.detection.queries"),
+    ("data.augment.flip_horizontaly=1", "data.augment.flip_horizontaly", "data.augment.flip_horizontal"),
+    ("loss.giou_weight=1", "loss.giou_weight", "loss.bbox_giou_weight"),
+    ("sed=1", "sed", "seed"),
+]
+
+
+@pytest.mark.parametrize(("override", "key", "nearest"), UNKNOWN_KEYS)
+def test_an_unknown_key_names_the_nearest_one(config_file: Path, override: str, key: str, nearest: str) -> None:
+    text = message(config_file, override)
+    assert repr(override) in text and f"unknown key {key}" in text and f"did you mean {nearest}" in text
+
+
+def test_an_unknown_key_in_the_file_names_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "bad.yaml"
+    path.write_text("training: {max_stepz: 5}\n", encoding="utf-8")
+    text = message(path)
+    assert text.startswith(f"{path}: unknown key training.max_stepz") and "did you mean training.max_steps?" in text
+
+
+def test_a_key_like_no_other_lists_the_keys_of_its_place(config_file: Path) -> None:
+    assert "keys here are name, output_dir, seed" in message(config_file, "xyzzy=1")
+
+
+@pytest.mark.parametrize(
+    ("override", "key"),
+    [
+        ("training.max_steps=abc", "training.max_steps"),
+        ("training.max_steps=1.5", "training.max_steps"),
+        ("training.max_steps=", "training.max_steps"),
+        ("training.max_steps=null", "training.max_steps"),
+        ("training.packed=perhaps", "training.packed"),
+        ("training.weight_decay=much", "training.weight_decay"),
+        ("seed=[1]", "seed"),
+        ("seed={a: 1}", "seed"),
+        ("model.freeze=vision", "model.freeze"),
+        ("data.source.photos={train: many}", "data.source.photos"),
+        ("data.source.photos=3", "data.source.photos"),
+        ("training=5", "training"),
+        ("training.learning_rates=1e-3", "training.learning_rates"),
+        ("data.source=[a]", "data.source"),
+    ],
+)
+def test_a_value_of_the_wrong_type_names_its_key(config_file: Path, override: str, key: str) -> None:
+    text = message(config_file, override)
+    assert override in text and key in text
+
+
+@pytest.mark.parametrize(
+    "override", ["training.max_steps", "=3", "training.max_steps 3", "data.source.photos={train: 2", "", "a..b=1"]
+)
+def test_what_is_not_key_equals_value_is_refused(config_file: Path, override: str) -> None:
+    assert repr(override) in message(config_file, override)
+
+
+@pytest.mark.parametrize("key", CHOICES)
+def test_a_choice_lists_what_may_be_chosen(config_file: Path, key: str) -> None:
+    text = message(config_file, f"{key}=neither")
+    assert key in text and "'neither'" in text and ", ".join(CHOICES[key]) in text
+
+
+@pytest.mark.parametrize("key", AT_LEAST_ONE)
+def test_what_must_be_at_least_one_may_not_be_zero(config_file: Path, key: str) -> None:
+    assert f"{key}: must be at least 1, is 0" in message(config_file, f"{key}=0")
+
+
+@pytest.mark.parametrize("key", NOT_NEGATIVE)
+def test_what_must_not_be_negative_may_be_zero(config_file: Path, key: str) -> None:
+    assert value_at(load_config(config_file, [f"{key}=0"]), key) == 0
+    assert f"{key}: must not be negative" in message(config_file, f"{key}=-1")
+
+
+@pytest.mark.parametrize("key", FRACTIONS)
+def test_a_fraction_lies_between_0_and_1(config_file: Path, key: str) -> None:
+    assert value_at(load_config(config_file, [f"{key}=0.99"]), key) == 0.99
+    for value in ("-0.1", "1.1"):
+        assert f"{key}: must lie between 0 and 1" in message(config_file, f"{key}={value}")
+
+
+FLOATS = [key for key in all_keys() if isinstance(value_at(Config(), key), float)]
+
+
+@pytest.mark.parametrize("key", FLOATS)
+def test_no_number_may_be_nan_or_infinite(config_file: Path, key: str) -> None:
+    for value in (".nan", ".inf"):
+        assert key in message(config_file, f"{key}={value}")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["data.max_pixels=3000", "data.min_pixels=4000"], ["data.max_pixels (3000)", "data.min_pixels (4000)"]),
+        (["model.freeze=[visio]"], ["model.freeze", "'visio'", "vision, merger"]),
+        ([f"model.freeze=[{','.join(GROUP_NAMES)}]"], ["model.freeze", "nothing would learn"]),
+        (["model.lora.parts=[lm]"], ["model.lora.parts", "'lm'", "llm, vision"]),
+        (["model.scratch.text_kv_heads=3"], ["model.scratch.text_heads (4)", "text_kv_heads (3)"]),
+        (["model.detection.width=190"], ["model.detection.width (190)", "multiple"]),
+        (["model.detection.heads=5"], ["model.detection.width", "heads (5)"]),
+        (["training.report_to=[wandbb]"], ["training.report_to", "'wandbb'", "wandb, tensorboard"]),
+    ],
+)
+def test_keys_that_do_not_fit_each_other_are_refused(config_file: Path, overrides: list[str], words: list[str]) -> None:
+    text = message(config_file, *overrides)
+    assert all(word in text for word in words), text
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "model.detection.heads=0",
+        "model.detection.width=0",
+        "model.lora.rank=0",
+        "model.scratch.text_heads=0",
+        "model.scratch.vision_depth=0",
+        "training.max_grad_norm=-1",
+        "loss.match_l1=-1",
+        "data.augment.brightness=-0.5",
+        "data.augment.contrast=1.5",
+        "model.scratch.vision_width=190",
+        "model.scratch.text_heads=3",
+        "data.source.photos={train: -3}",
+        "training.adam_beta2=1",
+        "seed=-1",
+    ],
+)
+def test_a_value_that_no_run_can_use_is_refused_before_it_starts(config_file: Path, override: str) -> None:
+    key = override.partition("=")[0]
+    assert key in message(config_file, override)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", "is empty"),
+        (b"# only words\n", "is empty"),
+        (b"- 1\n- 2\n", "must be a mapping"),
+        (b"just text\n", "unknown key just text"),
+        (b"training: {max_steps: 5\n", "is not valid YAML"),
+        (b"a: 1\n  b: 2\n", "is not valid YAML"),
+        (b"seed: 1\nseed: 2\n", "is not valid YAML"),
+        ("name: 演示".encode("gb18030"), "is not UTF-8"),
+        (b"name: \x00\n", "is not valid YAML"),
+        (b"seed: ${nowhere}\n", "nowhere"),
+        (b"training: 5\n", "training is a section"),
+        (b"training:\n", "training is a section"),
+        (b"training: {max_steps: abc}\n", "training.max_steps"),
+        (b"3: 4\n", "unknown key 3"),
+    ],
+)
+def test_a_file_that_is_no_config_is_named(tmp_path: Path, content: bytes, words: str) -> None:
+    path = tmp_path / "bad.yaml"
+    path.write_bytes(content)
+    text = message(path)
+    assert str(path) in text and words in text, text
+
+
+def test_a_missing_file_names_the_nearest_one(config_file: Path) -> None:
+    text = message(config_file.with_name("smal.yaml"))
+    assert "does not exist" in text and f"did you mean {config_file}?" in text
+
+
+def test_a_folder_or_a_place_that_is_not_there_is_no_config(tmp_path: Path) -> None:
+    assert "does not exist" in message(tmp_path)
+    assert "does not exist" in message(tmp_path / "no" / "such.yaml")

@@ -1,0 +1,75 @@
+"""No parameter is left out of a step, or data-parallel ranks would wait for each other for ever."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from bbu.losses.total import TERMS
+from bbu.models.build import build_model
+from bbu.training.objective import DetectionObjective
+from tests.tiny import (
+    FAMILIES,
+    build_tiny,
+    conversation,
+    mixed_samples,
+    pack,
+    run_backbone,
+    tiny_config,
+    tiny_processor,
+    tiny_sample,
+    tiny_tokenizer,
+)
+
+
+def without_gradient(objective: DetectionObjective) -> list[str]:
+    return [name for name, p in objective.named_parameters() if p.requires_grad and p.grad is None]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("lora", [[], ["llm", "vision"]], ids=["whole", "lora"])
+@pytest.mark.parametrize("parts", [3, 0], ids=["boxes", "no boxes"])
+def test_every_parameter_has_a_gradient(family: str, lora: list[str], parts: int) -> None:
+    config = tiny_config(model={"family": family, "lora.parts": lora})
+    objective = DetectionObjective(build_tiny(config), config.loss)
+    batch = pack(objective.model, [tiny_sample(tiny_processor(family), 1, parts=parts)])
+    sums = objective(**batch)
+    torch.stack([sums[term].double() for term in TERMS]).sum().backward()
+    assert without_gradient(objective) == []
+    assert all(p.grad.isfinite().all() for p in objective.parameters() if p.grad is not None)
+    if not parts:
+        assert all(float(sums[term].detach()) == 0 for term in ("bbox_l1", "bbox_giou", "caption"))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_mixed_batch_moves_every_parameter(family: str) -> None:
+    """Not merely a gradient of zero: what never gets one that is not zero would never learn."""
+    config = tiny_config(model={"family": family})
+    objective = DetectionObjective(build_tiny(config), config.loss)
+    sums = objective(**pack(objective.model, mixed_samples(tiny_processor(family))))
+    torch.stack([sums[term].double() for term in TERMS]).sum().backward()
+    still = {name for name, p in objective.named_parameters() if p.grad is None or p.grad.abs().max() == 0}
+    # key biases shift all scores of a softmax alike; learned queries step in for photos of few tokens alone
+    allowed = {name for name in still if "learned_" in name or name.endswith(("cross_key.bias", "k_proj.bias"))}
+    assert still == allowed
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_tower_takes_part_in_a_step_without_photos(family: str) -> None:
+    backbone = build_tiny(tiny_config(model={"family": family})).backbone
+    run_backbone(backbone, [conversation(backbone, 1, 5)]).hidden_TD.sum().backward()
+    tower = [p for name, p in backbone.vlm.named_parameters() if backbone.group_of(name) in ("vision", "merger")]
+    assert tower and all(p.grad is not None and p.grad.abs().max() == 0 for p in tower)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_recomputed_activations_give_the_same_gradients(family: str) -> None:
+    found = []
+    for recompute in (False, True):
+        config = tiny_config(model={"family": family, "gradient_checkpointing": recompute})
+        model = build_model(config, tiny_tokenizer(), device=torch.device("cpu"), dtype=torch.float32).double().train()
+        sums = DetectionObjective(model, config.loss)(**pack(model, [tiny_sample(tiny_processor(family), 2, parts=3)]))
+        torch.stack([sums[term].double() for term in TERMS]).sum().backward()
+        found.append({name: p.grad for name, p in model.named_parameters()})
+    for name, gradient in found[0].items():
+        torch.testing.assert_close(found[1][name], gradient, rtol=1e-9, atol=1e-9, msg=lambda t, n=name: f"{n}: {t}")

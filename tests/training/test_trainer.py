@@ -1,0 +1,108 @@
+"""The trainer around the objective: which checkpoint is best, evaluation, sharded predictions."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bbu.config import LossConfig
+from bbu.errors import ConfigError, SampleError
+from bbu.losses.total import TERMS
+from bbu.models.build import build_model
+from bbu.training.objective import DetectionObjective
+from bbu.training.trainer import merge_shards
+from tests.tiny import (
+    FAMILIES,
+    build_tiny,
+    mixed_samples,
+    pack,
+    run_model,
+    tiny_config,
+    tiny_processor,
+    tiny_tokenizer,
+    tiny_trainer,
+)
+
+
+def test_the_checkpoint_with_the_best_score_on_val_is_kept(tmp_path: Path) -> None:
+    scores = iter([0.1, 0.7, 0.3])
+    asked: list[int] = []
+
+    def evaluator() -> dict[str, float | None]:
+        asked.append(1)
+        return {"AP50": next(scores), "AP": None}
+
+    config = tiny_config(training={"max_steps": 3, "eval_every": 1, "batch_size": 1, "keep_checkpoints": 1})
+    processor = tiny_processor(FAMILIES[0])
+    trainer = tiny_trainer(config, tmp_path, mixed_samples(processor)[:3], processor, evaluator=evaluator)
+    trainer.train()
+    assert len(asked) == 3
+    assert Path(str(trainer.state.best_model_checkpoint)).name == "checkpoint-2"
+    assert (tmp_path / "checkpoint-2" / "bbu.json").is_file(), "the best one was thrown away"
+    logged = [log["eval_AP50"] for log in trainer.state.log_history if "eval_AP50" in log]
+    assert logged == [0.1, 0.7, 0.3]
+    assert not any("eval_AP" in log for log in trainer.state.log_history), "what could not be scored is not logged"
+
+
+def test_the_last_step_is_evaluated_whatever_the_interval(tmp_path: Path) -> None:
+    asked: list[int] = []
+
+    def evaluator() -> dict[str, float | None]:
+        asked.append(trainer.state.global_step)
+        return {"AP50": 0.5}
+
+    config = tiny_config(training={"max_steps": 5, "eval_every": 2, "batch_size": 1})
+    processor = tiny_processor(FAMILIES[0])
+    trainer = tiny_trainer(config, tmp_path, mixed_samples(processor), processor, evaluator=evaluator)
+    trainer.train()
+    assert asked == [2, 4, 5]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_compute_loss_of_a_whole_step_needs_no_counts(family: str, tmp_path: Path) -> None:
+    config = tiny_config(model={"family": family})
+    processor = tiny_processor(family)
+    model = build_tiny(config, torch.float64)
+    trainer = tiny_trainer(config, tmp_path, mixed_samples(processor), processor, model)
+    batch = pack(model, mixed_samples(processor))
+    _, counts = trainer.get_batch_samples(iter([batch]), 1, torch.device("cpu"))
+    loss, components = trainer.compute_loss(trainer.model, batch, return_outputs=True)
+    assert list(components) == list(TERMS)
+    assert loss.item() == pytest.approx(sum(value.item() for value in components.values()))
+    assert loss.item() == pytest.approx(
+        trainer.compute_loss(trainer.model, batch, num_items_in_batch=counts).item(), rel=1e-12
+    )
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_student_without_exactly_its_image_is_an_error(family: str) -> None:
+    model = build_tiny(tiny_config(model={"family": family}))
+    batch = pack(model, mixed_samples(tiny_processor(family))[:2])
+    batch["student_images"] = batch["student_images"][::-1]
+    with pytest.raises(SampleError, match="a student has exactly one image"):
+        run_model(model, batch)
+
+
+def test_training_that_blows_up_names_the_photo() -> None:
+    model = build_tiny(tiny_config())
+    with torch.no_grad():
+        model.detection_head.box_heads[-1].norm.weight.fill_(float("nan"))
+    batch = pack(model, mixed_samples(tiny_processor(FAMILIES[0]))[:2])
+    with pytest.raises(SampleError, match=f"^{batch['names'][0]}: the matching cost is not finite"):
+        DetectionObjective(model, LossConfig())(**batch)
+
+
+def test_an_engine_that_cannot_run_is_refused_when_the_model_is_built() -> None:
+    config = tiny_config(model={"attention": "torch_varlen"})
+    with pytest.raises(ConfigError, match=r"model\.attention: torch_varlen cannot run here"):
+        build_model(config, tiny_tokenizer(), device=torch.device("cpu"), dtype=torch.float32)
+
+
+@given(st.integers(0, 20), st.integers(1, 5))
+def test_predictions_of_all_ranks_come_back_in_order(count: int, ranks: int) -> None:
+    items = list(range(count))
+    assert merge_shards([items[rank::ranks] for rank in range(ranks)]) == items
