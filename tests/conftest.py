@@ -38,11 +38,6 @@ MakeRow = Callable[..., Row]
 MakeSample = Callable[..., FewShotSample]
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    """Test files in different folders may share a name (test_cli.py, test_bad_input.py)."""
-    config.option.importmode = "importlib"
-
-
 @pytest.fixture(scope="session")
 def project() -> Path:
     """The folder with src/, configs/ and train.sh."""

@@ -16,7 +16,8 @@ PROJECT = Path(__file__).resolve().parents[1]
 
 # From the bottom up; a room imports only from itself and from rooms before it.
 ROOMS = (
-    "bbu.errors", "bbu.geometry", "bbu.records", "bbu.taxonomy", "bbu.config", "bbu.evaluation", "bbu.data",
+    "bbu.errors", "bbu.geometry", "bbu.images", "bbu.records", "bbu.taxonomy", "bbu.config", "bbu.evaluation",
+    "bbu.data",
     "bbu.models.attention", "bbu.models.memory", "bbu.models.adapters", "bbu.models.backbones",
     "bbu.models.detection_head", "bbu.models.caption_decoder", "bbu.models.wrapper", "bbu.models.lora",
     "bbu.models.postprocess", "bbu.models.predictor", "bbu.models.build",
@@ -24,10 +25,6 @@ ROOMS = (
 )  # fmt: skip
 CONVERSION_MAY_IMPORT = ("bbu.errors", "bbu.geometry", "bbu.records", "bbu.taxonomy")
 MAY_IMPORT_CONVERSION = ("bbu.stages", "bbu.cli")
-EXCEPTIONS = {
-    # (module, what it imports): why
-    ("bbu.evaluation.pictures", "bbu.data.images"): "reads photos as training does; Pillow and NumPy only",
-}
 HEAVY = ("torch", "torchvision", "transformers", "accelerate", "peft", "deepspeed", "scipy", "matplotlib")
 
 
@@ -83,7 +80,7 @@ def test_a_module_imports_only_from_rooms_below_it(module: str) -> None:
     for imported in imports(module):
         if imported.startswith("data_conversion"):
             assert own in MAY_IMPORT_CONVERSION, f"{module} imports {imported}"
-        elif (module, imported) not in EXCEPTIONS:
+        else:
             other = room(imported)
             assert other is not None, f"{module} imports {imported}, which is in no room"
             assert ROOMS.index(other) <= ROOMS.index(own), f"{module} imports {imported} from a room above it"
@@ -93,11 +90,6 @@ def test_a_module_imports_only_from_rooms_below_it(module: str) -> None:
 def test_data_conversion_imports_only_the_contract(module: str) -> None:
     for imported in imports(module):
         assert imported.startswith("data_conversion") or imported in CONVERSION_MAY_IMPORT, f"{module}: {imported}"
-
-
-def test_every_exception_is_still_needed() -> None:
-    for module, imported in EXCEPTIONS:
-        assert imported in set(imports(module)), f"{module} no longer imports {imported}; take it off the list"
 
 
 def test_no_two_modules_import_each_other() -> None:
@@ -123,7 +115,7 @@ def loaded_by(code: str) -> set[str]:
     "modules",
     [
         "bbu.evaluation, bbu.evaluation.pictures",
-        "bbu.geometry, bbu.records, bbu.taxonomy, bbu.config, bbu.data.augment, bbu.data.images, bbu.data.prompts",
+        "bbu.geometry, bbu.records, bbu.taxonomy, bbu.config, bbu.data.augment, bbu.images, bbu.data.prompts",
         "data_conversion.__main__, data_conversion.pipeline, data_conversion.cabinet_photos",
     ],
     ids=["evaluation", "below the models", "conversion"],

@@ -456,7 +456,7 @@ def test_an_image_path_with_a_null_character_is_refused(tmp_path: Path) -> None:
 
 
 def test_links_in_a_circle_are_refused_or_not_found(tmp_path: Path) -> None:
-    from bbu.data.images import load_image
+    from bbu.images import load_image
 
     (tmp_path / "a.jpg").symlink_to(tmp_path / "b.jpg")
     (tmp_path / "b.jpg").symlink_to(tmp_path / "a.jpg")

@@ -12,9 +12,9 @@ import torch
 from PIL import Image
 
 from bbu.data.chat_processor import ChatProcessor, Photo
-from bbu.data.images import IMAGE_SUFFIXES, load_image
 from bbu.data.prompts import boxes_from_text, parse_answer
 from bbu.errors import CheckpointError, UserError
+from bbu.images import IMAGE_SUFFIXES, load_image
 from bbu.models.attention import choose_engine
 from bbu.models.predictor import Predictor, teacher_photos
 from bbu.models.wrapper import DetectionVLM

@@ -138,6 +138,8 @@ def train(config: Config) -> PreparedData:
     output = Path(config.output_dir)
     _check_output(config, output)
     device = compute_device()
+    if device.type == "cpu":
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # DeepSpeed looks for CUDA tools otherwise, and warns
     bf16 = use_bf16(config.training.precision, device)
     _quiet_trackers(config)
     _single_process_rendezvous(config)

@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from bbu.data.augment import View
-from bbu.data.images import load_image
 from bbu.data.prompts import WORDING, answer_text, boxes_from_text, parse_answer, text_boxes
 from bbu.errors import ImageError, SampleError
 from bbu.geometry import ImageGeometry, cxcywh_to_xyxy
+from bbu.images import load_image
 from bbu.records import FewShotSample, ObjectRow, Row
 
 IGNORE = -100

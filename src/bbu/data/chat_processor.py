@@ -13,10 +13,10 @@ import numpy as np
 import torch
 
 from bbu.data.augment import View
-from bbu.data.images import load_image
 from bbu.data.prompts import PromptSpec, answer_text, build_messages, refuse_special_tokens, text_boxes
 from bbu.errors import ImageError, SampleError
 from bbu.geometry import ImageGeometry, thicken, xyxy_to_cxcywh
+from bbu.images import load_image
 from bbu.records import FewShotSample, ObjectRow, Row, resolve_image
 
 if TYPE_CHECKING:

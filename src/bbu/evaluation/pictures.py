@@ -18,12 +18,12 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-from bbu.data.images import load_image
 from bbu.errors import UserError
 from bbu.evaluation.descriptions import greedy_match, prefix
 from bbu.evaluation.fonts import cjk_font
 from bbu.evaluation.tags import Box, Point, place_tags
 from bbu.geometry import iou_matrix, thicken
+from bbu.images import load_image
 from bbu.records import ObjectRow, PredictedObject, PredictionRow, Row, resolve_image
 
 Colour = tuple[int, int, int]

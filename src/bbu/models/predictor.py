@@ -9,8 +9,8 @@ import torch
 
 from bbu.data.chat_processor import ChatProcessor, Photo
 from bbu.data.collators import PackedDataCollator
-from bbu.data.images import load_image
 from bbu.errors import UserError
+from bbu.images import load_image
 from bbu.models.postprocess import detect
 from bbu.models.wrapper import DetectionVLM
 from bbu.records import PredictedObject, PredictionRow, Row, resolve_image

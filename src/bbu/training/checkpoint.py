@@ -39,7 +39,7 @@ HEAD_FILE, FACTS_FILE, BACKBONE_FOLDER, LORA_FILE = (
     "backbone",
     "lora.safetensors",
 )
-FACTS = ("format", "prompt_hash", "vocabulary_hash", "family", "detection", "max_length")
+FACTS = ("format", "prompt_hash", "vocabulary_hash", "pixels_hash", "family", "detection", "max_length")
 STATE_FILE = "trainer_state.json"  # transformers' name
 
 
@@ -47,6 +47,13 @@ def vocabulary_hash(processor: ChatProcessor) -> str:
     """SHA-256 of the token → id table."""
     table = json.dumps(sorted(processor.tokenizer.get_vocab().items()), ensure_ascii=False)
     return hashlib.sha256(table.encode()).hexdigest()
+
+
+def pixels_hash(processor: ChatProcessor) -> str:
+    """SHA-256 of how pixels are scaled and cut: what the image processor does besides the resize of the prompt."""
+    names = ("patch_size", "merge_size", "temporal_patch_size", "image_mean", "image_std", "rescale_factor", "resample")
+    settings = {name: str(getattr(processor.image_processor, name, None)) for name in names}
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
 
 def save_model(
@@ -78,6 +85,7 @@ def save_model(
             "prompt": processor.spec.to_json(),
             "prompt_hash": processor.spec.hash,
             "vocabulary_hash": vocabulary_hash(processor),
+            "pixels_hash": pixels_hash(processor),
             "max_length": processor.max_length,
         },
     )
@@ -134,6 +142,8 @@ def load_processor(folder: Path, image_root: str = ".") -> ChatProcessor:
     )
     if vocabulary_hash(processor) != facts["vocabulary_hash"]:
         raise CheckpointError(f"{source}: the tokenizer is not the one the model was trained with; restore its files")
+    if pixels_hash(processor) != facts["pixels_hash"]:
+        raise CheckpointError(f"{source}: preprocessor_config.json is not the one of training; restore the file")
     return processor
 
 

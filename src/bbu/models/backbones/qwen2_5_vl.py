@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, Qwen2VLImageProcessor
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLVisionAttention, apply_rotary_pos_emb_vision
-from transformers.vision_utils import get_vision_window_index
+from transformers.vision_utils import get_vision_cu_seqlens, get_vision_position_ids, get_vision_window_index
 
 from bbu.config import ScratchConfig
 from bbu.models.attention import implementation_name, varlen_attention
@@ -208,10 +208,14 @@ class Qwen25VL(Backbone):
     def _see(self, pixel_values: torch.Tensor, grid_thw: torch.Tensor) -> tuple[list[VisionLevel], torch.Tensor]:
         """Patch rows → fine level (patches, raster order), coarse level (merged tokens, raster order)."""
         tower = self.vlm.model.visual
+        grid_thw = grid_thw.cpu()  # the one wait for the device; layers get Python ints
         grids: list[Grid] = [(int(t), int(h), int(w)) for t, h, w in grid_thw.tolist()]
-        output = tower(pixel_values.to(tower.dtype), grid_thw=grid_thw)
+        plan = _tower_plan(tower, grid_thw)
+        raster_rows = _raster_rows(plan["window_index"], grids, tower.spatial_merge_size)
+        on_device = {k: v.to(pixel_values.device) if isinstance(v, torch.Tensor) else v for k, v in plan.items()}
+        output = tower(pixel_values.to(tower.dtype), grid_thw=grid_thw, **on_device)
         merged_ND = output.pooler_output
-        fine_PD = output.last_hidden_state[_raster_rows(tower, grid_thw, grids)]
+        fine_PD = output.last_hidden_state[raster_rows.to(pixel_values.device)]
         merge = tower.spatial_merge_size
         fine = VisionLevel(fine_PD, [(t * h, w) for t, h, w in grids])
         coarse = VisionLevel(merged_ND, [(t * h // merge, w // merge) for t, h, w in grids])
@@ -221,24 +225,37 @@ class Qwen25VL(Backbone):
         self.vlm.save_pretrained(folder, state_dict=state_dict, safe_serialization=True)
 
 
-def _raster_rows(tower: Any, grid_thw: torch.Tensor, grids: Sequence[Grid]) -> torch.Tensor:
+def _tower_plan(tower: Any, grid_thw: torch.Tensor) -> dict[str, Any]:
+    """What the tower derives from the grids, made once on the CPU; it takes these in place of its own."""
+    merge = tower.spatial_merge_size
+    window_index, cu_windows = get_vision_window_index(grid_thw, merge, tower.window_size, tower.patch_size)
+    cu_frames = get_vision_cu_seqlens(grid_thw)
+    return {
+        "position_ids": get_vision_position_ids(grid_thw, merge),
+        "cu_seqlens": cu_frames,
+        "max_seqlen": int(cu_frames.diff().max()),
+        "window_index": window_index,
+        "cu_window_seqlens": cu_windows,
+        "max_window_seqlen": int(cu_windows.diff().max()),
+    }
+
+
+def _raster_rows(window_index: torch.Tensor, grids: Sequence[Grid], merge: int) -> torch.Tensor:
     """(P,) row in the tower's output of each patch in raster order.
 
     The tower orders 2×2 merge units by attention window, and patches within a unit row by row.
     """
-    merge = tower.spatial_merge_size
-    window_index, _ = get_vision_window_index(grid_thw, merge, tower.window_size, tower.patch_size)
     unit_row = torch.empty_like(window_index)
-    unit_row[window_index] = torch.arange(len(window_index), device=window_index.device)
+    unit_row[window_index] = torch.arange(len(window_index))
     rows = []
     first_unit = 0
     for t, h, w in grids:
         units = unit_row[first_unit : first_unit + t * h * w // merge**2].reshape(t, h // merge, w // merge)
-        inner = torch.arange(merge**2, device=units.device).reshape(merge, merge)
+        inner = torch.arange(merge**2).reshape(merge, merge)
         patches = units[:, :, None, :, None] * merge**2 + inner[None, None, :, None, :]
         rows.append(patches.reshape(-1))
         first_unit += t * h * w // merge**2
-    return torch.cat(rows).to(grid_thw.device)
+    return torch.cat(rows)
 
 
 def mrope_positions(token_ids: Sequence[int], grids: Sequence[Grid], image_token_id: int, merge: int) -> torch.Tensor:

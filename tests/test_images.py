@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from bbu.data import images
-from bbu.data.images import load_image
+from bbu import images
 from bbu.errors import ImageError
+from bbu.images import load_image
 
 EXIF_ORIENTATION = 274
 RAMP = np.tile(np.linspace(0, 255, 32).round().astype(np.uint8), (24, 1))

@@ -1,0 +1,100 @@
+"""The A100 job's own config, on what is here: train.sh, torchrun, two CPU ranks, ZeRO-2, bf16, a tiny model folder."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from transformers import Qwen2_5_VLForConditionalGeneration
+
+from bbu.config import GROUP_NAMES, ScratchConfig, load_config
+from bbu.data.tokenizer import train_tokenizer
+from bbu.inference import Inference
+from bbu.models.backbones.qwen2_5_vl import Qwen25VL
+from data_conversion.cabinet_photos import draw_data_set
+
+RunJob = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture(scope="module")
+def workshop(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a tiny model saved as a Hugging Face folder, and raw photos with annotation JSON."""
+    folder = tmp_path_factory.mktemp("job")
+    tokenizer = train_tokenizer(["bbox_2d label 螺丝连接点/BBU安装螺丝/安装正确"], 500)
+    sizes = ScratchConfig(
+        vision_width=32, vision_depth=2, vision_heads=2, vision_full_attention=[1], text_width=64, text_depth=2
+    )
+    backbone = Qwen25VL.from_scratch(sizes, len(tokenizer), tokenizer.get_vocab())
+    backbone.save(folder / "model")
+    tokenizer.save_pretrained(folder / "model")
+    Qwen25VL.image_processor("").save_pretrained(folder / "model")
+    draw_data_set(folder / "raw", {"train": 20, "val": 4, "test": 4}, seed=5, workers=1)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run_job(workshop: Path, project: Path) -> RunJob:
+    def run(*overrides: str, ranks: int = 2) -> subprocess.CompletedProcess[str]:
+        tiny = (
+            "data.min_pixels=12544", "data.max_pixels=25088", "data.workers=0", "data.source.max_teachers=2",
+            "model.detection.width=32", "model.detection.heads=4", "model.detection.layers=2",
+            "model.detection.queries=20", "training.batch_size=2", "training.warmup_steps=1", "training.log_every=1",
+            "training.eval_every=2", "training.report_to=[wandb,tensorboard]", "evaluation.pictures=1",
+        )  # fmt: skip
+        environment = {
+            **{name: value for name, value in os.environ.items() if not name.startswith(("WANDB", "NNODES", "MASTER"))},
+            "BBU_PYTHON": sys.executable,
+            "NPROC": str(ranks),
+            "MASTER_PORT": "29517",
+            "OMP_NUM_THREADS": "1",
+            "HF_HUB_OFFLINE": "1",
+            "CUDA_VISIBLE_DEVICES": "",
+            "HOME": str(workshop),  # no W&B login of the person who runs the tests
+        }
+        return subprocess.run(
+            [
+                "bash", str(project / "train.sh"), "configs/bbu.yaml", f"data.source.path={workshop / 'raw'}",
+                f"model.path={workshop / 'model'}", f"output_dir={workshop / 'run'}", *tiny, *overrides,
+            ],
+            capture_output=True, text=True, cwd=workshop, env=environment, timeout=400,
+        )  # fmt: skip
+
+    return run
+
+
+def test_the_full_job_trains_resumes_predicts_and_scores_on_two_ranks(
+    run_job: RunJob, workshop: Path, project: Path
+) -> None:
+    first = run_job("training.max_steps=2")
+    assert first.returncode == 0, first.stderr[-3000:]
+    second = run_job("training.max_steps=4", "training.resume=true")
+    assert second.returncode == 0, second.stderr[-3000:]
+
+    run = workshop / "run"
+    log = [json.loads(line) for line in (run / "train_log.jsonl").read_text(encoding="utf-8").splitlines()]
+    steps = [entry for entry in log if "loss" in entry]
+    assert [entry["step"] for entry in steps] == [1, 2, 3, 4], "the second run went on where the first had stopped"
+    rates = vars(load_config(project / "configs" / "bbu.yaml").training.learning_rates)
+    for group in GROUP_NAMES:
+        peak = max(entry[f"learning_rate/{group}"] for entry in steps)
+        assert peak == pytest.approx(rates[group]), f"the {group} group has its own rate"
+    for entry in steps:
+        parts = sum(value for name, value in entry.items() if name.startswith("loss/"))
+        assert parts == pytest.approx(entry["loss"], rel=2e-2)  # bf16 sums, logged in float32
+
+    metrics = json.loads((run / "metrics.json").read_text(encoding="utf-8"))
+    assert metrics["photos"] == 4 and metrics["steps"] == 4
+    assert len((run / "predictions.jsonl").read_text(encoding="utf-8").splitlines()) == 4
+    assert list((run / "pictures").glob("*.png"))
+    assert list((run / "checkpoint-4").glob("global_step4/*optim_states.pt")), "ZeRO wrote each rank's share"
+    assert list(run.glob("wandb/offline-run-*")), "W&B without an account keeps its run here"
+    assert list((run / "tensorboard").rglob("events*"))
+    Qwen2_5_VLForConditionalGeneration.from_pretrained(run / "model" / "backbone")  # stock transformers reads it
+    photo = next((workshop / "raw" / "test").glob("*.jpg"))
+    boxes, captions = Inference(run / "model").predict_detection(photo)
+    assert len(boxes) == len(captions) == 20
