@@ -43,6 +43,9 @@ def build_parser() -> argparse.ArgumentParser:
     predict.add_argument("--image-root", help="folder that the JSONL's image paths are relative to")
     predict.add_argument("--teachers", help="JSONL of annotated rows shown as worked examples")
     predict.add_argument("--top-k", type=positive, default=100, help="most boxes a photo (default 100)")
+    predict.add_argument(
+        "--duplicate-iou", type=float, default=0.7, help="overlap that makes a box a duplicate; 1: none"
+    )
     predict.add_argument("--batch-size", type=positive, default=8, help="photos at a time (default 8)")
     predict.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto")
 
@@ -133,7 +136,11 @@ def _predict(arguments: argparse.Namespace) -> int:
     names, root = list_photos(arguments.photos)
     root = arguments.image_root or root
     inference = Inference(
-        arguments.model, precision=arguments.precision, batch_size=arguments.batch_size, top_k=arguments.top_k
+        arguments.model,
+        precision=arguments.precision,
+        batch_size=arguments.batch_size,
+        top_k=arguments.top_k,
+        duplicate_iou=arguments.duplicate_iou,
     )
     teachers = read_rows(arguments.teachers) if arguments.teachers else []
     from tqdm import tqdm

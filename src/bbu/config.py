@@ -164,6 +164,7 @@ class EvaluationConfig:
     split: str = "test"
     batch_size: int = 8
     captions_per_photo: int = 100  # boxes, by objectness, that get words and are written
+    duplicate_iou: float = 0.7  # overlap with a surer box above which a box is the same part again; 1 keeps all
     score_threshold: float = 0.3  # for pictures, false alarms and rates; AP uses every prediction
     pictures: int = 8
 
@@ -211,7 +212,8 @@ NOT_NEGATIVE = (
 )  # fmt: skip
 FRACTIONS = (
     "data.source.val_fraction", "data.source.test_fraction", "data.augment.flip_horizontal",
-    "data.augment.flip_vertical", "data.augment.brightness", "data.augment.contrast", "evaluation.score_threshold",
+    "data.augment.flip_vertical", "data.augment.brightness", "data.augment.contrast",
+    "evaluation.score_threshold", "evaluation.duplicate_iou",
     "training.adam_beta2", "model.lora.dropout",
 )  # fmt: skip
 

@@ -16,6 +16,7 @@ from bbu.data.prompts import boxes_from_text, parse_answer
 from bbu.errors import CheckpointError, UserError
 from bbu.images import IMAGE_SUFFIXES, load_image
 from bbu.models.attention import choose_engine
+from bbu.models.postprocess import DUPLICATE_IOU
 from bbu.models.predictor import Predictor, teacher_photos
 from bbu.models.wrapper import DetectionVLM
 from bbu.records import PredictionRow, Row, iter_json_lines, parse_sample
@@ -68,6 +69,7 @@ class Inference:
         attention: engine, as in the config.
         batch_size: photos at a time.
         top_k: most boxes a photo.
+        duplicate_iou: overlap with a surer box above which one is left out; 1 keeps all.
 
     Raises:
         CheckpointError: the folder is incomplete or was tampered with.
@@ -82,6 +84,7 @@ class Inference:
         attention: str = "auto",
         batch_size: int = 8,
         top_k: int = 100,
+        duplicate_iou: float = DUPLICATE_IOU,
     ) -> None:
         folder = Path(folder)
         place = torch.device(device) if device is not None else compute_device()
@@ -94,6 +97,7 @@ class Inference:
             self.processor,
             batch_size=batch_size,
             top_k=top_k,
+            duplicate_iou=duplicate_iou,
             autocast=torch.bfloat16 if bf16 else None,
         )
 

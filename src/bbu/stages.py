@@ -265,6 +265,7 @@ def _trainer(
         processor,
         batch_size=config.evaluation.batch_size,
         top_k=config.evaluation.captions_per_photo,
+        duplicate_iou=config.evaluation.duplicate_iou,
         autocast=torch.bfloat16 if bf16 and not config.training.deepspeed else None,
     )
 
@@ -339,6 +340,7 @@ def predict(config: Config, data: PreparedData) -> Path:
         attention=config.model.attention,
         batch_size=config.evaluation.batch_size,
         top_k=config.evaluation.captions_per_photo,
+        duplicate_iou=config.evaluation.duplicate_iou,
     )
     found = inference.predict_rows([row.images[0] for row in rows], data.image_root)
     path = output / "predictions.jsonl"

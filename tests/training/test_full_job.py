@@ -97,4 +97,4 @@ def test_the_full_job_trains_resumes_predicts_and_scores_on_two_ranks(
     Qwen2_5_VLForConditionalGeneration.from_pretrained(run / "model" / "backbone")  # stock transformers reads it
     photo = next((workshop / "raw" / "test").glob("*.jpg"))
     boxes, captions = Inference(run / "model").predict_detection(photo)
-    assert len(boxes) == len(captions) == 20
+    assert 0 < len(boxes) == len(captions) <= 20

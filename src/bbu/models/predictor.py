@@ -11,7 +11,7 @@ from bbu.data.chat_processor import ChatProcessor, Photo
 from bbu.data.collators import PackedDataCollator
 from bbu.errors import UserError
 from bbu.images import load_image
-from bbu.models.postprocess import detect
+from bbu.models.postprocess import DUPLICATE_IOU, detect
 from bbu.models.wrapper import DetectionVLM
 from bbu.records import PredictedObject, PredictionRow, Row, resolve_image
 
@@ -21,7 +21,8 @@ class Predictor:
 
     Args:
         batch_size: photos in a pack.
-        top_k: boxes a photo that are described and returned.
+        top_k: most boxes a photo.
+        duplicate_iou: overlap with a surer box above which one is left out; 1 keeps all.
         autocast: compute matrix products in this 16-bit dtype.
     """
 
@@ -32,10 +33,11 @@ class Predictor:
         *,
         batch_size: int = 8,
         top_k: int = 100,
+        duplicate_iou: float = DUPLICATE_IOU,
         autocast: torch.dtype | None = None,
     ) -> None:
         self.model, self.processor = model, processor
-        self.batch_size, self.top_k, self.autocast = batch_size, top_k, autocast
+        self.batch_size, self.top_k, self.duplicate_iou, self.autocast = batch_size, top_k, duplicate_iou, autocast
         self.collator = PackedDataCollator(model.backbone.position_function())
 
     def predict_photos(self, photos: Sequence[Photo], teachers: Sequence[Photo] = ()) -> list[list[PredictedObject]]:
@@ -56,6 +58,7 @@ class Predictor:
                         self.processor.tokenizer,
                         self.processor.end_token_id,
                         self.top_k,
+                        self.duplicate_iou,
                     )
         finally:
             self.model.train(training)
