@@ -24,11 +24,14 @@ setup() {
     local wanted stamp="$venv/.bbu-requirements"
     wanted="$(cat "$here/requirements.txt" "$here/pyproject.toml" | cksum) $here"
     if [[ -x "$python" && -f "$stamp" && "$(cat "$stamp")" == "$wanted" ]]; then return; fi
-    local base
-    base="$(command -v python3.13 || command -v python3.12 || command -v python3.11 || command -v python3)" \
-        || fail "no python3 found; install Python 3.11 or newer"
-    "$base" -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
-        || fail "$base is $("$base" -V 2>&1); Python 3.11 or newer is needed"
+    local base candidate
+    for candidate in python3 python3.13 python3.12 python3.11; do
+        if "$candidate" -c 'import sys, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
+            base="$candidate"
+            break
+        fi
+    done
+    [[ -n "${base:-}" ]] || fail "no Python 3.11 or newer with its venv module found; install it (python3.11, python3.11-venv)"
     echo "setting up $venv (once; downloads a few GB)" >&2
     [[ -x "$python" ]] || "$base" -m venv "$venv" || fail "cannot make $venv; is python3-venv installed?"
     "$python" -m pip install --quiet --disable-pip-version-check -r "$here/requirements.txt" \
