@@ -1,6 +1,6 @@
 """Packed against padded: one training step of the language model on the same samples.
 
-    python benchmarks/packing.py [--repeats 5] [--threads 2]
+    .venv/bin/python benchmarks/packing.py [--repeats 5] [--threads 2]
 
 Padded is transformers' own Qwen2.5-VL: a padded batch, SDPA, its own loss. Packed is this project's backbone
 and chunked loss. Both share weights and see the same samples (0 to 3 worked examples, 1 to 43 parts, mixed
