@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
+from bbu.config import EvaluationConfig
 from bbu.errors import UserError
 
 
@@ -44,7 +45,10 @@ def build_parser() -> argparse.ArgumentParser:
     predict.add_argument("--teachers", help="JSONL of annotated rows shown as worked examples")
     predict.add_argument("--top-k", type=positive, default=100, help="most boxes a photo (default 100)")
     predict.add_argument(
-        "--duplicate-iou", type=float, default=0.7, help="overlap that makes a box a duplicate; 1: none"
+        "--duplicate-iou",
+        type=float,
+        default=EvaluationConfig.duplicate_iou,
+        help="overlap that makes a box a duplicate; 1: none",
     )
     predict.add_argument("--batch-size", type=positive, default=8, help="photos at a time (default 8)")
     predict.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto")

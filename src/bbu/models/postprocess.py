@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torchvision.ops import nms
 
+from bbu.config import EvaluationConfig
 from bbu.data.collators import unpad
 from bbu.geometry import cxcywh_to_xyxy
 from bbu.models.wrapper import DetectionOutput, DetectionVLM
@@ -16,7 +17,7 @@ from bbu.records import PredictedObject
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-DUPLICATE_IOU = 0.7  # best AP on the demo's val split among 0.5, 0.6, … 1
+DUPLICATE_IOU = EvaluationConfig.duplicate_iou  # the default: best AP on the demo's val split among 0.5, 0.6, … 1
 MODEL_KEYS = (
     "input_ids", "pixel_values", "image_grid_thw", "cu_seqlens", "position_ids", "max_seqlen", "student_images",
     "prompt_spans",
