@@ -23,8 +23,9 @@ from PIL import Image
 from transformers import Qwen2_5_VLForConditionalGeneration
 
 from bbu.config import Config
-from bbu.data.chat_processor import ChatProcessorOutput, Photo
+from bbu.data.chat_processor import ChatProcessorOutput
 from bbu.data.collators import PackedDataCollator, StandardDataCollator
+from bbu.data.photo import Photo
 from bbu.losses.language_loss import answer_loss_sum
 from bbu.models.backbones.qwen2_5_vl import Qwen25VL
 from bbu.models.build import build_processor

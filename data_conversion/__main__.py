@@ -1,4 +1,4 @@
-"""``python -m data_conversion FORMAT INPUT OUTPUT``: convert a source folder and print what was dropped."""
+"""``python -m data_conversion``: convert a source folder, export rows to a tool's format, draft a taxonomy."""
 
 from __future__ import annotations
 
@@ -9,10 +9,13 @@ from pathlib import Path
 
 from bbu.errors import UserError
 from bbu.taxonomy import Taxonomy
+from bbu.taxonomy_file import read_taxonomy
 from data_conversion.formats import FORMATS
+from data_conversion.photo_files import MODES
 from data_conversion.pipeline import convert
 
 TAXONOMIES = Path(__file__).parent / "taxonomies"
+DONE, TERMS_OUTSIDE, FAILED = 0, 1, 2  # exit status
 
 
 def load_taxonomy(name: str) -> Taxonomy:
@@ -22,11 +25,11 @@ def load_taxonomy(name: str) -> Taxonomy:
         UserError: neither; the message lists the shipped names.
     """
     if Path(name).is_file():
-        return Taxonomy.from_yaml(name)
+        return read_taxonomy(name)
     shipped = {path.stem: path for path in sorted(TAXONOMIES.glob("*.yaml"))}
     if name not in shipped:
         raise UserError(f"taxonomy {name!r} is neither a file nor one of the shipped: {', '.join(shipped)}")
-    return Taxonomy.from_yaml(shipped[name])
+    return read_taxonomy(shipped[name])
 
 
 def parse_splits_argument(text: str) -> dict[str, str]:
@@ -44,11 +47,27 @@ def parse_splits_argument(text: str) -> dict[str, str]:
     return result
 
 
+def describe_formats() -> str:
+    """Every format, which way it goes, and what it is."""
+    lines = ["formats:"]
+    for name, entry in FORMATS.items():
+        ways = " and ".join(way for way, there in (("in", entry.read), ("out", entry.write)) if there)
+        lines.append(f"  {name:<16} {ways:<12} {entry.summary}")
+    return "\n".join(lines)
+
+
 def build_parser() -> argparse.ArgumentParser:
+    """The parser of the plain command, which converts."""
     parser = argparse.ArgumentParser(
-        prog="python -m data_conversion", description="Convert a source folder to rows and list what was dropped."
+        prog="python -m data_conversion",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="Convert a source folder to rows and list what was dropped.\n\n"
+        "other commands:\n"
+        "  python -m data_conversion export FORMAT ROWS OUTPUT    rows or predictions to a tool's format\n"
+        "  python -m data_conversion taxonomy FORMAT INPUT FILE   draft a taxonomy from the labels of a source",
+        epilog=f"{describe_formats()}\n\nexit status: 0 done, 1 done but labels lie outside the taxonomy, 2 error",
     )
-    parser.add_argument("format", metavar="FORMAT", help=", ".join(FORMATS))
+    parser.add_argument("format", metavar="FORMAT", help="one of the formats below")
     parser.add_argument("input", metavar="INPUT", help="source folder; only read, and the image root of the rows")
     parser.add_argument("output", metavar="OUTPUT", help="folder for the row files; made if missing")
     parser.add_argument("--taxonomy", help="a YAML file, or a shipped one by name: bbu (default: keep every label)")
@@ -58,30 +77,108 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=int, default=0, help="of splits and teachers (default 0)")
     parser.add_argument("--on-error", choices=("fail", "skip"), default="fail", help="for malformed files")
     parser.add_argument("--splits", help="merge the source's splits, for example train=train+val,test=test")
+    parser.add_argument(
+        "--images", default="keep", metavar="MODE", help="; ".join(f"{k}: {v}" for k, v in MODES.items())
+    )
+    parser.add_argument("--max-pixels", type=int, default=0, help="largest re-encoded photo (default: as it is)")
+    parser.add_argument("--frame", choices=("displayed", "stored"), default="", help="what coordinates are pixels of")
+    parser.add_argument("--workers", type=int, default=0, help="processes (default: one for each core)")
     return parser
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit status: 0, or 2 for an error in the user's files or arguments."""
+def build_export_parser() -> argparse.ArgumentParser:
+    """The parser of ``export``."""
+    parser = argparse.ArgumentParser(
+        prog="python -m data_conversion export",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="Write rows or predictions in the format of a labelling tool, and list what it cannot hold.",
+        epilog=describe_formats(),
+    )
+    parser.add_argument("format", metavar="FORMAT", help="one of the formats that go out")
+    parser.add_argument("rows", metavar="ROWS", help="JSONL of rows or predictions, or a folder of converted rows")
+    parser.add_argument("output", metavar="OUTPUT", help="new or empty folder")
+    parser.add_argument("--image-root", help="folder of the photos (default: photos/ beside ROWS)")
+    parser.add_argument("--photos", choices=("link", "copy", "none"), default="link", help="(default link)")
+    parser.add_argument("--min-score", type=float, default=0.0, help="leave out predictions below (default 0)")
+    return parser
+
+
+def build_taxonomy_parser() -> argparse.ArgumentParser:
+    """The parser of ``taxonomy``."""
+    parser = argparse.ArgumentParser(
+        prog="python -m data_conversion taxonomy", description="Draft a taxonomy file from the labels of a source."
+    )
+    parser.add_argument("format", choices=[name for name, entry in FORMATS.items() if entry.read], metavar="FORMAT")
+    parser.add_argument("input", metavar="INPUT", help="source folder")
+    parser.add_argument("output", metavar="FILE", help="YAML file to write")
+    return parser
+
+
+def _convert(argv: Sequence[str]) -> int:
     arguments = build_parser().parse_args(argv)
+    report = convert(
+        arguments.format,
+        arguments.input,
+        arguments.output,
+        taxonomy=load_taxonomy(arguments.taxonomy) if arguments.taxonomy else None,
+        val_fraction=arguments.val_fraction,
+        test_fraction=arguments.test_fraction,
+        max_teachers=arguments.max_teachers,
+        seed=arguments.seed,
+        on_error=arguments.on_error,
+        splits=parse_splits_argument(arguments.splits) if arguments.splits else None,
+        images=arguments.images,
+        max_pixels=arguments.max_pixels,
+        frame=arguments.frame,
+        workers=arguments.workers,
+        progress=True,
+    )
+    print(report.summary())
+    return TERMS_OUTSIDE if report.unknown_terms else DONE
+
+
+def _export(argv: Sequence[str]) -> int:
+    from data_conversion.export import export
+
+    arguments = build_export_parser().parse_args(argv)
+    report = export(
+        arguments.format,
+        arguments.rows,
+        arguments.output,
+        image_root=arguments.image_root,
+        photos=arguments.photos,
+        min_score=arguments.min_score,
+    )
+    print(report.summary())
+    return TERMS_OUTSIDE if report.skipped else DONE
+
+
+def _taxonomy(argv: Sequence[str]) -> int:
+    from data_conversion.taxonomy_draft import read_labels, write_draft
+
+    arguments = build_taxonomy_parser().parse_args(argv)
+    labels = read_labels(arguments.format, Path(arguments.input))
+    write_draft(Path(arguments.output), labels)
+    print(f"{len(labels.counts)} labels of {labels.counts.total()} objects; draft written to {arguments.output}")
+    return DONE
+
+
+COMMANDS = {"export": _export, "taxonomy": _taxonomy}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit status: 0, 1 with labels outside the taxonomy, 2 for a user's error."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
     try:
-        report = convert(
-            arguments.format,
-            arguments.input,
-            arguments.output,
-            taxonomy=load_taxonomy(arguments.taxonomy) if arguments.taxonomy else None,
-            val_fraction=arguments.val_fraction,
-            test_fraction=arguments.test_fraction,
-            max_teachers=arguments.max_teachers,
-            seed=arguments.seed,
-            on_error=arguments.on_error,
-            splits=parse_splits_argument(arguments.splits) if arguments.splits else None,
-        )
+        if arguments and arguments[0] in COMMANDS:
+            return COMMANDS[arguments[0]](arguments[1:])
+        return _convert(arguments)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
-        return 2
-    print(report.summary())
-    return 0
+        return FAILED
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on from here", file=sys.stderr)
+        return 130
 
 
 if __name__ == "__main__":

@@ -1,21 +1,26 @@
-"""What a source format hands to the pipeline, and the checks that every format shares.
+"""What a format hands to the pipeline and takes from the exporter, and the checks that every format shares.
 
-A format is a function ``iter_records(root, options)`` that yields one item a photo: a SourceImage, or a
-BadSource that says why there is none. It reads annotations only; the pipeline opens the photos.
+In: ``iter_records(root, options)`` yields one item a photo: a SourceImage, or a BadSource that says why there is
+none. It reads annotations only, one photo's at a time (memory must not grow with the data set), always in the
+same order; the pipeline opens the photos.
+
+Out: ``write_records(photos, folder)`` writes annotation files for ExportPhoto items, one at a time, and reports
+what the format cannot hold.
 """
 
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from bbu.errors import RecordError
+from bbu.images import IMAGE_SUFFIXES as IMAGE_SUFFIXES  # for the formats: what counts as a photo is one truth
 
 SPLITS = ("train", "val", "test")
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 MAX_COORDINATE = 1e6  # pixels; more is no pixel coordinate, and would overflow later sums
 MAX_IMAGE_SIDE = 1_000_000  # pixels
 
@@ -29,7 +34,7 @@ class RawObject:
     Args:
         desc: raw description path.
         kind: ``bbox_2d`` (points = x1, y1, x2, y2), ``poly`` or ``line`` (points = x, y, …).
-        points: pixels in the frame of the SourceImage.
+        points: pixels in the frame of the SourceImage, or shares of it (see SourceImage.relative).
         field: dotted path in the source file, for reports.
     """
 
@@ -59,7 +64,12 @@ class SourceImage:
         objects: in file order; those that the format itself cannot use are Dropped.
         size: (width, height) that the annotation declares, or None: then the file's own.
         displayed: points are pixels of the displayed photo; otherwise of the stored, un-rotated file.
+        relative: points are shares of the frame's width and height, 0 to 1, instead of pixels.
         split: the source's own split, one of SPLITS, or None.
+        summary: words about the whole photo (an image caption), or None.
+        group: name of the site or series that the photo belongs to, or None.
+        content: the photo file's bytes where the source holds them itself (Parquet, Arrow); ``image`` is then
+            the name it gets.
         notes: codes of harmless oddities, counted in the report.
     """
 
@@ -68,7 +78,11 @@ class SourceImage:
     objects: tuple[RawObject | Dropped, ...]
     size: tuple[int, int] | None = None
     displayed: bool = False
+    relative: bool = False
     split: str | None = None
+    summary: str | None = None
+    group: str | None = None
+    content: bytes | None = None
     notes: tuple[str, ...] = ()
 
 
@@ -98,7 +112,60 @@ class SourceOptions:
     ignore: Path | None = None
 
 
+@dataclass(frozen=True)
+class ExportObject:
+    """One part to be written: final description, geometry as in a record, and a score if it is a prediction."""
+
+    desc: str
+    kind: str  # "bbox_2d", "poly" or "line"
+    points: tuple[float, ...]  # displayed pixels
+    score: float | None = None
+
+
+@dataclass(frozen=True)
+class ExportPhoto:
+    """One photo to be written.
+
+    Args:
+        image: path relative to the image root, with ``/``; unique in an export.
+        width, height: displayed pixels.
+        objects: in order.
+        split: one of SPLITS, or None.
+        summary: words about the whole photo, or None.
+    """
+
+    image: str
+    width: int
+    height: int
+    objects: tuple[ExportObject, ...]
+    split: str | None = None
+    summary: str | None = None
+
+
+# What a format could not hold: short words, e.g. "line written as its box" → count.
+Losses = Counter[str]
+
 IterRecords = Callable[[Path, SourceOptions], Iterator[SourceItem]]
+WriteRecords = Callable[[Iterator[ExportPhoto], Path], Losses]
+
+
+@dataclass(frozen=True)
+class Format:
+    """One line of the table of formats.
+
+    Args:
+        read: annotation files → items; None: written only.
+        write: items → annotation files in a new, empty folder, with the photos expected where ``photo_place``
+            says; None: read only.
+        photo_place: (image, split) → where a tool that opens the written folder looks for the photo, relative
+            to that folder.
+        summary: what it is, in a line, for ``--help``.
+    """
+
+    read: IterRecords | None
+    summary: str
+    write: WriteRecords | None = None
+    photo_place: Callable[[str, str | None], str] = lambda image, split: image
 
 
 def read_each(root: Path, files: Iterable[Path], read: Callable[[Path, str], SourceItem]) -> Iterator[SourceItem]:

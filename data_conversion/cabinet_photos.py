@@ -1,6 +1,6 @@
 """A demo data set of drawn cabinet photos, since no public photos of the field exist.
 
-Each photo is a JPEG beside a raw annotation file in the annotators' schema (see ``data_conversion.bbu_json``).
+Each photo is a JPEG beside a raw annotation file in the annotators' schema (see ``data_conversion.formats.bbu_json``).
 One photo in twenty is stored turned, with an EXIF orientation; one in thirty-three was annotated at another size.
 """
 

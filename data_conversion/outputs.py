@@ -1,19 +1,21 @@
-"""Write all files of a conversion together: made in a temporary folder, moved into place at the end."""
+"""Write all files of a conversion together: made beside the output folder, moved into place at the end."""
 
 from __future__ import annotations
 
 import os
 import shutil
-import tempfile
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from bbu.errors import UserError
-from bbu.records import Row, write_json, write_jsonl
+from bbu.jsonl import write_json, write_jsonl
+from data_conversion.journal import Journal
+from data_conversion.report import ConversionReport
 
 REPORT = "conversion_report.json"  # moved last: a folder with a report is complete
+PHOTOS = "photos"  # the folder of linked, copied and re-encoded photos
 OUTPUTS = (
     "train.jsonl",
     "val.jsonl",
@@ -27,14 +29,8 @@ OUTPUTS = (
 )
 
 
-def write_outputs(
-    folder: Path,
-    splits: Mapping[str, Sequence[Row]],
-    invalid_objects: Sequence[Mapping[str, Any]],
-    invalid_samples: Sequence[Mapping[str, Any]],
-    report: Mapping[str, Any],
-) -> None:
-    """Write one JSONL for each split and the files about all of them.
+def write_outputs(folder: Path, journal: Journal, report: ConversionReport) -> None:
+    """Write one JSONL for each split and the files about all of them; completes ``report.splits``.
 
     Outputs of an earlier conversion are replaced or, if this one has none of that name, removed; other
     files in the folder stay.
@@ -43,30 +39,33 @@ def write_outputs(
         UserError: the folder cannot be written.
     """
     folder = folder.resolve()  # a link to a folder is followed, not replaced
-    temporary: str | None = None
+    staging, photos = journal.folder / "files", journal.folder / PHOTOS
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        temporary = tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.")
-        staging = Path(temporary)
-        for name, rows in splits.items():
-            write_jsonl(staging / f"{name}.jsonl", rows)
-        every_row = sorted((row for rows in splits.values() for row in rows), key=lambda row: row.images)
-        write_jsonl(staging / "all_samples.jsonl", every_row)
-        write_json(staging / "label_vocabulary.json", _vocabulary(splits))
-        write_jsonl(staging / "invalid_objects.jsonl", invalid_objects)
-        write_jsonl(staging / "invalid_samples.jsonl", invalid_samples)
-        write_json(staging / REPORT, report)
-        _move_into_place(staging, folder)
+        shutil.rmtree(staging, ignore_errors=True)
+        staging.mkdir()
+        counts: dict[str, Counter[str]] = {}
+        for name in (*report.splits, "teacher"):
+            counts[name] = Counter()
+            written = write_jsonl(staging / f"{name}.jsonl", _counted(journal.rows(name), counts[name]))
+            report.splits[name] = {"photos": written, "objects": counts[name].total()}
+        write_jsonl(staging / "all_samples.jsonl", journal.rows())
+        write_json(staging / "label_vocabulary.json", _vocabulary(counts))
+        write_jsonl(staging / "invalid_objects.jsonl", _invalid_objects(journal))
+        write_jsonl(staging / "invalid_samples.jsonl", _invalid_samples(journal))
+        write_json(staging / REPORT, report.to_json())
+        _move_into_place(staging, photos if photos.exists() else None, folder)
     except OSError as error:
         raise UserError(f"{folder}: cannot be written ({error.strerror}); choose another output folder") from None
-    finally:
-        if temporary is not None:
-            shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _vocabulary(splits: Mapping[str, Sequence[Row]]) -> dict[str, dict[str, int]]:
+def _counted(rows: Iterable[dict[str, Any]], labels: Counter[str]) -> Iterator[dict[str, Any]]:
+    for row in rows:
+        labels.update(item["desc"] for item in row["objects"])
+        yield row
+
+
+def _vocabulary(counts: Mapping[str, Counter[str]]) -> dict[str, dict[str, int]]:
     """Key all and every split → description → count, most frequent first."""
-    counts = {name: Counter(item.desc for row in rows for item in row.objects) for name, rows in splits.items()}
     total = sum(counts.values(), Counter[str]())
     return {
         name: dict(sorted(count.items(), key=lambda pair: (-pair[1], pair[0])))
@@ -74,12 +73,32 @@ def _vocabulary(splits: Mapping[str, Sequence[Row]]) -> dict[str, dict[str, int]
     }
 
 
-def _move_into_place(staging: Path, folder: Path) -> None:
+def _invalid_objects(journal: Journal) -> Iterator[dict[str, Any]]:
+    for source, _, dropped in journal.lost():
+        for item in dropped:
+            yield {"source": source, "field": item.field, "label": item.label, "reason": item.reason,
+                   "detail": item.detail}  # fmt: skip
+
+
+def _invalid_samples(journal: Journal) -> Iterator[dict[str, Any]]:
+    for _, bad, _ in journal.lost():
+        if bad is not None:
+            yield {"source": bad.source, "field": bad.field, "reason": bad.reason, "detail": bad.detail}
+
+
+def _move_into_place(staging: Path, photos: Path | None, folder: Path) -> None:
     staging.chmod(0o755)
     if not folder.exists() or not any(folder.iterdir()):
+        if photos is not None:
+            os.replace(photos, staging / PHOTOS)
         os.replace(staging, folder)  # a new or empty folder: one step
         return
     (folder / REPORT).unlink(missing_ok=True)
+    old = staging / "old"
+    if (folder / PHOTOS).exists():
+        os.replace(folder / PHOTOS, old)
+    if photos is not None:
+        os.replace(photos, folder / PHOTOS)
     for name in OUTPUTS:
         if (staging / name).exists():
             os.replace(staging / name, folder / name)

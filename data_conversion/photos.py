@@ -38,41 +38,60 @@ class Photo:
         return displayed_size(self.width, self.height, self.orientation)
 
 
-def read_photo(path: Path) -> Photo:
+def read_photo(source: Path | bytes, name: str = "") -> Photo:
     """Size, orientation and content hash; the pixels are decoded once, so a cut-off file is found here.
+
+    Args:
+        source: the file, or its bytes.
+        name: what messages call it; default: the file's name.
 
     Raises:
         ImageError: not there, or not a whole image; the message says why.
     """
     from PIL import Image
 
+    name = name or (source.name if isinstance(source, Path) else "photo")
     try:
-        raw = path.read_bytes()
+        raw = source.read_bytes() if isinstance(source, Path) else source
     except OSError as error:
-        raise ImageError(f"{path.name}: cannot be read ({error.strerror})") from None
+        raise ImageError(f"{name}: cannot be read ({error.strerror})") from None
     try:
         with Image.open(io.BytesIO(raw)) as image:
             width, height = image.size
+            if image.format == "TIFF":  # of a turned one Pillow gives the displayed size, and the tag all the same
+                width, height = image.tag_v2[256], image.tag_v2[257]  # type: ignore[attr-defined]
             orientation = image.getexif().get(ORIENTATION_TAG, 1)
             # An eighth of the size is the cheapest decoding of a JPEG that still reads every byte.
             image.draft(None, (max(1, width // 8), max(1, height // 8)))
             image.load()
     except Exception as error:  # Pillow raises many kinds for damaged files
         reason = str(error).partition(" <_io")[0].partition(" (")[0]
-        raise ImageError(f"{path.name}: is not a whole image: {reason or type(error).__name__}") from None
+        raise ImageError(f"{name}: is not a whole image: {reason or type(error).__name__}") from None
     # Written as a fraction, 6 is still 6; anything else means 1, as in Pillow's exif_transpose.
     orientation = next((number for number in range(1, 9) if number == orientation), 1)
     return Photo(width, height, orientation, hashlib.sha256(raw).hexdigest())
 
 
+def assumed_photo(name: str, declared: tuple[int, int] | None) -> Photo:
+    """A photo that is not opened: upright, of the declared (width, height), told from others by its name.
+
+    Raises:
+        ImageError: the annotation declares no size.
+    """
+    if declared is None:
+        raise ImageError(f"{name}: its annotation declares no size, which is needed where photos are not opened")
+    return Photo(*declared, 1, hashlib.sha256(name.encode("utf-8", "backslashreplace")).hexdigest())
+
+
 def points_to_displayed(
-    photo: Photo, declared: tuple[int, int] | None, already_displayed: bool
+    photo: Photo, declared: tuple[int, int] | None, already_displayed: bool, relative: bool = False
 ) -> tuple[Affine, list[str]]:
     """Affine map from annotation pixels to displayed pixels, and notes for the report.
 
     Args:
         declared: (width, height) of the frame that the points are in; None = the file's own.
         already_displayed: the format says that points are in the displayed frame.
+        relative: points are shares of the frame, 0 to 1, not pixels.
 
     A declared size with the shape of the displayed photo and not of the stored one means that the
     annotation tool had turned the photo itself.
@@ -93,6 +112,9 @@ def points_to_displayed(
             f"declared size {declared[0]}x{declared[1]} is the photo ({frame[0]}x{frame[1]}) on its side, and no EXIF "
             "turn explains it; restore the photo's EXIF tag or correct the declared size"
         )
+    if relative:
+        pixels, notes = points_to_displayed(photo, declared, already_displayed)
+        return compose((float(declared[0]), 0.0, 0.0, 0.0, float(declared[1]), 0.0), pixels), notes
     turn = exif_affine(1 if already_displayed else photo.orientation, *declared)
     width, height = declared if already_displayed else displayed_size(*declared, photo.orientation)
     if (width, height) == displayed:

@@ -2,77 +2,47 @@
 
 clean → token map → hierarchy → EXIF → rescale → cut to the image → order → split → teachers → validate → write.
 Nothing is lost silently: what is not in a row is in the report and in one of the two ``invalid_*`` files.
+
+Photos are worked on in several processes; what is done lies in a journal on disk, so memory does not grow with the
+source and a conversion that was stopped goes on when it is started again with the same arguments.
 """
 
 from __future__ import annotations
 
 import difflib
 import math
-from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import closing
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any
 
-from bbu.errors import ImageError, RecordError, UserError
-from bbu.records import ObjectRow, Row, parse_row, resolve_image
+from tqdm import tqdm
+
+from bbu.errors import RecordError, UserError
+from bbu.records import parse_row
 from bbu.taxonomy import Taxonomy
-from data_conversion.base import MALFORMED, SPLITS, BadSource, Dropped, RawObject, SourceImage, SourceOptions, readable
+from data_conversion.base import (
+    MALFORMED,
+    SPLITS,
+    BadSource,
+    Dropped,
+    IterRecords,
+    SourceItem,
+    SourceOptions,
+    readable,
+)
 from data_conversion.formats import FORMATS
+from data_conversion.journal import Journal, settings_hash
 from data_conversion.outputs import write_outputs
-from data_conversion.photos import points_to_displayed, read_photo
-from data_conversion.placing import place_objects
+from data_conversion.parallel import map_in_order
+from data_conversion.photo_files import KEEP, MODES, REENCODE
+from data_conversion.photo_task import Outcome, PhotoTask, fingerprint
 from data_conversion.report import ConversionReport
 from data_conversion.splits import Candidate, assign_splits, parse_splits
 from data_conversion.teacher import choose_teachers
 
-
-@dataclass(frozen=True)
-class _Converted:
-    """A row and what later steps need of its photo."""
-
-    row: Row
-    digest: str
-    hint: str | None
-    source: str
-
-
-@dataclass
-class _Run:
-    """What a conversion gathers on its way."""
-
-    root: Path
-    taxonomy: Taxonomy
-    on_error: str
-    report: ConversionReport
-    converted: list[_Converted] = field(default_factory=list)
-    invalid_objects: list[dict[str, Any]] = field(default_factory=list)
-    invalid_samples: list[dict[str, Any]] = field(default_factory=list)
-
-    def drop(self, source: str, item: Dropped) -> None:
-        self.report.dropped[readable(item.label), item.reason] += 1
-        self.invalid_objects.append(
-            {
-                "source": source,
-                "field": item.field,
-                "label": readable(item.label),
-                "reason": item.reason,
-                "detail": readable(item.detail),
-            }
-        )
-
-    def skip(self, bad: BadSource, objects: Sequence[RawObject | Dropped | ObjectRow] = ()) -> None:
-        """Count a photo that gives no row, with its objects; a malformed one ends a strict conversion."""
-        field, detail = readable(bad.field), readable(bad.detail)
-        if bad.reason == MALFORMED and self.on_error == "fail":
-            raise RecordError(str(self.root / bad.source), field, detail)
-        self.report.photos_skipped[bad.reason] += 1
-        self.invalid_samples.append({"source": bad.source, "field": field, "reason": bad.reason, "detail": detail})
-        reason = "split_left_out" if bad.reason == "split_left_out" else "photo_skipped"
-        for item in objects:
-            label = item.label if isinstance(item, Dropped) else item.desc
-            place = "" if isinstance(item, ObjectRow) else item.field
-            self.drop(bad.source, Dropped(label.strip() or "(no label)", reason, detail, place))
+FRAMES = ("", "displayed", "stored")
 
 
 def convert(
@@ -87,44 +57,68 @@ def convert(
     seed: int = 0,
     on_error: str = "fail",
     splits: Mapping[str, str] | None = None,
+    images: str = KEEP,
+    max_pixels: int = 0,
+    frame: str = "",
+    workers: int = 0,
+    progress: bool = False,
 ) -> ConversionReport:
     """Convert a source folder; the same input and arguments give byte-identical files.
 
     Args:
         source_format: a name in FORMATS.
-        input_dir: the source; image paths in the rows are relative to it. It is only read.
+        input_dir: the source; image paths in the rows are relative to it, or to ``output_dir/photos`` where
+            ``images`` puts the photos there. It is only read.
         output_dir: made if missing; on any error it is left as it was.
         taxonomy: token map and hierarchy; None keeps every description.
         val_fraction, test_fraction: shares drawn by seed where the source has no splits of its own.
         max_teachers: rows moved from train.jsonl to teacher.jsonl.
         on_error: ``fail`` stops at the first malformed file; ``skip`` counts it and goes on.
         splits: target split → source splits joined by ``+``; a source split not named is left out.
+        images: what is done with photo files, one of photo_files.MODES.
+        max_pixels: with images = reencode: larger photos are made smaller, their parts with them; 0: none.
+        frame: ``displayed`` or ``stored``: which photo the coordinates are pixels of, against the format's habit.
+        workers: processes; 0: one for each core.
+        progress: show a bar on stderr, if that is a terminal.
 
     Raises:
         UserError: a bad argument, or a malformed source file (file, field and reason).
     """
     root, out = Path(input_dir), Path(output_dir)
-    iter_records = _format(source_format)
+    read = _reader(source_format)
     targets = parse_splits(splits)
     _check_arguments(root, out, val_fraction, test_fraction, max_teachers, on_error)
+    _check_images(images, max_pixels, frame)
     taxonomy = taxonomy or Taxonomy()
-    run = _Run(root, taxonomy, on_error, ConversionReport(source_format, seed))
-    _read_source(run, iter_records(root, SourceOptions(taxonomy.language, ignore=out.resolve())))
-    rows = _split(run, targets, val_fraction, test_fraction, seed)
-    _move_teachers(rows, run.converted, max_teachers, seed)
-    run.report.splits = {
-        name: {"photos": len(part), "objects": sum(len(row.objects) for row in part)} for name, part in rows.items()
-    }
-    write_outputs(out, rows, run.invalid_objects, run.invalid_samples, run.report.to_json())
-    return run.report
+    work = out.resolve().with_name(f".{out.resolve().name}.partial")
+    task = PhotoTask(root, taxonomy, images, work / "photos", max_pixels, frame)
+    report = ConversionReport(source_format, seed, images)
+    journal = Journal(work, {"format": source_format, "task": settings_hash(task)})
+    try:
+        items = read(root, SourceOptions(taxonomy.language, ignore=out.resolve()))
+        _read_source(journal, task, items, on_error, workers, progress)
+        _check_found(journal, root, source_format)
+        _split(journal, root, targets, val_fraction, test_fraction, seed, report)
+        _move_teachers(journal, max_teachers, seed)
+        _count(journal, report)
+        write_outputs(out, journal, report)
+    except UserError:
+        journal.discard()
+        raise
+    except BaseException:  # stopped by hand: the next call goes on
+        journal.pause()
+        raise
+    journal.discard()
+    return report
 
 
-def _format(name: str) -> Any:
-    if name not in FORMATS:
-        near = difflib.get_close_matches(name, FORMATS, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"known formats: {', '.join(FORMATS)}"
+def _reader(name: str) -> IterRecords:
+    readers = {known: entry.read for known, entry in FORMATS.items() if entry.read is not None}
+    if name not in readers:
+        near = difflib.get_close_matches(name, readers, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"known formats: {', '.join(readers)}"
         raise UserError(f"source format {name!r} is unknown; {hint}")
-    return FORMATS[name]
+    return readers[name]
 
 
 def _check_arguments(
@@ -147,99 +141,136 @@ def _check_arguments(
         raise UserError(f"on_error must be 'fail' or 'skip', is {on_error!r}")
 
 
-def _read_source(run: _Run, items: Any) -> None:
-    annotated: dict[str, str] = {}
-    for item in items:
-        run.report.photos_read += 1
-        if isinstance(item, BadSource):
-            run.skip(item)
-            continue
-        run.report.objects_read += len(item.objects)
-        if item.image in annotated:
-            detail = f"{item.image} is annotated twice, also by {annotated[item.image]}; keep one"
-            run.skip(BadSource(item.source, "image", detail), item.objects)
-            continue
-        annotated[item.image] = item.source
-        _convert_photo(run, item)
-    if not run.report.photos_read:
-        raise UserError(f"{run.root}: no {run.report.source_format} annotations found; check the folder and the format")
-    if not run.converted:
-        first = run.invalid_samples[0]
-        raise UserError(
-            f"{run.root}: none of {run.report.photos_read} photos could be converted; "
-            f"the first: {first['source']}: {first['field']}: {first['detail']}"
-        )
+def _check_images(images: str, max_pixels: int, frame: str) -> None:
+    if images not in MODES:
+        raise UserError(f"images must be one of {', '.join(MODES)}, is {images!r}")
+    if max_pixels < 0 or (max_pixels and images != REENCODE):
+        raise UserError(f"max_pixels {max_pixels} needs images = {REENCODE} and a number of pixels above 0")
+    if frame not in FRAMES:
+        raise UserError(f"frame must be displayed or stored, is {frame!r}")
 
 
-def _convert_photo(run: _Run, item: SourceImage) -> None:
-    try:
-        photo = read_photo(_inside(run.root, item.image))
-        affine, notes = points_to_displayed(photo, item.size, item.displayed)
-    except ImageError as error:
-        run.skip(BadSource(item.source, "image", str(error)), item.objects)
-        return
-    width, height = photo.displayed
-    objects, dropped, more = place_objects(item.objects, run.taxonomy, affine, (width, height))
-    if item.objects and not objects:
-        # As an empty photo it would teach that there is nothing to see.
-        detail = f"all {len(item.objects)} objects were dropped"
-        run.skip(BadSource(item.source, "objects", detail, reason="no_objects_left"))
-        for lost in dropped:
-            run.drop(item.source, lost)
-        return
-    row = Row((item.image,), tuple(objects), width, height, metadata={"source": item.source})
-    try:
-        row = parse_row(row.to_json(), item.source)
-    except RecordError as error:
-        run.skip(BadSource(item.source, error.field, error.why), item.objects)
-        return
-    for lost in dropped:
-        run.drop(item.source, lost)
-    run.report.notes.update(readable(note) for note in [*item.notes, *notes, *more])
-    if photo.orientation != 1:
-        run.report.notes[f"exif_orientation_{photo.orientation}"] += 1
-    run.converted.append(_Converted(row, photo.digest, item.split, item.source))
+# ---------------------------------------------------------------- reading
+
+_Work = tuple[int, str, SourceItem | None]  # place, fingerprint, and the item unless it is done already
 
 
-def _inside(root: Path, image: str) -> Path:
-    try:
-        return resolve_image(root, image)
-    except (UserError, ValueError, OSError):  # ValueError: a null byte, OSError: a loop of links
-        raise ImageError(f"image path {image!r} leaves the source folder; move the photo inside it") from None
+def _read_source(
+    journal: Journal, task: PhotoTask, items: Iterable[SourceItem], on_error: str, workers: int, progress: bool
+) -> None:
+    found = 0
+    work = map_in_order(partial(_work, task), _pending(journal, items, task), workers)
+    with closing(work), tqdm(desc="convert", unit="photo", disable=None if progress else True) as bar:
+        for done in work:
+            found += 1
+            bar.update()
+            if done is None:
+                continue
+            seq, print_, outcome = done
+            outcome = _only_once(journal, seq, outcome)
+            if outcome.bad is not None and outcome.bad.reason == MALFORMED and on_error == "fail":
+                where = str(task.root / outcome.bad.source)
+                raise RecordError(where, readable(outcome.bad.field), readable(outcome.bad.detail))
+            journal.add(seq, print_, outcome)
+    journal.end_at(found)
+
+
+def _pending(journal: Journal, items: Iterable[SourceItem], task: PhotoTask) -> Iterator[_Work]:
+    for seq, item in enumerate(items):
+        mark = fingerprint(item, task.root)
+        yield seq, mark, None if journal.has(seq, mark) else item
+
+
+def _work(task: PhotoTask, work: _Work) -> tuple[int, str, Outcome] | None:
+    seq, mark, item = work
+    return None if item is None else (seq, mark, task(item))
+
+
+def _only_once(journal: Journal, seq: int, outcome: Outcome) -> Outcome:
+    """A second annotation of one photo is refused: which of the two is right is not ours to say."""
+    other = journal.source_of(outcome.image, before=seq)
+    if other is None:
+        return outcome
+    bad = BadSource(outcome.source, "image", f"{outcome.image} is annotated twice, also by {other}; keep one")
+    kept = () if outcome.row is None else tuple(Dropped(item.desc, "", "", "") for item in outcome.row.objects)
+    lost = tuple(replace(item, reason="photo_skipped", detail=bad.detail) for item in (*kept, *outcome.dropped))
+    return Outcome(outcome.source, "", outcome.objects_read, bad=bad, dropped=lost)
+
+
+def _check_found(journal: Journal, root: Path, source_format: str) -> None:
+    photos, _ = journal.totals()
+    if not photos:
+        raise UserError(f"{root}: no {source_format} annotations found; check the folder and the format")
+    if next(journal.candidates(), None) is None:
+        source, bad, _ = next(journal.lost())
+        reason = f"{source}: {bad.field}: {bad.detail}" if bad else source
+        raise UserError(f"{root}: none of {photos} photos could be converted; the first: {reason}")
+
+
+# ---------------------------------------------------------------- splits and teachers
 
 
 def _split(
-    run: _Run, targets: Mapping[str, str], val_fraction: float, test_fraction: float, seed: int
-) -> dict[str, list[Row]]:
-    """Rows by split, in order of image path; test only where it exists."""
-    run.converted.sort(key=lambda item: item.row.images)
-    candidates = [Candidate(item.digest, item.hint) for item in run.converted]
+    journal: Journal,
+    root: Path,
+    targets: Mapping[str, str],
+    val_fraction: float,
+    test_fraction: float,
+    seed: int,
+    report: ConversionReport,
+) -> None:
+    places, candidates = [], []
+    hints: dict[str | None, str | None] = {}  # each text kept once for all photos
+    for seq, digest, hint in journal.candidates():
+        places.append(seq)
+        candidates.append(Candidate(digest, hints.setdefault(hint, hint)))
     chosen, counts = assign_splits(candidates, targets, val_fraction, test_fraction, seed)
-    run.report.notes.update(counts)
-    rows: dict[str, list[Row]] = {"train": [], "val": []}
-    has_test = test_fraction > 0 or any(split == "test" for split in chosen)
-    if has_test:
-        rows["test"] = []
-    for item, split in zip(run.converted, chosen, strict=True):
+    report.notes.update(counts)
+    report.splits = {name: {} for name in SPLITS if name != "test" or test_fraction > 0 or "test" in chosen}
+    journal.set_splits(list(zip(chosen, places, strict=True)))
+    for seq, split, candidate in zip(places, chosen, candidates, strict=True):
         if split is None:
-            detail = f"split {item.hint!r} of the source is not in --splits"
-            run.skip(BadSource(item.source, "split", detail, reason="split_left_out"), item.row.objects)
-        else:
-            rows[split].append(replace(item.row, metadata={**item.row.metadata, "split": split}))
-    if not rows["train"]:
-        raise UserError(f"{run.root}: no photo is left for train; check the source's splits or --splits")
-    return {name: rows[name] for name in SPLITS if name in rows}
+            _leave_out(journal, seq, candidate.hint)
+    if "train" not in chosen:
+        raise UserError(f"{root}: no photo is left for train; check the source's splits or --splits")
 
 
-def _move_teachers(rows: dict[str, list[Row]], converted: Sequence[_Converted], max_teachers: int, seed: int) -> None:
+def _leave_out(journal: Journal, seq: int, hint: str | None) -> None:
+    source, row = journal.row(seq)
+    detail = f"split {hint!r} of the source is not in --splits"
+    lost = [Dropped(item["desc"], "split_left_out", detail, "") for item in row["objects"]]
+    journal.leave_out(seq, BadSource(source, "split", detail, reason="split_left_out"), lost)
+
+
+def _move_teachers(journal: Journal, max_teachers: int, seed: int) -> None:
     """Move teachers out of train: a photo must not be its own example, so neither may a copy of it stay."""
-    digests = {item.row.images: item.digest for item in converted}
-    train = rows["train"]
-    if max_teachers >= len(train):
-        raise UserError(f"max_teachers {max_teachers} leaves no photo to train on: train has {len(train)}")
-    copies = Counter(digests[row.images] for row in train)
-    unique = [row for row in train if copies[digests[row.images]] == 1]
-    teachers = [unique[index] for index in choose_teachers(unique, max_teachers, seed)]
-    taken = {row.images for row in teachers}
-    rows["train"] = [row for row in train if row.images not in taken]
-    rows["teacher"] = [replace(row, metadata={**row.metadata, "split": "teacher"}) for row in teachers]
+    train = journal.size_of("train")
+    if max_teachers >= train:
+        raise UserError(f"max_teachers {max_teachers} leaves no photo to train on: train has {train}")
+    if not max_teachers:
+        return
+    places: list[int] = []
+
+    def unique_rows():  # type: ignore[no-untyped-def]
+        for seq, value in journal.without_copies("train"):
+            places.append(seq)
+            yield parse_row(value, "journal")
+
+    chosen = choose_teachers(unique_rows(), max_teachers, seed)
+    journal.set_splits([("teacher", places[index]) for index in chosen])
+    journal.rank([(rank, places[index]) for rank, index in enumerate(chosen)])
+
+
+# ---------------------------------------------------------------- report
+
+
+def _count(journal: Journal, report: ConversionReport) -> None:
+    report.photos_read, report.objects_read = journal.totals()
+    for _, bad, dropped in journal.lost():
+        if bad is not None:
+            report.photos_skipped[bad.reason] += 1
+        for item in dropped:
+            report.dropped[item.label, item.reason] += 1
+            if item.reason == "outside_hierarchy":
+                report.unknown_terms[item.label] = item.detail
+    report.notes.update(readable(note) for note in journal.notes())

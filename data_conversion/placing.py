@@ -7,11 +7,19 @@ from __future__ import annotations
 
 import numpy as np
 
-from bbu.geometry import Affine, transform_boxes, transform_points
+from bbu.geometry import (
+    Affine,
+    clip_box,
+    clip_line,
+    clip_polygon,
+    line_length,
+    polygon_area,
+    transform_boxes,
+    transform_points,
+)
 from bbu.records import BOUNDS_TOLERANCE, ObjectRow
 from bbu.taxonomy import Taxonomy
 from data_conversion.base import Dropped, RawObject
-from data_conversion.clipping import clip_box, clip_line, clip_polygon, line_length, polygon_area
 
 MIN_SIDE = 1.0  # displayed pixels: a box side, a line's length; squared: a polygon's area
 DECIMALS = 2  # of a pixel, as records are written
@@ -20,6 +28,8 @@ CLIPPED = "clipped_object"  # note: an object was cut by more than rounding
 # Why an object is not in the output: code → what it means.
 REASONS = {
     "no_description": "the source gives no label",
+    "unsupported_shape": "a shape that is no box, polygon or line: a point, an ellipse, a mask …",
+    "crowd": "a region of many parts, which has no one description",
     "unknown_question": "an answered question is not in the table of questions",
     "outside_hierarchy": "the path is not in the taxonomy",
     "inverted_box": "the corners are swapped",
@@ -76,7 +86,8 @@ def _place(
     problem = taxonomy.problem(item.desc)
     if problem:
         return _drop(item, "outside_hierarchy", problem)
-    points = _to_displayed(item, affine)
+    # The last bits of a share or a percentage must not put a corner outside the image, where it would be cut.
+    points = np.round(_to_displayed(item, affine), 6)
     if not _extent(item.kind, points) > 0:
         return _drop(item, "zero_area", f"{item.kind} {_show(points)} has no extent")
     cut = _clip(item.kind, points, size)

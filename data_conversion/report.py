@@ -20,16 +20,20 @@ class ConversionReport:
         dropped: (label, reason) → objects that are in no row.
         splits: name → {"photos", "objects"} of every row file.
         notes: code → count of harmless oddities.
+        unknown_terms: raw label → why it is outside the taxonomy.
+        images: what was done with photo files.
     """
 
     source_format: str
     seed: int
+    images: str = "keep"
     photos_read: int = 0
     photos_skipped: Counter[str] = field(default_factory=Counter)
     objects_read: int = 0
     dropped: Counter[tuple[str, str]] = field(default_factory=Counter)
     splits: dict[str, dict[str, int]] = field(default_factory=dict)
     notes: Counter[str] = field(default_factory=Counter)
+    unknown_terms: dict[str, str] = field(default_factory=dict)
 
     @property
     def photos_written(self) -> int:
@@ -62,6 +66,7 @@ class ConversionReport:
         return {
             "source_format": self.source_format,
             "seed": self.seed,
+            "images": self.images,
             "photos": {
                 "read": self.photos_read,
                 "written": self.photos_written,
@@ -75,6 +80,7 @@ class ConversionReport:
                 "dropped_by_reason": self.dropped_by_reason(),
                 "dropped_by_label": self.dropped_by_label(),
             },
+            "outside_taxonomy": dict(sorted(self.unknown_terms.items())),
             "splits": self.splits,
             "notes": dict(sorted(self.notes.items())),
         }
@@ -88,6 +94,9 @@ class ConversionReport:
         ]
         lines += [f"skipped  {count} x {reason}" for reason, count in sorted(self.photos_skipped.items())]
         ranked = sorted(self.dropped.items(), key=lambda pair: (-pair[1], pair[0]))
+        unknown = [(label, count) for (label, reason), count in ranked if reason == "outside_hierarchy"]
+        if unknown:
+            lines.append(f"outside the taxonomy: {sum(count for _, count in unknown)} objects of {len(unknown)} labels")
         lines += [f"dropped  {count} x {label}: {reason}" for (label, reason), count in ranked[:MAX_LINES]]
         if len(ranked) > MAX_LINES:
             lines.append(f"dropped  … and {len(ranked) - MAX_LINES} more kinds, see conversion_report.json")

@@ -8,34 +8,40 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 
-import numpy as np
-
-from bbu.geometry import box_area
-from bbu.records import Row
-
-COUNT_BINS = (3, 10)  # objects: up to 3, up to 10, more
-AREA_BINS = (0.05, 0.20)  # mean box area as a share of the photo: under 5 %, under 20 %, more
-GRID = 3  # cells a side, for the mean centre of all boxes
+from bbu.records import Row, situations
 
 
-def choose_teachers(rows: Sequence[Row], count: int, seed: int) -> list[int]:
+def choose_teachers(rows: Iterable[Row], count: int, seed: int) -> list[int]:
     """Indices of at most ``count`` rows, in the order of choice; rows without objects are passed over.
 
-    O(count × rows) steps: meant for tens of teachers out of thousands of rows.
+    Rows are read once and only their traits kept. O(count × rows) steps: meant for tens of teachers out of
+    thousands of rows.
     """
     if count < 1:
         return []
-    order = [index for index, row in enumerate(rows) if row.objects]
-    order.sort(key=lambda index: hashlib.sha256(f"{seed}:{rows[index].images[0]}".encode()).digest())
-    labels = {index: {item.desc for item in rows[index].objects} for index in order}
-    situations = {index: _situations(rows[index]) for index in order}
+    names: dict[str, str] = {}
+    kept = {
+        index: (_key(seed, row), _labels(row, names), situations(row)) for index, row in enumerate(rows) if row.objects
+    }
+    order = sorted(kept, key=lambda index: kept[index][0])
     chosen: list[int] = []
-    for traits in (labels, situations):
-        _cover(order, traits.__getitem__, chosen, count)
-    chosen += [index for index in order if index not in chosen][: max(0, count - len(chosen))]
+    _cover(order, lambda index: kept[index][1], chosen, count)
+    _cover(order, lambda index: kept[index][2], chosen, count)
+    taken = set(chosen)
+    chosen += [index for index in order if index not in taken][: max(0, count - len(chosen))]
     return chosen
+
+
+def _key(seed: int, row: Row) -> bytes:
+    """Places rows in an order that the seed decides."""
+    return hashlib.sha256(f"{seed}:{row.images[0]}".encode()).digest()
+
+
+def _labels(row: Row, names: dict[str, str]) -> tuple[str, ...]:
+    """Its different descriptions, each text kept once for all rows."""
+    return tuple(sorted({names.setdefault(item.desc, item.desc) for item in row.objects}))
 
 
 def _cover(order: Sequence[int], traits: Callable[[int], Collection[str]], chosen: list[int], count: int) -> None:
@@ -47,14 +53,3 @@ def _cover(order: Sequence[int], traits: Callable[[int], Collection[str]], chose
             return
         chosen.append(best)
         shown.update(traits(best))
-
-
-def _situations(row: Row) -> tuple[str, str, str]:
-    """Bins of object count, mean centre and mean size."""
-    boxes = np.array([item.box for item in row.objects])  # (n, 4) displayed pixels
-    centre = ((boxes[:, :2] + boxes[:, 2:]) / 2).mean(axis=0) / (row.width, row.height)
-    column, line = (min(GRID - 1, int(value * GRID)) for value in centre)
-    area = float(box_area(boxes).mean()) / (row.width * row.height)
-    count_bin = int(np.searchsorted(COUNT_BINS, len(boxes), side="left"))
-    area_bin = int(np.searchsorted(AREA_BINS, area, side="right"))
-    return f"count {count_bin}", f"place {column},{line}", f"size {area_bin}"

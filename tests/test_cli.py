@@ -14,7 +14,8 @@ import pytest
 
 from bbu.cli import COMMANDS, build_parser, main, one_line
 from bbu.errors import ImageError, RecordError, UserError
-from bbu.records import Row, write_jsonl
+from bbu.jsonl import write_jsonl
+from bbu.records import Row
 
 
 @pytest.fixture

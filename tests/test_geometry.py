@@ -13,7 +13,8 @@ from hypothesis.extra import numpy as hnp
 from PIL import Image, ImageOps
 
 from bbu.config import AugmentConfig
-from bbu.data.augment import View, draw_view
+from bbu.data.augment import Augmenter
+from bbu.data.photo import Photo
 from bbu.data.prompts import boxes_from_text, text_boxes
 from bbu.geometry import (
     IDENTITY,
@@ -21,6 +22,8 @@ from bbu.geometry import (
     Affine,
     ImageGeometry,
     box_area,
+    clip_line,
+    clip_polygon,
     compose,
     cxcywh_to_xyxy,
     displayed_size,
@@ -31,15 +34,20 @@ from bbu.geometry import (
     invert,
     iou,
     iou_matrix,
+    line_length,
+    polygon_area,
+    segments_inside,
     smart_resize,
     thicken,
     transform_boxes,
     transform_points,
     xyxy_to_cxcywh,
 )
+from bbu.records import ObjectRow
 
 EXIF_ORIENTATION = 274
-ALL_TURNS = AugmentConfig(flip_horizontal=0.5, flip_vertical=0.5, quarter_turns=True)
+UPRIGHT = AugmentConfig(0.5, 0.5, True, scale=0.3, crop=0.4, object_crop=0.3)  # all that keeps a box a box
+ALL_VIEWS = AugmentConfig(0.5, 0.5, True, rotate=15, scale=0.3, crop=0.4, object_crop=0.3)
 
 coordinate = st.floats(-1e4, 1e4, width=32)
 orientations = st.integers(1, 8)
@@ -203,6 +211,41 @@ def test_a_map_that_flattens_cannot_be_inverted() -> None:
         invert((1.0, 2.0, 0.0, 2.0, 4.0, 0.0))
 
 
+# ---------------------------------------------------------------- cutting
+
+rings = hnp.arrays(np.float64, st.tuples(st.integers(3, 7), st.just(2)), elements=st.floats(-40, 140, width=32))
+
+
+@given(rings)
+def test_a_cut_polygon_lies_inside_and_halves_add_up(ring: np.ndarray) -> None:
+    cut = clip_polygon(ring, 100, 60)
+    assert cut.size == 0 or (cut.min() >= -1e-9 and (cut <= np.array([100, 60]) + 1e-9).all())
+    convex = np.array([[10.0, -20.0], [130.0, 30.0], [60.0, 90.0]])
+    whole = polygon_area(clip_polygon(convex, 100, 60))
+    left = polygon_area(clip_polygon(convex, 45, 60))
+    right = polygon_area(clip_polygon(convex - [45, 0], 55, 60))
+    assert left + right == pytest.approx(whole)
+
+
+@given(rings)
+def test_what_a_line_has_inside_adds_up_over_a_window_and_its_halves(line: np.ndarray) -> None:
+    def inside(points: np.ndarray, width: int) -> float:
+        ends = segments_inside(points, width, 60)
+        assert (ends >= -1e-9).all() and (ends <= np.array([width, 60]) + 1e-9).all()
+        return float(np.linalg.norm(ends[:, 1] - ends[:, 0], axis=1).sum())
+
+    assume(not np.isin(line[:, 0], [0, 45, 100]).any())  # a piece along the cut is in both halves
+    assert inside(line, 45) + inside(line - [45, 0], 55) == pytest.approx(inside(line, 100), abs=1e-6)
+    assert inside(line, 100) <= line_length(line) + 1e-9
+
+
+def test_a_line_that_comes_back_is_joined_but_only_its_inside_is_counted() -> None:
+    line = np.array([[10.0, 50.0], [10.0, 70.0], [30.0, 70.0], [30.0, 50.0]])
+    assert line_length(clip_line(line, 100, 60)) == 40
+    ends = segments_inside(line, 100, 60)
+    assert np.linalg.norm(ends[:, 1] - ends[:, 0], axis=1).sum() == 20
+
+
 # ---------------------------------------------------------------- EXIF
 
 
@@ -303,55 +346,78 @@ def half_pixel(first: np.ndarray, second: np.ndarray) -> bool:
     return bool(np.abs(first - second).max(initial=0.0) <= 0.5)
 
 
-@given(st.data(), sizes(), orientations, st.integers(0, 1000), pixel_limits)
+def view_of(
+    config: AugmentConfig, size: tuple[int, int], kind: str, parts: np.ndarray, seed: int
+) -> tuple[Photo, list[int]]:
+    """An augmented photo, and the numbers of those parts that it shows whole; these are its objects, in that order."""
+    parts = parts.reshape(len(parts), -1)
+    objects = tuple(ObjectRow(str(number), kind, tuple(part.tolist())) for number, part in enumerate(parts))
+    photo = Augmenter(config, seed).for_sample(0, 0, 0.5)([Photo(Image.new("RGB", size), "a.png", objects)])[0]
+    assert photo.to_canvas is not None
+    whole = []
+    for item in photo.objects:
+        points = parts[int(item.desc)]
+        corners = points[[0, 1, 2, 1, 2, 3, 0, 3]] if kind == "bbox_2d" else points
+        there = transform_points(corners.reshape(-1, 2), photo.to_canvas)
+        if (there >= 0).all() and (there <= photo.image.size).all():
+            whole.append(item)
+    return Photo(photo.image, photo.name, tuple(whole), photo.to_canvas), [int(item.desc) for item in whole]
+
+
+photo_sizes = sizes(300)  # their pixels are really turned
+
+
+@given(st.data(), photo_sizes, orientations, st.integers(0, 1000), pixel_limits)
 def test_a_box_survives_from_the_stored_file_to_the_unit_square_and_back(
     data: Any, stored: tuple[int, int], orientation: int, seed: int, limits: tuple[int, int]
 ) -> None:
-    stored_boxes = data.draw(boxes_within(*stored))
     to_displayed = exif_affine(orientation, *stored)
     displayed = displayed_size(*stored, orientation)
-    boxes = transform_boxes(stored_boxes, to_displayed)
-    view = draw_view(ALL_TURNS, (seed,))
-    to_canvas, canvas = view.geometry(*displayed)
-    geometry = ImageGeometry.plan(
-        *displayed,
-        factor=28,
-        min_pixels=limits[0],
-        max_pixels=limits[1],
-        to_canvas=to_canvas,
-        canvas_size=canvas,
-    )
+    stored_boxes = data.draw(boxes_within(*stored))
+    photo, whole = view_of(UPRIGHT, displayed, "bbox_2d", transform_boxes(stored_boxes, to_displayed), seed)
+    stored_boxes, boxes = stored_boxes[whole], np.array([item.points for item in photo.objects]).reshape(-1, 4)
+    geometry = ImageGeometry.plan(*photo.image.size, factor=28, min_pixels=limits[0], max_pixels=limits[1])
     unit = geometry.boxes_to_unit(boxes)
-    assert unit.min() >= -1e-9 and unit.max() <= 1 + 1e-9
+    assert unit.min(initial=0) >= -1e-9 and unit.max(initial=0) <= 1 + 1e-9
     assert (unit[:, :2] <= unit[:, 2:] + 1e-12).all()
 
-    np.testing.assert_allclose(geometry.boxes_from_unit(unit), boxes, atol=1e-6)
-    np.testing.assert_allclose(
-        geometry.boxes_from_unit(cxcywh_to_xyxy(xyxy_to_cxcywh(unit))), boxes, atol=1e-6
-    )  # as the head gives it
-    np.testing.assert_allclose(geometry.boxes_from_model(geometry.boxes_to_model(boxes)), boxes, atol=1e-6)
-    back = transform_boxes(geometry.boxes_from_unit(unit), invert(to_displayed))
-    np.testing.assert_allclose(back, stored_boxes, atol=1e-6)
-    assert half_pixel(geometry.boxes_from_unit(unit.astype(np.float32)), boxes)  # the head works in float32
+    to_stored = invert(compose(to_displayed, photo.to_canvas or IDENTITY))
+
+    def back(boxes_on_canvas: np.ndarray) -> np.ndarray:
+        return transform_boxes(boxes_on_canvas, to_stored)
+
+    np.testing.assert_allclose(back(geometry.boxes_from_unit(unit)), stored_boxes, atol=1e-6)
+    as_the_head_gives_it = cxcywh_to_xyxy(xyxy_to_cxcywh(unit))
+    np.testing.assert_allclose(back(geometry.boxes_from_unit(as_the_head_gives_it)), stored_boxes, atol=1e-6)
+    np.testing.assert_allclose(back(geometry.boxes_from_model(geometry.boxes_to_model(boxes))), stored_boxes, atol=1e-6)
+    assert half_pixel(back(geometry.boxes_from_unit(unit.astype(np.float32))), stored_boxes)  # the head's own type
 
 
-@given(st.data(), sizes(), st.integers(0, 1000), pixel_limits, st.sampled_from(["model_pixels", "norm1000"]))
+@given(st.data(), photo_sizes, st.integers(0, 1000), st.sampled_from(["poly", "line"]))
+def test_the_points_of_a_polygon_or_line_survive_any_view(
+    data: Any, size: tuple[int, int], seed: int, kind: str
+) -> None:
+    unit = data.draw(hnp.arrays(np.float64, (3, 4, 2), elements=st.floats(0, 1)))
+    points = unit * size
+    photo, whole = view_of(ALL_VIEWS, size, kind, points, seed)
+    moved = np.array([item.points for item in photo.objects]).reshape(-1, 4, 2)
+    np.testing.assert_allclose(transform_points(moved, invert(photo.to_canvas or IDENTITY)), points[whole], atol=1e-6)
+
+
+@given(st.data(), photo_sizes, st.integers(0, 1000), pixel_limits, st.sampled_from(["model_pixels", "norm1000"]))
 def test_a_box_written_as_text_comes_back_within_half_a_step_of_the_text(
     data: Any, size: tuple[int, int], seed: int, limits: tuple[int, int], convention: str
 ) -> None:
-    boxes = data.draw(boxes_within(*size))
-    to_canvas, canvas = draw_view(ALL_TURNS, (seed,)).geometry(*size)
-    geometry = ImageGeometry.plan(
-        *size, factor=28, min_pixels=limits[0], max_pixels=limits[1], to_canvas=to_canvas, canvas_size=canvas
-    )
+    photo, _ = view_of(UPRIGHT, size, "bbox_2d", data.draw(boxes_within(*size)), seed)
+    boxes = np.array([item.points for item in photo.objects]).reshape(-1, 4)
+    geometry = ImageGeometry.plan(*photo.image.size, factor=28, min_pixels=limits[0], max_pixels=limits[1])
     written = text_boxes(geometry, boxes, convention)
     assert written.dtype == np.int64
     grid = (geometry.model_width, geometry.model_height) if convention == "model_pixels" else (1000, 1000)
-    assert written.min() >= 0 and (written <= np.array(grid * 2)).all()
+    assert written.min(initial=0) >= 0 and (written <= np.array(grid * 2)).all()
     back = boxes_from_text(geometry, written, convention)
-    turned = to_canvas[0] == 0  # displayed x is the canvas's y
-    step_x, step_y = size[0] / grid[1 if turned else 0], size[1] / grid[0 if turned else 1]
-    assert (np.abs(back - boxes) <= 0.5 * np.array([step_x, step_y] * 2) + 1e-6).all()
+    step = np.array(photo.image.size * 2) / np.array(grid * 2)
+    assert (np.abs(back - boxes) <= 0.5 * step + 1e-6).all()
 
 
 def test_an_unknown_way_to_write_boxes_is_refused() -> None:
@@ -370,34 +436,17 @@ def test_the_pixels_of_a_part_lie_in_its_box_after_exif_and_view(
     exif = Image.Exif()
     exif[EXIF_ORIENTATION] = orientation
     image.info["exif"] = exif.tobytes()
-    view = draw_view(ALL_TURNS, (seed,))
-
-    shown = view.apply(ImageOps.exif_transpose(image))
-    displayed = displayed_size(width, height, orientation)
-    to_canvas, canvas = view.geometry(*displayed)
-    assert shown.size == canvas
-    geometry = ImageGeometry.plan(
-        *displayed, factor=28, min_pixels=3136, max_pixels=100352, to_canvas=to_canvas, canvas_size=canvas
-    )
     box = transform_boxes(np.array([[x1, y1, x2, y2]], dtype=np.float64), exif_affine(orientation, width, height))
-    on_canvas = geometry.boxes_to_unit(box)[0] * np.array([*canvas, *canvas])
-    np.testing.assert_allclose(on_canvas, white_box(shown), atol=1e-6)
+    part = ObjectRow("part", "bbox_2d", tuple(box[0].tolist()))
+    views = AugmentConfig(0.5, 0.5, True, crop=0.5)  # no pixel is mixed with its neighbour
+    shown = Augmenter(views, seed).for_sample(0, 0, 0.5)([Photo(ImageOps.exif_transpose(image), "a", (part,))])[0]
+    np.testing.assert_allclose(shown.objects[0].box, white_box(shown.image), atol=1e-6)
 
-    resized = shown.resize((geometry.model_width, geometry.model_height), Image.Resampling.BICUBIC)
-    one_pixel = max(geometry.model_width / canvas[0], geometry.model_height / canvas[1], 1.0)
-    found = np.array(white_box(resized))
-    assert (np.abs(geometry.boxes_to_model(box)[0] - found) <= 0.5 * one_pixel + 1).all()
-
-
-def test_without_augmentation_is_the_same_photo_upright() -> None:
-    to_canvas, canvas = View((6,)).geometry(60, 40)
-    geometry = ImageGeometry.plan(
-        60, 40, factor=28, min_pixels=3136, max_pixels=100352, to_canvas=to_canvas, canvas_size=canvas
-    )
-    upright = geometry.without_augmentation()
-    assert (upright.model_width, upright.model_height) == (geometry.model_width, geometry.model_height)
-    np.testing.assert_allclose(upright.boxes_to_unit(np.array([[0, 0, 30, 40]])), [[0, 0, 0.5, 1]])
-    np.testing.assert_allclose(geometry.boxes_to_unit(np.array([[0, 0, 30, 40]])), [[0, 0, 1, 0.5]])
+    geometry = ImageGeometry.plan(*shown.image.size, factor=28, min_pixels=3136, max_pixels=100352)
+    resized = shown.image.resize((geometry.model_width, geometry.model_height), Image.Resampling.BICUBIC)
+    one_pixel = max(geometry.model_width / shown.image.width, geometry.model_height / shown.image.height, 1.0)
+    there = geometry.boxes_to_model(np.array([shown.objects[0].box]))[0]
+    assert (np.abs(there - np.array(white_box(resized))) <= 0.5 * one_pixel + 1).all()
 
 
 def test_no_boxes_stay_no_boxes_on_every_path() -> None:

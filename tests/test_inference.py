@@ -10,7 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
-from bbu.data.chat_processor import ChatProcessor, Photo
+from bbu.data.chat_processor import ChatProcessor
+from bbu.data.photo import Photo
 from bbu.data.prompts import parse_answer
 from bbu.errors import CheckpointError, ImageError, UserError
 from bbu.inference import DetectionResult, Inference, list_photos

@@ -16,14 +16,16 @@ PROJECT = Path(__file__).resolve().parents[1]
 
 # From the bottom up; a room imports only from itself and from rooms before it.
 ROOMS = (
-    "bbu.errors", "bbu.geometry", "bbu.images", "bbu.records", "bbu.taxonomy", "bbu.config", "bbu.evaluation",
+    "bbu.errors", "bbu.geometry", "bbu.jsonl", "bbu.images", "bbu.records", "bbu.taxonomy", "bbu.taxonomy_file",
+    "bbu.config", "bbu.evaluation",
     "bbu.data",
     "bbu.models.attention", "bbu.models.memory", "bbu.models.adapters", "bbu.models.backbones",
     "bbu.models.detection_head", "bbu.models.caption_decoder", "bbu.models.wrapper", "bbu.models.lora",
     "bbu.models.postprocess", "bbu.models.predictor", "bbu.models.build",
-    "bbu.losses", "bbu.training", "bbu.inference", "bbu.stages", "bbu.cli",
+    "bbu.losses", "bbu.training", "bbu.inference", "bbu.doctor", "bbu.stages", "bbu.cli",
 )  # fmt: skip
-CONVERSION_MAY_IMPORT = ("bbu.errors", "bbu.geometry", "bbu.records", "bbu.taxonomy")
+CONVERSION_MAY_IMPORT = ("bbu.errors", "bbu.geometry", "bbu.images", "bbu.jsonl", "bbu.records", "bbu.taxonomy",
+    "bbu.taxonomy_file")
 MAY_IMPORT_CONVERSION = ("bbu.stages", "bbu.cli")
 HEAVY = ("torch", "torchvision", "transformers", "accelerate", "peft", "deepspeed", "scipy", "matplotlib")
 

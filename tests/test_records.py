@@ -13,13 +13,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bbu.errors import RecordError, UserError
+from bbu.jsonl import atomic_writer, write_json, write_jsonl
 from bbu.records import (
     FewShotSample,
     ObjectRow,
     PredictedObject,
     PredictionRow,
     Row,
-    atomic_writer,
     parse_prediction_row,
     parse_row,
     parse_sample,
@@ -27,8 +27,6 @@ from bbu.records import (
     read_rows,
     read_samples,
     resolve_image,
-    write_json,
-    write_jsonl,
 )
 
 
@@ -97,6 +95,19 @@ def test_a_few_shot_sample_keeps_its_teachers_in_order() -> None:
     value = {"teachers": [row(images=["t1.jpg"]), row(images=["t2.jpg"])], "student": row(images=["s.jpg"])}
     sample = parse_sample(value, "x:1")
     assert [item.images[0] for item in (*sample.teachers, sample.student)] == ["t1.jpg", "t2.jpg", "s.jpg"]
+
+
+def test_context_photos_are_kept_and_only_written_where_there_are_any() -> None:
+    value = {"student": row(images=["s.jpg"]), "context": [row(images=["c1.jpg"]), row(images=["c2.jpg"])]}
+    sample = parse_sample(value, "x:1")
+    assert [item.images[0] for item in sample.context] == ["c1.jpg", "c2.jpg"] and sample.teachers == ()
+    assert parse_sample(sample.to_json(), "x:1") == sample
+    assert "context" not in FewShotSample(sample.student).to_json()
+
+
+def test_the_group_of_a_photo_is_in_its_metadata() -> None:
+    groups = [{}, {"group": ""}, {"group": None}, {"group": "site 7"}, {"group": 7}]
+    assert [parse_row(row(metadata=group), "x:1").group for group in groups] == [None, None, None, "site 7", "7"]
 
 
 def test_objectness_of_older_predictions_is_their_score() -> None:
@@ -171,6 +182,8 @@ BAD_SAMPLES: list[tuple[str, Any, str]] = [
     ("bad student", {"student": row(width=0)}, "student.width"),
     ("bad teacher", {"student": row(), "teachers": [row(), row(objects=[{}])]}, "teachers[1].objects[0].desc"),
     ("teacher no object", {"student": row(), "teachers": [3]}, "teachers[0]"),
+    ("bad context", {"student": row(), "context": [row(), row(height=0)]}, "context[1].height"),
+    ("context alone", {"context": [row()]}, "student"),
 ]
 
 
@@ -310,7 +323,8 @@ rows = st.builds(
     st.none() | texts,
     st.dictionaries(texts, json_values, max_size=3),
 )
-samples = st.builds(FewShotSample, rows, st.lists(rows, max_size=2).map(tuple))
+turns = st.lists(rows, max_size=2).map(tuple)
+samples = st.builds(FewShotSample, rows, turns, turns)
 
 
 @given(st.lists(samples, max_size=3))

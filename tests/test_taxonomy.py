@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bbu.errors import ConfigError
-from bbu.taxonomy import Taxonomy, join_path, prefix, prefix_tree, split_path
+from bbu.taxonomy import LevelRule, MirrorRules, Taxonomy, join_path, prefix, prefix_tree, split_path
+from bbu.taxonomy_file import read_taxonomy
 
 SHIPPED = Path(__file__).parents[1] / "data_conversion" / "taxonomies" / "bbu.yaml"
 LEVEL = st.text(alphabet="ab螺丝, /", max_size=6)
@@ -57,7 +58,7 @@ def test_normalising_twice_changes_nothing(tmp_path_factory: pytest.TempPathFact
     lines = "".join(f"  '{raw}': '{final}'\n" for raw, final in tokens.items())
     path.write_text(f"tokens:\n{lines}" if lines else "{}", encoding="utf-8")
     try:
-        taxonomy = Taxonomy.from_yaml(path)
+        taxonomy = read_taxonomy(path)
     except ConfigError:
         return  # blank keys, levels with a slash, chains: refused when the file is read
     once = taxonomy.normalise(desc)
@@ -104,7 +105,7 @@ def test_the_raw_term_is_named_with_what_it_became() -> None:
     ],
 )
 def test_the_shipped_bbu_taxonomy_takes_both_schemes(raw: str, final: str) -> None:
-    taxonomy = Taxonomy.from_yaml(SHIPPED)
+    taxonomy = read_taxonomy(SHIPPED)
     assert taxonomy.normalise(raw) == final
     assert taxonomy.problem(raw) is None
     assert taxonomy.problem(final) is None
@@ -127,6 +128,15 @@ def test_the_shipped_bbu_taxonomy_takes_both_schemes(raw: str, final: str) -> No
         ("hierarchy: x", "hierarchy: must be a mapping, a list or empty"),
         ("hierarchy: {a: [1]}", r"hierarchy.a\[0\]: must be text"),
         ("tokens: {a: b}\nhierarchy: {a: }", "hierarchy.a: tokens map it to 'b'; list that term instead"),
+        ("levels: [a, a]", r"levels\[1\]: 'a' is there twice"),
+        ("levels: [a, {name: b, requird: true}]", r"levels\[1\].requird: is not a field; did you mean 'required'"),
+        ("levels: [{name: b, required: 1}]", r"levels\[0\].required: must be true or false"),
+        ("levels: [{name: b, when: {a: x}}]", r"levels\[0\].when.a: is not an earlier level"),
+        ("levels: [a, {name: b, when: {a: [1]}}]", r"levels\[1\].when.a: must be text"),
+        ("mirror: {horizontal: maybe}", "mirror.horizontal: must be one of swap, unless_words, forbid, allow"),
+        ("mirror: {turn: swap}", "mirror.turn: must be one of unless_words, forbid, allow"),
+        ("mirror: {words: {horizontal: [left]}}", r"mirror.words.horizontal\[0\]: must be a pair of words"),
+        ("mirror: {words: {diagonal: []}}", "mirror.words.diagonal: is not a field"),
         ("? [a]\n: b", "is not a field|is not valid YAML"),
     ],
 )
@@ -134,14 +144,93 @@ def test_a_bad_taxonomy_file_is_one_error_with_its_field(tmp_path: Path, text: s
     path = tmp_path / "words.yaml"
     path.write_text(text, encoding="utf-8")
     with pytest.raises(ConfigError, match=why) as caught:
-        Taxonomy.from_yaml(path)
+        read_taxonomy(path)
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
 def test_a_missing_or_unreadable_taxonomy_file(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="cannot be read"):
-        Taxonomy.from_yaml(tmp_path / "none.yaml")
+        read_taxonomy(tmp_path / "none.yaml")
     (tmp_path / "latin.yaml").write_bytes("language: zh # é".encode("latin-1"))
     with pytest.raises(ConfigError, match="is not UTF-8"):
-        Taxonomy.from_yaml(tmp_path / "latin.yaml")
+        read_taxonomy(tmp_path / "latin.yaml")
+
+
+STATE = (
+    "part",
+    LevelRule("kind", required=True, when={"part": ("screw", "plug")}),
+    LevelRule("state", required=True, when={"part": ("screw",), "kind": ("m4", "m6")}),
+)
+
+
+@pytest.mark.parametrize("desc", ["cover", "plug/blue", "screw/m4/loose", "screw/m8", "screw,cover/m8", "", "plug/a/"])
+def test_levels_that_stand_where_they_must(desc: str) -> None:
+    assert Taxonomy(levels=STATE).problem(desc) is None
+
+
+@pytest.mark.parametrize(
+    ("desc", "why"),
+    [
+        ("screw", "kind is missing after 'screw'; add it to the label or make it optional"),
+        ("screw/m4", "state is missing after 'screw/m4'"),
+        ("cover/blue", "kind 'blue' may only stand where part is screw or plug"),
+        ("screw/m8/loose", "state 'loose' may only stand where part is screw, kind is m4 or m6"),
+    ],
+)
+def test_levels_that_are_missing_or_misplaced(desc: str, why: str) -> None:
+    assert why in str(Taxonomy(levels=STATE).problem(desc))
+
+
+def test_a_required_first_level_is_missing_from_nothing() -> None:
+    rules = (LevelRule("part", required=True),)
+    assert "part is missing;" in str(Taxonomy(levels=rules).problem(""))
+
+
+def test_level_and_mirror_rules_are_read_from_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "words.yaml"
+    path.write_text(
+        "levels: [part, {name: kind, required: true, when: {part: screw}}]\n"
+        "mirror: {vertical: forbid, turn: allow, words: {horizontal: [[port, starboard]]}}",
+        encoding="utf-8",
+    )
+    taxonomy = read_taxonomy(path)
+    assert taxonomy.levels == ("part", LevelRule("kind", True, {"part": ("screw",)}))
+    assert taxonomy.mirror.swap("port/left", "horizontal") == "starboard/left"
+    assert not taxonomy.mirror.allows("vertical", ["x"])
+    assert taxonomy.mirror.allows("turn", ["port"])
+
+
+@pytest.mark.parametrize(
+    ("desc", "mirror", "image"),
+    [
+        ("left screw/Left side", "horizontal", "right screw/Right side"),
+        ("LEFT/leftover, bright", "horizontal", "RIGHT/leftover, bright"),
+        ("左侧螺丝/右", "horizontal", "右侧螺丝/左"),
+        ("left/top", "vertical", "left/bottom"),
+        ("上部/左下方", "vertical", "下部/左上方"),
+        ("弯曲半径4cm以上", "vertical", "弯曲半径4cm以上"),
+        ("screw", "horizontal", "screw"),
+    ],
+)
+def test_words_that_name_a_side_are_mirrored(desc: str, mirror: str, image: str) -> None:
+    rules = MirrorRules()
+    assert rules.swap(desc, mirror) == image
+    assert rules.swap(image, mirror) == desc
+
+
+@given(st.text("leftrighTOPbomupw 左右上下方部/", max_size=30), st.sampled_from(["horizontal", "vertical"]))
+def test_a_mirror_image_of_a_mirror_image_is_the_description(desc: str, mirror: str) -> None:
+    rules = MirrorRules()
+    assert rules.swap(rules.swap(desc, mirror), mirror).lower() == desc.lower()
+
+
+def test_what_a_photo_may_go_through() -> None:
+    sided, plain = ["screw/left"], ["screw/loose"]
+    for rule, with_words, without in (("swap", 1, 1), ("unless_words", 0, 1), ("forbid", 0, 0), ("allow", 1, 1)):
+        rules = MirrorRules(horizontal=rule)
+        assert rules.allows("horizontal", sided) == bool(with_words)
+        assert rules.allows("horizontal", plain) == bool(without)
+    assert not MirrorRules().allows("turn", sided) and not MirrorRules().allows("turn", ["top"])
+    assert MirrorRules().allows("turn", plain) and MirrorRules().allows("vertical", sided)
+    assert MirrorRules(horizontal="allow").swap("left", "horizontal") == "left"

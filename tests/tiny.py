@@ -19,8 +19,9 @@ from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase, TrainerCallback
 
 from bbu.config import Config, DetectionConfig, LearningRates, ScratchConfig
-from bbu.data.chat_processor import ChatProcessor, ChatProcessorOutput, Photo
+from bbu.data.chat_processor import ChatProcessor, ChatProcessorOutput
 from bbu.data.collators import Batch, PackedDataCollator
+from bbu.data.photo import Photo
 from bbu.data.prompts import PromptSpec, answer_text
 from bbu.data.tokenizer import train_tokenizer
 from bbu.errors import ConfigError

@@ -37,6 +37,22 @@ def build_parser() -> argparse.ArgumentParser:
         command.add_argument("config", help="a YAML file, e.g. configs/demo.yaml")
         command.add_argument("overrides", nargs="*", help="dotted keys, e.g. training.max_steps=10")
 
+    doctor = commands.add_parser("doctor", help="say what is wrong with the data of a config, before training")
+    doctor.add_argument("config", help="a YAML file, e.g. configs/demo.yaml")
+    doctor.add_argument("overrides", nargs="*", help="dotted keys, e.g. data.source.path=/data/bbu")
+    doctor.add_argument("--html", help="write the report as one page that opens in a browser")
+    doctor.add_argument("--json", help="write the report as JSON")
+    doctor.add_argument("--strict", action="store_true", help="exit status 1 on warnings too, not only on errors")
+    doctor.add_argument("--samples", type=not_negative, default=12, help="photos to prove and draw (default 12)")
+
+    augment = commands.add_parser("augment", help="draw a sheet of training photos as augmentation makes them")
+    augment.add_argument("config", help="a YAML file, e.g. configs/bccd.yaml")
+    augment.add_argument("overrides", nargs="*", help="dotted keys, e.g. data.augment.rotate=10")
+    augment.add_argument("--output", default="augment.png", help="PNG or JPEG to write (default augment.png)")
+    augment.add_argument("--photos", type=positive, default=6, help="rows of the sheet (default 6)")
+    augment.add_argument("--views", type=positive, default=4, help="epochs, a column each (default 4)")
+    augment.add_argument("--epoch", type=not_negative, default=0, help="the first of them (default 0)")
+
     predict = commands.add_parser("predict", help="predict photos with a trained model")
     predict.add_argument("model", help="a run's model folder, e.g. outputs/demo/model")
     predict.add_argument("photos", help="a folder of photos, one photo, or a JSONL of records")
@@ -68,6 +84,14 @@ def positive(text: str) -> int:
     number = int(text)
     if number < 1:
         raise argparse.ArgumentTypeError(f"must be at least 1, is {number}")
+    return number
+
+
+def not_negative(text: str) -> int:
+    """A whole number of at least 0, for argparse."""
+    number = int(text)
+    if number < 0:
+        raise argparse.ArgumentTypeError(f"must not be negative, is {number}")
     return number
 
 
@@ -133,9 +157,58 @@ def _check(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _doctor(arguments: argparse.Namespace) -> int:
+    import tempfile
+
+    from bbu.config import load_config
+
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")  # it looks at what is here, and downloads no model
+    config = load_config(arguments.config, arguments.overrides)
+    from bbu import stages
+    from bbu.doctor.examination import examine
+    from bbu.doctor.page import write_page
+    from bbu.doctor.preparation import doctor_config
+    from bbu.jsonl import write_json
+
+    mirror = stages.taxonomy_of(config).mirror
+    with tempfile.TemporaryDirectory(prefix="bbu-doctor-") as folder:
+        data = stages.prepare(doctor_config(config, Path(folder)))
+        report = examine(config, data.folder, data.image_root, mirror, samples=arguments.samples)
+        print(f"\n{report.to_text()}", flush=True)
+        if arguments.html:
+            write_page(arguments.html, report)
+        if arguments.json:
+            write_json(arguments.json, report.to_json())
+    for path in (arguments.html, arguments.json):
+        if path:
+            print(f"{'written':<10}{path}")
+    return report.exit_status(arguments.strict)
+
+
+def _augment(arguments: argparse.Namespace) -> int:
+    from bbu import stages
+    from bbu.config import load_config
+    from bbu.data.augment import Augmenter
+    from bbu.data.contact_sheet import draw_contact_sheet, save_contact_sheet
+
+    config = load_config(arguments.config, arguments.overrides)
+    data = stages.prepare(config)
+    rows = [sample.student for sample in data.samples("train")]
+    training, mirror = config.training, stages.taxonomy_of(config).mirror
+    augmenter = Augmenter(config.data.augment, config.seed, pool=rows, image_root=data.image_root, mirror=mirror)
+    run = training.max_steps * training.batch_size * training.gradient_accumulation
+    epochs = range(arguments.epoch, arguments.epoch + arguments.views)
+    done = {epoch: min((epoch + 0.5) * len(rows) / run, 1.0) for epoch in epochs}
+    sheet = draw_contact_sheet(rows, data.image_root, augmenter, photos=arguments.photos, epochs=done)
+    save_contact_sheet(sheet, arguments.output)
+    print(f"{min(arguments.photos, len(rows))} photos, epochs {epochs[0]} to {epochs[-1]}: {arguments.output}")
+    return 0
+
+
 def _predict(arguments: argparse.Namespace) -> int:
     from bbu.inference import Inference, list_photos
-    from bbu.records import read_rows, write_jsonl
+    from bbu.jsonl import write_jsonl
+    from bbu.records import read_rows
 
     names, root = list_photos(arguments.photos)
     root = arguments.image_root or root
@@ -185,6 +258,8 @@ COMMANDS = {
     "prepare": _prepare,
     "score": _score,
     "check": _check,
+    "augment": _augment,
+    "doctor": _doctor,
     "predict": _predict,
     "evaluate": _evaluate,
 }

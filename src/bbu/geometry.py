@@ -6,7 +6,7 @@ Every function takes a NumPy array or a torch tensor of shape (..., 4) and retur
 Pixel frames, in the order a box travels:
   stored     pixels as they lie in the file;
   displayed  after the EXIF transpose: the "raw pixels" of a record;
-  canvas     after augmentation (equal to displayed when there is none);
+  canvas     after augmentation (equal to displayed when there is none); bbu.data.photo.Photo keeps the way there;
   model      after smart_resize: what the patches are cut from;
   unit       model pixels / model size, in [0, 1].
 """
@@ -15,7 +15,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -199,68 +200,125 @@ def invert(affine: Affine) -> Affine:
     return (p, q, -(p * c + q * f), s, t, -(s * c + t * f))
 
 
+# ---------------------------------------------------------------- cutting to an image
+
+_PARALLEL = 1e-9  # pixels a segment moves along an axis; less is none, and dividing by it would overflow
+
+
+def clip_box(box: np.ndarray, width: int, height: int) -> np.ndarray:
+    """(4,) xyxy cut to the image; no area is left when it lay outside."""
+    clipped: np.ndarray = np.clip(box, 0, [width, height, width, height])
+    return clipped
+
+
+def clip_polygon(points: np.ndarray, width: int, height: int) -> np.ndarray:
+    """(n, 2) ring cut to the image, side by side (Sutherland and Hodgman 1974); (0, 2) when outside."""
+    for axis, limit, sign in ((0, 0, 1), (0, width, -1), (1, 0, 1), (1, height, -1)):
+        inside = sign * (points[:, axis] - limit)  # distance from the image's side, pixels, negative outside
+        kept: list[np.ndarray] = []
+        for index in range(len(points)):
+            before = index - 1
+            if (inside[before] < 0) != (inside[index] < 0):
+                share = inside[before] / (inside[before] - inside[index])
+                kept.append(points[before] + share * (points[index] - points[before]))
+            if inside[index] >= 0:
+                kept.append(points[index])
+        points = np.array(kept).reshape(-1, 2)
+    return points
+
+
+def clip_line(points: np.ndarray, width: int, height: int) -> np.ndarray:
+    """(n, 2) polyline cut to the image, segment by segment; (0, 2) when outside.
+
+    A line that leaves the image and comes back is joined straight between the two places.
+    """
+    kept: list[np.ndarray] = []
+    for point in segments_inside(points, width, height).reshape(-1, 2):
+        if not kept or not np.array_equal(kept[-1], point):
+            kept.append(point)
+    return np.array(kept).reshape(-1, 2)
+
+
+def segments_inside(points: np.ndarray, width: int, height: int) -> np.ndarray:
+    """(n, 2) polyline → (m, 2, 2) the two ends of what each of its segments has inside the image."""
+    limit = np.array([width, height], dtype=np.float64)
+    kept = []
+    for start, end in pairwise(points):
+        span = _inside_span(start, end, limit)
+        if span is not None:
+            kept.append([start + share * (end - start) for share in span])
+    return np.array(kept, dtype=np.float64).reshape(-1, 2, 2)
+
+
+def _inside_span(start: np.ndarray, end: np.ndarray, limit: np.ndarray) -> tuple[float, float] | None:
+    """Part of a segment inside [0, limit], as shares of its length (Liang and Barsky 1984)."""
+    low, high = 0.0, 1.0
+    for axis in (0, 1):
+        step = end[axis] - start[axis]
+        if abs(step) < _PARALLEL:
+            if not 0 <= start[axis] <= limit[axis]:
+                return None
+            continue
+        shares = sorted((-start[axis] / step, (limit[axis] - start[axis]) / step))
+        low, high = max(low, shares[0]), min(high, shares[1])
+    return (low, high) if low <= high else None
+
+
+def polygon_area(points: np.ndarray) -> float:
+    """Area of an (n, 2) ring in square pixels (shoelace rule)."""
+    x, y = points[:, 0], points[:, 1]
+    return abs(float(np.dot(x, np.roll(y, -1)) - np.dot(y, np.roll(x, -1)))) / 2
+
+
+def line_length(points: np.ndarray) -> float:
+    """Length of an (n, 2) polyline in pixels."""
+    return float(np.linalg.norm(np.diff(points, axis=0), axis=1).sum())
+
+
+# ---------------------------------------------------------------- the way to the model
+
+
 @dataclass(frozen=True)
 class ImageGeometry:
-    """How one image's displayed pixels reach the model and come back.
+    """How one image's pixels reach the model and come back.
 
     Args:
-        width, height: displayed size.
+        width, height: of the photo as the processor is given it (of the canvas, where there is augmentation).
         model_width, model_height: size after smart_resize.
-        to_canvas: displayed → canvas map of the augmentation.
-        canvas_width, canvas_height: size after augmentation.
     """
 
     width: int
     height: int
     model_width: int
     model_height: int
-    canvas_width: int
-    canvas_height: int
-    to_canvas: Affine = IDENTITY
 
     @classmethod
-    def plan(
-        cls,
-        width: int,
-        height: int,
-        *,
-        factor: int,
-        min_pixels: int,
-        max_pixels: int,
-        to_canvas: Affine = IDENTITY,
-        canvas_size: tuple[int, int] | None = None,
-    ) -> ImageGeometry:
-        """Geometry of a displayed image under a resize policy; ``canvas_size`` is (width, height)."""
-        canvas_width, canvas_height = canvas_size or (width, height)
-        model_height, model_width = smart_resize(canvas_height, canvas_width, factor, min_pixels, max_pixels)
-        return cls(width, height, model_width, model_height, canvas_width, canvas_height, to_canvas)
+    def plan(cls, width: int, height: int, *, factor: int, min_pixels: int, max_pixels: int) -> ImageGeometry:
+        """Geometry of an image under a resize policy."""
+        model_height, model_width = smart_resize(height, width, factor, min_pixels, max_pixels)
+        return cls(width, height, model_width, model_height)
 
     @property
     def to_unit(self) -> Affine:
-        """Displayed pixels → unit square."""
-        shrink = (1 / self.canvas_width, 0.0, 0.0, 0.0, 1 / self.canvas_height, 0.0)
-        return compose(self.to_canvas, shrink)
+        """Pixels of the photo → unit square."""
+        return (1 / self.width, 0.0, 0.0, 0.0, 1 / self.height, 0.0)
 
     def boxes_to_unit(self, boxes: np.ndarray) -> np.ndarray:
-        """(n, 4) displayed xyxy → (n, 4) unit xyxy."""
+        """(n, 4) xyxy of the photo → (n, 4) unit xyxy."""
         return transform_boxes(np.asarray(boxes, dtype=np.float64).reshape(-1, 4), self.to_unit)
 
     def boxes_from_unit(self, boxes: np.ndarray) -> np.ndarray:
-        """(n, 4) unit xyxy → (n, 4) displayed xyxy."""
+        """(n, 4) unit xyxy → (n, 4) xyxy of the photo."""
         return transform_boxes(np.asarray(boxes, dtype=np.float64).reshape(-1, 4), invert(self.to_unit))
 
     def boxes_to_model(self, boxes: np.ndarray) -> np.ndarray:
-        """(n, 4) displayed xyxy → (n, 4) xyxy in pixels of the resized image (Qwen2.5-VL's text boxes)."""
+        """(n, 4) xyxy of the photo → (n, 4) xyxy in pixels of the resized image (Qwen2.5-VL's text boxes)."""
         return self.boxes_to_unit(boxes) * self._model_scale
 
     def boxes_from_model(self, boxes: np.ndarray) -> np.ndarray:
-        """(n, 4) xyxy in pixels of the resized image → (n, 4) displayed xyxy."""
+        """(n, 4) xyxy in pixels of the resized image → (n, 4) xyxy of the photo."""
         return self.boxes_from_unit(np.asarray(boxes, dtype=np.float64).reshape(-1, 4) / self._model_scale)
 
     @property
     def _model_scale(self) -> np.ndarray:
         return np.array([self.model_width, self.model_height] * 2, dtype=np.float64)
-
-    def without_augmentation(self) -> ImageGeometry:
-        """The same image and model size, seen upright."""
-        return replace(self, to_canvas=IDENTITY, canvas_width=self.width, canvas_height=self.height)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import warnings
 from pathlib import Path
 
@@ -14,19 +15,23 @@ MAX_IMAGE_PIXELS = 200_000_000  # beyond any camera; a compressed file can unfol
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 
 
-def load_image(path: str | Path) -> Image.Image:
+def load_image(source: str | Path | bytes, name: str = "") -> Image.Image:
     """Read a photo as 8-bit RGB, turned as its EXIF orientation says.
 
     CMYK, palette, grey and 16-bit photos are converted; transparency is laid over white.
 
+    Args:
+        source: path of the file, or its bytes.
+        name: what messages call it; default: the path.
+
     Raises:
         ImageError: missing, not an image, truncated, or over MAX_IMAGE_PIXELS.
     """
-    path = Path(path)
+    path = Path(name or (source if isinstance(source, str | Path) else "photo"))
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(path) as image:
+            with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
                 _check_size(path, *image.size)
                 image.load()
                 return _to_rgb(ImageOps.exif_transpose(image))

@@ -11,15 +11,17 @@ import numpy as np
 import torch
 from PIL import Image
 
-from bbu.data.chat_processor import ChatProcessor, Photo
+from bbu.data.chat_processor import ChatProcessor
+from bbu.data.photo import Photo
 from bbu.data.prompts import boxes_from_text, parse_answer
 from bbu.errors import CheckpointError, UserError
 from bbu.images import IMAGE_SUFFIXES, load_image
+from bbu.jsonl import iter_json_lines
 from bbu.models.attention import choose_engine
 from bbu.models.postprocess import DUPLICATE_IOU
 from bbu.models.predictor import Predictor, teacher_photos
 from bbu.models.wrapper import DetectionVLM
-from bbu.records import PredictionRow, Row, iter_json_lines, parse_sample
+from bbu.records import PredictionRow, Row, parse_sample
 from bbu.training.checkpoint import load_model, load_processor
 from bbu.training.precision import compute_device, use_bf16
 

@@ -1,33 +1,36 @@
-"""The JSONL contract: annotated rows, few-shot samples and predictions, strictly read, atomically written.
+"""The JSONL contract: annotated rows, few-shot samples and predictions, strictly read.
 
 Row        {"images": [...], "objects": [...], "width": W, "height": H, "summary"?: str, "metadata"?: {}}
 object     {"desc": str, and exactly one of "bbox_2d" [x1,y1,x2,y2] | "poly" [x,y,…≥3 points] | "line" [x,y,…≥2]}
-few-shot   {"teachers": [Row, …], "student": Row}
+few-shot   {"teachers": [Row, …], "student": Row, "context"?: [Row, …]}
 prediction {"images": [...], "width": W, "height": H, "predictions": [{"bbox_2d", "desc", "score", "objectness"}]}
            or {"images": [...], "error": str} for a photo that could not be read
 
 Coordinates are pixels of the image as displayed (after the EXIF transpose, before any resize).
 Image paths are relative to an image root that the reader is told; a path that leaves it is refused.
+metadata.group names the site or series of a photo; photos of one group may be shown together (context).
 """
 
 from __future__ import annotations
 
 import difflib
-import json
 import math
-import os
-import tempfile
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
+
+import numpy as np
 
 from bbu.errors import RecordError, UserError
-from bbu.geometry import enclosing_box
+from bbu.geometry import box_area, enclosing_box
+from bbu.jsonl import iter_json_lines
 
 GEOMETRIES = {"bbox_2d": 4, "poly": 6, "line": 4}  # name → fewest numbers
 BOUNDS_TOLERANCE = 0.5  # pixels a coordinate may lie outside the image (rounding of annotation tools)
+COUNT_BINS = (3, 10)  # objects: up to 3, up to 10, more
+AREA_BINS = (0.05, 0.20)  # mean box area as a share of the photo: under 5 %, under 20 %, more
+PLACE_GRID = 3  # cells a side, for the mean centre of all boxes
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,17 @@ class Row:
     summary: str | None = None
     metadata: Mapping[str, Any] = field(default_factory=dict)
 
+    @property
+    def labels(self) -> frozenset[str]:
+        """The different descriptions in the photo."""
+        return frozenset(item.desc for item in self.objects)
+
+    @property
+    def group(self) -> str | None:
+        """The site or series that the photo belongs to (metadata.group), None = to none."""
+        group = self.metadata.get("group")
+        return str(group) if group not in (None, "") else None
+
     def to_json(self) -> dict[str, Any]:
         row: dict[str, Any] = {
             "images": list(self.images),
@@ -75,15 +89,36 @@ class Row:
         return row
 
 
+def situations(row: Row) -> tuple[str, ...]:
+    """In which bins a photo's object count, mean centre and mean size lie; nothing for a photo without objects."""
+    if not row.objects:
+        return ()
+    boxes = np.array([item.box for item in row.objects])  # (n, 4) displayed pixels
+    centre = ((boxes[:, :2] + boxes[:, 2:]) / 2).mean(axis=0) / (row.width, row.height)
+    column, line = (min(PLACE_GRID - 1, int(value * PLACE_GRID)) for value in centre)
+    area = float(box_area(boxes).mean()) / (row.width * row.height)
+    count_bin = int(np.searchsorted(COUNT_BINS, len(boxes), side="left"))
+    area_bin = int(np.searchsorted(AREA_BINS, area, side="right"))
+    return f"count {count_bin}", f"place {column},{line}", f"size {area_bin}"
+
+
 @dataclass(frozen=True)
 class FewShotSample:
-    """Worked examples (teachers) and the photo to be learned or predicted (student)."""
+    """Worked examples (teachers), the photo to be learned or predicted (student), and photos shown without
+    answers before it in its own turn (context)."""
 
     student: Row
     teachers: tuple[Row, ...] = ()
+    context: tuple[Row, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        return {"teachers": [row.to_json() for row in self.teachers], "student": self.student.to_json()}
+        sample: dict[str, Any] = {
+            "teachers": [row.to_json() for row in self.teachers],
+            "student": self.student.to_json(),
+        }
+        if self.context:
+            sample["context"] = [row.to_json() for row in self.context]
+        return sample
 
 
 @dataclass(frozen=True)
@@ -167,14 +202,15 @@ def parse_row(value: Any, where: str, prefix: str = "") -> Row:
 
 def parse_sample(value: Any, where: str) -> FewShotSample:
     """A few-shot sample, or a plain row, which is a student without teachers."""
-    if isinstance(value, dict) and ("student" in value or "teachers" in value):
+    if isinstance(value, dict) and not {"student", "teachers", "context"}.isdisjoint(value):
         check = _Checker(where, "")
-        check.keys(value, required=("student",), optional=("teachers",))
-        teachers = check.list(value.get("teachers", []), "teachers")
-        return FewShotSample(
-            student=parse_row(value["student"], where, "student."),
-            teachers=tuple(parse_row(row, where, f"teachers[{i}].") for i, row in enumerate(teachers)),
-        )
+        check.keys(value, required=("student",), optional=("teachers", "context"))
+
+        def rows(name: str) -> tuple[Row, ...]:
+            items = check.list(value.get(name, []), name)
+            return tuple(parse_row(row, where, f"{name}[{i}].") for i, row in enumerate(items))
+
+        return FewShotSample(parse_row(value["student"], where, "student."), rows("teachers"), rows("context"))
     return FewShotSample(student=parse_row(value, where))
 
 
@@ -311,57 +347,6 @@ def _tidy(value: float) -> float | int:
 # ---------------------------------------------------------------- files
 
 
-def decode_json(text: str, where: str) -> Any:
-    """JSON without its traps: NaN, Infinity and duplicate keys are errors.
-
-    Raises:
-        RecordError: with ``where`` and the reason.
-    """
-
-    def refuse(constant: str) -> Any:
-        raise RecordError(where, "row", f"{constant} is not valid JSON; write a finite number")
-
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        result = dict(pairs)
-        if len(result) < len(pairs):
-            names = [name for name, _ in pairs]
-            twice = next(name for name in names if names.count(name) > 1)
-            raise RecordError(where, twice, "appears twice in one object; remove one of the two")
-        return result
-
-    try:
-        return json.loads(text, parse_constant=refuse, object_pairs_hook=unique)
-    except json.JSONDecodeError as error:
-        place = f"column {error.colno}" if error.lineno == 1 else f"line {error.lineno}, column {error.colno}"
-        raise RecordError(where, "row", f"is not valid JSON: {error.msg} at {place}") from None
-    except ValueError as error:  # an integer of thousands of digits
-        if isinstance(error, RecordError):
-            raise
-        raise RecordError(where, "row", f"is not valid JSON: {error}") from None
-    except RecursionError:
-        raise RecordError(where, "row", "is nested too deeply to be a record") from None
-
-
-def iter_json_lines(path: str | Path) -> Iterator[tuple[str, Any]]:
-    """Yield (``file:line``, decoded value) for every non-blank line.
-
-    Raises:
-        RecordError: a missing file, bytes that are not UTF-8, or a line that is not JSON.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise RecordError(str(path), "file", "does not exist or is not a file")
-    with path.open("rb") as stream:
-        for number, raw in enumerate(stream, start=1):
-            where = f"{path}:{number}"
-            try:
-                text = raw.decode("utf-8-sig" if number == 1 else "utf-8")
-            except UnicodeDecodeError as error:
-                raise RecordError(where, "row", f"is not UTF-8 ({error.reason}); save the file as UTF-8") from None
-            if text.strip():
-                yield where, decode_json(text, where)
-
-
 def read_rows(path: str | Path) -> list[Row]:
     """All annotated rows of a JSONL file.
 
@@ -395,46 +380,3 @@ def resolve_image(root: str | Path, name: str) -> Path:
     if not path.is_relative_to(root):
         raise UserError(f"image path {name!r} leaves its folder {root}; move the file inside or change the image root")
     return path
-
-
-@contextmanager
-def atomic_writer(path: str | Path) -> Iterator[IO[str]]:
-    """A UTF-8 text file that appears whole or not at all.
-
-    Raises:
-        UserError: nothing can be written there; known before the first line is asked for.
-    """
-    path = Path(path)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if path.is_dir():
-            raise UserError(f"{path}: is a folder; name a file in it")
-        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written: {error.strerror}") from None
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8", newline="\n") as stream:
-            yield stream
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-
-
-def write_jsonl(path: str | Path, rows: Iterable[Any]) -> int:
-    """Write rows (anything with ``to_json``, or plain JSON values); returns how many."""
-    count = 0
-    with atomic_writer(path) as stream:
-        for row in rows:
-            value = row.to_json() if hasattr(row, "to_json") else row
-            stream.write(json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n")
-            count += 1
-    return count
-
-
-def write_json(path: str | Path, value: Any) -> None:
-    """Write one JSON document, indented, atomically."""
-    with atomic_writer(path) as stream:
-        json.dump(value, stream, ensure_ascii=False, indent=2, allow_nan=False)
-        stream.write("\n")

@@ -12,27 +12,19 @@ import shutil
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bbu.config import Config
 from bbu.errors import ConfigError, UserError
-from bbu.records import (
-    FewShotSample,
-    PredictionRow,
-    Row,
-    atomic_writer,
-    read_predictions,
-    read_rows,
-    read_samples,
-    write_json,
-    write_jsonl,
-)
+from bbu.jsonl import atomic_writer, write_json, write_jsonl
+from bbu.records import FewShotSample, PredictionRow, Row, read_predictions, read_rows, read_samples
+from bbu.taxonomy import Taxonomy
 
 if TYPE_CHECKING:
-    from bbu.models.predictor import Predictor
+    from bbu.models.predictor import Predictor, Shown
 
 MODEL_FOLDER = "model"
 
@@ -82,7 +74,12 @@ def prepare(config: Config) -> PreparedData:
         raise ConfigError(f"data.source.path: {raw} does not exist; point it at your {source.format} folder")
     records = output / "data" / "records"
     _convert(config, raw, records)
-    return PreparedData(records, config.data.image_root or str(raw))
+    return PreparedData(records, config.data.image_root or _image_root(config, raw, records))
+
+
+def _image_root(config: Config, raw: Path, records: Path) -> str:
+    """Where converted rows' photos are."""
+    return str(raw if config.data.source.images == "keep" else records / "photos")
 
 
 def _draw(config: Config, raw: Path) -> None:
@@ -102,8 +99,14 @@ def _draw(config: Config, raw: Path) -> None:
     write_json(stamp, wanted)
 
 
-def _convert(config: Config, raw: Path, records: Path) -> None:
+def taxonomy_of(config: Config) -> Taxonomy:
+    """The words of the config's labelling project."""
     from data_conversion.__main__ import load_taxonomy
+
+    return load_taxonomy(config.data.source.taxonomy) if config.data.source.taxonomy else Taxonomy()
+
+
+def _convert(config: Config, raw: Path, records: Path) -> None:
     from data_conversion.pipeline import convert
 
     source = config.data.source
@@ -111,13 +114,17 @@ def _convert(config: Config, raw: Path, records: Path) -> None:
         "bbu_json" if source.format == "cabinet_photos" else source.format,
         raw,
         records,
-        taxonomy=load_taxonomy(source.taxonomy) if source.taxonomy else None,
+        taxonomy=taxonomy_of(config),
         val_fraction=source.val_fraction,
         test_fraction=source.test_fraction,
         max_teachers=source.max_teachers,
         seed=config.seed,
         on_error=source.on_error,
         splits=source.splits or None,
+        images=source.images,
+        max_pixels=source.image_max_pixels,
+        frame=source.frame,
+        progress=True,
     )
     print(report.summary(), flush=True)
 
@@ -146,6 +153,7 @@ def train(config: Config) -> PreparedData:
     args = training_arguments(config, use_cpu=device.type == "cpu", bf16=bf16, has_val=True)
     with args.main_process_first(local=False, desc="preparing data"):
         data = _prepare_once(config, main=args.process_index == 0)
+        hashes = _photo_hashes(config, data, training=True, split="val" if args.eval_strategy != "no" else "")
     samples = data.samples("train")
     val = data.rows("val")
     if args.eval_strategy != "no" and not any(row.objects for row in val):
@@ -155,9 +163,10 @@ def train(config: Config) -> PreparedData:
     processor = build_processor(config, samples, data.image_root)
     model = build_model(config, processor.tokenizer, device=device, dtype=torch.bfloat16 if bf16 else torch.float32)
     if args.process_index == 0:
-        _describe(config, model, device, bf16, len(samples), len(val))
-    stream = _stream(config, samples, data.rows("teacher"), processor, args.world_size)
-    trainer: BBUTrainer = _trainer(config, args, model, stream, processor, val, data.image_root, bf16, len(samples))
+        _describe(config, model, device, bf16, [sample.student for sample in samples], len(val))
+    stream = _stream(config, samples, data.rows("teacher"), hashes, processor, args.world_size)
+    shown = _shown(config, data, val, hashes) if args.eval_strategy != "no" else None
+    trainer: BBUTrainer = _trainer(config, args, model, stream, processor, val, data.image_root, bf16, shown)
     started = time.monotonic()
     trainer.train(resume_from_checkpoint=_resume_from(config, output))
     if args.process_index == 0:
@@ -172,8 +181,9 @@ def _prepare_once(config: Config, main: bool) -> PreparedData:
     source = config.data.source
     if source.format == "records":
         return PreparedData(Path(source.path), config.data.image_root or source.path)
-    raw = source.path or str(Path(config.output_dir) / "data" / "raw")
-    return PreparedData(Path(config.output_dir) / "data" / "records", config.data.image_root or raw)
+    raw = Path(source.path) if source.path else Path(config.output_dir) / "data" / "raw"
+    records = Path(config.output_dir) / "data" / "records"
+    return PreparedData(records, config.data.image_root or _image_root(config, raw, records))
 
 
 def _check_output(config: Config, output: Path) -> None:
@@ -211,10 +221,11 @@ def _single_process_rendezvous(config: Config) -> None:
         os.environ.update({name: os.environ.get(name, value) for name, value in alone.items()})
 
 
-def _describe(config: Config, model: Any, device: Any, bf16: bool, photos: int, val: int) -> None:
+def _describe(config: Config, model: Any, device: Any, bf16: bool, photos: Sequence[Row], val: int) -> None:
     """A few lines before the bar starts; also keeps the resolved config."""
     from omegaconf import OmegaConf
 
+    from bbu.data.sampling import balance_table, effective_balance
     from bbu.training.param_groups import assign_groups
 
     with atomic_writer(Path(config.output_dir) / "config.yaml") as stream:
@@ -222,25 +233,70 @@ def _describe(config: Config, model: Any, device: Any, bf16: bool, photos: int, 
     groups = {name: sum(p.numel() for p in members.values()) for name, members in assign_groups(model).items()}
     sizes = ", ".join(f"{name} {count / 1e6:.2f}M" for name, count in groups.items())
     precision = "bf16" if bf16 else "fp32"
-    print(f"{photos} training photos, {val} val; {device.type}, {precision}, attention {model.backbone.engine}")
+    print(f"{len(photos)} training photos, {val} val; {device.type}, {precision}, attention {model.backbone.engine}")
     print(f"learning: {sizes}", flush=True)
+    if config.data.sampling.method != "uniform":
+        print(balance_table(effective_balance(photos, config.data.sampling)), flush=True)
 
 
 def _stream(
-    config: Config, samples: Sequence[FewShotSample], teachers: Sequence[Row], processor: Any, ranks: int
+    config: Config,
+    samples: Sequence[FewShotSample],
+    teachers: Sequence[Row],
+    hashes: Mapping[str, int],
+    processor: Any,
+    ranks: int,
 ) -> Any:
     from bbu.data.dataset import TrainingStream
+    from bbu.data.episodes import Episodes
 
-    training = config.training
+    training, students = config.training, [sample.student for sample in samples]
     return TrainingStream(
         samples,
         processor,
         length=training.max_steps * training.batch_size * training.gradient_accumulation * ranks,
         seed=config.seed,
-        teachers=teachers,
-        teachers_per_sample=config.data.teachers_per_sample,
+        episodes=Episodes(config.data.episodes, students, teachers, hashes, config.seed),
+        sampling=config.data.sampling,
         augment=config.data.augment,
+        mirror=taxonomy_of(config).mirror,
     )
+
+
+def _photo_hashes(config: Config, data: PreparedData, *, training: bool, split: str) -> dict[str, int]:
+    """Perceptual hashes of the photos that teachers are chosen for and among; none where no teachers are shown.
+
+    Args:
+        training: whether photos are trained on now.
+        split: which one is predicted now; "" = none.
+    """
+    from bbu.data.episodes import most_teachers
+    from bbu.data.similarity import hash_photos
+
+    episodes = config.data.episodes
+    splits = {"train", episodes.pool} if training and most_teachers(episodes) else set()
+    if split and config.evaluation.teachers:
+        splits |= {split, episodes.pool}
+    names = [sample.student.images[0] for name in sorted(splits) for sample in data.samples(name)]
+    return hash_photos(names, data.image_root, Path(config.output_dir) / "data" / "photo_hashes.jsonl")
+
+
+def _shown(config: Config, data: PreparedData, rows: Sequence[Row], hashes: Mapping[str, int]) -> Shown | None:
+    """What is shown with each of the photos that are predicted; None = nothing."""
+    from bbu.data.episodes import EvaluationEpisodes, TeacherPool, pool_rows
+
+    episodes, count = config.data.episodes, config.evaluation.teachers
+    if not count and not episodes.context_photos:
+        return None
+    pool = None
+    if count:
+        students = [sample.student for sample in data.samples("train")]
+        teachers = pool_rows(episodes, students, data.rows("teacher"), "evaluation.teachers")
+        pool = TeacherPool(teachers, hashes, episodes.near_duplicate_bits)
+    shown = EvaluationEpisodes(episodes, rows, pool, count, data.image_root)
+    if shown.left_out and int(os.environ.get("RANK", "0")) == 0:
+        print(f"{shown.left_out} possible teachers left out: they show photos that are predicted", flush=True)
+    return shown
 
 
 def _trainer(
@@ -252,7 +308,7 @@ def _trainer(
     val: list[Row],
     root: str,
     bf16: bool,
-    photos: int,
+    shown: Shown | None,
 ) -> Any:
     import torch
 
@@ -272,21 +328,21 @@ def _trainer(
     def score_val() -> dict[str, float | None]:
         from bbu.evaluation import evaluate
 
-        metrics = evaluate(val, predict_rows(predictor, val, root, args.process_index, args.world_size))
+        metrics = evaluate(val, predict_rows(predictor, val, root, args.process_index, args.world_size, shown))
         return {name: metrics[name] for name in ("AP", "AP50", "AP50_agnostic", "description_accuracy")}
 
     objective = DetectionObjective(model, config.loss)
-    return BBUTrainer(objective, config, args, stream, processor, score_val, photos)
+    return BBUTrainer(objective, config, args, stream, processor, score_val, round(stream.order.epoch_length))
 
 
 def predict_rows(
-    predictor: Predictor, rows: Sequence[Row], root: str, rank: int = 0, ranks: int = 1
+    predictor: Predictor, rows: Sequence[Row], root: str, rank: int = 0, ranks: int = 1, shown: Shown | None = None
 ) -> list[PredictionRow]:
     """Predictions for annotated rows, each rank doing its share and all getting the whole."""
     from bbu.training.trainer import merge_shards
 
     names = [row.images[0] for row in rows]
-    mine = list(predictor.predict_files(names[rank::ranks], root))
+    mine = list(predictor.predict_files(names[rank::ranks], root, shown=shown))
     if ranks == 1:
         return mine
     import torch
@@ -334,6 +390,7 @@ def predict(config: Config, data: PreparedData) -> Path:
 
     output = Path(config.output_dir)
     rows = _evaluation_rows(config, data)
+    shown = _shown(config, data, rows, _photo_hashes(config, data, training=False, split=config.evaluation.split))
     inference = Inference(
         output / MODEL_FOLDER,
         precision=config.training.precision,
@@ -342,7 +399,9 @@ def predict(config: Config, data: PreparedData) -> Path:
         top_k=config.evaluation.captions_per_photo,
         duplicate_iou=config.evaluation.duplicate_iou,
     )
-    found = inference.predict_rows([row.images[0] for row in rows], data.image_root)
+    if config.data.episodes.context_photos and not inference.processor.spec.context_note:
+        raise ConfigError("data.episodes.context_photos: the model was not trained with context photos; set it to 0")
+    found = inference.predictor.predict_files([row.images[0] for row in rows], data.image_root, shown=shown)
     path = output / "predictions.jsonl"
     write_jsonl(path, tqdm(found, total=len(rows), desc="predict", unit="photo", file=sys.stderr))
     return path

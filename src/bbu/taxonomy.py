@@ -1,4 +1,4 @@
-"""Description paths: levels, token map, hierarchy check, prefix tree.
+"""Description paths: levels, token map, hierarchy check, mirror words, prefix tree.
 
 A description is a slash path, coarse to fine: ``object_type/property/extra_info``. Within one level, commas
 separate attributes. A taxonomy says how raw level texts become final ones and which paths are known.
@@ -7,13 +7,10 @@ separate attributes. A taxonomy says how raw level texts become final ones and w
 from __future__ import annotations
 
 import difflib
-import importlib
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
-
-from bbu.errors import ConfigError
 
 SEPARATOR = "/"
 ATTRIBUTE_SEPARATOR = ","
@@ -54,30 +51,109 @@ def prefix_tree(descriptions: Iterable[str]) -> dict[str, Any]:
     return tree
 
 
+MIRRORS = ("horizontal", "vertical")
+SIDE_WORDS = (  # (word, its mirror image, which mirror swaps the two)
+    ("left", "right", "horizontal"),
+    ("左", "右", "horizontal"),
+    ("top", "bottom", "vertical"),
+    ("upper", "lower", "vertical"),
+    ("above", "below", "vertical"),
+    # 上 and 下 alone also mean "at least", "at most": 4cm以上.
+    *((f"上{place}", f"下{place}", "vertical") for place in ("部", "方", "侧", "端", "边", "面", "层")),
+)
+
+
+@dataclass(frozen=True)
+class MirrorRules:
+    """What a mirrored or turned photo does to descriptions that name a side.
+
+    Args:
+        horizontal, vertical: what a flip left to right, or top to bottom, does: ``swap`` the words; ``unless_words``:
+            not where a description has one; ``forbid``: never; ``allow``: anywhere, words stay.
+        turn: the same for quarter turns, which no swap can mend: ``unless_words``, ``forbid`` or ``allow``.
+        words: (word, its mirror image, horizontal or vertical). Latin words are whole words in any case, others are
+            found anywhere.
+    """
+
+    horizontal: str = "swap"
+    vertical: str = "swap"
+    turn: str = "unless_words"
+    words: tuple[tuple[str, str, str], ...] = SIDE_WORDS
+
+    def allows(self, change: str, descs: Iterable[str]) -> bool:
+        """Whether a photo with these descriptions may go through ``horizontal``, ``vertical`` or ``turn``."""
+        rule = getattr(self, change)
+        if rule == "unless_words":
+            return not any(self.names_a_side(desc, change) for desc in descs)
+        return bool(rule != "forbid")
+
+    def swap(self, desc: str, mirror: str) -> str:
+        """The description of the mirrored part, ``mirror`` being ``horizontal`` or ``vertical``."""
+        pattern, pairs = self._pattern(mirror)
+        if getattr(self, mirror) != "swap" or not pairs:
+            return desc
+        return pattern.sub(lambda found: _like(found.group(), pairs[found.group().lower()]), desc)
+
+    def names_a_side(self, desc: str, change: str) -> bool:
+        """Whether a word in the description would be wrong after ``change``; a turn concerns all words."""
+        mirrors = MIRRORS if change == "turn" else (change,)
+        return any(pairs and pattern.search(desc) for pattern, pairs in map(self._pattern, mirrors))
+
+    def _pattern(self, mirror: str) -> tuple[re.Pattern[str], dict[str, str]]:
+        """What to look for, longest first, and the image of each word in small letters."""
+        pairs = {}
+        for word, image, kind in self.words:
+            if kind == mirror:
+                pairs[word.lower()], pairs[image.lower()] = image, word
+        ordered = sorted(pairs, key=len, reverse=True)
+        words = (rf"(?<![a-z]){re.escape(word)}(?![a-z])" if word.isascii() else re.escape(word) for word in ordered)
+        return re.compile("|".join(words), re.IGNORECASE), pairs
+
+
+def _like(word: str, image: str) -> str:
+    """The image in the letter case of the word: left → right, Left → Right, LEFT → RIGHT."""
+    if word.isupper() and len(word) > 1:
+        return image.upper()
+    return image.capitalize() if word[:1].isupper() else image
+
+
+@dataclass(frozen=True)
+class LevelRule:
+    """One level of the description path.
+
+    Args:
+        name: for messages.
+        required: a description without it is outside the taxonomy.
+        when: earlier level's name → its terms: the level stands (and, if required, must stand) only below these;
+            None: always.
+    """
+
+    name: str
+    required: bool = False
+    when: Mapping[str, tuple[str, ...]] | None = None
+
+
+def _rules(levels: Iterable[str | LevelRule]) -> tuple[LevelRule, ...]:
+    return tuple(level if isinstance(level, LevelRule) else LevelRule(level) for level in levels)
+
+
 @dataclass(frozen=True)
 class Taxonomy:
     """The words of one labelling project. ``Taxonomy()`` only tidies blanks and allows every path.
 
     Args:
         language: ``zh`` or ``en``: which raw label is read where the source has both.
-        levels: names of the levels, for messages.
+        levels: names of the levels, or rules for them (see LevelRule).
         tokens: raw level text (or raw attribute) → final text; "" drops the level.
         hierarchy: allowed paths, see Children; None allows every path.
+        mirror: words that a mirrored photo swaps.
     """
 
     language: str = "zh"
-    levels: tuple[str, ...] = ("object_type", "property", "extra_info")
+    levels: tuple[str | LevelRule, ...] = ("object_type", "property", "extra_info")
     tokens: Mapping[str, str] = field(default_factory=dict)
     hierarchy: Children = None
-
-    @classmethod
-    def from_yaml(cls, path: str | Path) -> Taxonomy:
-        """Read and check a taxonomy file.
-
-        Raises:
-            ConfigError: names the file, the field and the fix.
-        """
-        return _Reader(str(path)).taxonomy(_load_yaml(Path(path)))
+    mirror: MirrorRules = MirrorRules()
 
     def normalise(self, desc: str) -> str:
         """Raw description → final one: token map level by level, blanks stripped, empty levels dropped.
@@ -87,15 +163,36 @@ class Taxonomy:
         return join_path(final for _, final in self._levels(desc))
 
     def problem(self, desc: str) -> str | None:
-        """Why a (raw or final) description is outside the hierarchy, naming the raw term; None if it is inside."""
+        """Why a (raw or final) description is outside the taxonomy, naming the raw term; None if it is inside."""
+        levels = self._levels(desc)
+        return self._outside_hierarchy(levels) or self._breaks_level_rule([final for _, final in levels])
+
+    def _outside_hierarchy(self, levels: Sequence[tuple[str, str]]) -> str | None:
         allowed, parent = self.hierarchy, ""
-        for depth, (raw, final) in enumerate(self._levels(desc)):
+        for depth, (raw, final) in enumerate(levels):
             if allowed is None:
                 return None
             found, missing = _look_up(final, allowed)
             if missing is not None:
                 return self._explain(raw, missing, depth, parent, allowed)
             allowed, parent = _merge(found), final
+        return None
+
+    def _breaks_level_rule(self, path: Sequence[str]) -> str | None:
+        """A level that must stand and does not, or stands where it may not."""
+        rules = _rules(self.levels)
+        at = {rule.name: depth for depth, rule in enumerate(rules)}
+        for depth, rule in enumerate(rules):
+            applies = all(
+                at[name] < len(path) and not set(path[at[name]].split(ATTRIBUTE_SEPARATOR)).isdisjoint(terms)
+                for name, terms in (rule.when or {}).items()
+            )
+            if rule.required and applies and depth >= len(path):
+                after = f" after {join_path(path)!r}" if path else ""
+                return f"{rule.name} is missing{after}; add it to the label or make it optional in levels"
+            if not applies and depth < len(path):
+                where = ", ".join(f"{name} is {' or '.join(terms)}" for name, terms in (rule.when or {}).items())
+                return f"{rule.name} {path[depth]!r} may only stand where {where}; map it in tokens or change levels"
         return None
 
     def _levels(self, desc: str) -> list[tuple[str, str]]:
@@ -112,7 +209,7 @@ class Taxonomy:
         return self.tokens.get(level, level)
 
     def _explain(self, raw: str, term: str, depth: int, parent: str, allowed: Mapping[str, Any]) -> str:
-        name = self.levels[depth] if depth < len(self.levels) else f"level {depth + 1}"
+        name = _rules(self.levels)[depth].name if depth < len(self.levels) else f"level {depth + 1}"
         written = [raw, *(part.strip() for part in raw.split(ATTRIBUTE_SEPARATOR))]
         shown = repr(term) if term in written else f"{raw!r} (mapped to {term!r})"
         place = f"under {parent!r}" if parent else "in the hierarchy"
@@ -143,102 +240,3 @@ def _merge(children: list[Children]) -> Children:
             return None
         merged.update(child)
     return merged
-
-
-# ---------------------------------------------------------------- reading the file
-
-
-def _load_yaml(path: Path) -> Any:
-    """One YAML document in which a key may stand only once."""
-    yaml: Any = importlib.import_module("yaml")
-    unique_keys: Any = type("UniqueKeys", (yaml.SafeLoader,), {})
-
-    def mapping(loader: Any, node: Any) -> dict[Any, Any]:
-        keys = [loader.construct_object(key, deep=True) for key, _ in node.value]
-        twice = next((key for index, key in enumerate(keys) if key in keys[:index]), None)
-        if twice is not None:
-            raise ConfigError(f"{path}: {twice}: appears twice in one mapping; remove one of the two")
-        return dict(zip(keys, (loader.construct_object(value, deep=True) for _, value in node.value), strict=True))
-
-    unique_keys.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, mapping)
-    try:
-        return yaml.load(path.read_text(encoding="utf-8-sig"), Loader=unique_keys)
-    except OSError as error:
-        raise ConfigError(f"{path}: file: cannot be read ({error.strerror}); check the path") from None
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path}: file: is not UTF-8 ({error.reason}); save it as UTF-8") from None
-    except (yaml.YAMLError, TypeError) as error:
-        raise ConfigError(f"{path}: file: is not valid YAML: {' '.join(str(error).split())}") from None
-
-
-class _Reader:
-    """Checks a decoded taxonomy file and names the field that is wrong."""
-
-    def __init__(self, where: str) -> None:
-        self.where = where
-
-    def fail(self, name: str, why: str) -> ConfigError:
-        return ConfigError(f"{self.where}: {name}: {why}")
-
-    def taxonomy(self, value: Any) -> Taxonomy:
-        if not isinstance(value, dict):
-            raise self.fail("file", f"must hold a mapping, holds {type(value).__name__}")
-        known = ("language", "levels", "tokens", "hierarchy")
-        for key in value:
-            if key not in known:
-                near = difflib.get_close_matches(str(key), known, n=1)
-                raise self.fail(str(key), f"is not a field; {f'did you mean {near[0]!r}?' if near else known}")
-        language = value.get("language", "zh")
-        if language not in ("zh", "en"):
-            raise self.fail("language", f"must be zh or en, is {language!r}")
-        levels = value.get("levels", list(Taxonomy.levels))
-        if not isinstance(levels, list) or not levels:
-            raise self.fail("levels", f"must be a non-empty list of names, is {levels!r}")
-        for index, name in enumerate(levels):
-            self.text(name, f"levels[{index}]")
-        tokens = self.tokens(value.get("tokens") or {})
-        hierarchy = self.children(value.get("hierarchy"), "hierarchy")
-        self.reachable(hierarchy, tokens, "hierarchy")
-        return Taxonomy(language, tuple(levels), tokens, hierarchy)
-
-    def text(self, value: Any, name: str) -> str:
-        if not isinstance(value, str) or not value.strip():
-            raise self.fail(name, f"must be text, is {value!r}; put it in quotes")
-        return value
-
-    def level(self, value: Any, name: str) -> str:
-        """Text of one level, with its blanks tidied as split_path tidies them."""
-        if SEPARATOR in self.text(value, name):
-            raise self.fail(name, f"names one level, so {value!r} may not hold '/'")
-        return join_path(split_path(value))
-
-    def tokens(self, value: Any) -> dict[str, str]:
-        if not isinstance(value, dict):
-            raise self.fail("tokens", f"must be a mapping raw: final, is {type(value).__name__}")
-        tokens = {}
-        for raw, final in value.items():
-            name = f"tokens.{raw}"
-            tokens[self.level(raw, name)] = "" if final == "" else self.level(final, name)
-        mapping = Taxonomy(tokens=tokens)
-        for raw, final in tokens.items():
-            # A chain would make the result depend on how often the map is applied.
-            again = mapping.normalise(final)
-            if again != final:
-                raise self.fail(f"tokens.{raw}", f"{final!r} is itself mapped to {again!r}; map straight to that")
-        return tokens
-
-    def children(self, value: Any, name: str) -> Children:
-        if value is None:
-            return None
-        if isinstance(value, list):  # a list is short for terms that anything may follow
-            value = dict.fromkeys((self.level(term, f"{name}[{i}]") for i, term in enumerate(value)), None)
-        if not isinstance(value, dict):
-            raise self.fail(name, f"must be a mapping, a list or empty, is {value!r}")
-        return {self.level(term, f"{name}.{term}"): self.children(sub, f"{name}.{term}") for term, sub in value.items()}
-
-    def reachable(self, hierarchy: Children, tokens: Mapping[str, str], name: str) -> None:
-        """A term that the token map rewrites can never be met: it is a mistake in one of the two tables."""
-        for term, sub in (hierarchy or {}).items():
-            if tokens.get(term, term) != term:
-                raise self.fail(f"{name}.{term}", f"tokens map it to {tokens[term]!r}; list that term instead")
-            self.reachable(sub, tokens, f"{name}.{term}")

@@ -13,8 +13,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from bbu.data.augment import View
-from bbu.data.prompts import WORDING, answer_text, boxes_from_text, parse_answer, text_boxes
+from bbu.config import AugmentConfig
+from bbu.data.augment import Augmenter
+from bbu.data.photo import open_photo
+from bbu.data.prompts import CONTEXT_NOTES, WORDING, answer_text, boxes_from_text, parse_answer, text_boxes
 from bbu.errors import ImageError, SampleError
 from bbu.geometry import ImageGeometry, cxcywh_to_xyxy
 from bbu.images import load_image
@@ -92,7 +94,7 @@ def test_at_inference_a_sample_equals_transformers_prompt(
     chat_processor: Any, make_sample: Callable[..., FewShotSample], photo_folder: Path
 ) -> None:
     sample = make_sample(teachers=1)
-    photos = [chat_processor._open(row) for row in (*sample.teachers, sample.student)]
+    photos = [open_photo(chat_processor.image_root, row) for row in (*sample.teachers, sample.student)]
     ours = chat_processor.process_photos(photos[:1], photos[1], with_answer=False)
     theirs = transformers_sample(chat_processor, sample, photo_folder, with_answer=False)
     assert ours.input_ids.tolist() == theirs["input_ids"][0].tolist()
@@ -104,7 +106,7 @@ def test_the_prompt_of_training_and_of_inference_are_the_same_tokens(
     chat_processor: Any, make_sample: Callable[..., FewShotSample]
 ) -> None:
     sample = make_sample(teachers=2)
-    photos = [chat_processor._open(row) for row in (*sample.teachers, sample.student)]
+    photos = [open_photo(chat_processor.image_root, row) for row in (*sample.teachers, sample.student)]
     training = chat_processor.process_sample(sample)
     inference = chat_processor.process_photos(photos[:2], photos[2], with_answer=False)
     assert inference.prompt_span == training.prompt_span
@@ -211,14 +213,15 @@ def test_ground_truth_and_answer_are_in_the_same_order_as_the_photo_is_seen(
 ) -> None:
     """Flipped top to bottom, the lower part comes first, in boxes and words alike."""
     objects = [ObjectRow("上", "bbox_2d", (10, 0, 50, 20)), ObjectRow("下", "bbox_2d", (10, 60, 50, 84))]
-    out = chat_processor.process_sample(FewShotSample(make_row(objects=objects)), [View((4,))])
+    flip = Augmenter(AugmentConfig(flip_vertical=1.0), 0).for_sample(0, 0, 0.0)
+    out = chat_processor.process_sample(FewShotSample(make_row(objects=objects)), flip)
     assert [item.desc for item in out.ground_truth_objects] == ["下", "上"]
     parts, _ = parse_answer(chat_processor.tokenizer.decode(out.input_ids[slice(*out.student_span)]))
     assert [label for _, label in parts] == ["下", "上"]
     boxes = boxes_from_text(out.geometry, np.array([box for box, _ in parts]), "model_pixels")
-    np.testing.assert_allclose(boxes, [[10, 60, 50, 84], [10, 0, 50, 20]], atol=0.51)
+    np.testing.assert_allclose(boxes, [[10, 0, 50, 24], [10, 64, 50, 84]], atol=0.51)
     unit = cxcywh_to_xyxy(np.array([item.box for item in out.ground_truth_objects]))
-    np.testing.assert_allclose(out.geometry.boxes_from_unit(unit), [[10, 60, 50, 84], [10, 0, 50, 20]], atol=1e-6)
+    np.testing.assert_allclose(out.geometry.boxes_from_unit(unit), [[10, 0, 50, 24], [10, 64, 50, 84]], atol=1e-6)
 
 
 def test_a_line_has_a_thin_target_and_keeps_its_place(chat_processor: Any, make_row: Callable[..., Row]) -> None:
@@ -242,8 +245,10 @@ def test_a_view_changes_pixels_and_boxes_together(
     image.paste((255, 255, 255), (84, 28, 112, 56))
     image.save(photo_folder / "marked.png")
     row = make_row("marked.png", [ObjectRow("标签", "bbox_2d", (84, 28, 112, 56))], (112, 56))
-    for step in (None, 2, 3, 4, 6, 8):
-        out = chat_processor.process_sample(FewShotSample(row), [View((step,) if step else ())])
+    augmenter = Augmenter(AugmentConfig(flip_horizontal=0.5, flip_vertical=0.5, quarter_turns=True), 17)
+    places = set()
+    for number in range(24):
+        out = chat_processor.process_sample(FewShotSample(row), augmenter.for_sample(0, number, 0.0))
         _, rows, columns = out.image_grid_thw[0].tolist()
         # rows of patches are grouped by 2 x 2 merge units
         bright = out.pixel_values.reshape(rows // 2, columns // 2, 2, 2, -1).mean(-1).mean((2, 3))
@@ -251,6 +256,8 @@ def test_a_view_changes_pixels_and_boxes_together(
         place = np.unravel_index(int(bright.argmax()), bright.shape)
         assert place[0] == round(y1 * rows / 2) and place[1] == round(x1 * columns / 2)
         assert round((x2 - x1) * columns / 2) == 1 and round((y2 - y1) * rows / 2) == 1
+        places.add((rows > columns, int(place[0]), int(place[1])))
+    assert len(places) == 8  # four corners, lying and standing
 
 
 # ---------------------------------------------------------------- refusing
@@ -313,6 +320,82 @@ def test_a_description_that_is_too_long_or_marks_turns_names_its_photo(
         make_chat_processor().process_sample(FewShotSample(row))
 
 
-def test_a_view_for_every_photo_or_none(chat_processor: Any, make_sample: Callable[..., FewShotSample]) -> None:
-    with pytest.raises(ValueError, match="zip"):
-        chat_processor.process_sample(make_sample(teachers=1), [View()])
+# ---------------------------------------------------------------- context photos
+
+
+def with_context(processor: Any, language: str = "zh") -> Any:
+    processor.spec = replace(processor.spec, context_note=CONTEXT_NOTES[language])
+    return processor
+
+
+@pytest.fixture
+def site(make_row: Callable[..., Row]) -> FewShotSample:
+    """One teacher, two context photos, a student: four sizes."""
+    sizes = [(84, 56), (112, 112), (56, 84), (140, 84)]
+    rows = [make_row(f"turn{n}.png", 2, size, seed=n) for n, size in enumerate(sizes)]
+    return FewShotSample(rows[3], (rows[0],), (rows[1], rows[2]))
+
+
+@pytest.mark.parametrize("language", ["zh", "en"])
+def test_context_photos_come_first_in_the_students_turn_and_only_the_student_is_answered(
+    make_chat_processor: Callable[..., Any], site: FewShotSample, language: str
+) -> None:
+    import torch
+
+    processor = with_context(make_chat_processor(language=language), language)
+    out = processor.process_sample(site)
+    counts = (out.image_grid_thw.prod(-1) // 4).tolist()
+    photos = ["<|vision_start|>" + "<|image_pad|>" * count + "<|vision_end|>" for count in counts]
+    instruction = WORDING[language][1]
+    turn = f"{photos[1]}{photos[2]}{photos[3]}{CONTEXT_NOTES[language]}{instruction}<|im_end|>"
+    text = processor.tokenizer.decode(out.input_ids)
+    assert text.count("<|im_start|>user\n") == 2
+    assert f"<|im_start|>user\n{photos[0]}{instruction}<|im_end|>" in text, "a teacher's turn is as ever"
+    assert f"<|im_start|>user\n{turn}" in text
+    assert len(out.teacher_spans) == 1 and out.student_span is not None
+    alone = processor.process_sample(FewShotSample(site.student, site.teachers))
+    for name in ("ground_truth_objects", "geometry", "name"):
+        assert getattr(out, name) == getattr(alone, name)
+    answers = [sample.input_ids[slice(*sample.student_span)] for sample in (out, alone)]
+    assert torch.equal(*answers)
+    assert int((out.labels != IGNORE).sum()) == int((alone.labels != IGNORE).sum())
+
+
+def test_the_prompt_of_a_student_with_context_starts_at_its_own_photo(
+    chat_processor: Any, site: FewShotSample, photo_folder: Path
+) -> None:
+    import torch
+
+    processor = with_context(chat_processor)
+    out = processor.process_sample(site)
+    start, stop = out.prompt_span
+    grid = int(out.image_grid_thw[-1].prod()) // 4
+    assert processor.tokenizer.decode(out.input_ids[start:stop]) == (
+        "<|vision_start|>"
+        + "<|image_pad|>" * grid
+        + f"<|vision_end|>{CONTEXT_NOTES['zh']}{WORDING['zh'][1]}<|im_end|>\n"
+        "<|im_start|>assistant\n"
+    )
+    photos = [open_photo(photo_folder, row) for row in (*site.teachers, *site.context, site.student)]
+    inference = processor.process_photos(photos[:1], photos[3], context=photos[1:3], with_answer=False)
+    assert inference.prompt_span == out.prompt_span and inference.teacher_spans == out.teacher_spans
+    assert inference.input_ids.tolist() == out.input_ids[:stop].tolist()
+    assert torch.equal(inference.pixel_values, out.pixel_values)
+
+
+def test_labels_of_context_photos_are_nowhere_in_a_sample(chat_processor: Any, site: FewShotSample) -> None:
+    import torch
+
+    processor = with_context(chat_processor)
+    unlabelled = replace(site, context=tuple(replace(row, objects=()) for row in site.context))
+    seen: list[Any] = []
+    one = processor.process_sample(site, lambda photos: (seen.extend(photos), list(photos))[1])
+    assert [len(photo.objects) for photo in seen] == [2, 0, 0, 2], "nor does augmentation get them"
+    assert torch.equal(one.input_ids, processor.process_sample(unlabelled).input_ids)
+
+
+def test_a_model_that_was_trained_without_context_photos_is_not_given_any(
+    chat_processor: Any, site: FewShotSample
+) -> None:
+    with pytest.raises(SampleError, match=r"2 context photos: .*data\.episodes\.context_photos"):
+        chat_processor.process_sample(site)

@@ -2,27 +2,33 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
-from bbu.config import AugmentConfig
-from bbu.data.augment import View
-from bbu.data.dataset import TrainingStream, choose_teachers
+from bbu.config import AugmentConfig, EpisodesConfig, SamplingConfig
+from bbu.data.dataset import TrainingStream
+from bbu.data.episodes import Episodes
+from bbu.data.photo import Augment, Photo
 from bbu.errors import SampleError
-from bbu.records import FewShotSample, Row
+from bbu.records import FewShotSample, ObjectRow, Row
 
 
-@dataclass
 class NameTags:
-    """In the place of a processor: says which photos and views it was asked for."""
+    """In the place of a processor: says which photos it was asked for, and what augmentation makes of them."""
 
-    def process_sample(self, sample: FewShotSample, views: Sequence[View]) -> Any:
-        return (sample.student.images[0], tuple(row.images[0] for row in sample.teachers), tuple(views))
+    image_root = "."
+
+    def process_sample(self, sample: FewShotSample, augment: Augment) -> Any:
+        photos = [Photo(DOTS, row.images[0]) for row in (*sample.teachers, sample.student)]
+        views = tuple(photo.image.tobytes() for photo in augment(photos))
+        return (sample.student.images[0], tuple(row.images[0] for row in sample.teachers), views)
+
+
+DOTS = Image.fromarray(np.random.default_rng(0).integers(0, 256, (6, 6, 3), dtype=np.uint8))
 
 
 def row(name: str) -> Row:
@@ -35,6 +41,11 @@ POOL = [row(f"{number}.jpg") for number in range(4)]
 
 def stream(**changes: Any) -> TrainingStream:
     options: dict[str, Any] = {"length": 50, "seed": 17, **changes}
+    most = options.pop("most_teachers", 0)
+    if most:
+        shares = EpisodesConfig(dict.fromkeys(range(most + 1), 1.0))
+        students = [sample.student for sample in options.get("samples", SAMPLES)]
+        options["episodes"] = Episodes(shares, students, POOL, {}, options["seed"])
     return TrainingStream(options.pop("samples", SAMPLES), NameTags(), **options)  # type: ignore[arg-type]
 
 
@@ -58,15 +69,19 @@ def test_the_stream_is_as_long_as_it_was_asked_to_be() -> None:
             dataset[position]
 
 
-AUGMENT = AugmentConfig(0.5, 0.5, True, 0.2, 0.2)
+AUGMENT = AugmentConfig(
+    flip_horizontal=0.5, flip_vertical=0.5, quarter_turns=True, brightness=0.2, contrast=0.2, hue=0.3
+)
 
 
-def test_a_position_shows_the_same_whenever_it_is_asked() -> None:
-    options: dict[str, Any] = {"teachers": POOL, "teachers_per_sample": 2, "augment": AUGMENT}
+@pytest.mark.parametrize("sampling", [None, SamplingConfig("class_aware")], ids=["uniform", "class_aware"])
+def test_a_position_shows_the_same_whenever_it_is_asked(sampling: SamplingConfig | None) -> None:
+    options: dict[str, Any] = {"most_teachers": 2, "augment": AUGMENT, "sampling": sampling}
     whole = everything(**options)
     resumed = stream(**options)
     assert [resumed[position] for position in reversed(range(50))] == whole[::-1]
-    assert everything(**options, length=30) == whole[:30]
+    shorter = everything(**options, length=30)
+    assert [item[:2] for item in shorter] == [item[:2] for item in whole[:30]]
 
 
 def test_another_seed_shows_another_order_and_other_views() -> None:
@@ -77,8 +92,8 @@ def test_another_seed_shows_another_order_and_other_views() -> None:
 
 def test_order_teachers_and_views_do_not_disturb_each_other() -> None:
     plain = everything()
-    taught = everything(teachers=POOL, teachers_per_sample=2)
-    turned = everything(teachers=POOL, teachers_per_sample=2, augment=AUGMENT)
+    taught = everything(most_teachers=2)
+    turned = everything(most_teachers=2, augment=AUGMENT)
     assert [item[0] for item in plain] == [item[0] for item in taught] == [item[0] for item in turned]
     assert [item[1] for item in taught] == [item[1] for item in turned]
 
@@ -88,29 +103,21 @@ def test_a_photo_is_turned_anew_each_epoch_and_teachers_apart_from_their_student
     for name, _, shown in everything(augment=AUGMENT, length=70):
         views.setdefault(name, set()).add(shown)
     assert all(len(shown) == 10 for shown in views.values())
-    for _, teachers, shown in everything(teachers=POOL, teachers_per_sample=3, augment=AUGMENT):
+    for _, teachers, shown in everything(most_teachers=3, augment=AUGMENT):
         assert len(shown) == len(teachers) + 1 == len(set(shown))
 
 
-def test_teachers_are_never_the_student_nor_the_same_twice() -> None:
-    counts: Counter[int] = Counter()
-    for name, teachers, _ in everything(teachers=POOL, teachers_per_sample=2, length=700):
-        assert name not in teachers and len(set(teachers)) == len(teachers)
-        counts[len(teachers)] += 1
-    assert all(counts[number] / 700 == pytest.approx(1 / 3, abs=0.07) for number in (0, 1, 2))
-
-
-def test_a_sample_with_teachers_of_its_own_keeps_them() -> None:
-    own = [FewShotSample(row("s.jpg"), (row("t1.jpg"), row("t2.jpg")))]
-    shown = everything(samples=own, teachers=POOL, teachers_per_sample=4, length=5)
-    assert [item[1] for item in shown] == [("t1.jpg", "t2.jpg")] * 5
-
-
-def test_a_small_pool_gives_fewer_teachers() -> None:
-    random = np.random.default_rng(0)
-    assert len(choose_teachers(POOL, row("0.jpg"), 9, random)) == 3
-    assert choose_teachers([row("0.jpg")], row("0.jpg"), 2, random) == ()
-    assert choose_teachers(POOL, row("x.jpg"), 0, random) == ()
+def test_a_photo_that_comes_again_in_an_epoch_gets_other_teachers_and_another_view() -> None:
+    """One photo of nine holds a class of two, so half of an epoch's nine draws are that photo."""
+    few = [FewShotSample(row(f"s{number}.jpg")) for number in range(8)]
+    rare = FewShotSample(Row(("rare.jpg",), (ObjectRow("rare", "bbox_2d", (1, 1, 5, 5)),), 10, 10))
+    config = SamplingConfig("class_aware")
+    shown = everything(samples=[rare, *few], sampling=config, most_teachers=3, augment=AUGMENT, length=90)
+    again = [[item for item in shown[first : first + 9] if item[0] == "rare.jpg"] for first in range(0, 90, 9)]
+    assert np.mean([len(epoch) for epoch in again]) > 3
+    for epoch in again:
+        assert len({item[2][-1] for item in epoch}) == len(epoch), "a view of its own each time"
+    assert any(len({item[1] for item in epoch}) > 1 for epoch in again)
 
 
 def test_a_stream_of_nothing_is_an_error_that_says_where_to_look() -> None:
@@ -128,8 +135,7 @@ def test_the_samples_are_the_same_for_any_number_of_workers(chat_processor: Any,
         chat_processor,
         length=8,
         seed=3,
-        teachers=rows,
-        teachers_per_sample=1,
+        episodes=Episodes(EpisodesConfig({0: 1, 1: 1}), rows[1:], rows, {}, seed=3),
         augment=AUGMENT,
     )
     runs = [

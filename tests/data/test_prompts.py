@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bbu.data.prompts import (
+    CONTEXT_NOTES,
     SPECIAL_TOKENS,
     WORDING,
     PromptSpec,
@@ -97,6 +98,21 @@ def test_the_hash_of_a_prompt_changes_with_every_part_of_it() -> None:
     assert set(changes) == set(first.to_json())
     hashes = {replace(first, **{name: value}).hash for name, value in changes.items()}
     assert len(hashes | {first.hash}) == len(changes) + 1
+
+
+def test_a_prompt_without_context_photos_is_that_of_before_there_were_any() -> None:
+    """Older checkpoints keep their hash; the sentence about context is said only where context is shown."""
+    before = ("language", "system", "instruction", "chat_template", "box_convention", "min_pixels", "max_pixels")
+    assert set(spec().to_json()) == set(before)
+    knows = PromptSpec.create("en", "model_pixels", 3136, 100352, context=True)
+    assert knows.hash != spec().hash and PromptSpec(**knows.to_json()) == knows
+    assert build_messages(knows, ["[]"], None) == build_messages(spec(), ["[]"], None)
+    teacher, student = build_messages(knows, ["[]"], None, context_photos=2)[1:4:2]
+    assert teacher == build_messages(spec(), ["[]"], None)[1]
+    assert [part["type"] for part in student["content"]] == ["image"] * 3 + ["text"]
+    assert student["content"][-1]["text"] == CONTEXT_NOTES["en"] + WORDING["en"][1]
+    with pytest.raises(SampleError, match="context photos"):
+        build_messages(spec(), [], None, context_photos=1)
 
 
 # ---------------------------------------------------------------- answers

@@ -13,6 +13,7 @@ from PIL import Image
 
 from bbu.records import read_rows
 from bbu.taxonomy import Taxonomy
+from bbu.taxonomy_file import read_taxonomy
 from data_conversion.pipeline import convert
 from data_conversion.report import ConversionReport
 
@@ -91,7 +92,7 @@ def source(tmp_path: Path) -> Source:
 def bbu_taxonomy() -> Taxonomy:
     import data_conversion
 
-    return Taxonomy.from_yaml(Path(data_conversion.__file__).parent / "taxonomies" / "bbu.yaml")
+    return read_taxonomy(Path(data_conversion.__file__).parent / "taxonomies" / "bbu.yaml")
 
 
 def document(features: list[Any], size: tuple[int, int] | None = SIZE) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -234,13 +235,25 @@ BAD_VOC: dict[str, tuple[Breaker, str]] = {
 @dataclass
 class Case:
     source_format: str
-    build: Breaker
+    build: Callable[..., None]
     why: str
+    good: Callable[[Any], None] | None = None
 
 
+# Every ``formats/bad_<format>.py`` beside this file: FORMAT, good(source), and CASES: name → (build(source), message).
+# good() makes a source of one sound photo; build() then breaks or adds exactly one thing.
+MODULES = [
+    importlib.import_module(f"tests.data_conversion.formats.{path.stem}")
+    for path in sorted((Path(__file__).parent / "formats").glob("bad_*.py"))
+]
 CASES = {
     **{name: Case("bbu_json", *case) for name, case in BAD_JSON.items()},
     **{name: Case("pascal_voc", *case) for name, case in BAD_VOC.items()},
+    **{
+        f"{module.FORMAT}: {name}": Case(module.FORMAT, build, why, module.good)
+        for module in MODULES
+        for name, (build, why) in module.CASES.items()
+    },
 }
 
 
@@ -248,7 +261,10 @@ CASES = {
 def case(request: pytest.FixtureRequest, source: Any, part: Any, voc_object: Any, document: Any) -> Case:
     """A source of one good photo and one bad thing."""
     wanted: Case = request.param
-    if wanted.source_format == "bbu_json":
+    if wanted.good is not None:
+        wanted.good(source)
+        wanted.build(source)
+    elif wanted.source_format == "bbu_json":
         source.bbu("good", [part()])
         wanted.build(source, part, document)
     else:

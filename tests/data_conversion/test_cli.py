@@ -16,9 +16,11 @@ def run(source: Any, *arguments: str) -> int:
     return main(["bbu_json", str(source.root), str(source.out), *arguments])
 
 
-def test_it_prints_what_was_dropped_and_returns_0(source: Any, part: Any, capsys: pytest.CaptureFixture[str]) -> None:
+def test_it_prints_what_was_dropped_and_returns_1_for_labels_outside_the_taxonomy(
+    source: Any, part: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
     source.bbu("a", [part("标签"), part("猫", (1, 1, 9, 9))])
-    assert run(source, "--taxonomy", "bbu", "--val-fraction", "0") == 0
+    assert run(source, "--taxonomy", "bbu", "--val-fraction", "0") == 1
     printed = capsys.readouterr().out
     assert "objects  2 read, 1 written, 1 dropped" in printed
     assert "dropped  1 x 猫: outside_hierarchy" in printed

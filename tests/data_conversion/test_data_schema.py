@@ -8,7 +8,6 @@ import shlex
 from pathlib import Path
 
 from bbu.records import parse_row
-from bbu.taxonomy import Taxonomy
 from data_conversion.__main__ import build_parser, parse_splits_argument
 from data_conversion.formats import FORMATS
 from data_conversion.outputs import OUTPUTS
@@ -28,13 +27,6 @@ def test_the_row_shown_keeps_the_contract() -> None:
     parse_row(json.loads(block('{"images"')), "docs/data_schema.md")
 
 
-def test_the_taxonomy_shown_can_be_read(tmp_path: Path) -> None:
-    (tmp_path / "shown.yaml").write_text(block("language:"), encoding="utf-8")
-    taxonomy = Taxonomy.from_yaml(tmp_path / "shown.yaml")
-    assert taxonomy.normalise("标签") == "标签贴纸"
-    assert taxonomy.problem("机柜空间/半满载") is not None
-
-
 def test_the_commands_shown_are_understood() -> None:
     commands = re.findall(r"^    python -m data_conversion ([^-].*)$", PAGE, re.MULTILINE)
     assert commands
@@ -45,6 +37,6 @@ def test_the_commands_shown_are_understood() -> None:
             parse_splits(parse_splits_argument(arguments.splits))
 
 
-def test_every_output_and_format_is_on_the_page() -> None:
-    for name in (*OUTPUTS, *FORMATS):
+def test_every_output_is_on_the_page() -> None:
+    for name in OUTPUTS:
         assert f"`{name}`" in PAGE

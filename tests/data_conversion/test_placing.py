@@ -9,11 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bbu.geometry import IDENTITY
+from bbu.geometry import IDENTITY, clip_line, clip_polygon, line_length, polygon_area
 from bbu.records import Row, parse_row
 from bbu.taxonomy import Taxonomy
 from data_conversion.base import Dropped, RawObject
-from data_conversion.clipping import clip_line, clip_polygon, line_length, polygon_area
 from data_conversion.placing import REASONS, place_objects
 
 WIDTH, HEIGHT = 100, 50

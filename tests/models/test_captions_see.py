@@ -15,7 +15,8 @@ import torch
 from PIL import Image
 
 from bbu.config import DetectionConfig, LossConfig, ScratchConfig
-from bbu.data.chat_processor import ChatProcessor, Photo
+from bbu.data.chat_processor import ChatProcessor
+from bbu.data.photo import Photo
 from bbu.geometry import iou_matrix
 from bbu.losses.total import TERMS, count_terms, term_weights, weigh
 from bbu.models.predictor import Predictor

@@ -7,7 +7,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from bbu.data.chat_processor import ChatProcessor, ChatProcessorOutput, Photo
+from bbu.data.chat_processor import ChatProcessor, ChatProcessorOutput
+from bbu.data.photo import Photo
 from bbu.models.postprocess import model_inputs
 from bbu.models.wrapper import DetectionOutput, DetectionVLM
 from bbu.records import ObjectRow
@@ -110,6 +111,42 @@ def test_a_teachers_answer_moves_what_is_detected(family: str, engine: str, teac
     assert (one[3] - other[3]).abs().max() > 1e-6
     for neighbour in (0, 2):
         torch.testing.assert_close(one[1].pred_boxes[neighbour], other[1].pred_boxes[neighbour], rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_detection_of_a_student_with_context_looks_at_one_photo_that_has_seen_the_others(family: str) -> None:
+    """The memory holds the student's photo alone; its language half has read the context, its vision half has not."""
+    model, processor = tiny_model(family), tiny_processor(family)
+    processor.spec = replace(processor.spec, context_note="Last photo only. ")
+    student = with_objects(STUDENT, ("screw/tight", BOX))
+    found = []
+    for seed in (5, 6):
+        context = [noise_photo(seed, 84, 56), noise_photo(seed + 10, 56, 112)]
+        sample = processor.process_photos(TEACHERS, student, context=context, with_answer=True)
+        with torch.no_grad():
+            found.append(run_model(model, pack(model, [sample])))
+    memories = [output.memory for output in found]
+    assert memories[0].level_grids == memories[1].level_grids == [[(8, 8), (4, 4)]], "112 x 112 pixels"
+    fine, coarse = slice(0, 64), slice(64, 80)
+    assert torch.equal(memories[0].tokens_MD[fine], memories[1].tokens_MD[fine])
+    assert (memories[0].tokens_MD[coarse] - memories[1].tokens_MD[coarse]).abs().max() > 1e-6
+    assert (found[0].pred_boxes - found[1].pred_boxes).abs().max() > 1e-6
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("with_answer", [True, False])
+def test_an_answer_changes_nothing_with_context_photos_either(family: str, with_answer: bool) -> None:
+    model, processor = tiny_model(family), tiny_processor(family)
+    processor.spec = replace(processor.spec, context_note="Last photo only. ")
+    found = []
+    for answered, objects in ((True, [("screw/tight", BOX)]), (with_answer, [("screw/loose", OTHER_BOX)])):
+        context = [noise_photo(5, 84, 56)]
+        sample = processor.process_photos([], with_objects(STUDENT, *objects), context=context, with_answer=answered)
+        batch = pack(model, [sample])
+        with torch.no_grad():
+            found.append(model(**model_inputs(batch, torch.device("cpu"))))
+    torch.testing.assert_close(found[0].pred_boxes, found[1].pred_boxes, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(found[0].memory.tokens_MD, found[1].memory.tokens_MD, rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 import pytest
@@ -24,6 +24,7 @@ from tests.tiny import (
     Conversation,
     conversation,
     mixed_samples,
+    noise_photo,
     pack,
     run_backbone,
     run_model,
@@ -34,7 +35,8 @@ from tests.tiny import (
 
 TOLERANCE = 1e-9
 CAPTION_QUERIES = (0, 4, 9)
-SAMPLES = 5
+SAMPLES = 6
+CONTEXT_SIZES = ((56, 84), (112, 56), (84, 84), (140, 56))
 GROUPINGS = st.tuples(st.permutations(range(SAMPLES)), st.sets(st.integers(1, SAMPLES - 1)))
 
 
@@ -84,6 +86,14 @@ def outcomes(model: DetectionVLM, batch: Batch, output: DetectionOutput) -> list
     return found
 
 
+def context_sample(family: str) -> ChatProcessorOutput:
+    """One teacher, and two more photos before the student's in its own turn."""
+    processor = tiny_processor(family)
+    processor.spec = replace(processor.spec, context_note="Last photo only. ")
+    teacher, *context, student = (noise_photo(900 + n, *size) for n, size in enumerate(CONTEXT_SIZES))
+    return processor.process_photos([teacher], student, context=context, with_answer=True)
+
+
 Gradients = dict[str, list[torch.Tensor]]
 
 
@@ -112,7 +122,7 @@ class Alone:
 def alone(family: str, engine: str) -> Alone:
     model = tiny_model(family, engine=engine)
     objective = DetectionObjective(model, tiny_config().loss)
-    samples = mixed_samples(tiny_processor(family))
+    samples = [*mixed_samples(tiny_processor(family)), context_sample(family)]
     found, sums, total = [], [], None
     for sample in samples:
         batch = pack(model, [sample])
@@ -186,7 +196,7 @@ def test_a_padded_batch_gives_what_a_packed_one_gives(family: str) -> None:
 
 
 def conversations(family: str) -> list[Conversation]:
-    """No image, many images, one token, one large image, one image of a single token."""
+    """No image, many images, one token, one large image, one image of a single token, images side by side."""
     backbone = alone(family, "sdpa").model.backbone
     return [
         conversation(backbone, 1, 9),
@@ -194,6 +204,7 @@ def conversations(family: str) -> list[Conversation]:
         conversation(backbone, 3, 1),
         conversation(backbone, 4, 5, [(196, 168)]),
         conversation(backbone, 5, 2, [(28, 28)]),
+        conversation(backbone, 6, 0, [(84, 56), (56, 56), (112, 84)]),
     ]
 
 

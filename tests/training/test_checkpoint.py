@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from transformers import Qwen2_5_VLForConditionalGeneration
 
 from bbu.config import Config
-from bbu.data.chat_processor import Photo
+from bbu.data.photo import Photo
 from bbu.data.prompts import SPECIAL_TOKENS
 from bbu.data.tokenizer import train_tokenizer
 from bbu.errors import CheckpointError

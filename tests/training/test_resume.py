@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from bbu import stages
 from bbu.config import Config
 from bbu.errors import ConfigError
-from bbu.records import iter_json_lines, write_jsonl
+from bbu.jsonl import iter_json_lines, write_jsonl
 from bbu.training import precision
 from bbu.training.trainer import BBUTrainer
 from tests.tiny import FAMILIES, tiny_config, write_samples
@@ -43,7 +43,7 @@ def records(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run_config(records: Path, output: Path, family: str = FAMILIES[0], **changes: Any) -> Config:
     config = tiny_config(
         data={
-            "source.path": str(records), "teachers_per_sample": 1, "max_pixels": 112 * 112,
+            "source.path": str(records), "episodes.counts": {0: 1, 1: 1}, "max_pixels": 112 * 112,
             "augment.flip_horizontal": 0.5, "augment.brightness": 0.2,
         },
         training={"max_steps": STEPS, "save_every": SAVE_EVERY, "warmup_steps": 2, "keep_checkpoints": 3},
@@ -92,8 +92,14 @@ def losses(output: Path) -> list[dict[str, Any]]:
         {},
         {"model__lora_dot_parts": ["llm", "vision"]},
         {"training__packed": False, "training__gradient_accumulation": 2, "training__batch_size": 1},
+        {
+            "data__episodes_dot_choose": "nearest",
+            "data__episodes_dot_pool": "train",
+            "data__sampling_dot_method": "repeat_factor",
+            "data__sampling_dot_threshold": 1.0,
+        },
     ],
-    ids=["whole", "lora", "padded and accumulated"],
+    ids=["whole", "lora", "padded and accumulated", "episodes"],
 )
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_run_killed_and_resumed_is_the_run_never_killed(

@@ -6,18 +6,17 @@ Shape legend: S tokens of the sample, P patch rows, I images.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from bbu.data.augment import View
+from bbu.data.photo import Augment, Photo, open_photo
 from bbu.data.prompts import PromptSpec, answer_text, build_messages, refuse_special_tokens, text_boxes
 from bbu.errors import ImageError, SampleError
 from bbu.geometry import ImageGeometry, thicken, xyxy_to_cxcywh
-from bbu.images import load_image
-from bbu.records import FewShotSample, ObjectRow, Row, resolve_image
+from bbu.records import FewShotSample
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -43,11 +42,12 @@ class ChatProcessorOutput:
     Args:
         input_ids: (S,) int64.
         labels: (S,) int64, −100 everywhere but in answers and their end tokens.
-        pixel_values: (P, 1176) float32 patch rows of all photos, teachers first.
+        pixel_values: (P, 1176) float32 patch rows of all photos: teachers, context, student.
         image_grid_thw: (I, 3) int64 patches of each photo.
         teacher_spans: answer of each teacher.
         student_span: the student's answer; None at inference.
-        prompt_span: the student's turn up to its answer, which is what detection may look at.
+        prompt_span: the student's turn up to its answer, which is what detection may look at; where context photos
+            come first in the turn, from the student's own photo on.
         ground_truth_objects: the student's parts, in (y1, x1) order.
         geometry: how the student's photo maps to the model.
         name: the student's photo, for messages.
@@ -63,15 +63,6 @@ class ChatProcessorOutput:
     ground_truth_objects: list[GroundTruthObject]
     geometry: ImageGeometry
     name: str
-
-
-@dataclass(frozen=True)
-class Photo:
-    """A photo in memory with what is known of its parts."""
-
-    image: Image.Image
-    name: str
-    objects: tuple[ObjectRow, ...] = ()
 
 
 class ChatProcessor:
@@ -104,41 +95,50 @@ class ChatProcessor:
         ids = tokenizer.get_vocab()
         self.image_token_id = ids["<|image_pad|>"]
         self.turn_start_id = ids["<|im_start|>"]
+        self.photo_start_id = ids["<|vision_start|>"]
         self.end_token_id = ids["<|im_end|>"]
         self._answer_header = self._encode("<|im_start|>assistant\n")
 
-    def process_sample(self, raw_sample: FewShotSample, views: Sequence[View] = ()) -> ChatProcessorOutput:
+    def process_sample(self, raw_sample: FewShotSample, augment: Augment | None = None) -> ChatProcessorOutput:
         """A record with its answers, for training.
 
         Args:
-            views: augmentation of each photo, teachers first; empty = as they are.
+            augment: what is done to the photos (teachers, context, student); None = as they are.
 
         Raises:
-            SampleError: too long, a photo's size is not the record's, not exactly one photo a turn.
+            SampleError: too long, a photo's size is not the record's, a record does not have exactly one photo.
             ImageError: a photo cannot be read.
         """
-        photos = [self._open(row) for row in (*raw_sample.teachers, raw_sample.student)]
-        return self.process_photos(photos[:-1], photos[-1], with_answer=True, views=views)
+        context = [replace(row, objects=()) for row in raw_sample.context]  # shown without answers
+        rows = (*raw_sample.teachers, *context, raw_sample.student)
+        photos = [open_photo(self.image_root, row) for row in rows]
+        if augment is not None:
+            photos = augment(photos)
+        taught = len(raw_sample.teachers)
+        return self.process_photos(photos[:taught], photos[-1], context=photos[taught:-1], with_answer=True)
 
     def process_photos(
-        self, teachers: Sequence[Photo], student: Photo, *, with_answer: bool, views: Sequence[View] = ()
+        self, teachers: Sequence[Photo], student: Photo, *, with_answer: bool, context: Sequence[Photo] = ()
     ) -> ChatProcessorOutput:
-        """Photos in memory; without answer the conversation stops where the model is to speak."""
-        photos = [*teachers, student]
-        views = list(views) or [View()] * len(photos)
-        geometries = [self._plan(photo, view) for photo, view in zip(photos, views, strict=True)]
-        pixel_values, grid_thw = self._patchify([v.apply(p.image) for p, v in zip(photos, views, strict=True)])
-        answers = [self._answer(photo, geometry) for photo, geometry in zip(photos, geometries, strict=True)]
-        messages = build_messages(self.spec, answers[:-1], answers[-1] if with_answer else None)
+        """Photos in memory; without answer the conversation stops where the model is to speak.
+
+        Args:
+            context: shown before the student in its turn, without answers.
+        """
+        photos = [*teachers, *context, student]
+        geometries = [self._plan(photo) for photo in photos]
+        pixel_values, grid_thw = self._patchify([photo.image for photo in photos])
+        turns = [*zip(teachers, geometries, strict=False), (student, geometries[-1])]
+        answers = [self._answer(photo, geometry) for photo, geometry in turns]
+        messages = build_messages(self.spec, answers[:-1], answers[-1] if with_answer else None, len(context))
         input_ids = self._tokenize(messages, grid_thw, with_answer, student.name)
         spans = self._answer_spans(input_ids)
-        expected = len(photos) if with_answer else len(photos) - 1
+        expected = len(turns) if with_answer else len(turns) - 1
         if len(spans) != expected:
             raise SampleError(f"{student.name}: found {len(spans)} answers in the tokens, expected {expected}")
         labels = torch.full_like(input_ids, IGNORE)
         for start, stop in spans:
             labels[start:stop] = input_ids[start:stop]
-        turn_starts = (input_ids == self.turn_start_id).nonzero().flatten().tolist()
         return ChatProcessorOutput(
             input_ids=input_ids,
             labels=labels,
@@ -146,7 +146,7 @@ class ChatProcessor:
             image_grid_thw=grid_thw,
             teacher_spans=spans[: len(teachers)],
             student_span=spans[-1] if with_answer else None,
-            prompt_span=(turn_starts[-2], spans[-1][0] if with_answer else len(input_ids)),
+            prompt_span=(self._prompt_start(input_ids, bool(context)), spans[-1][0] if with_answer else len(input_ids)),
             ground_truth_objects=self._targets(student, geometries[-1]) if with_answer else [],
             geometry=geometries[-1],
             name=student.name,
@@ -154,28 +154,10 @@ class ChatProcessor:
 
     # ------------------------------------------------------------ photos
 
-    def _open(self, row: Row) -> Photo:
-        if len(row.images) != 1:
-            raise SampleError(f"{row.images[0]}: a turn has exactly one photo, this record has {len(row.images)}")
-        name = row.images[0]
-        image = load_image(resolve_image(self.image_root, name))
-        if image.size != (row.width, row.height):
-            raise SampleError(
-                f"{name}: the record says {row.width}x{row.height}, the photo shows {image.width}x{image.height} "
-                "(after EXIF); convert the annotations again"
-            )
-        return Photo(image, name, row.objects)
-
-    def _plan(self, photo: Photo, view: View) -> ImageGeometry:
-        to_canvas, canvas = view.geometry(*photo.image.size)
+    def _plan(self, photo: Photo) -> ImageGeometry:
         try:
             return ImageGeometry.plan(
-                *photo.image.size,
-                factor=self.factor,
-                min_pixels=self.spec.min_pixels,
-                max_pixels=self.spec.max_pixels,
-                to_canvas=to_canvas,
-                canvas_size=canvas,
+                *photo.image.size, factor=self.factor, min_pixels=self.spec.min_pixels, max_pixels=self.spec.max_pixels
             )
         except ValueError as error:
             raise ImageError(f"{photo.name}: {error}") from None
@@ -212,7 +194,7 @@ class ChatProcessor:
         if len(ids) > self.max_length:
             raise SampleError(
                 f"{name}: {len(ids)} tokens with {len(grid_thw)} photos is over data.max_length {self.max_length}; "
-                "raise it, lower data.max_pixels or use fewer teachers"
+                "raise it, lower data.max_pixels or show fewer teachers and context photos"
             )
         return torch.tensor(ids, dtype=torch.long)
 
@@ -226,6 +208,12 @@ class ChatProcessor:
             if token == self.turn_start_id and ids[position:start] == header and self.end_token_id in ids[start:]:
                 spans.append((start, ids.index(self.end_token_id, start) + 1))
         return spans
+
+    def _prompt_start(self, input_ids: torch.Tensor, has_context: bool) -> int:
+        """First token of the student's turn; with context photos the start of the last photo, the student's own."""
+        if has_context:
+            return int((input_ids == self.photo_start_id).nonzero()[-1])
+        return int((input_ids == self.turn_start_id).nonzero()[-2])
 
     def _targets(self, student: Photo, geometry: ImageGeometry) -> list[GroundTruthObject]:
         boxes = np.array(

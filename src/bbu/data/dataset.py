@@ -4,32 +4,32 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
 from torch.utils.data import Dataset
 
-from bbu.config import AugmentConfig
-from bbu.data.augment import draw_view
+from bbu.config import AugmentConfig, SamplingConfig
+from bbu.data.augment import Augmenter
 from bbu.data.chat_processor import ChatProcessor, ChatProcessorOutput
+from bbu.data.episodes import Episodes
+from bbu.data.sampling import EpochOrder
 from bbu.errors import SampleError
-from bbu.records import FewShotSample, Row
-
-# Separate streams of random numbers, so that changing one choice leaves the others as they were.
-_ORDER, _TEACHERS, _VIEW = 1, 2, 3
+from bbu.records import FewShotSample
+from bbu.taxonomy import MirrorRules
 
 
 class TrainingStream(Dataset[ChatProcessorOutput]):
-    """All samples of a whole run, in order: position i is photo ``order[epoch][i mod n]`` of epoch i // n.
+    """All samples of a whole run, in order: what is at position i follows from (seed, i) alone.
 
     A run that is stopped and resumed, or uses other numbers of workers, sees the same samples.
 
     Args:
-        samples: training samples; those with teachers of their own keep them.
+        samples: training samples; those with teachers or context of their own keep them.
         processor: makes the tensors.
         length: samples of the whole run, over all ranks.
         seed: run seed.
-        teachers: pool of worked examples.
-        teachers_per_sample: 0 to this many are drawn for a student, all numbers equally likely.
-        augment: random views; teachers and student each get their own.
+        episodes: teachers and context of the other samples; None = none.
+        sampling: how often each photo comes; None = once an epoch.
+        augment: random views; every photo of a sample gets its own.
+        mirror: what flips and turns do to descriptions that name a side; None = the usual words are swapped.
     """
 
     def __init__(
@@ -39,15 +39,19 @@ class TrainingStream(Dataset[ChatProcessorOutput]):
         *,
         length: int,
         seed: int,
-        teachers: Sequence[Row] = (),
-        teachers_per_sample: int = 0,
+        episodes: Episodes | None = None,
+        sampling: SamplingConfig | None = None,
         augment: AugmentConfig | None = None,
+        mirror: MirrorRules | None = None,
     ) -> None:
         if not samples:
             raise SampleError("there is no training photo; check data.source and its conversion report")
-        self.samples, self.processor, self.length, self.seed = samples, processor, length, seed
-        self.teachers, self.teachers_per_sample = teachers, teachers_per_sample
-        self.augment = augment or AugmentConfig()
+        self.samples, self.processor, self.length, self.episodes = samples, processor, length, episodes
+        students = [sample.student for sample in samples]
+        self.order = EpochOrder(students, sampling or SamplingConfig(), seed)
+        self.augmenter = Augmenter(
+            augment or AugmentConfig(), seed, pool=students, image_root=processor.image_root, mirror=mirror
+        )
 
     def __len__(self) -> int:
         return self.length
@@ -55,28 +59,9 @@ class TrainingStream(Dataset[ChatProcessorOutput]):
     def __getitem__(self, position: int) -> ChatProcessorOutput:
         if not 0 <= position < self.length:
             raise IndexError(position)
-        epoch, place = divmod(position, len(self.samples))
-        number = self._order(epoch)[place]
-        sample = self.samples[number]
-        if not sample.teachers and self.teachers_per_sample:
-            sample = FewShotSample(sample.student, self._draw_teachers(sample.student, epoch, number))
-        views = [
-            draw_view(self.augment, (self.seed, _VIEW, epoch, number, turn)) for turn in range(len(sample.teachers) + 1)
-        ]
-        return self.processor.process_sample(sample, views)
-
-    def _order(self, epoch: int) -> list[int]:
-        order = np.random.default_rng((self.seed, _ORDER, epoch)).permutation(len(self.samples))
-        return [int(number) for number in order]
-
-    def _draw_teachers(self, student: Row, epoch: int, number: int) -> tuple[Row, ...]:
-        random = np.random.default_rng((self.seed, _TEACHERS, epoch, number))
-        count = int(random.integers(0, self.teachers_per_sample + 1))
-        return choose_teachers(self.teachers, student, count, random)
-
-
-def choose_teachers(pool: Sequence[Row], student: Row, count: int, random: np.random.Generator) -> tuple[Row, ...]:
-    """``count`` different teachers (fewer if the pool is small), never the student's own photo."""
-    others = [row for row in pool if row.images != student.images]
-    chosen = random.permutation(len(others))[:count]
-    return tuple(others[int(number)] for number in chosen)
+        draw = self.order.at(position)
+        sample = self.samples[draw.photo]
+        if self.episodes is not None:
+            sample = self.episodes.complete(sample, draw.epoch, draw.number)
+        augment = self.augmenter.for_sample(draw.epoch, draw.number, position / self.length)
+        return self.processor.process_sample(sample, augment)

@@ -1,7 +1,8 @@
 """The only builder of conversations, for training and inference alike.
 
-system → (user with a photo → assistant JSON) for every teacher → user with the student's photo → assistant
-JSON. The wording and everything else an answer depends on is a PromptSpec, which travels in the checkpoint.
+system → (user with a photo → assistant JSON) for every teacher → user with the student's photo, after context
+photos if there are any → assistant JSON. The wording and everything else an answer depends on is a PromptSpec, which
+travels in the checkpoint.
 """
 
 from __future__ import annotations
@@ -36,6 +37,12 @@ WORDING = {
     ),
 }
 
+# In front of the instruction of a turn with context photos; a model that is never shown any does not have it.
+CONTEXT_NOTES = {
+    "zh": "前面的照片来自同一站点，仅供参考；只回答最后一张照片。",
+    "en": "The earlier photos of this turn show the same site, for reference; answer for the last photo only. ",
+}
+
 LARGEST = 1e6  # no coordinate is beyond; infinite ones and endless digits are malformed
 
 Message = dict[str, Any]
@@ -48,6 +55,7 @@ class PromptSpec:
     Args:
         box_convention: how boxes are written as text: "model_pixels" (whole pixels of the resized photo) or
             "norm1000" (0 to 1000 across the photo).
+        context_note: said before the instruction where a turn has context photos; "" = the model knows none.
     """
 
     language: str
@@ -57,16 +65,23 @@ class PromptSpec:
     box_convention: str
     min_pixels: int
     max_pixels: int
+    context_note: str = ""
 
     @classmethod
-    def create(cls, language: str, box_convention: str, min_pixels: int, max_pixels: int) -> PromptSpec:
-        """The shipped wording for a language, zh or en."""
+    def create(
+        cls, language: str, box_convention: str, min_pixels: int, max_pixels: int, *, context: bool = False
+    ) -> PromptSpec:
+        """The shipped wording for a language, zh or en; with ``context`` also that of context photos."""
         system, instruction = WORDING[language]
         template = TEMPLATE_FILE.read_text(encoding="utf-8")
-        return cls(language, system, instruction, template, box_convention, min_pixels, max_pixels)
+        note = CONTEXT_NOTES[language] if context else ""
+        return cls(language, system, instruction, template, box_convention, min_pixels, max_pixels, note)
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        facts = asdict(self)
+        if not self.context_note:
+            del facts["context_note"]  # as checkpoints from before there were context photos have it
+        return facts
 
     @property
     def hash(self) -> str:
@@ -130,23 +145,37 @@ def parse_answer(text: str) -> tuple[list[tuple[list[float], str]], int]:
     return parts, malformed
 
 
-def build_messages(spec: PromptSpec, teacher_answers: Sequence[str], student_answer: str | None) -> list[Message]:
+def build_messages(
+    spec: PromptSpec, teacher_answers: Sequence[str], student_answer: str | None, context_photos: int = 0
+) -> list[Message]:
     """The conversation; each teacher's photo comes before the student's.
 
     Args:
         student_answer: None at inference: the conversation stops where the model is to speak.
+        context_photos: photos in the student's turn before the student's own.
 
     Raises:
-        SampleError: an answer contains one of the tokens that mark turns or photos.
+        SampleError: an answer contains one of the tokens that mark turns or photos, or there are context photos
+            and the model knows none.
     """
-    question: Message = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": spec.instruction}]}
     messages: list[Message] = [{"role": "system", "content": spec.system}]
-    for answer in [*teacher_answers, student_answer]:
-        messages.append(question)
+    answers = [*teacher_answers, student_answer]
+    for turn, answer in enumerate(answers):
+        messages.append(_question(spec, context_photos if turn == len(answers) - 1 else 0))
         if answer is not None:
             refuse_special_tokens(answer)
             messages.append({"role": "assistant", "content": answer})
     return messages
+
+
+def _question(spec: PromptSpec, context_photos: int) -> Message:
+    if context_photos and not spec.context_note:
+        raise SampleError(
+            f"{context_photos} context photos: the model was not trained with any; train it with "
+            "data.episodes.context_photos, or show none"
+        )
+    text = spec.context_note + spec.instruction if context_photos else spec.instruction
+    return {"role": "user", "content": [{"type": "image"}] * (context_photos + 1) + [{"type": "text", "text": text}]}
 
 
 def refuse_special_tokens(answer: str, where: str = "") -> None:

@@ -36,7 +36,11 @@ def build_processor(config: Config, samples: Sequence[FewShotSample], image_root
     model = config.model
     family = backbone_class(model.family)
     spec = PromptSpec.create(
-        config.data.language, family.text_box_convention, config.data.min_pixels, config.data.max_pixels
+        config.data.language,
+        family.text_box_convention,
+        config.data.min_pixels,
+        config.data.max_pixels,
+        context=config.data.episodes.context_photos > 0,
     )
     if model.tokenizer or model.path:
         tokenizer = load_tokenizer(model.tokenizer or model.path, model.trust_remote_code)
@@ -59,7 +63,7 @@ def _training_text(samples: Sequence[FewShotSample], spec: PromptSpec) -> Iterab
     for sample in samples:
         boxes = np.array([item.box for item in sample.student.objects]).reshape(-1, 4)
         yield spec.system
-        yield spec.instruction
+        yield spec.context_note + spec.instruction
         yield answer_text(np.rint(boxes), [item.desc for item in sample.student.objects])
 
 

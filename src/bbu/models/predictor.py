@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
-from bbu.data.chat_processor import ChatProcessor, Photo
+from bbu.data.chat_processor import ChatProcessor, ChatProcessorOutput
 from bbu.data.collators import PackedDataCollator
+from bbu.data.photo import Photo
 from bbu.errors import UserError
 from bbu.images import load_image
 from bbu.models.postprocess import DUPLICATE_IOU, detect
 from bbu.models.wrapper import DetectionVLM
 from bbu.records import PredictedObject, PredictionRow, Row, resolve_image
+
+# A photo's path → what is shown before it: worked examples, and other photos of its site.
+Shown = Callable[[str], tuple[Sequence[Photo], Sequence[Photo]]]
 
 
 class Predictor:
@@ -40,15 +44,22 @@ class Predictor:
         self.batch_size, self.top_k, self.duplicate_iou, self.autocast = batch_size, top_k, duplicate_iou, autocast
         self.collator = PackedDataCollator(model.backbone.position_function())
 
-    def predict_photos(self, photos: Sequence[Photo], teachers: Sequence[Photo] = ()) -> list[list[PredictedObject]]:
-        """Predictions for photos in memory, best first, with the same worked examples for all."""
+    def predict_photos(
+        self, photos: Sequence[Photo], teachers: Sequence[Photo] = (), shown: Shown | None = None
+    ) -> list[list[PredictedObject]]:
+        """Predictions for photos in memory, best first.
+
+        Args:
+            teachers: the same worked examples for all.
+            shown: instead, what is shown with each photo.
+        """
         training = self.model.training
         self.model.eval()
         results: list[list[PredictedObject]] = []
         try:
             for first in range(0, len(photos), self.batch_size):
                 samples = [
-                    self.processor.process_photos(teachers, photo, with_answer=False)
+                    self._prompt(photo, shown(photo.name) if shown else (teachers, ()))
                     for photo in photos[first : first + self.batch_size]
                 ]
                 with self._precision():
@@ -64,15 +75,19 @@ class Predictor:
             self.model.train(training)
         return results
 
+    def _prompt(self, photo: Photo, shown: tuple[Sequence[Photo], Sequence[Photo]]) -> ChatProcessorOutput:
+        teachers, context = shown
+        return self.processor.process_photos(teachers, photo, context=context, with_answer=False)
+
     def _precision(self) -> contextlib.AbstractContextManager[object]:
         if self.autocast is None:
             return contextlib.nullcontext()
         return torch.autocast(next(self.model.parameters()).device.type, dtype=self.autocast)
 
     def predict_files(
-        self, names: Sequence[str], image_root: str, teachers: Sequence[Photo] = ()
+        self, names: Sequence[str], image_root: str, teachers: Sequence[Photo] = (), shown: Shown | None = None
     ) -> Iterator[PredictionRow]:
-        """One row a file, in order; a photo that cannot be read gives a row with its error."""
+        """One row a file, in order; a photo that cannot be read gives a row with its error. As predict_photos."""
         for first in range(0, len(names), self.batch_size):
             photos: list[Photo] = []
             errors: dict[str, str] = {}
@@ -82,7 +97,7 @@ class Predictor:
                     photos.append(Photo(load_image(resolve_image(image_root, name)), name))
                 except UserError as error:
                     errors[name] = str(error)
-            found = self._predict_each(photos, teachers, errors)
+            found = self._predict_each(photos, teachers, shown, errors)
             for name in chunk:
                 if name in errors:
                     yield PredictionRow((name,), error=errors[name])
@@ -91,14 +106,14 @@ class Predictor:
                     yield PredictionRow((name,), *photo.image.size, tuple(predictions))
 
     def _predict_each(
-        self, photos: list[Photo], teachers: Sequence[Photo], errors: dict[str, str]
+        self, photos: list[Photo], teachers: Sequence[Photo], shown: Shown | None, errors: dict[str, str]
     ) -> dict[str, tuple[Photo, list[PredictedObject]]]:
         """Predict a batch; if one photo breaks it, one by one, so that only that photo is lost."""
         try:
             return dict(
                 zip(
                     [p.name for p in photos],
-                    zip(photos, self.predict_photos(photos, teachers), strict=True),
+                    zip(photos, self.predict_photos(photos, teachers, shown), strict=True),
                     strict=True,
                 )
             )
@@ -106,7 +121,7 @@ class Predictor:
             found = {}
             for photo in photos:
                 try:
-                    found[photo.name] = (photo, self.predict_photos([photo], teachers)[0])
+                    found[photo.name] = (photo, self.predict_photos([photo], teachers, shown)[0])
                 except UserError as error:
                     errors[photo.name] = str(error)
             return found

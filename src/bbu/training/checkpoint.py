@@ -27,10 +27,10 @@ from bbu.data.chat_processor import ChatProcessor
 from bbu.data.prompts import PromptSpec
 from bbu.data.tokenizer import load_tokenizer
 from bbu.errors import CheckpointError
+from bbu.jsonl import write_json
 from bbu.models.build import backbone_class
 from bbu.models.lora import has_lora, merged_state
 from bbu.models.wrapper import DetectionVLM
-from bbu.records import write_json
 
 FORMAT = 1
 HEAD_FILE, FACTS_FILE, BACKBONE_FOLDER, LORA_FILE = (

@@ -17,8 +17,8 @@ from bbu.data.chat_processor import ChatProcessor
 from bbu.data.collators import PackedDataCollator, StandardDataCollator
 from bbu.data.dataset import TrainingStream
 from bbu.errors import ConfigError
+from bbu.jsonl import decode_json
 from bbu.losses.total import TERMS, count_terms, max_one, term_weights, weigh
-from bbu.records import decode_json
 from bbu.training.callbacks import EvaluateAtEnd, ProgressBar
 from bbu.training.checkpoint import load_for_training, save_model
 from bbu.training.objective import DetectionObjective

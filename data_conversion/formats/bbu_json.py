@@ -16,7 +16,7 @@ from typing import Any
 
 from bbu.errors import RecordError
 from bbu.geometry import enclosing_box
-from bbu.records import decode_json
+from bbu.jsonl import decode_json
 from bbu.taxonomy import SEPARATOR
 from data_conversion.base import (
     IMAGE_SUFFIXES,
@@ -33,7 +33,7 @@ from data_conversion.base import (
     read_each,
     readable,
 )
-from data_conversion.questions import QUESTIONS, answers_to_path, unknown_questions
+from data_conversion.formats.questions import QUESTIONS, answers_to_path, unknown_questions
 
 RINGS = {"ExtentPolygon": 4, "Square": 4, "Quad": 4, "Polygon": None}  # type → number of corners, None = any
 AXIS_TOLERANCE = 0.5  # stored pixels a corner may lie off the enclosing box and the ring still be a box
@@ -244,7 +244,7 @@ def _describe(
     desc = label if SEPARATOR in label else answers_to_path(answers, label, where, f"{name}.content")
     unknown = unknown_questions(answers)
     if unknown and not label:
-        detail = f"{', '.join(unknown)}: not in the table of questions in data_conversion/questions.py; add it there"
+        detail = f"{', '.join(unknown)}: not in the table of questions; add it in formats/questions.py"
         return Dropped(desc or "(no label)", "unknown_question", detail, f"{name}.content")
     if not desc:
         keys = ", ".join([*content, *content_zh]) or "none"

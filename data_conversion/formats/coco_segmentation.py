@@ -1,0 +1,134 @@
+"""The ``segmentation`` of a COCO annotation → a polygon or a box.
+
+absent, null or []                  nothing: the annotation's ``bbox`` counts
+[[x, y, …]]                         ``poly``; ``bbox_2d`` where it is only the four corners of a box
+[[x, y, …], [x, y, …], …]           a part seen in pieces: its box, noted
+{"size": [h, w], "counts": …}       run lengths (RLE), compressed or not: their box, noted
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from bbu.errors import RecordError
+from bbu.geometry import enclosing_box
+from data_conversion.base import MAX_COORDINATE, check_number, check_size
+from data_conversion.formats.json_stream import as_list, as_mapping
+
+BOX_TOLERANCE = 0.5  # pixels a polygon's corner may lie off the box that it is read as
+MAX_MASK_PIXELS = 2**31  # pycocotools counts in 32 bits
+
+SEVERAL_POLYGONS = "several_polygons_kept_as_box"
+MASK = "mask_kept_as_box"
+
+Geometry = tuple[str, tuple[float, ...]]  # kind, points
+
+
+def read_segmentation(
+    value: Any, size: tuple[int, int] | None, where: str, field: str
+) -> tuple[Geometry | None, str | None]:
+    """Geometry (None where there is no segmentation), and a note for the report if something of it was left out.
+
+    Args:
+        size: declared (width, height) of the photo; a mask must have the same.
+
+    Raises:
+        RecordError: numbers that are no polygon, or run lengths that do not fill the photo.
+    """
+    if value is None or value == []:
+        return None, None
+    if isinstance(value, dict):
+        return ("bbox_2d", _mask_box(value, size, where, field)), MASK
+    rings = [_read_ring(ring, where, f"{field}[{i}]") for i, ring in enumerate(as_list(value, where, field))]
+    if len(rings) > 1:
+        return ("bbox_2d", enclosing_box([number for ring in rings for number in ring])), SEVERAL_POLYGONS
+    box = enclosing_box(rings[0])
+    return ("bbox_2d", box) if _is_box(rings[0], box) else ("poly", rings[0]), None
+
+
+def _read_ring(value: Any, where: str, field: str) -> tuple[float, ...]:
+    """Flat x, y of a ring; the closing point, which some tools repeat, goes."""
+    items = as_list(value, where, field)
+    if not items or len(items) % 2:
+        raise RecordError(where, field, f"must be pairs x, y, has {len(items)} numbers")
+    ring = _numbers(items, where, field)
+    return ring[:-2] if len(ring) > 6 and ring[:2] == ring[-2:] else ring
+
+
+def _numbers(items: list[Any], where: str, field: str) -> tuple[float, ...]:
+    # Polygons are millions of numbers: their names are made only if one is wrong.
+    if all(type(item) in (int, float) and abs(item) <= MAX_COORDINATE for item in items):
+        return tuple(map(float, items))
+    return tuple(check_number(item, where, f"{field}[{i}]") for i, item in enumerate(items))
+
+
+def _is_box(ring: tuple[float, ...], box: tuple[float, float, float, float]) -> bool:
+    """Whether four points are the corners of their enclosing box, in order round it."""
+    if len(ring) != 8:
+        return False
+    x1, y1, x2, y2 = box
+    corners = [(x1, y1), (x2, y1), (x2, y2), (x1, y2)]
+    points = list(zip(ring[::2], ring[1::2], strict=True))
+    turns = [corners[start:] + corners[:start] for start in range(4)]
+    return any(
+        all(max(abs(px - cx), abs(py - cy)) <= BOX_TOLERANCE for (px, py), (cx, cy) in zip(points, turn, strict=True))
+        for order in turns
+        for turn in (order, order[::-1])
+    )
+
+
+def _mask_box(
+    value: dict[str, Any], size: tuple[int, int] | None, where: str, field: str
+) -> tuple[float, float, float, float]:
+    """The xyxy box of a run-length mask, by pycocotools; its C code checks nothing, so it is done here."""
+    from pycocotools import mask
+
+    sides = as_list(as_mapping(value, where, field).get("size"), where, f"{field}.size")
+    if len(sides) != 2:
+        raise RecordError(where, f"{field}.size", f"must be [height, width], has {len(sides)} numbers")
+    width, height = check_size(sides[1], sides[0], where, f"{field}.size")
+    if size is not None and size != (width, height):
+        raise RecordError(
+            where, f"{field}.size", f"is {height}x{width}, and the photo is {size[1]} high, {size[0]} wide"
+        )
+    if width * height >= MAX_MASK_PIXELS:
+        raise RecordError(where, f"{field}.size", f"{width}x{height} has too many pixels")
+    counts = _run_lengths(value.get("counts"), where, f"{field}.counts")
+    if sum(counts) != width * height:
+        raise RecordError(where, f"{field}.counts", f"cover {sum(counts)} pixels of {width}x{height}")
+    x, y, w, h = mask.toBbox(mask.frPyObjects({"size": [height, width], "counts": counts}, height, width)).tolist()
+    return x, y, x + w, y + h
+
+
+def _run_lengths(value: Any, where: str, field: str) -> list[int]:
+    """Run lengths as whole numbers, none below 0."""
+    items = _decompress(value, where, field) if isinstance(value, str) else as_list(value, where, field)
+    for index, item in enumerate(items):
+        if isinstance(item, bool) or not isinstance(item, int) or item < 0:
+            raise RecordError(where, field, f"run {index} must be a whole number of pixels, is {item!r}")
+    return items
+
+
+def _decompress(text: str, where: str, field: str) -> list[int]:
+    """COCO's text form of run lengths: letters of 6 bits from "0" on, low bits first.
+
+    Of the 6 bits 5 are the number's and 1 says that more follow; the number is signed, and from the fourth on it is
+    the difference to the one two places before (the rule in cocoapi's maskApi).
+    """
+    counts: list[int] = []
+    number, shift = 0, 0
+    for index, letter in enumerate(text):
+        bits = ord(letter) - 48
+        if not 0 <= bits < 64 or shift > 30:
+            raise RecordError(where, field, f"is no run-length text: character {index + 1} is {letter!a}")
+        number |= (bits & 31) << shift
+        shift += 5
+        if bits & 32:
+            continue
+        if bits & 16:
+            number -= 1 << shift
+        counts.append(number + (counts[-2] if len(counts) > 2 else 0))
+        number, shift = 0, 0
+    if shift:
+        raise RecordError(where, field, "is a run-length text that is cut off")
+    return counts

@@ -1,0 +1,175 @@
+"""Hugging Face data sets on disk, in the three forms in which they are kept.
+
+``Dataset.save_to_disk`` or ``DatasetDict.save_to_disk``: Arrow files, opened by ``datasets.load_from_disk``.
+Parquet shards, ``data/<split>-00000-of-00004.parquet``, as the hub stores them, read batch by batch.
+Image folder: photos, and ``metadata.jsonl``, ``.csv`` or ``.parquet`` beside or above them with ``file_name``; the
+split is a folder name.
+
+Columns: image or file_name, objects, and if there text, caption, width, height (see ``hf_objects``); others are left
+out and noted. Boxes are [x, y, width, height] in pixels from 0: of the frame that width and height declare where they
+are given (see ``photos.points_to_displayed``), else of the photo as displayed, which is what datasets decodes.
+
+A photo kept in a table is called ``<split>/<file name>`` if all have their own name, else ``<split>/<row number>``.
+Nothing is decoded, downloaded or written.
+"""
+
+from __future__ import annotations
+
+import os
+import posixpath
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from bbu.errors import RecordError
+from data_conversion.base import BadSource, SourceImage, SourceItem, SourceOptions, check_text, readable
+from data_conversion.formats.files import split_of, walk_files
+from data_conversion.formats.grouping import Shelves, named_split
+from data_conversion.formats.hf_objects import SUMMARY_COLUMNS, read_objects, read_size, read_summary
+from data_conversion.formats.hf_tables import Table, metadata_table, parquet_tables, saved_tables
+from data_conversion.formats.source_photos import find_photo, unnamed_photos
+from data_conversion.locating import PhotoFinder
+
+COLUMNS = ("image", "file_name", "objects", "width", "height", *SUMMARY_COLUMNS)
+METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
+
+# First bytes of a photo file → its suffix
+KINDS = {
+    b"\xff\xd8\xff": ".jpg",
+    b"\x89PNG\r\n\x1a\n": ".png",
+    b"BM": ".bmp",
+    b"II*\0": ".tif",
+    b"MM\0*": ".tif",
+}
+PLAIN_NAME = re.compile(
+    r"[^\x00-\x1f./\\][^\x00-\x1f/\\]{0,60}"
+)  # as a file name, at most 244 bytes without its suffix
+
+_NAMED = "named"  # shelf of photos in files of their own
+
+
+def iter_records(root: Path, options: SourceOptions = SourceOptions()) -> Iterator[SourceItem]:  # noqa: B008 (frozen)
+    """Yield one item a row, table by table; for an image folder also one for each photo that is in no row."""
+    with Shelves() as shelves:
+        source = _Source(root, shelves)
+        if (root / "dataset_dict.json").is_file() or (root / "state.json").is_file():
+            yield from source.items(saved_tables(root))
+            return
+        metadata = [path for path in walk_files(root, options.ignore) if path.name in METADATA]
+        if not metadata:
+            yield from source.items(parquet_tables(root, walk_files(root, options.ignore)))
+            return
+        yield from source.items(
+            [metadata_table(path, readable(path.relative_to(root).as_posix())) for path in metadata]
+        )
+        yield from unnamed_photos(root, options.ignore, shelves, _NAMED)
+
+
+class _Source:
+    """The rows of all tables, as photos."""
+
+    def __init__(self, root: Path, shelves: Shelves) -> None:
+        self.root, self.shelves = root, shelves
+        self.finder = PhotoFinder(root)
+        self.rows_of_split: Counter[str] = Counter()
+
+    def items(self, tables: Sequence[Table | BadSource]) -> Iterator[SourceItem]:
+        for table in tables:
+            if isinstance(table, Table):
+                self._shelve_stems(table)
+        for item in tables:
+            if isinstance(item, BadSource):
+                yield item
+            else:
+                yield from self._rows(item)
+
+    def _shelve_stems(self, table: Table) -> None:
+        """Put the file names of the photos on the shelf of their split, to see whether each has its own."""
+        try:
+            for path in table.paths():
+                self.shelves.put(f"stems {table.split}", (_stem(path) or "").casefold())
+        except (RecordError, OSError):
+            pass  # told when its rows are read
+
+    def _has_own_names(self, split: str) -> bool:
+        shelf = f"stems {split}"
+        return not self.shelves.has(shelf, "") and next(self.shelves.keys(shelf, at_least=2), None) is None
+
+    def _rows(self, table: Table) -> Iterator[SourceItem]:
+        own_names = self._has_own_names(table.split)
+        try:
+            names = table.class_names()
+            for prefix, row in table.rows():
+                number = self.rows_of_split[table.split]
+                self.rows_of_split[table.split] += 1
+                try:
+                    if isinstance(row, RecordError):
+                        raise row
+                    yield self._photo(table, prefix, row, names, None if own_names else number)
+                except RecordError as error:
+                    yield BadSource(error.where, error.field, error.why)
+        except RecordError as error:
+            yield BadSource(error.where, error.field, error.why)
+        except OSError as error:
+            yield BadSource(table.where, "file", f"cannot be read ({error.strerror or error})")
+
+    def _photo(
+        self, table: Table, prefix: str, row: Mapping[str, Any], names: Mapping[str, Sequence[str]], number: int | None
+    ) -> SourceImage:
+        image, content = self._image(table, prefix, row, number)
+        if content is None:
+            self.shelves.put(_NAMED, image)
+        objects, notes = read_objects(row.get("objects"), names, table.where, f"{prefix}objects")
+        size = read_size(row, table.where, prefix)
+        return SourceImage(
+            image=image,
+            source=table.where,
+            objects=objects,
+            size=size,
+            displayed=size is None,
+            split=named_split(table.split) or (split_of(image) if content is None else None),
+            summary=read_summary(row, table.where, prefix),
+            content=content,
+            notes=(*notes, *(f"column not read: {name}" for name in row if name not in COLUMNS)),
+        )
+
+    def _image(self, table: Table, prefix: str, row: Mapping[str, Any], number: int | None) -> tuple[str, bytes | None]:
+        """The photo's name and its bytes, or its place and None.
+
+        Args:
+            number: what to call it; None = after its own file.
+        """
+        column = "file_name" if "file_name" in row else "image"
+        field = f"{prefix}{column}"
+        value = row.get(column)
+        if isinstance(value, dict):
+            path, content = value.get("path"), value.get("bytes")
+        else:
+            path, content = (None, value) if isinstance(value, bytes) else (value, None)
+        if content is not None:
+            if not isinstance(content, bytes):
+                raise RecordError(table.where, field, f"must be the bytes of a photo, is {type(content).__name__}")
+            stem = f"{number:08d}" if number is not None else _stem(path)
+            return posixpath.join(table.split, f"{stem}{_suffix(content, table.where, field)}"), content
+        if not isinstance(path, str) or not path.strip():
+            raise RecordError(table.where, field, f"must name a photo or hold one, is {path!r}")
+        folder = posixpath.dirname(table.where) if column == "file_name" else ""
+        return find_photo(self.finder, check_text(path, table.where, field), folder), None
+
+
+def _suffix(content: bytes, where: str, field: str) -> str:
+    if content[:4] == b"RIFF" and content[8:12] == b"WEBP":
+        return ".webp"
+    for start, suffix in KINDS.items():
+        if content.startswith(start):
+            return suffix
+    raise RecordError(where, field, f"holds {len(content)} bytes that are no photo of a known kind")
+
+
+def _stem(path: Any) -> str | None:
+    """File name without suffix, if it can be the name of a file anywhere."""
+    name = path.replace("\\", "/").rpartition("/")[2] if isinstance(path, str) else ""
+    stem = os.path.splitext(name)[0]
+    return stem if PLAIN_NAME.fullmatch(stem) else None

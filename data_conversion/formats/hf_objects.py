@@ -1,0 +1,142 @@
+"""One row of a Hugging Face data set → objects and summary; the same for JSON, CSV, Parquet and Arrow.
+
+    objects   {"bbox": [[x, y, width, height], …], "category": […]} or [{"bbox": […], "category": …}, …]
+    text or caption   text, or a list of texts
+
+The label is under ``categories``, ``category``, ``label`` or ``desc``: text, or the number of a ClassLabel. Other keys
+of an object are left out and noted, but ``iscrowd`` drops it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from bbu.errors import RecordError
+from bbu.jsonl import decode_json
+from data_conversion.base import Dropped, RawObject, check_number, check_size, check_text
+from data_conversion.formats.json_stream import as_list, as_mapping
+
+LABEL_KEYS = ("categories", "category", "label", "desc")
+CROWD_KEYS = ("iscrowd", "is_crowd")
+OTHER_KEYS = ("bbox", "id", "area")  # known, and nothing is lost with the last two
+SUMMARY_COLUMNS = ("text", "caption")
+
+NO_LABEL = -1  # what datasets writes for a ClassLabel that nobody filled in
+
+
+def read_objects(
+    value: Any, names: Mapping[str, Sequence[str]], where: str, field: str
+) -> tuple[tuple[RawObject | Dropped, ...], list[str]]:
+    """Objects of one photo, and notes.
+
+    Args:
+        names: label key → names of its ClassLabel, if labels are numbers.
+
+    Raises:
+        RecordError: no objects, or malformed ones.
+    """
+    if value is None:
+        raise RecordError(where, field, "is missing; a photo in which there is nothing to see has empty lists")
+    if isinstance(value, str):
+        try:
+            value = decode_json(value, where)
+        except RecordError as error:
+            raise RecordError(where, field, error.why) from None
+    objects, notes = [], []
+    for name_of, item in _one_by_one(value, where, field):
+        label_key = _label_key(item, where, field)
+        label = _label(item[label_key], names.get(label_key), where, name_of(label_key))
+        objects.append(_read_object(item, label, where, name_of))
+        known = (label_key, *CROWD_KEYS, *OTHER_KEYS)
+        notes += [f"object key not read: {key}" for key in item if key not in known]
+    return tuple(objects), notes
+
+
+class _Named:
+    """Field names of the object with this number: ``objects.bbox[3]``, or ``objects[3].bbox`` in a list of objects."""
+
+    def __init__(self, field: str, number: int, listed: bool) -> None:
+        self.field, self.number, self.listed = field, number, listed
+
+    def __call__(self, key: str) -> str:
+        return f"{self.field}[{self.number}].{key}" if self.listed else f"{self.field}.{key}[{self.number}]"
+
+
+def _one_by_one(value: Any, where: str, field: str) -> list[tuple[_Named, dict[str, Any]]]:
+    """A list of objects, or a mapping of lists, as mappings of one object each."""
+    if isinstance(value, list):
+        items = [as_mapping(item, where, f"{field}[{number}]") for number, item in enumerate(value)]
+        return [(_Named(field, number, listed=True), item) for number, item in enumerate(items)]
+    columns = {key: as_list(cells, where, f"{field}.{key}") for key, cells in as_mapping(value, where, field).items()}
+    if "bbox" not in columns:
+        raise RecordError(where, f"{field}.bbox", f"is missing; keys are {', '.join(columns) or 'none'}")
+    count = len(columns["bbox"])
+    for key, cells in columns.items():
+        if len(cells) != count:
+            raise RecordError(where, f"{field}.{key}", f"has {len(cells)} entries, bbox {count}")
+    rows = [{key: cells[number] for key, cells in columns.items()} for number in range(count)]
+    return [(_Named(field, number, listed=False), item) for number, item in enumerate(rows)]
+
+
+def _label_key(item: Mapping[str, Any], where: str, field: str) -> str:
+    found = [key for key in LABEL_KEYS if key in item]
+    if len(found) != 1:
+        why = f"an object has one of {', '.join(LABEL_KEYS)}; found {' and '.join(found) or 'none'}"
+        raise RecordError(where, field, why)
+    return found[0]
+
+
+def _label(value: Any, names: Sequence[str] | None, where: str, field: str) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, str):
+        return check_text(value.strip(), where, field)
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise RecordError(where, field, f"must be text or the number of a class, is {value!r}")
+    if names is None:
+        raise RecordError(where, field, f"is {value}, and nothing says what that is called; write the name")
+    if value == NO_LABEL:
+        return ""
+    if not 0 <= value < len(names):
+        raise RecordError(where, field, f"is class {value} of {len(names)}")
+    return check_text(names[value].strip(), where, field)
+
+
+def _read_object(item: Mapping[str, Any], label: str, where: str, name_of: _Named) -> RawObject | Dropped:
+    place = name_of("bbox")
+    numbers = as_list(item.get("bbox"), where, place)
+    if len(numbers) != 4:
+        raise RecordError(where, place, f"needs 4 numbers [x, y, width, height], has {len(numbers)}")
+    x, y, width, height = (check_number(number, where, f"{place}[{i}]") for i, number in enumerate(numbers))
+    if not label:
+        return Dropped("(no label)", "no_description", "the label is empty", place)
+    if any(item.get(key) for key in CROWD_KEYS):
+        return Dropped(label, "crowd", "iscrowd: a region of many parts has no one description", place)
+    if min(width, height) < 0:
+        return Dropped(label, "inverted_box", f"width {width:g}, height {height:g} are below 0", place)
+    if min(width, height) == 0:
+        return Dropped(label, "zero_area", f"width {width:g}, height {height:g}", place)
+    return RawObject(label, "bbox_2d", (x, y, x + width, y + height), place)
+
+
+def read_summary(row: Mapping[str, Any], where: str, prefix: str) -> str | None:
+    """Words about the whole photo, several texts one a line; None if there are none."""
+    lines = []
+    for column in SUMMARY_COLUMNS:
+        value = row.get(column)
+        for text in value if isinstance(value, list) else [] if value is None else [value]:
+            if not isinstance(text, str):
+                raise RecordError(where, f"{prefix}{column}", f"must be text, is {text!r}")
+            lines.append(check_text(text.strip(), where, f"{prefix}{column}"))
+    return "\n".join(line for line in lines if line) or None
+
+
+def read_size(row: Mapping[str, Any], where: str, prefix: str) -> tuple[int, int] | None:
+    """The size that the row declares, or None; in CSV it is text."""
+    sides = [row.get(name) for name in ("width", "height")]
+    width, height = (int(side) if isinstance(side, str) and re.fullmatch(r"\d{1,9}", side) else side for side in sides)
+    if width is None and height is None:
+        return None
+    return check_size(width, height, where, prefix.rstrip(".") or "row")

@@ -1,0 +1,231 @@
+"""The tables of a Hugging Face data set: Arrow, Parquet, JSON lines and CSV, a few rows at a time.
+
+``datasets`` and ``pyarrow`` are imported where a table is opened: they take a second, and other formats need neither.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from bbu.errors import RecordError
+from bbu.jsonl import decode_json
+from data_conversion.base import BadSource, readable
+from data_conversion.formats.files import read_text
+from data_conversion.formats.grouping import named_split
+from data_conversion.formats.json_stream import as_list, as_mapping
+
+ROWS = 16  # of a table in memory at a time, with their photos
+SHARD = re.compile(r"(?P<split>.+?)-\d{5}-of-\d{5}")
+
+Rows = Iterator[tuple[str, dict[str, Any] | RecordError]]  # prefix of field names; column → value, or what is wrong
+ClassNames = dict[str, list[str]]  # key of an object → names of its ClassLabel
+
+
+class Table:
+    """The rows of one file or folder; every method raises RecordError where that is damaged.
+
+    Args:
+        path: the file or folder.
+        where: its path in the source, for messages.
+        split: the name that the data set gives the split; "" if none.
+    """
+
+    def __init__(self, path: Path, where: str, split: str = "") -> None:
+        self.path, self.where, self.split = path, where, split
+
+    def rows(self) -> Rows:
+        raise NotImplementedError
+
+    def paths(self) -> Iterator[str | None]:
+        """What the photos that the rows hold were called; nothing where rows hold none."""
+        return iter(())
+
+    def class_names(self) -> ClassNames:
+        return {}
+
+
+def saved_tables(root: Path) -> list[Table | BadSource]:
+    """What ``save_to_disk`` wrote: one table, or one for each split."""
+    try:
+        if not (root / "dataset_dict.json").is_file():
+            return [SavedTable(root, "state.json", _split_of_state(root / "state.json"))]
+        where = "dataset_dict.json"
+        value = as_mapping(decode_json(read_text(root / where, where), where), where, "file")
+        splits = as_list(value.get("splits"), where, "splits")
+        for index, name in enumerate(splits):
+            if not isinstance(name, str) or not re.fullmatch(r"\w[\w.-]*", name):
+                raise RecordError(where, f"splits[{index}]", f"must be the name of a folder, is {name!r}")
+    except RecordError as error:
+        return [BadSource(error.where, error.field, error.why)]
+    except OSError as error:
+        return [BadSource("dataset_dict.json", "file", f"cannot be read ({error.strerror or error})")]
+    return [SavedTable(root / name, f"{name}/state.json", name) for name in splits]
+
+
+def _split_of_state(path: Path) -> str:
+    value = as_mapping(decode_json(read_text(path, path.name), path.name), path.name, "file")
+    split = value.get("_split")
+    return split if isinstance(split, str) and re.fullmatch(r"\w[\w.-]*", split) else ""
+
+
+def parquet_tables(root: Path, files: Iterable[Path]) -> list[Table | BadSource]:
+    """``<split>-00000-of-00004.parquet``, ``<split>.parquet`` or ``<split>/….parquet``, by name."""
+    tables: list[Table | BadSource] = []
+    for path in files:
+        if path.suffix.lower() == ".parquet":
+            place = path.relative_to(root)
+            shard = SHARD.match(place.stem)
+            names = [shard["split"]] if shard else filter(named_split, (place.stem, place.parent.name))
+            tables.append(ParquetTable(path, readable(place.as_posix()), next(iter(names), "")))
+    return tables
+
+
+def metadata_table(path: Path, where: str) -> Table:
+    """The metadata file of an image folder; its split is the photos' affair."""
+    kinds: dict[str, Callable[[Path, str], Table]] = {".jsonl": JsonLines, ".csv": CsvFile, ".parquet": ParquetTable}
+    return kinds[path.suffix](path, where)
+
+
+class JsonLines(Table):
+    def rows(self) -> Rows:
+        with self.path.open(encoding="utf-8-sig", newline="\n") as stream:
+            try:
+                for number, line in enumerate(stream, start=1):
+                    if line.strip():
+                        yield f"line {number}.", self._row(line, number)
+            except UnicodeDecodeError as error:
+                raise RecordError(self.where, "file", f"is not UTF-8 ({error.reason}); save it as UTF-8") from None
+
+    def _row(self, line: str, number: int) -> dict[str, Any] | RecordError:
+        try:
+            return as_mapping(decode_json(line, self.where), self.where, f"line {number}")
+        except RecordError as error:
+            field = error.field if error.field.startswith("line ") else f"line {number}.{error.field}"
+            return RecordError(self.where, field, error.why)
+
+
+class CsvFile(Table):
+    """Cells are text; an empty one is none."""
+
+    def rows(self) -> Rows:
+        with self.path.open(encoding="utf-8-sig", newline="") as stream:
+            reader = csv.reader(stream, strict=True)
+            try:
+                columns = next(reader, [])
+                if "file_name" not in columns:
+                    raise RecordError(self.where, "file_name", f"is not a column; found are {', '.join(columns)}")
+                for cells in reader:
+                    if cells:
+                        yield f"line {reader.line_num}.", self._row(columns, cells, reader.line_num)
+            except UnicodeDecodeError as error:
+                raise RecordError(self.where, "file", f"is not UTF-8 ({error.reason}); save it as UTF-8") from None
+            except csv.Error as error:
+                raise RecordError(self.where, f"line {reader.line_num}", f"is not valid CSV: {error}") from None
+
+    def _row(self, columns: list[str], cells: list[str], line: int) -> dict[str, Any] | RecordError:
+        if len(cells) != len(columns):
+            return RecordError(self.where, f"line {line}", f"has {len(cells)} cells, the header {len(columns)}")
+        return {column: cell or None for column, cell in zip(columns, cells, strict=True)}
+
+
+class _ArrowTable(Table):
+    """Record batches with the features that datasets keeps beside them."""
+
+    def batches(self, columns: list[str] | None) -> Iterator[Any]:
+        raise NotImplementedError
+
+    def features(self) -> Any:
+        raise NotImplementedError
+
+    def rows(self) -> Rows:
+        with self._damage():
+            number = 0
+            for batch in self.batches(None):
+                for row in batch.to_pylist():
+                    yield f"rows[{number}].", row
+                    number += 1
+
+    def paths(self) -> Iterator[str | None]:
+        with self._damage():
+            for batch in self.batches(["image.path"]):
+                field = batch.schema.field("image").type.get_field_index("path") if _is_struct(batch) else -1
+                column = batch.column("image").field(field).to_pylist() if field >= 0 else [None] * batch.num_rows
+                yield from column
+
+    def class_names(self) -> ClassNames:
+        with self._damage():
+            features = self.features()
+            return dict(_class_labels(features.get("objects"))) if isinstance(features, dict) else {}
+
+    @contextmanager
+    def _damage(self) -> Iterator[None]:
+        try:
+            yield
+        except (RecordError, GeneratorExit):
+            raise
+        except Exception as error:  # pyarrow and datasets raise many kinds for damaged files
+            why = " ".join(str(error).split())[:200]
+            raise RecordError(self.where, "file", f"is damaged or incomplete: {why or type(error).__name__}") from None
+
+
+class SavedTable(_ArrowTable):
+    """A folder that ``Dataset.save_to_disk`` wrote: Arrow files, mapped into memory."""
+
+    @cached_property
+    def _dataset(self) -> Any:
+        import datasets
+
+        dataset = datasets.load_from_disk(str(self.path.resolve()))
+        dataset.data.validate(full=True)  # Arrow trusts the offsets in a file
+        return dataset
+
+    def batches(self, columns: list[str] | None) -> Iterator[Any]:
+        table = self._dataset.data.table
+        return iter((table if columns is None else table.select(["image"])).to_batches(max_chunksize=ROWS))
+
+    def features(self) -> Any:
+        return self._dataset.features.to_dict()
+
+
+class ParquetTable(_ArrowTable):
+    """One Parquet file, read row group by row group."""
+
+    def batches(self, columns: list[str] | None) -> Iterator[Any]:
+        from pyarrow import parquet
+
+        with parquet.ParquetFile(self.path) as file:
+            yield from file.iter_batches(batch_size=ROWS, columns=columns)
+
+    def features(self) -> Any:
+        from pyarrow import parquet
+
+        with parquet.ParquetFile(self.path) as file:
+            stored = (file.schema_arrow.metadata or {}).get(b"huggingface", b"{}")
+        return json.loads(stored).get("info", {}).get("features", {})
+
+
+def _is_struct(batch: Any) -> bool:
+    import pyarrow
+
+    return "image" in batch.schema.names and pyarrow.types.is_struct(batch.schema.field("image").type)
+
+
+def _class_labels(features: Any) -> Iterator[tuple[str, list[str]]]:
+    """Key → names for every ClassLabel, however deep in lists and mappings."""
+    for key, value in features.items() if isinstance(features, dict) else ():
+        inner = value
+        while isinstance(inner, dict) and isinstance(inner.get("feature"), dict):
+            inner = inner["feature"]
+        if isinstance(inner, dict) and inner.get("_type") == "ClassLabel":
+            yield key, list(inner["names"])
+        elif key == "feature":
+            yield from _class_labels(value)
+    for item in features if isinstance(features, list) else ():
+        yield from _class_labels(item)

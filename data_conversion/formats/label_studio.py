@@ -1,0 +1,382 @@
+"""Label Studio, read: the JSON export, a list of tasks, one or several ``*.json`` at the root.
+
+Frame: the browser shows the photo turned as its EXIF tag says and points are percent of that photo, so
+``displayed`` is set and the size is ``original_width`` x ``original_height``. Where those are missing, points are
+shares of the photo.
+
+Labels: the labels of a region (several: joined by ``,``), then the choices, texts and taxonomy paths given to that
+region (same ``id``, or its id as ``parentID``), each as a further level, in the order they stand. Choices and texts
+without a region are about the photo: its summary. Other results (ratings, relations …) are noted, not read.
+
+Which results: of several annotations the one marked as ground truth, otherwise the one changed last (note
+``several_annotations``); cancelled ones never. Predictions are read only from a task without the key
+``annotations``, that is from a file made to be imported: in an export they are a model's guesses, not labels.
+
+Photos: the longest tail of the reference that is a file of the source, with or without the eight hexadecimal digits
+that Label Studio puts before the name of an upload. ``data.split`` (train, val or test), if there, is the split.
+
+Formats: labelstud.io/guide/export (raw JSON), /guide/task_format, /guide/predictions.
+"""
+
+from __future__ import annotations
+
+import math
+import posixpath
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, unquote_plus
+
+from bbu.errors import RecordError
+from bbu.taxonomy import ATTRIBUTE_SEPARATOR, SEPARATOR
+from data_conversion.base import (
+    IMAGE_SUFFIXES,
+    SPLITS,
+    BadSource,
+    Dropped,
+    RawObject,
+    SourceImage,
+    SourceItem,
+    SourceOptions,
+    check_number,
+    check_size,
+    check_text,
+    readable,
+)
+from data_conversion.formats.grouping import Shelves
+from data_conversion.formats.json_stream import as_list, as_mapping, stream_json
+from data_conversion.formats.source_photos import unnamed_photos
+from data_conversion.locating import PhotoFinder
+
+RECTANGLES = ("rectanglelabels", "rectangle")
+POLYGONS = ("polygonlabels", "polygon")
+OTHER_SHAPES = re.compile(r"(keypoint|brush|ellipse|bitmask|vector|cube|magicwand)(labels)?")
+WORDS = {"labels": "labels", "choices": "choices", "textarea": "text", "taxonomy": "taxonomy"}  # type → key of value
+UPLOAD_PREFIX = re.compile(r"[0-9a-f]{8}-(?=.)")
+SENTENCE_SEPARATOR = "; "  # between the words about a whole photo
+CHOOSE_JSON = "choose the format JSON when you export from Label Studio"
+
+
+@dataclass
+class _Region:
+    """One shape on the photo and the words given to it, level by level."""
+
+    item: dict[str, Any]
+    place: str
+    levels: list[str] = field(default_factory=list)
+
+    @property
+    def shape(self) -> str:
+        return str(self.item["type"])
+
+    @property
+    def value(self) -> dict[str, Any]:
+        return dict(self.item["value"])
+
+
+def iter_records(root: Path, options: SourceOptions = SourceOptions()) -> Iterator[SourceItem]:  # noqa: B008 (frozen)
+    """Yield one item a task, file by file, and one for each photo that no task names.
+
+    A file that is no JSON list of tasks is one BadSource.
+    """
+    with Shelves() as named:
+        for item in _read_files(root):
+            if isinstance(item, SourceImage):
+                named.put("photos", item.image)
+            yield item
+        yield from unnamed_photos(root, options.ignore, named, "photos")
+
+
+def _read_files(root: Path) -> Iterator[SourceItem]:
+    finder = PhotoFinder(root)
+    for path in sorted(root.glob("*.json")):
+        if path.name.startswith(".") or path.is_dir():
+            continue
+        if readable(path.name) != path.name:
+            yield BadSource(readable(path.name), "file", "has a name that is not UTF-8; rename it")
+            continue
+        try:
+            yield from _read_export(path, path.name, finder)
+        except RecordError as error:
+            yield BadSource(error.where, error.field, error.why)
+        except OSError as error:
+            yield BadSource(path.name, "file", f"cannot be read ({error.strerror or error})")
+
+
+def _read_export(path: Path, where: str, finder: PhotoFinder) -> Iterator[SourceItem]:
+    for item in stream_json(path, where):  # to the end, before anything is taken from a file that may be cut off
+        if item.name:
+            raise RecordError(where, "file", f"must be a list of tasks; {CHOOSE_JSON}")
+        if item.number == 0 and isinstance(item.value, dict) and "data" not in item.value:
+            raise RecordError(where, "[0].data", f"is missing: is this the JSON-MIN export? {CHOOSE_JSON}")
+    for item in stream_json(path, where):
+        if item.number is None:
+            continue
+        try:
+            yield _read_task(item.value, where, item.field, finder)
+        except RecordError as error:
+            yield BadSource(error.where, error.field, error.why)
+        except OSError as error:  # a photo name longer than names may be
+            yield BadSource(where, f"{item.field}.data", f"names no photo ({error.strerror})")
+
+
+def _read_task(value: Any, where: str, place: str, finder: PhotoFinder) -> SourceItem:
+    task = as_mapping(value, where, place)
+    data = as_mapping(task.get("data"), where, f"{place}.data")
+    chosen = _choose_results(task, where, place)
+    if isinstance(chosen, BadSource):
+        return chosen
+    results, results_place, notes = chosen
+    regions, summary, more = _read_results(results, where, results_place)
+    size = _frame(regions, where)
+    image = _find_photo(_reference(data, regions, where, place), finder)
+    split = data.get("split")
+    return SourceImage(
+        image=image,
+        source=where,
+        objects=tuple(_read_region(region, size, where) for region in regions),
+        size=size,
+        displayed=True,
+        relative=size is None,
+        split=split if isinstance(split, str) and split in SPLITS else None,
+        summary=summary,
+        notes=(*notes, *more),
+    )
+
+
+def _choose_results(task: Mapping[str, Any], where: str, place: str) -> BadSource | tuple[list[Any], str, list[str]]:
+    """The results to read, their place, and notes; a BadSource where nobody has labelled the photo."""
+    if task.get("annotations") is None:
+        name, notes = "predictions", ["predictions_read"]
+        found = as_list(task.get("predictions") or [], where, f"{place}.predictions")[:1]
+    else:
+        name, notes = "annotations", []
+        found = as_list(task["annotations"], where, f"{place}.annotations")
+    places = [f"{place}.{name}[{index}]" for index in range(len(found))]
+    kept = [(as_mapping(item, where, here), here) for item, here in zip(found, places, strict=True)]
+    kept = [(item, here) for item, here in kept if item.get("was_cancelled") is not True]
+    if not kept:
+        why = "was skipped by its annotators" if found else "has no annotation"
+        return BadSource(where, place, why, reason="no_annotation")
+    if len(kept) > 1:
+        notes.append("several_annotations")
+    # Times of one export have one form, so their texts sort as they do; of equal ones the last.
+    item, here = max(reversed(kept), key=lambda pair: _standing(pair[0]))
+    return as_list(item.get("result"), where, f"{here}.result"), f"{here}.result", notes
+
+
+def _standing(annotation: Mapping[str, Any]) -> tuple[bool, str]:
+    """Sorts the annotations of a task: the truth above all, then by time of change."""
+    return annotation.get("ground_truth") is True, str(annotation.get("updated_at") or "")
+
+
+# ---------------------------------------------------------------- results → regions and words
+
+
+def _read_results(results: list[Any], where: str, place: str) -> tuple[list[_Region], str | None, list[str]]:
+    """Regions in file order with their words, the words about the photo, and notes."""
+    regions: dict[str, _Region] = {}
+    others: list[tuple[dict[str, Any], str]] = []
+    for index, value in enumerate(results):
+        here = f"{place}[{index}]"
+        item = as_mapping(value, where, here)
+        if not isinstance(item.get("type"), str):
+            raise RecordError(where, f"{here}.type", f"must be text, is {_show(item.get('type'))}")
+        if not _is_shape(item["type"]):
+            others.append((item, here))
+            continue
+        region = _Region(item, here, _words(item, item["type"], where, here))
+        first = regions.setdefault(_identity(item, here), region)
+        if first is not region:
+            if _outline(first) != _outline(region):
+                raise RecordError(where, f"{here}.id", "is the id of another region too; ids must be unique")
+            first.levels += region.levels  # one shape, labelled by two controls
+    about_photo: list[str] = []
+    notes: list[str] = []
+    for item, here in others:
+        if item["type"] not in WORDS:
+            notes.append(f"result_not_read: {readable(item['type'])}")
+            continue
+        owner = regions.get(_identity(item, here)) or regions.get(str(item.get("parentID")))
+        (owner.levels if owner else about_photo).extend(_words(item, WORDS[item["type"]], where, here))
+    return list(regions.values()), SENTENCE_SEPARATOR.join(about_photo) or None, notes
+
+
+def _is_shape(name: str) -> bool:
+    return name in RECTANGLES or name in POLYGONS or OTHER_SHAPES.fullmatch(name) is not None
+
+
+def _identity(item: Mapping[str, Any], here: str) -> str:
+    return str(item["id"]) if isinstance(item.get("id"), str | int) else f"at {here}"
+
+
+def _outline(region: _Region) -> dict[str, Any]:
+    """What a region's value says without its labels."""
+    return {key: value for key, value in region.value.items() if key != region.shape}
+
+
+def _words(item: Mapping[str, Any], key: str, where: str, here: str) -> list[str]:
+    """The text of one result as one level; [] when it says nothing. Taxonomy gives the levels of its path."""
+    found = as_mapping(item.get("value"), where, f"{here}.value").get(key)
+    name = f"{here}.value.{key}"
+    if found is None:
+        return []
+    texts = [found] if isinstance(found, str) else as_list(found, where, name)
+    if key == "taxonomy":
+        if len(texts) > 1:
+            raise RecordError(where, name, f"has {len(texts)} paths; a part has one description")
+        texts = [_text(word, where, name) for path in texts for word in as_list(path, where, name)]
+        return [text for text in texts if text]
+    joined = ATTRIBUTE_SEPARATOR.join(filter(None, (_text(text, where, name) for text in texts)))
+    return [joined] if joined else []
+
+
+def _text(value: Any, where: str, name: str) -> str:
+    if not isinstance(value, str):
+        raise RecordError(where, name, f"must be text, is {_show(value)}")
+    return check_text(value.strip(), where, name)
+
+
+# ---------------------------------------------------------------- geometry
+
+
+def _frame(regions: list[_Region], where: str) -> tuple[int, int] | None:
+    """The displayed size that the regions declare; None where they do not."""
+    size = None
+    for region in regions:
+        turned = check_number(region.item.get("image_rotation") or 0, where, f"{region.place}.image_rotation")
+        if turned % 360:
+            why = f"is {turned:g}: the photo was turned by hand while it was labelled; turn the file and label it again"
+            raise RecordError(where, f"{region.place}.image_rotation", why)
+        width, height = region.item.get("original_width"), region.item.get("original_height")
+        if width is None and height is None:
+            continue
+        found = check_size(width, height, where, f"{region.place}.original")
+        if size not in (None, found):
+            raise RecordError(where, f"{region.place}.original_width", "differs from that of another region; keep one")
+        size = found
+    return size
+
+
+def _read_region(region: _Region, size: tuple[int, int] | None, where: str) -> RawObject | Dropped:
+    desc, place = SEPARATOR.join(region.levels), f"{region.place}.value"
+    if region.shape in RECTANGLES:
+        shape = _rectangle(region.value, size, where, place)
+    elif region.shape in POLYGONS:
+        shape = _polygon(region.value, size, where, place)
+    else:
+        shape = ("unsupported_shape", f"{region.shape} is neither a rectangle nor a polygon")
+    if not desc:
+        return Dropped("(no label)", "no_description", "the region has no label, choice or text", region.place)
+    if isinstance(shape[1], str):
+        return Dropped(desc, shape[0], shape[1], place)
+    return RawObject(desc, shape[0], shape[1], place)
+
+
+Shape = tuple[str, tuple[float, ...] | str]  # kind and points, or reason and detail of what cannot be used
+
+
+def _rectangle(value: Mapping[str, Any], size: tuple[int, int] | None, where: str, place: str) -> Shape:
+    x, y, width, height = (
+        check_number(value.get(key), where, f"{place}.{key}") * scale
+        for key, scale in zip(("x", "y", "width", "height"), _scale(size) * 2, strict=True)
+    )
+    angle = check_number(value.get("rotation") or 0, where, f"{place}.rotation") % 360
+    if width < 0 or height < 0:
+        return "inverted_box", f"width {width:g} or height {height:g} is negative"
+    if not width or not height:
+        return "zero_area", f"width {width:g} or height {height:g} is 0"
+    if not angle:
+        return "bbox_2d", (x, y, x + width, y + height)
+    if size is None:
+        raise RecordError(where, f"{place}.rotation", "needs original_width and original_height beside it")
+    # Clockwise on the screen (y goes down) around the top left corner.
+    cos, sin = math.cos(math.radians(angle)), math.sin(math.radians(angle))
+    right, down = (width * cos, width * sin), (-height * sin, height * cos)
+    return "poly", (
+        *(x, y, x + right[0], y + right[1]),
+        *(x + right[0] + down[0], y + right[1] + down[1], x + down[0], y + down[1]),
+    )
+
+
+def _polygon(value: Mapping[str, Any], size: tuple[int, int] | None, where: str, place: str) -> Shape:
+    scale = _scale(size)
+    numbers: list[float] = []
+    for index, point in enumerate(as_list(value.get("points"), where, f"{place}.points")):
+        name = f"{place}.points[{index}]"
+        if len(as_list(point, where, name)) != 2:
+            raise RecordError(where, name, f"must be a point [x, y], has {len(point)} numbers")
+        numbers += (check_number(point[axis], where, f"{name}[{axis}]") * scale[axis] for axis in (0, 1))
+    if value.get("closed") is False:
+        return "unsupported_shape", "the polygon was not closed; finish it in Label Studio"
+    if len(numbers) < 6:
+        return "zero_area", f"a polygon of {len(numbers) // 2} points has no area"
+    return "poly", tuple(numbers)
+
+
+def _scale(size: tuple[int, int] | None) -> tuple[float, float]:
+    """Percent → pixels of the declared size, or shares of an unknown one."""
+    width, height = size or (1, 1)
+    return width / 100, height / 100
+
+
+# ---------------------------------------------------------------- the photo
+
+
+def _reference(data: Mapping[str, Any], regions: list[_Region], where: str, place: str) -> str:
+    """What the task says of its photo: under the key that its regions name, ``image``, or any that names a photo."""
+    named = {str(region.item["to_name"]) for region in regions if region.item.get("to_name") is not None}
+    if len(named) > 1:
+        raise RecordError(
+            where, place, f"has regions on several images ({', '.join(sorted(named))}); one task, one photo"
+        )
+    sources = {str(region.item["source"]).removeprefix("$") for region in regions if region.item.get("source")}
+    for key in (*sorted(sources), *named, "image"):
+        if isinstance(data.get(key), str) and data[key].strip():
+            return check_text(data[key].strip(), where, f"{place}.data.{key}")
+    for key, text in data.items():
+        if isinstance(text, str) and text.partition("?")[0].strip().lower().endswith(IMAGE_SUFFIXES):
+            return check_text(text.strip(), where, f"{place}.data.{key}")
+    raise RecordError(where, f"{place}.data", "names no photo; keys: " + (", ".join(data) or "none"))
+
+
+def _find_photo(reference: str, finder: PhotoFinder) -> str:
+    """Path of the photo in the source; what cannot be found comes back as the reference has it."""
+    names = [name.replace("\\", "/") for name in _paths(reference)]
+    if posixpath.normpath(names[0]).startswith("../"):
+        return names[0]  # leaves the source: refused when it is opened
+    for name in names:
+        parts = posixpath.normpath(name).split("/")
+        for start in range(len(parts)):
+            tail = "/".join(parts[start:])
+            if tail and (finder.root / tail).is_file():
+                return tail
+    for bare in (posixpath.basename(name) for name in names):
+        for guess in (bare, UPLOAD_PREFIX.sub("", bare, count=1)):
+            found = finder.find(guess) if guess else guess
+            if found and (finder.root / found).is_file():
+                return found
+    return names[0]
+
+
+def _paths(reference: str) -> list[str]:
+    """The path in a reference, likeliest first: older versions wrote local files and addresses unescaped."""
+    path, _, query = reference.partition("?")
+    if path.rstrip("/").endswith("data/local-files"):
+        name = query.partition("d=")[2].lstrip("/")
+        return [unquote_plus(name), unquote(name), name]
+    if "://" in path:
+        name = path.partition("://")[2].partition("/")[2]
+        return [unquote(name), name]
+    if path.startswith("/data/upload/"):
+        return [path.lstrip("/"), unquote(path.lstrip("/"))]
+    return [reference, unquote(reference)]
+
+
+def _show(value: Any) -> str:
+    if isinstance(value, list | dict):
+        return type(value).__name__
+    text = ascii(value)
+    return text if len(text) <= 60 else text[:57] + "..."

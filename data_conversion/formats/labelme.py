@@ -1,0 +1,278 @@
+"""LabelMe (github.com/wkentaro/labelme): one JSON beside each photo, in pixels of the photo as displayed.
+
+    root/…/name.jpg + name.json: {"shapes": [{label, points, shape_type, flags, description, …}], "imagePath", …}
+
+LabelMe turns photos by their EXIF tag when it loads them, so its points are displayed pixels.
+
+| shape_type                             | becomes |
+|----------------------------------------|---------|
+| rectangle                              | bbox_2d; with four corners that do not lie along the axes, poly |
+| polygon, oriented_rectangle, rotation  | poly (``rotation`` is the turned rectangle of X-AnyLabeling) |
+| line, linestrip                        | line |
+| circle (centre, a point on it)         | bbox_2d, the box that touches it, noted |
+| point, points, mask                    | dropped as ``unsupported_shape`` |
+
+Description path: the label, then the names of flags that are set, in file order, then the description text. The folder
+of the JSON is where ``imagePath`` starts. A photo that is not there is taken from ``imageData`` or, without that, from
+where else in the source it is found; both are noted. A folder called train, val or test is the split.
+"""
+
+from __future__ import annotations
+
+import base64
+import math
+import os
+import posixpath
+from collections.abc import Iterator, Mapping
+from functools import partial
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from bbu.errors import RecordError
+from bbu.geometry import enclosing_box
+from bbu.jsonl import decode_json, write_json
+from bbu.taxonomy import join_path
+from data_conversion.base import (
+    IMAGE_SUFFIXES,
+    Dropped,
+    ExportObject,
+    ExportPhoto,
+    Losses,
+    RawObject,
+    SourceImage,
+    SourceItem,
+    SourceOptions,
+    check_number,
+    check_size,
+    check_text,
+    read_each,
+)
+from data_conversion.formats.files import new_file, read_text, split_of, walk_files
+from data_conversion.formats.grouping import Shelves
+from data_conversion.formats.source_photos import find_photo, unnamed_photos
+from data_conversion.locating import PhotoFinder
+
+Points = list[tuple[float, float]]
+
+RINGS = ("polygon", "oriented_rectangle", "rotation")
+LINES = ("line", "linestrip")
+UNSUPPORTED = ("point", "points", "mask")  # no box, polygon or line
+SHAPE_TYPES = ("rectangle", *RINGS, *LINES, "circle", *UNSUPPORTED)
+AXIS_TOLERANCE = 0.5  # displayed pixels a corner may lie off the enclosing box and the rectangle still be a box
+CIRCLE_AS_BOX = "circle_read_as_its_box"  # note
+PHOTO_FROM_JSON = "photo_taken_from_image_data"  # note
+PHOTO_ELSEWHERE = "photo_found_in_another_folder"  # note
+
+VERSION = "5.4.1"  # of the files written: the newest whose shapes all of LabelMe 5 reads
+SHAPES = {"bbox_2d": "rectangle", "poly": "polygon", "line": "linestrip"}  # geometry of a record → shape_type
+
+
+def iter_records(root: Path, options: SourceOptions = SourceOptions()) -> Iterator[SourceItem]:  # noqa: B008 (frozen)
+    """Yield one item for each JSON file, and one for each photo that none names, both by folder and name."""
+    files = (path for path in walk_files(root, options.ignore) if path.suffix.lower() == ".json")
+    with Shelves() as named:
+        for item in read_each(root, files, partial(_read_file, finder=PhotoFinder(root))):
+            if isinstance(item, SourceImage):
+                named.put("photos", item.image)
+            else:  # the photo of a bad JSON is not missing one
+                stem = posixpath.splitext(item.source)[0]
+                for suffix in (*IMAGE_SUFFIXES, *map(str.upper, IMAGE_SUFFIXES)):
+                    named.put("photos", f"{stem}{suffix}")
+            yield item
+        yield from unnamed_photos(root, options.ignore, named, "photos")
+
+
+def _read_file(path: Path, where: str, finder: PhotoFinder) -> SourceImage:
+    value = _mapping(decode_json(read_text(path, where), where), where, "file")
+    if "shapes" not in value:
+        raise RecordError(where, "shapes", "is missing; is this a LabelMe file?")
+    notes = [f"photo flag not read: {name}" for name in _flags(value.get("flags"), where, "flags")]
+    image, content = _photo(value, where, finder, notes)
+    shapes = _sequence(value["shapes"], where, "shapes")
+    objects = tuple(_read_shape(item, where, f"shapes[{index}]", notes) for index, item in enumerate(shapes))
+    size = (value.get("imageWidth"), value.get("imageHeight"))
+    return SourceImage(
+        image=image,
+        source=where,
+        objects=objects,
+        size=None if size == (None, None) else check_size(*size, where, "image"),
+        displayed=True,
+        split=split_of(image),
+        content=content,
+        notes=tuple(notes),
+    )
+
+
+# ---------------------------------------------------------------- photo
+
+
+def _photo(value: Mapping[str, Any], where: str, finder: PhotoFinder, notes: list[str]) -> tuple[str, bytes | None]:
+    """Path of the photo, and its bytes where only the JSON has them."""
+    name = _text(value.get("imagePath"), where, "imagePath").replace("\\", "/")
+    if not name:
+        raise RecordError(where, "imagePath", "is missing or empty; name the photo")
+    folder = posixpath.dirname(where)
+    image = posixpath.normpath(posixpath.join(folder, name))
+    if _is_there(finder.root, image):
+        return image, None
+    data = _text(value.get("imageData"), where, "imageData")
+    if not data:
+        elsewhere = find_photo(finder, name)
+        found = _is_there(finder.root, elsewhere)
+        notes += [PHOTO_ELSEWHERE] * found
+        return elsewhere if found else image, None
+    notes.append(PHOTO_FROM_JSON)
+    if image.startswith(("/", "../")):  # nothing is opened there: only the name is needed
+        image = posixpath.join(folder, posixpath.basename(name))
+    return image, _decode_photo(data, where)
+
+
+def _is_there(root: Path, image: str) -> bool:
+    return not image.startswith(("/", "../")) and os.path.isfile(root / image)
+
+
+def _decode_photo(data: str, where: str) -> bytes:
+    try:
+        return base64.b64decode("".join(data.split()), validate=True)
+    except ValueError as error:
+        why = f"is not base64 ({error}), and the photo is not there; add it"
+        raise RecordError(where, "imageData", why) from None
+
+
+# ---------------------------------------------------------------- shapes
+
+
+def _read_shape(value: Any, where: str, field: str, notes: list[str]) -> RawObject | Dropped:
+    shape = _mapping(value, where, field)
+    desc = _description(shape, where, field)
+    name = shape.get("shape_type") or "polygon"  # the oldest files have polygons only, and do not say so
+    if not isinstance(name, str) or name not in SHAPE_TYPES:
+        raise RecordError(where, f"{field}.shape_type", f"must be one of {', '.join(SHAPE_TYPES)}, is {name!r}")
+    points = _points(shape.get("points"), where, f"{field}.points")
+    if name in UNSUPPORTED:
+        return Dropped(desc or "(no label)", "unsupported_shape", f"{name} is no box, polygon or line", field)
+    if not desc:
+        return Dropped("(no label)", "no_description", "label is empty", field)
+    kind, flat = _geometry(name, points, where, f"{field}.points")
+    if name == "circle":
+        notes.append(CIRCLE_AS_BOX)
+    if shape.get("group_id") is not None:
+        notes.append("group_id_not_read")
+    return RawObject(desc, kind, flat, field)
+
+
+def _description(shape: Mapping[str, Any], where: str, field: str) -> str:
+    """Label / flags that are set / description text; "" without a label."""
+    label = _text(shape.get("label"), where, f"{field}.label").strip()
+    text = _text(shape.get("description"), where, f"{field}.description").strip()
+    flags = _flags(shape.get("flags"), where, f"{field}.flags")
+    return join_path(part for part in (label, *flags, text) if part) if label else ""
+
+
+def _flags(value: Any, where: str, field: str) -> list[str]:
+    """Names of the flags that are set."""
+    flags = _mapping(value or {}, where, field)
+    for name, state in flags.items():
+        check_text(name, where, field)
+        if not isinstance(state, bool):
+            raise RecordError(where, f"{field}.{name}", f"must be true or false, is {type(state).__name__}")
+    return [name for name, state in flags.items() if state]
+
+
+def _geometry(name: str, points: Points, where: str, field: str) -> tuple[str, tuple[float, ...]]:
+    flat = tuple(number for point in points for number in point)
+    if name == "rectangle" and len(points) in (2, 4):
+        box = enclosing_box(flat)
+        return ("bbox_2d", box) if len(points) == 2 or _along_axes(points, box) else ("poly", flat)
+    if name == "circle" and len(points) == 2:
+        (cx, cy), edge = points
+        radius = math.dist((cx, cy), edge)
+        return "bbox_2d", (cx - radius, cy - radius, cx + radius, cy + radius)
+    if name in RINGS and len(points) >= 3:
+        return "poly", flat
+    if name in LINES and len(points) >= 2:
+        return "line", flat
+    needs = {"rectangle": "2 or 4", "circle": "2"}.get(name, "at least 3" if name in RINGS else "at least 2")
+    raise RecordError(where, field, f"a {name} needs {needs} points, has {len(points)}")
+
+
+def _along_axes(points: Points, box: tuple[float, float, float, float]) -> bool:
+    """Whether four points are, within AXIS_TOLERANCE, the four corners of their enclosing box."""
+    corners = [(x, y) for x in box[::2] for y in box[1::2]]
+    return all(
+        any(abs(x - cx) <= AXIS_TOLERANCE and abs(y - cy) <= AXIS_TOLERANCE for x, y in points) for cx, cy in corners
+    )
+
+
+def _points(value: Any, where: str, field: str) -> Points:
+    points = []
+    for index, item in enumerate(_sequence(value, where, field)):
+        name = f"{field}[{index}]"
+        pair = _sequence(item, where, name)
+        if len(pair) != 2:
+            raise RecordError(where, name, f"must be a point [x, y], has {len(pair)} numbers")
+        points.append((check_number(pair[0], where, f"{name}[0]"), check_number(pair[1], where, f"{name}[1]")))
+    return points
+
+
+def _text(value: Any, where: str, field: str) -> str:
+    if value is not None and not isinstance(value, str):
+        raise RecordError(where, field, f"must be text, is {type(value).__name__}")
+    return check_text(value or "", where, field)
+
+
+def _mapping(value: Any, where: str, field: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise RecordError(where, field, f"must be a JSON object, is {type(value).__name__}")
+    return value
+
+
+def _sequence(value: Any, where: str, field: str) -> list[Any]:
+    if not isinstance(value, list):
+        raise RecordError(where, field, f"must be a list, is {type(value).__name__}")
+    return value
+
+
+# ---------------------------------------------------------------- writing
+
+
+def write_records(photos: Iterator[ExportPhoto], folder: Path) -> Losses:
+    """Write ``name.json`` where ``name.jpg`` is expected: every geometry is kept, and the description is the label.
+
+    Splits are kept only as far as the photos' own folders tell them, scores and summaries not at all.
+
+    Raises:
+        UserError: two photos that differ only in their suffix would share a JSON.
+    """
+    losses: Losses = Losses()
+    for photo in photos:
+        name = str(PurePosixPath(photo.image).with_suffix(".json"))
+        write_json(new_file(folder, name, photo.image), _document(photo))
+        losses["split not kept"] += photo.split not in (None, split_of(photo.image))
+        losses["summary not kept"] += photo.summary is not None
+        losses["score not kept"] += sum(item.score is not None for item in photo.objects)
+    return +losses
+
+
+def _document(photo: ExportPhoto) -> dict[str, Any]:
+    return {
+        "version": VERSION,
+        "flags": {},
+        "shapes": [_shape(item) for item in photo.objects],
+        "imagePath": posixpath.basename(photo.image),
+        "imageData": None,
+        "imageHeight": photo.height,
+        "imageWidth": photo.width,
+    }
+
+
+def _shape(item: ExportObject) -> dict[str, Any]:
+    return {
+        "label": item.desc,
+        "points": [list(point) for point in zip(item.points[::2], item.points[1::2], strict=True)],
+        "group_id": None,
+        "description": "",
+        "shape_type": SHAPES[item.kind],
+        "flags": {},
+        "mask": None,
+    }

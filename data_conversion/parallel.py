@@ -1,0 +1,59 @@
+"""Work on many items in several processes, results in order, with only a few items in memory at a time."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from itertools import chain, islice
+from typing import TypeVar
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+INLINE = 200  # items done here before processes are started, which takes about a second
+CHUNK = 32  # items sent at a time
+AHEAD = 3  # chunks under way for each process
+
+
+def map_in_order(
+    function: Callable[[Item], Result], items: Iterable[Item], workers: int
+) -> Generator[Result, None, None]:
+    """``map``, with the function run in ``workers`` processes (0: one for each core; 1: here).
+
+    The function and the items must be picklable. Items are drawn only as results are taken.
+    """
+    workers = workers or os.cpu_count() or 1
+    stream = iter(items)
+    yield from map(function, islice(stream, INLINE))
+    first = list(islice(stream, 1))
+    if workers == 1 or not first:
+        yield from map(function, chain(first, stream))
+        return
+    yield from _spread(function, chain(first, stream), workers)
+
+
+def _spread(function: Callable[[Item], Result], stream: Iterator[Item], workers: int) -> Iterator[Result]:
+    spawn = multiprocessing.get_context("spawn")  # a fork would copy threads that other libraries have started
+    pool = ProcessPoolExecutor(workers, mp_context=spawn, initializer=_leave_interrupts_to_the_parent)
+    pending: deque[Future[list[Result]]] = deque()
+    try:
+        while chunk := list(islice(stream, CHUNK)):
+            pending.append(pool.submit(_run, function, chunk))
+            if len(pending) >= AHEAD * workers:
+                yield from pending.popleft().result()
+        while pending:
+            yield from pending.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _run(function: Callable[[Item], Result], chunk: list[Item]) -> list[Result]:
+    return [function(item) for item in chunk]
+
+
+def _leave_interrupts_to_the_parent() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

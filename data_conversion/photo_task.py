@@ -1,0 +1,152 @@
+"""What is done to one photo, in whichever process: open it, place its objects, give it a row."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from bbu.errors import ImageError, RecordError, UserError
+from bbu.geometry import compose
+from bbu.records import Row, parse_row, resolve_image
+from bbu.taxonomy import Taxonomy
+from data_conversion.base import BadSource, Dropped, RawObject, SourceImage
+from data_conversion.photo_files import KEEP, WITHOUT, store_photo
+from data_conversion.photos import Photo, assumed_photo, points_to_displayed, read_photo
+from data_conversion.placing import place_objects
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one source item.
+
+    Args:
+        source: annotation file.
+        image: photo as the source names it; "" where there is none.
+        objects_read: objects of the annotation.
+        row: the photo's row, or None.
+        digest: content hash of the photo, for splits.
+        hint: the source's own split.
+        bad: why there is no row.
+        dropped: objects that are in no row.
+        notes: codes of harmless oddities.
+    """
+
+    source: str
+    image: str = ""
+    objects_read: int = 0
+    row: Row | None = None
+    digest: str = ""
+    hint: str | None = None
+    bad: BadSource | None = None
+    dropped: tuple[Dropped, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class PhotoTask:
+    """One photo's way from annotation to row; it can be sent to other processes.
+
+    Args:
+        root: the source folder.
+        taxonomy: token map and hierarchy.
+        images: what is done with photo files, one of photo_files.MODES.
+        photos: folder that linked, copied and re-encoded photos go to.
+        max_pixels: largest re-encoded photo; 0: as large as it is.
+        frame: "displayed" or "stored" overrules what the format says of its coordinates; "" trusts it.
+    """
+
+    root: Path
+    taxonomy: Taxonomy = field(default_factory=Taxonomy)
+    images: str = KEEP
+    photos: Path = Path()
+    max_pixels: int = 0
+    frame: str = ""
+
+    def __call__(self, item: SourceImage | BadSource) -> Outcome:
+        """The outcome for one item; whatever is wrong with the photo is in it, not raised."""
+        if isinstance(item, BadSource):
+            return Outcome(item.source, bad=item)
+        if self.frame:
+            item = replace(item, displayed=self.frame == "displayed")
+        try:
+            return self._convert(item)
+        except ImageError as error:
+            return refuse(item, BadSource(item.source, "image", str(error)))
+        except RecordError as error:
+            return refuse(item, BadSource(item.source, error.field, error.why))
+
+    def _convert(self, item: SourceImage) -> Outcome:
+        photo, path = self._open(item)
+        affine, notes = points_to_displayed(photo, item.size, item.displayed, item.relative)
+        kept_size = photo.displayed
+        if photo.orientation != 1:
+            notes.append(f"exif_orientation_{photo.orientation}")
+        stored = store_photo(item, path, self.images, self.photos, self.max_pixels, kept_size)
+        width, height = stored.size
+        if stored.size != kept_size:
+            affine = compose(affine, (width / kept_size[0], 0.0, 0.0, 0.0, height / kept_size[1], 0.0))
+        objects, dropped, more = place_objects(item.objects, self.taxonomy, affine, stored.size)
+        if item.objects and not objects:
+            # As an empty photo it would teach that there is nothing to see.
+            detail = f"all {len(item.objects)} objects were dropped"
+            bad = BadSource(item.source, "objects", detail, reason="no_objects_left")
+            return Outcome(item.source, item.image, len(item.objects), bad=bad, dropped=tuple(dropped))
+        metadata = {"source": item.source} | ({"group": item.group} if item.group else {})
+        row = Row((stored.name,), tuple(objects), width, height, item.summary or None, metadata)
+        row = parse_row(row.to_json(), item.source)
+        return Outcome(
+            item.source, item.image, len(item.objects), row, photo.digest, item.split, None, tuple(dropped),
+            (*item.notes, *notes, *stored.notes, *more),
+        )  # fmt: skip
+
+    def _open(self, item: SourceImage) -> tuple[Photo, Path | None]:
+        """What is known of the photo, and its file."""
+        if self.images == WITHOUT:
+            return assumed_photo(item.image, item.size), None
+        if item.content is not None:
+            return read_photo(item.content, item.image), None
+        path = inside(self.root, item.image)
+        return read_photo(path), path
+
+
+def refuse(item: SourceImage, bad: BadSource) -> Outcome:
+    """No row for a photo, so none of its objects."""
+    return Outcome(item.source, item.image, len(item.objects), bad=bad, dropped=lost_with_photo(item.objects, bad))
+
+
+def lost_with_photo(objects: Sequence[RawObject | Dropped], bad: BadSource) -> tuple[Dropped, ...]:
+    """The objects of a photo that gives no row."""
+    reason = "split_left_out" if bad.reason == "split_left_out" else "photo_skipped"
+    labels = (item.label if isinstance(item, Dropped) else item.desc for item in objects)
+    return tuple(
+        Dropped(label.strip() or "(no label)", reason, bad.detail, item.field)
+        for label, item in zip(labels, objects, strict=True)
+    )
+
+
+def inside(root: Path, image: str) -> Path:
+    """The photo's file.
+
+    Raises:
+        ImageError: its path leaves the source folder.
+    """
+    try:
+        return resolve_image(root, image)
+    except (UserError, ValueError, OSError):  # ValueError: a null byte, OSError: a loop of links
+        raise ImageError(f"image path {image!r} leaves the source folder; move the photo inside it") from None
+
+
+def fingerprint(item: SourceImage | BadSource, root: Path) -> str:
+    """Changes when the annotation or its photo file (by size and time of change) does."""
+    stat: Any = None
+    if isinstance(item, SourceImage):
+        try:
+            found = (root / item.image).stat()
+            stat = (found.st_size, found.st_mtime_ns)
+        except (OSError, ValueError):
+            stat = "unreadable"
+    return hashlib.sha256(json.dumps([repr(item), stat]).encode("utf-8", "backslashreplace")).hexdigest()

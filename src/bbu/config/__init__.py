@@ -1,0 +1,52 @@
+"""Typed configuration: YAML + dotted overrides → dataclasses, checked.
+
+schema.py: every key, its default and meaning. checks.py: ranges and choices. load.py: reading.
+"""
+
+from bbu.config.checks import AT_LEAST_ONE, CHOICES, FRACTIONS, NOT_NEGATIVE, all_keys, check_values, value_at
+from bbu.config.load import load_config
+from bbu.config.schema import (
+    GROUP_NAMES,
+    AugmentConfig,
+    Config,
+    CurriculumConfig,
+    DataConfig,
+    DetectionConfig,
+    EpisodesConfig,
+    EvaluationConfig,
+    LearningRates,
+    LoraConfig,
+    LossConfig,
+    ModelConfig,
+    SamplingConfig,
+    ScratchConfig,
+    SourceConfig,
+    TrainingConfig,
+)
+
+__all__ = [
+    "AT_LEAST_ONE",
+    "CHOICES",
+    "FRACTIONS",
+    "GROUP_NAMES",
+    "NOT_NEGATIVE",
+    "AugmentConfig",
+    "Config",
+    "CurriculumConfig",
+    "DataConfig",
+    "DetectionConfig",
+    "EpisodesConfig",
+    "EvaluationConfig",
+    "LearningRates",
+    "LoraConfig",
+    "LossConfig",
+    "ModelConfig",
+    "SamplingConfig",
+    "ScratchConfig",
+    "SourceConfig",
+    "TrainingConfig",
+    "all_keys",
+    "check_values",
+    "load_config",
+    "value_at",
+]

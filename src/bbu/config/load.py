@@ -1,0 +1,101 @@
+"""YAML + dotted overrides → Config; an unknown key names the nearest known one."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from bbu.config.checks import all_keys, check_values
+from bbu.config.schema import Config
+from bbu.errors import ConfigError
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """Read a YAML config, apply ``dotted.key=value`` overrides, check every key and value.
+
+    Raises:
+        ConfigError: one line with the file or override, the key, what is wrong and the nearest known key.
+    """
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    path = Path(path)
+    if not path.is_file():
+        shipped = sorted(str(p) for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
+        near = difflib.get_close_matches(str(path), shipped, n=1)
+        raise ConfigError(f"config {path} does not exist" + (f"; did you mean {near[0]}?" if near else ""))
+    try:
+        loaded = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
+    except UnicodeDecodeError:
+        raise ConfigError(f"{path}: is not UTF-8 text") from None
+    except Exception as error:
+        raise ConfigError(f"{path}: is not valid YAML: {_one_line(error)}") from None
+    if loaded is None or loaded == {}:
+        raise ConfigError(f"{path}: is empty")
+    if not isinstance(loaded, dict):
+        raise ConfigError(f"{path}: must be a mapping of keys to values")
+    _check_keys(loaded, Config, str(path))
+    merged = OmegaConf.structured(Config)
+    try:
+        merged = OmegaConf.merge(merged, OmegaConf.create(loaded))
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"{path}: {_explain(error)}") from None
+    for override in overrides:
+        merged = _apply_override(merged, override)
+    config = OmegaConf.to_object(merged)
+    assert isinstance(config, Config)
+    config.name = config.name or path.stem
+    config.output_dir = config.output_dir or f"outputs/{config.name}"
+    check_values(config)
+    return config
+
+
+def _apply_override(merged: Any, override: str) -> Any:
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    key, equals, value = override.partition("=")
+    if not equals or not key:
+        raise ConfigError(f"override {override!r}: write it as key=value, e.g. training.max_steps=10")
+    try:
+        change = OmegaConf.from_dotlist([override if value else f"{key}=''"])  # a shell eats the quotes
+        _check_keys(OmegaConf.to_container(change), Config, f"override {override!r}")
+        return OmegaConf.merge(merged, change)
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"override {override!r}: {_explain(error)}") from None
+    except (ValueError, TypeError) as error:
+        if isinstance(error, ConfigError):
+            raise
+        raise ConfigError(f"override {override!r}: {_one_line(error)}") from None
+    except Exception as error:  # yaml's own errors share no base with omegaconf's
+        raise ConfigError(f"override {override!r}: cannot be read: {_one_line(error)}") from None
+
+
+def _check_keys(values: Any, schema: type, where: str, prefix: str = "") -> None:
+    """Every key must be a field of the schema; a section must be a mapping."""
+    known = {item.name: item for item in dataclasses.fields(schema)}
+    for key, value in values.items():
+        name = f"{prefix}{key}"
+        if key not in known:
+            near = difflib.get_close_matches(name, all_keys(), n=1, cutoff=0.5)
+            hint = f"; did you mean {near[0]}?" if near else f"; keys here are {', '.join(known)}"
+            raise ConfigError(f"{where}: unknown key {name}{hint}")
+        default = known[key].default_factory
+        section = default if isinstance(default, type) and dataclasses.is_dataclass(default) else None
+        if section is not None:
+            if not isinstance(value, dict):
+                raise ConfigError(f"{where}: {name} is a section with keys of its own, not {value!r}")
+            _check_keys(value, section, where, f"{name}.")
+
+
+def _explain(error: Exception) -> str:
+    key = getattr(error, "full_key", None)
+    message = _one_line(error)
+    return f"{key}: {message}" if key else message
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split("\n    full_key:")[0].split())

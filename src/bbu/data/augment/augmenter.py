@@ -1,0 +1,110 @@
+"""What is done to which photo of a sample, and how strongly, at each point of the run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+from bbu.config import AugmentConfig
+from bbu.data.augment.colours import change_colours
+from bbu.data.augment.draws import Draws
+from bbu.data.augment.mixing import Mixer
+from bbu.data.augment.views import Mirrors, change_view
+from bbu.data.photo import Augment, Photo
+from bbu.records import Row
+from bbu.taxonomy import MirrorRules
+
+_VIEW = 3  # augmentation's own number among the run's streams
+_COLOURS = ("brightness", "contrast", "saturation", "sharpness", "hue", "grey", "blur", "jpeg")
+_VIEWS = ("flip_horizontal", "flip_vertical", "quarter_turns", "rotate", "scale", "crop", "object_crop")
+_MIXTURES = ("mosaic", "copy_paste")
+
+
+class Augmenter:
+    """Random views, decided by (seed, epoch, sample number, place in the sample) alone.
+
+    Order: mosaic, copy-paste, quarter turn, flips, zoom, crop, light and colour. Mosaic and copy-paste change the
+    student only: worked examples are whole photos at inference too. Flips and turns swap the words for sides in
+    descriptions, or do not happen, as the mirror rules say. A part that keeps less than ``config.min_visible``
+    of its area (a line: of its length) is dropped, others are cut to the canvas (bbu.data.augment.parts).
+
+    Args:
+        config: which changes, and how likely.
+        seed: run seed.
+        pool: rows of the training photos, for mosaic and copy-paste.
+        image_root: folder that their paths are relative to.
+        mirror: what flips and turns do to descriptions that name a side.
+
+    Raises:
+        ConfigError: mosaic or copy-paste is on and the pool has nothing for it.
+    """
+
+    def __init__(
+        self,
+        config: AugmentConfig,
+        seed: int,
+        *,
+        pool: Sequence[Row] = (),
+        image_root: str | Path = "",
+        mirror: MirrorRules | None = None,
+    ) -> None:
+        self.config, self.seed, self.mirror = config, seed, mirror or MirrorRules()
+        self._colours, self._views, self._mixtures = (
+            any(getattr(config, name) for name in names) for names in (_COLOURS, _VIEWS, _MIXTURES)
+        )
+        self._mixer = Mixer(config, pool, image_root) if self._mixtures else None
+
+    def for_sample(self, epoch: int, number: int, progress: float) -> Augment:
+        """What is done to the photos of sample ``number`` in ``epoch``.
+
+        Args:
+            progress: share of the run that is done, in [0, 1).
+        """
+        if not (self._colours or self._views or self._mixtures):
+            return list
+        strength = self.strength(progress)
+        mixer = self._mixer if progress < 1 - self.config.curriculum.calm_end else None
+        return partial(self._apply, key=(self.seed, _VIEW, epoch, number), strength=strength, mixer=mixer)
+
+    def strength(self, progress: float) -> float:
+        """From ``curriculum.start`` up to 1, evenly, at ``curriculum.full_at`` of the run."""
+        curriculum = self.config.curriculum
+        if progress >= curriculum.full_at:
+            return 1.0
+        return curriculum.start + (1 - curriculum.start) * progress / curriculum.full_at
+
+    def _apply(
+        self, photos: Sequence[Photo], key: tuple[int, ...], strength: float, mixer: Mixer | None
+    ) -> list[Photo]:
+        """Places count back from the student, so that its view does not depend on how many teachers it has."""
+        changed = list(photos)
+        same = self.config.teachers == "same"
+        if mixer:
+            names = {photo.name for photo in photos}
+            changed[-1] = self._mix(photos[-1], mixer, Draws((*key, 0)), strength, names)
+        first = len(photos) - 1 if self.config.teachers == "none" else 0
+        everything = [item.desc for photo in changed for item in photo.objects]
+        for at in range(first, len(photos)):
+            draws = Draws((*key, 0 if same else len(photos) - 1 - at))
+            mirrors = Mirrors(self.mirror, everything if same else [item.desc for item in changed[at].objects])
+            changed[at] = self._change(changed[at], mirrors, draws, strength)
+        return changed
+
+    def _change(self, photo: Photo, mirrors: Mirrors, draws: Draws, strength: float) -> Photo:
+        if self._views:
+            photo = change_view(photo, self.config, mirrors, draws, strength)
+        if self._colours:
+            image = change_colours(photo.image, self.config, draws, strength)
+            photo = photo if image is photo.image else replace(photo, image=image)
+        return photo
+
+    def _mix(self, photo: Photo, mixer: Mixer, draws: Draws, strength: float, names: set[str]) -> Photo:
+        random = draws.stream("mosaic")
+        if random.random() < self.config.mosaic * strength:
+            photo = mixer.mosaic(photo, random, names)
+        random = draws.stream("copy_paste")
+        if random.random() < self.config.copy_paste * strength:
+            photo = mixer.paste(photo, random, names)
+        return photo

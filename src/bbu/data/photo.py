@@ -1,0 +1,56 @@
+"""A photo in memory with its parts: what augmentation changes and the processor reads."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bbu.errors import SampleError
+from bbu.geometry import IDENTITY, Affine
+from bbu.images import load_image
+from bbu.records import ObjectRow, Row, resolve_image
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+
+@dataclass(frozen=True)
+class Photo:
+    """Pixels and parts.
+
+    Args:
+        image: RGB, upright.
+        name: for messages.
+        objects: in pixels of ``image``.
+        to_canvas: displayed pixels of the file → pixels of ``image``; None where augmentation mixed several files.
+    """
+
+    image: Image.Image
+    name: str
+    objects: tuple[ObjectRow, ...] = ()
+    to_canvas: Affine | None = IDENTITY
+
+
+# Photos of one sample (teachers, context, student; the student is last) → the same photos as the model is to see them.
+Augment = Callable[[Sequence[Photo]], list[Photo]]
+
+
+def open_photo(image_root: str | Path, row: Row) -> Photo:
+    """The photo of a row, checked against it.
+
+    Raises:
+        SampleError: not exactly one photo, or its size is not the record's.
+        ImageError: the photo cannot be read.
+    """
+    if len(row.images) != 1:
+        raise SampleError(f"{row.images[0]}: a turn has exactly one photo, this record has {len(row.images)}")
+    name = row.images[0]
+    image = load_image(resolve_image(image_root, name))
+    if image.size != (row.width, row.height):
+        raise SampleError(
+            f"{name}: the record says {row.width}x{row.height}, the photo shows {image.width}x{image.height} "
+            "(after EXIF); convert the annotations again"
+        )
+    return Photo(image, name, row.objects)

@@ -1,0 +1,91 @@
+"""How alike two photos are: by their pixels (perceptual hash) and by what they show (label sets). Needs no torch."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from bbu.errors import RecordError, UserError
+from bbu.images import load_image
+from bbu.jsonl import iter_json_lines, write_jsonl
+from bbu.records import resolve_image
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+HASH_BITS = 64
+
+
+def photo_hash(image: Image.Image) -> int:
+    """64-bit perceptual hash (pHash of the ImageHash library): signs of the 8 x 8 lowest DCT coefficients.
+
+    Re-encoding, resizing and brightness change few of its bits; turning or mirroring a photo changes about half.
+    """
+    import imagehash
+
+    bits = 0
+    for bit in imagehash.phash(image).hash.ravel():
+        bits = bits << 1 | int(bit)
+    return bits
+
+
+def hamming(a: int, b: int) -> int:
+    """How many bits of two hashes differ, 0 to 64."""
+    return (a ^ b).bit_count()
+
+
+def jaccard_distances(sets_NL: np.ndarray, one_L: np.ndarray) -> np.ndarray:
+    """(N,) distances of N sets (rows of a boolean table over L members) to one: 0 = the same, 1 = nothing in common."""
+    union = (sets_NL | one_L).sum(1)
+    return 1 - (sets_NL & one_L).sum(1) / np.maximum(union, 1) - (union == 0)
+
+
+def hash_photos(names: Iterable[str], image_root: str | Path, cache: Path) -> dict[str, int]:
+    """Hashes of photo files, read from the cache where size and time of a file are those of then.
+
+    A photo is decoded once in its life (about 4 ms for 640 x 480, 0.1 s for 12 megapixels), on all cores: Pillow
+    lets go of Python's lock while it decodes. The cache is written whole or not at all, and only if something is new.
+
+    Args:
+        names: image paths relative to ``image_root``.
+        cache: JSON lines of image, size in bytes, mtime_ns and hash in hexadecimal.
+
+    Returns:
+        Name → hash. A photo that cannot be read is left out: whoever opens it next says what is wrong with it.
+    """
+    wanted = dict.fromkeys(names)
+    known = _read_cache(cache)
+    with ThreadPoolExecutor(os.cpu_count() or 1) as threads:
+        found = list(threads.map(lambda name: _entry(name, image_root, known.get(name)), wanted))
+    entries = {entry["image"]: entry for entry in found if entry is not None}
+    if any(known.get(name) != entry for name, entry in entries.items()):
+        write_jsonl(cache, {**known, **entries}.values())
+    return {name: int(entry["phash"], 16) for name, entry in entries.items()}
+
+
+def _entry(name: str, image_root: str | Path, known: dict[str, Any] | None) -> dict[str, Any] | None:
+    try:
+        path = resolve_image(image_root, name)
+        state = path.stat()
+        entry = {"image": name, "size": state.st_size, "mtime_ns": state.st_mtime_ns}
+        if known is not None and entry == {key: known[key] for key in entry}:
+            return known
+        return {**entry, "phash": f"{photo_hash(load_image(path)):016x}"}
+    except (UserError, OSError):
+        return None
+
+
+def _read_cache(cache: Path) -> dict[str, dict[str, Any]]:
+    """What can be made again needs no care: a damaged cache counts as none."""
+    try:
+        entries = [entry for _, entry in iter_json_lines(cache)]
+        if all(int(entry["phash"], 16) >= 0 and entry["size"] >= 0 and entry["mtime_ns"] for entry in entries):
+            return {entry["image"]: entry for entry in entries}
+    except (RecordError, KeyError, TypeError, ValueError):
+        pass
+    return {}

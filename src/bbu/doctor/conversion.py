@@ -1,0 +1,88 @@
+"""Findings that conversion left behind: what it skipped, dropped and noted."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from bbu.doctor.boxes import counted
+from bbu.doctor.findings import ERROR, INFO, MAX_EXAMPLES, WARNING, Example, Finding, finding
+from bbu.errors import RecordError
+from bbu.jsonl import decode_json, iter_json_lines
+
+MALFORMED, OUTSIDE_HIERARCHY = "malformed", "outside_hierarchy"
+CONSEQUENCES = ("photo_skipped", "split_left_out")  # the objects of photos that a finding names already
+MEANT = ("split_left_out", "not_in_image_sets")  # by the config or by the source's own lists
+KEYS = {"source", "field", "reason", "detail"}
+NOTES = {
+    "clipped_object": (WARNING, "Objects reached outside their photo by more than half a pixel and were cut."),
+    "rescaled_unevenly": (WARNING, "The annotation's size has another shape than the photo, so boxes were stretched."),
+    "rescaled": (INFO, "The annotation was made at another size; boxes were scaled to the photo."),
+}
+
+
+def conversion_findings(folder: Path, on_error: str) -> list[Finding]:
+    """From conversion_report.json and the invalid_*.jsonl of a prepared folder; none where these are absent.
+
+    Args:
+        on_error: what the config says of malformed files: ``fail`` makes them errors.
+
+    Raises:
+        RecordError: one of these files is not as conversion writes it.
+    """
+    return [*_skipped(folder, on_error), *_dropped(folder), *_noted(folder)]
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    lines = []
+    for where, value in iter_json_lines(path) if path.is_file() else ():
+        if not isinstance(value, dict) or not set(value) >= KEYS:
+            raise RecordError(where, "row", "is not as conversion writes it; convert again or delete the file")
+        lines.append({"label": "", **value})
+    return lines
+
+
+def _by_reason(lines: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    reasons: dict[str, list[dict[str, Any]]] = {}
+    for line in lines:
+        reasons.setdefault(str(line["reason"]), []).append(line)
+    return dict(sorted(reasons.items(), key=lambda pair: -len(pair[1])))
+
+
+def _skipped(folder: Path, on_error: str) -> list[Finding]:
+    found = []
+    for reason, lines in _by_reason(_lines(folder / "invalid_samples.jsonl")).items():
+        examples = [Example(line["source"], object=line["field"], detail=line["detail"]) for line in lines]
+        if reason == MALFORMED:
+            found.append(finding("skipped_malformed", examples, severity=ERROR if on_error == "fail" else None))
+        else:
+            severity = INFO if reason in MEANT else None
+            found.append(finding("skipped_photo", examples, severity=severity, reason=reason))
+    return found
+
+
+def _dropped(folder: Path) -> list[Finding]:
+    found = []
+    for reason, lines in _by_reason(_lines(folder / "invalid_objects.jsonl")).items():
+        if reason in CONSEQUENCES:
+            continue
+        labels = counted(Counter(str(line["label"]) for line in lines))
+        examples = [
+            Example(line["source"], object=f"{line['label']} ({line['field']})", detail=line["detail"])
+            for line in lines[:MAX_EXAMPLES]
+        ]
+        code = "dropped_outside_hierarchy" if reason == OUTSIDE_HIERARCHY else "dropped_object"
+        found.append(finding(code, examples, len(lines), reason=reason, labels=labels))
+    return found
+
+
+def _noted(folder: Path) -> list[Finding]:
+    path = folder / "conversion_report.json"
+    notes = decode_json(path.read_text(encoding="utf-8"), str(path)).get("notes", {}) if path.is_file() else {}
+    return [
+        finding("conversion_note", [], notes[reason], severity, reason=reason, meaning=meaning)
+        for reason, (severity, meaning) in NOTES.items()
+        if notes.get(reason)
+    ]

@@ -1,0 +1,149 @@
+"""The visit: read what training would read, look at every photo once, gather findings and figures."""
+
+from __future__ import annotations
+
+import copy
+import time
+from pathlib import Path
+
+from bbu.config import Config
+from bbu.data.chat_processor import ChatProcessor
+from bbu.data.episodes import most_teachers
+from bbu.doctor.boxes import contradiction_findings, measure_sizes, query_findings
+from bbu.doctor.conversion import conversion_findings
+from bbu.doctor.copies import find_copies
+from bbu.doctor.cost import memory_report, model_size, steps_findings, steps_report
+from bbu.doctor.findings import Example, Finding, finding
+from bbu.doctor.photos import PhotoFacts, look_at_all, names_of, photo_findings, readable
+from bbu.doctor.proof import choose_samples, proof_findings, prove
+from bbu.doctor.reading import Rows, Sample, read_folder
+from bbu.doctor.report import Report, split_counts
+from bbu.doctor.tokens import length_findings, measure_lengths
+from bbu.doctor.words import balance_by_level, caption_findings, direction_findings, special_tokens, word_findings
+from bbu.errors import ConfigError
+from bbu.geometry import MAX_ASPECT_RATIO
+from bbu.models.build import backbone_class, build_processor
+from bbu.records import Row
+from bbu.taxonomy import MirrorRules
+
+NO_LIMIT = 10**9  # tokens: the doctor measures what training would refuse
+
+
+def examine(
+    config: Config, folder: Path, image_root: str, mirror: MirrorRules | None = None, *, samples: int = 12
+) -> Report:
+    """Look at prepared data as this config would train on it.
+
+    Args:
+        folder: holds train.jsonl and so on, and what conversion left behind.
+        image_root: folder that image paths are relative to.
+        mirror: the taxonomy's rules for words that name a side.
+        samples: drawn for the proof of the geometry, besides the odd ones; 0: no proof.
+
+    Raises:
+        ConfigError: unknown model family.
+    """
+    started = time.monotonic()
+    report = Report(config.name, image_root)
+    rows = read_folder(folder)
+    facts = look_at_all(names_of(rows), image_root)
+    good = Rows([sample for sample in readable(rows.samples, facts) if not special_tokens(sample)])
+    report.splits = split_counts([(sample.split, len(sample.row.objects)) for sample in rows.samples])
+    report.findings += [*rows.findings(), *photo_findings(rows, facts, image_root), *split_findings(config, rows)]
+    report.findings += conversion_findings(folder, config.data.source.on_error)
+    _examine_boxes(report, config, rows, good, facts)
+    report.balance = balance_by_level(rows)
+    report.findings += word_findings(rows)
+    report.findings += direction_findings(rows, config.data.augment, mirror or MirrorRules())
+    processor = _examine_tokens(report, config, rows, good, image_root)
+    pairs = choose_samples(good.samples, facts, samples, config.seed)
+    _prove_geometry(report, pairs, processor or _stand_in(config, good, image_root))
+    report.seconds = time.monotonic() - started
+    return report
+
+
+def split_findings(config: Config, rows: Rows) -> list[Finding]:
+    """Splits that the job needs and does not have."""
+    found = []
+    if not rows.of("train"):
+        found.append(finding("no_training_photo", []))
+    if config.training.eval_every and not any(sample.row.objects for sample in rows.of("val")):
+        found.append(finding("no_val_split", [], eval_every=config.training.eval_every))
+    if not rows.of(config.evaluation.split):
+        found.append(finding("no_evaluation_split", [], split=config.evaluation.split))
+    asked = {
+        "data.episodes.counts": most_teachers(config.data.episodes),
+        "evaluation.teachers": config.evaluation.teachers,
+    }
+    if not _pool(config, rows):
+        found += [finding("no_teachers", [], key=key, asked=count) for key, count in asked.items() if count]
+    return found
+
+
+def _pool(config: Config, rows: Rows) -> list[Row]:
+    return [sample.row for sample in rows.of(config.data.episodes.pool)]
+
+
+def _examine_boxes(report: Report, config: Config, rows: Rows, good: Rows, facts: dict[str, PhotoFacts]) -> None:
+    images = backbone_class(config.model.family).image_processor("")
+    factor = int(images.patch_size) * int(images.merge_size)
+    resizable = [
+        sample
+        for sample in rows.samples
+        if max(sample.row.width, sample.row.height) <= MAX_ASPECT_RATIO * min(sample.row.width, sample.row.height)
+    ]
+    report.sizes, tiny = measure_sizes(resizable, factor, config)
+    copies = find_copies(good.samples, facts)
+    report.findings += tiny + query_findings(rows.samples, config.model.detection.queries)
+    report.findings += contradiction_findings(rows, copies.all_pairs) + copies.findings()
+
+
+# ---------------------------------------------------------------- what needs a tokenizer
+
+
+def _examine_tokens(report: Report, config: Config, rows: Rows, good: Rows, image_root: str) -> ChatProcessor | None:
+    """Lengths, memory and steps; returns the processor, None where its model is absent."""
+    train = good.of("train")
+    students = [sample.row for sample in rows.of("train")]
+    processor = _processor(report, config, train, image_root)
+    if processor is not None:
+        report.lengths = measure_lengths(train, _pool(config, good), processor, config)
+        report.findings += length_findings(report.lengths, train)
+        report.findings += caption_findings(rows.of("train"), processor)
+        size = model_size(config, processor.tokenizer)
+        report.memory = memory_report(config, size, report.lengths, processor) if size else None
+    report.training = steps_report(config, students, report.lengths)
+    if students:
+        report.findings += steps_findings(config, report.training)
+    return processor
+
+
+def _processor(report: Report, config: Config, train: list[Sample], image_root: str) -> ChatProcessor | None:
+    """The processor that training would use, or None and a finding that says why there is none."""
+    if not train:
+        report.lengths_absent = "no training photo can be read"
+        return None
+    try:
+        return build_processor(config, [sample.sample for sample in train], image_root)
+    except (ConfigError, OSError) as error:
+        name = config.model.tokenizer or config.model.path
+        here = Path(name).is_dir()
+        absent = f"{name}: no such folder here, and no such model in the local cache of the hub"
+        report.lengths_absent = str(error).splitlines()[0] if here else absent
+        report.findings.append(finding("model_absent", [Example(detail=report.lengths_absent)]))
+        return None
+
+
+def _stand_in(config: Config, good: Rows, image_root: str) -> ChatProcessor | None:
+    """The family's own image processor and a tokenizer trained on the data, which has no part in the geometry."""
+    here = copy.deepcopy(config)
+    here.model.path = here.model.tokenizer = ""
+    return build_processor(here, [sample.sample for sample in good.samples], image_root) if good.samples else None
+
+
+def _prove_geometry(report: Report, pairs: list[tuple[Sample, str]], processor: ChatProcessor | None) -> None:
+    if processor is None:
+        return
+    processor.max_length = processor.caption_max_tokens = NO_LIMIT
+    report.proven = [prove(sample, why, processor) for sample, why in pairs]
+    report.findings += proof_findings(report.proven)

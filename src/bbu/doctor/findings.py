@@ -1,0 +1,344 @@
+"""A finding: what is wrong, how often, where for instance, what it means and what to do. CODES is the whole list."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+ERROR, WARNING, INFO = "error", "warning", "info"
+SEVERITIES = (ERROR, WARNING, INFO)  # worst first
+MAX_EXAMPLES = 5  # of a finding, in every report
+
+
+@dataclass(frozen=True)
+class Example:
+    """One place where it happens.
+
+    Args:
+        where: file and line, or the annotation file; "" where only the photo is known.
+        photo: path relative to the image root.
+        object: description, label or field of the part.
+        detail: what was found there.
+    """
+
+    where: str = ""
+    photo: str = ""
+    object: str = ""
+    detail: str = ""
+
+    def to_json(self) -> dict[str, str]:
+        return {"where": self.where, "photo": self.photo, "object": self.object, "detail": self.detail}
+
+    def line(self) -> str:
+        """All that is known, in one line."""
+        return ": ".join(part for part in (self.where, self.photo, self.object, self.detail) if part)
+
+
+@dataclass(frozen=True)
+class Code:
+    """What a code stands for; ``title``, ``meaning`` and ``fix`` may hold ``{values}`` of the finding.
+
+    error: training or evaluation stops there, or its numbers are worth nothing. warning: it runs and learns
+    something wrong or less. info: worth knowing.
+    """
+
+    severity: str
+    title: str
+    meaning: str
+    fix: str
+    counted: bool = True  # False: it is so or not, and its count is 1
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One kind of trouble in this data set; ``count`` is of what the title names."""
+
+    code: str
+    severity: str
+    title: str
+    count: int
+    examples: tuple[Example, ...]
+    meaning: str
+    fix: str
+
+    @property
+    def headline(self) -> str:
+        """Count and title."""
+        return f"{self.count} {self.title}" if CODES[self.code].counted else self.title
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "code": self.code,
+            "severity": self.severity,
+            "title": self.title,
+            "count": self.count,
+            "examples": [example.to_json() for example in self.examples],
+            "meaning": self.meaning,
+            "fix": self.fix,
+        }
+
+
+def finding(
+    code: str, examples: Sequence[Example], count: int | None = None, severity: str | None = None, **values: Any
+) -> Finding:
+    """A finding of a known code.
+
+    Args:
+        examples: all or the first few.
+        count: how often; default: as many as examples.
+        severity: instead of the code's own.
+        values: what the code's texts name in braces.
+    """
+    known = CODES[code]
+    return Finding(
+        code,
+        severity or known.severity,
+        known.title.format(**values),
+        (len(examples) if known.counted else 1) if count is None else count,
+        tuple(examples[:MAX_EXAMPLES]),
+        known.meaning.format(**values),
+        known.fix.format(**values),
+    )
+
+
+def by_severity(findings: Sequence[Finding]) -> list[Finding]:
+    """Worst first; of equals, in the order found."""
+    return sorted(findings, key=lambda item: SEVERITIES.index(item.severity))
+
+
+_CONVERT_AGAIN = "correct the annotation, or convert it again with the photo it was made on"
+
+CODES: dict[str, Code] = {
+    # ------------------------------------------------------------ rows
+    "bad_row": Code(
+        ERROR,
+        "rows that break the contract",
+        "Training reads rows strictly and stops at the first of these.",
+        "Mend the field named in the example (docs/data_schema.md lists the rules), or delete the line.",
+    ),
+    "box_outside_photo": Code(
+        ERROR,
+        "objects with coordinates outside their photo",
+        "More than half a pixel outside the stated width and height; training stops at the row.",
+        "Clip the coordinates, drop the object, or " + _CONVERT_AGAIN + ".",
+    ),
+    "not_one_photo": Code(
+        ERROR,
+        "rows with more than one photo",
+        "A turn of the conversation has exactly one photo; training stops at the row.",
+        "Write one row for each photo.",
+    ),
+    "special_token": Code(
+        ERROR,
+        "descriptions that contain a token which marks turns or photos",
+        "It would end the model's turn or show a photo; training stops at the row.",
+        "Remove the token from the description, or map it in the taxonomy's tokens (data.source.taxonomy).",
+    ),
+    "no_training_photo": Code(
+        ERROR,
+        "no training photo that can be read",
+        "There is nothing to learn from.",
+        "Check data.source.path and data.image_root.",
+        counted=False,
+    ),
+    "no_val_split": Code(
+        ERROR,
+        "no val photo with parts, but training.eval_every is {eval_every}",
+        "Training refuses to start: it could not choose the best checkpoint.",
+        "Set data.source.val_fraction or data.source.splits so that there is a val split, or training.eval_every=0.",
+        counted=False,
+    ),
+    "no_evaluation_split": Code(
+        ERROR,
+        "no {split} split, which evaluation.split names",
+        "The job would train to the end and then fail to score.",
+        "Set data.source.{split}_fraction or data.source.splits, or another evaluation.split.",
+        counted=False,
+    ),
+    "no_teachers": Code(
+        ERROR,
+        "no teacher, but {key} asks for {asked}",
+        "The job stops before its first step: the pool of worked examples is empty.",
+        "Set data.source.max_teachers, or data.episodes.pool=train, or {key} to none.",
+        counted=False,
+    ),
+    # ------------------------------------------------------------ photos
+    "photo_missing": Code(
+        ERROR,
+        "photos that are not there",
+        "Training stops at the first of them.",
+        "Copy the photos under the image root ({root}), correct data.image_root, or delete the rows.",
+    ),
+    "photo_outside_root": Code(
+        ERROR,
+        "image paths that leave the image root",
+        "Such paths are refused: absolute, with .., or a link to elsewhere.",
+        "Move the photos under {root}, or set data.image_root to a folder that holds them all.",
+    ),
+    "photo_unreadable": Code(
+        ERROR,
+        "photos that cannot be read",
+        "Damaged, cut off or no image at all; training stops at the first.",
+        "Copy them again from the camera or archive, or delete their rows.",
+    ),
+    "size_mismatch": Code(
+        ERROR,
+        "rows whose width and height are not those of the photo",
+        "Sizes count after the EXIF turn. Boxes of such a row lie in the wrong place; training stops there.",
+        "Convert the annotations again (bbu prepare), or correct width and height together with the boxes.",
+    ),
+    "photo_too_long": Code(
+        ERROR,
+        "photos more than 200 times longer than wide",
+        "They cannot be resized for the model; training stops there.",
+        "Crop them, or split them into tiles.",
+    ),
+    # ------------------------------------------------------------ conversion
+    "skipped_malformed": Code(
+        WARNING,
+        "annotations that cannot be used",
+        "Their photos are in no split. With data.source.on_error=fail the job stops at the first.",
+        "Mend the files named here, or set data.source.on_error=skip to go on without them.",
+    ),
+    "skipped_photo": Code(
+        WARNING,
+        "photos left out by conversion ({reason})",
+        "They are in no split; all of them are listed in invalid_samples.jsonl.",
+        "Annotate or complete them, or take them out of the source folder if that is meant.",
+    ),
+    "dropped_outside_hierarchy": Code(
+        WARNING,
+        "objects dropped for a term that the taxonomy does not know",
+        "One missing term can cost most of a label: {labels}.",
+        "Map the term in tokens, or add it to hierarchy, in the file that data.source.taxonomy names.",
+    ),
+    "dropped_object": Code(
+        WARNING,
+        "objects dropped by conversion ({reason})",
+        "They are in no row: {labels}. A part that the photo shows and the row lacks teaches that nothing is there.",
+        "Mend the annotations named here; all are listed in invalid_objects.jsonl (bbu prepare CONFIG writes it).",
+    ),
+    "conversion_note": Code(
+        INFO,
+        "photos or objects noted by conversion ({reason})",
+        "{meaning}",
+        "Look at a few of the drawn samples, and convert from the photos that were annotated if boxes are off.",
+    ),
+    # ------------------------------------------------------------ boxes
+    "tiny_objects": Code(
+        WARNING,
+        "objects with a side shorter than one image token",
+        "After the resize to data.max_pixels={max_pixels} it is under {cell} pixels ({share} of all objects; {area} "
+        "are under one token in area too), so the model hardly sees them: {labels}.",
+        "{advice}",
+    ),
+    "more_objects_than_queries": Code(
+        WARNING,
+        "photos with more objects than model.detection.queries ({queries})",
+        "A query finds one part, so the rest can neither be learnt nor found.",
+        "Set model.detection.queries={needed} (memory grows a little), or tile the photos.",
+    ),
+    "contradictory_labels": Code(
+        WARNING,
+        "pairs of boxes in the same place with different descriptions",
+        "Boxes overlap by IoU >= {iou} in one photo; the model is asked for two answers at one place.",
+        "Keep one of the two objects, or join the words into one description.",
+    ),
+    "contradictory_copies": Code(
+        WARNING,
+        "places that two copies of a photo describe differently",
+        "The photos are equal or nearly so, the boxes overlap by IoU >= {iou}, and the words differ.",
+        "Decide which is right and correct the other annotation, or remove one of the photos.",
+    ),
+    # ------------------------------------------------------------ copies
+    "copy_across_splits": Code(
+        ERROR,
+        "val or test photos that are byte for byte in train too",
+        "The model is tested on what it has learnt by heart, so its figures say nothing.",
+        "Remove the copies from one side; data_conversion puts copies on one side by itself.",
+    ),
+    "near_copy_across_splits": Code(
+        WARNING,
+        "val or test photos that nearly equal a training photo",
+        "Perceptual hashes differ in at most {bits} of 64 bits: resized, saved again, or a second shot.",
+        "Look at the pairs; move both to one split if they show the same thing.",
+    ),
+    "copy_within_split": Code(
+        INFO,
+        "photos that are byte for byte in their split twice or more",
+        "They count double in training or in the figures.",
+        "Remove the copies, unless their annotations differ on purpose.",
+    ),
+    "near_copy_within_split": Code(
+        INFO,
+        "photos that nearly equal another of their split",
+        "Perceptual hashes differ in at most {bits} of 64 bits.",
+        "Nothing needs to be done; keep such photos together when you split by hand.",
+    ),
+    # ------------------------------------------------------------ words
+    "unseen_in_training": Code(
+        WARNING,
+        "objects in val and test whose description training never shows",
+        "The model cannot learn these words: {labels}.",
+        "Move photos with them to train, or label them with a description that train has.",
+    ),
+    "rare_description": Code(
+        INFO,
+        "descriptions with fewer than {few} training objects",
+        "Rare states are mostly missed: {labels}.",
+        "Collect more photos of them.",
+    ),
+    "one_description_dominates": Code(
+        INFO,
+        "training objects share one description ({share})",
+        "Saying {label!r} of everything is right that often; compare figures with majority_baseline.",
+        "Judge the model by description_macro_accuracy, and collect photos of the other states.",
+    ),
+    "description_too_long": Code(
+        ERROR,
+        "descriptions longer than model.detection.caption_max_tokens ({limit})",
+        "Tokens with the end token; training stops at the first of them. The longest has {longest}.",
+        "Set model.detection.caption_max_tokens={longest}, or shorten the descriptions.",
+    ),
+    "direction_words": Code(
+        WARNING,
+        "objects whose words name a side that the augmentation changes",
+        "Photos are mirrored or turned ({changes}), and the taxonomy's mirror rules leave these words: {labels}.",
+        "Add the words to mirror.words in the taxonomy, set mirror rules to swap, unless_words or forbid, or turn "
+        "off {keys}.",
+    ),
+    # ------------------------------------------------------------ tokens and training
+    "sample_too_long": Code(
+        ERROR,
+        "training samples over data.max_length ({max_length} tokens)",
+        "Training stops at the first of them. The longest has {longest} tokens.",
+        "Set data.max_length={longest}, lower data.max_pixels, or write fewer teachers into the sample.",
+    ),
+    "sample_too_long_with_teachers": Code(
+        WARNING,
+        "training samples that can be over data.max_length ({max_length} tokens) with teachers or context",
+        "Training stops if the longest of the pool happen to be drawn for them: up to {longest} tokens.",
+        "Set data.max_length={longest}, lower data.max_pixels, or show fewer teachers and context photos "
+        "(data.episodes).",
+    ),
+    "model_absent": Code(
+        WARNING,
+        "token lengths, description lengths and memory were not computed",
+        "The model or its tokenizer is not on this machine, and the doctor downloads nothing.",
+        "Set model.path (or model.tokenizer) to a local folder, or fetch the model first.",
+        counted=False,
+    ),
+    "photos_never_seen": Code(
+        WARNING,
+        "training photos that no step reaches",
+        "{steps} steps of {per_step} samples are {epochs:.2f} epochs.",
+        "Set training.max_steps={needed} or more for one epoch (fewer with several GPUs).",
+    ),
+    "geometry_broken": Code(
+        ERROR,
+        "samples whose boxes do not come back from the model's frame",
+        "A box must return within half a pixel from the head's frame and half a model pixel from the text.",
+        "If the example names a size, mend the row; otherwise this is a defect of the software: report it.",
+    ),
+}

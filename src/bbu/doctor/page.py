@@ -1,0 +1,124 @@
+"""The report as one HTML page that needs no network: styles, charts and photos are inside it."""
+
+from __future__ import annotations
+
+import base64
+import io
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bbu.doctor.charts import Bar
+from bbu.doctor.findings import by_severity
+from bbu.doctor.proof import HEAD_BOUND, HEAD_COLOUR, RECORD_COLOUR, TEXT_COLOUR, Proven, draw_proof
+from bbu.doctor.report import Report, size_text
+from bbu.doctor.words import COLUMNS, Balance
+from bbu.errors import UserError
+from bbu.images import load_image
+from bbu.jsonl import atomic_writer
+from bbu.records import resolve_image
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+TEMPLATE = Path(__file__).with_name("page.html.jinja")
+CHART_WIDTH, CHART_HEIGHT = 640, 180  # SVG units
+DESCRIPTIONS_SHOWN = 100  # of a level; the JSON has all
+WORDS_SHOWN = 8  # under a drawn sample
+JPEG_QUALITY = 82
+
+
+@dataclass(frozen=True)
+class Column:
+    """One bar of a chart, in SVG units from the top left."""
+
+    x: float
+    y: float
+    width: float
+    height: float
+    label: str
+    count: int
+
+
+def write_page(path: str | Path, report: Report) -> None:
+    """Render and write the page, whole or not at all.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    with atomic_writer(path) as stream:
+        stream.write(render_page(report))
+
+
+def render_page(report: Report) -> str:
+    """The page's HTML; sample photos are read once more, to be drawn."""
+    from jinja2 import Environment, StrictUndefined
+
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
+    return template.render(
+        report=report,
+        findings=by_severity(report.findings),
+        facts=report.facts(),
+        chart=(CHART_WIDTH, CHART_HEIGHT),
+        tokens=columns(report.lengths.histogram) if report.lengths else [],
+        sizes=columns(report.sizes.histogram) if report.sizes and report.sizes.objects else [],
+        levels=[_level(table) for table in report.balance],
+        splits=COLUMNS,
+        memory=_memory(report.memory),
+        samples=[_sample(item, report.image_root) for item in report.proven],
+        head_bound=HEAD_BOUND,
+        colours={"record": RECORD_COLOUR, "head": HEAD_COLOUR, "text": TEXT_COLOUR},
+    )
+
+
+def columns(bars: list[Bar]) -> list[Column]:
+    """Bars side by side, the highest as high as the chart; a bar that holds something can be seen."""
+    highest = max((bar.count for bar in bars), default=0) or 1
+    width = CHART_WIDTH / max(len(bars), 1)
+    placed = []
+    for number, bar in enumerate(bars):
+        height = max(bar.count / highest * CHART_HEIGHT, 2.0) if bar.count else 0.0
+        label = f"{bar.low:g} and more" if bar.high is None else f"{bar.low:g} to {bar.high:g}"
+        placed.append(Column(number * width + 1, CHART_HEIGHT - height, width - 2, height, label, bar.count))
+    return placed
+
+
+def _level(table: Balance) -> dict[str, Any]:
+    """One level's rows with bars as shares of the commonest; where there are many, the middle ones are left out."""
+    rows = list(table.items())
+    half = DESCRIPTIONS_SHOWN // 2
+    shown = rows if len(rows) <= DESCRIPTIONS_SHOWN else [*rows[:half], *rows[-half:]]
+    highest = max((sum(counts.values()) for _, counts in rows), default=1)
+    return {
+        "rows": [
+            {"desc": desc, "counts": counts, "shares": {name: 100 * counts[name] / highest for name in COLUMNS}}
+            for desc, counts in shown
+        ],
+        "hidden": len(rows) - len(shown),
+    }
+
+
+def _memory(facts: dict[str, Any] | None) -> list[tuple[str, str]]:
+    if facts is None:
+        return []
+    keys = ("weights", "gradients", "optimizer", "activations", "photos")
+    names = ("weights", "gradients", "optimizer states", f"activations ({facts['assumes']})", "photos in flight")
+    return [(name, size_text(facts[f"{key}_bytes"])) for name, key in zip(names, keys, strict=True)]
+
+
+def _sample(item: Proven, image_root: str) -> dict[str, Any]:
+    words = sorted({part.desc for part in item.sample.row.objects})
+    more = [f"… {len(words) - WORDS_SHOWN} more"] if len(words) > WORDS_SHOWN else []
+    try:
+        image = load_image(resolve_image(image_root, item.sample.name))
+        picture = _data_uri(draw_proof(image, item))
+    except UserError:  # the finding about this sample says why
+        picture = ""
+    return {"proven": item, "words": [*words[:WORDS_SHOWN], *more], "picture": picture}
+
+
+def _data_uri(image: Image.Image) -> str:
+    stream = io.BytesIO()
+    image.save(stream, format="JPEG", quality=JPEG_QUALITY)
+    return "data:image/jpeg;base64," + base64.b64encode(stream.getvalue()).decode("ascii")

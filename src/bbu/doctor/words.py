@@ -1,0 +1,148 @@
+"""Findings about descriptions: balance by level, words unknown to training, sides that a mirror changes, length."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from bbu.config import AugmentConfig
+from bbu.data.prompts import SPECIAL_TOKENS
+from bbu.doctor.boxes import counted
+from bbu.doctor.findings import Example, Finding, finding
+from bbu.doctor.reading import Rows, Sample
+from bbu.evaluation.descriptions import level_count
+from bbu.taxonomy import MirrorRules, prefix
+
+FEW = 10  # training objects; under this a state is rarely learnt
+DOMINATES = 0.8  # share of training objects with one description
+COLUMNS = ("train", "val", "test")
+
+# Words that may name a side but are not in every mirror table: 上 alone is also in 以上, "at least".
+LOOSE_VERTICAL = re.compile(r"(?<!以)[上下]|(?<![a-z])(up|down)(?![a-z])", re.IGNORECASE)
+
+Balance = dict[str, dict[str, int]]  # description prefix → split → objects
+
+
+def balance_by_level(rows: Rows) -> list[Balance]:
+    """Objects of every prefix, level by level, commonest first. Teachers count as train."""
+    counts: Counter[tuple[str, str]] = Counter()
+    for sample in rows.samples:
+        split = sample.split if sample.split in COLUMNS else "train"
+        counts.update((item.desc, split) for item in sample.row.objects)
+    levels = []
+    for level in range(1, level_count({desc for desc, _ in counts}) + 1):
+        table: Balance = {}
+        for (desc, split), count in counts.items():
+            entry = table.setdefault(prefix(desc, level), dict.fromkeys(COLUMNS, 0))
+            entry[split] += count
+        levels.append(dict(sorted(table.items(), key=lambda pair: (-sum(pair[1].values()), pair[0]))))
+    return levels
+
+
+def word_findings(rows: Rows) -> list[Finding]:
+    """Unspeakable, unseen, rare and dominating descriptions."""
+    learnt = _counts(rows.of("train", "teacher"))
+    special = [example for sample in rows.samples for example in special_tokens(sample)]
+    found = [finding("special_token", special)] if special else []
+    unseen = [
+        Example(sample.where, sample.name, item.desc)
+        for sample in rows.of("val", "test")
+        for item in sample.row.objects
+        if item.desc not in learnt
+    ]
+    if unseen and learnt:
+        labels = counted(Counter(example.object for example in unseen))
+        found.append(finding("unseen_in_training", unseen, labels=labels))
+    rare = {desc: count for desc, count in learnt.items() if count < FEW}
+    if rare:
+        examples = [Example(object=desc, detail=f"{n} in train") for desc, n in sorted(rare.items(), key=_by_count)]
+        labels = ", ".join(f"{desc} {count}" for desc, count in sorted(rare.items(), key=_by_count)[:5])
+        found.append(finding("rare_description", examples, few=FEW, labels=labels))
+    return found + _dominating(learnt)
+
+
+def _by_count(pair: tuple[str, int]) -> tuple[int, str]:
+    return pair[1], pair[0]
+
+
+def _dominating(learnt: Mapping[str, int]) -> list[Finding]:
+    label, count = max(learnt.items(), key=lambda pair: pair[1], default=("", 0))
+    share = count / max(sum(learnt.values()), 1)
+    if share <= DOMINATES or len(learnt) < 2:
+        return []
+    return [finding("one_description_dominates", [], count, label=label, share=f"{share:.0%}")]
+
+
+def _counts(samples: Iterable[Sample]) -> dict[str, int]:
+    return dict(Counter(item.desc for sample in samples for item in sample.row.objects))
+
+
+def special_tokens(sample: Sample) -> list[Example]:
+    """Descriptions of a sample that hold a token which marks turns or photos."""
+    return [
+        Example(sample.where, row.images[0], item.desc, token)
+        for row in sample.shown
+        for item in row.objects
+        for token in SPECIAL_TOKENS
+        if token in item.desc
+    ]
+
+
+def direction_findings(rows: Rows, augment: AugmentConfig, mirror: MirrorRules) -> list[Finding]:
+    """Words for sides that stay, or are lost, when a training photo is mirrored or turned."""
+    changes = {
+        "horizontal": ("flips left to right", "data.augment.flip_horizontal", augment.flip_horizontal > 0),
+        "vertical": ("flips top to bottom", "data.augment.flip_vertical", augment.flip_vertical > 0),
+        "turn": ("quarter turns", "data.augment.quarter_turns", augment.quarter_turns),
+    }
+    active = {name: texts for name, texts in changes.items() if texts[2]}
+    wrong = {
+        desc: names
+        for desc in _counts(rows.of("train", "teacher"))
+        if (names := [name for name in active if _goes_wrong(desc, name, mirror)])
+    }
+    if not wrong:
+        return []
+    used = sorted({name for names in wrong.values() for name in names})
+    examples = [
+        Example(sample.where, sample.name, item.desc)
+        for sample in rows.of("train", "teacher")
+        for item in sample.row.objects
+        if item.desc in wrong
+    ]
+    texts: dict[str, Any] = {
+        "changes": ", ".join(changes[name][0] for name in used),
+        "keys": ", ".join(changes[name][1] for name in used),
+        "labels": counted(Counter(example.object for example in examples)),
+    }
+    return [finding("direction_words", examples, **texts)]
+
+
+def _goes_wrong(desc: str, change: str, mirror: MirrorRules) -> bool:
+    """Whether the rules would show ``desc`` beside a photo that no longer fits it."""
+    if not mirror.allows(change, [desc]):
+        return False
+    if mirror.names_a_side(desc, change):
+        return getattr(mirror, change) == "allow"
+    return change in ("vertical", "turn") and LOOSE_VERTICAL.search(desc) is not None
+
+
+def caption_findings(samples: Sequence[Sample], processor: Any) -> list[Finding]:
+    """Descriptions that the caption decoder cannot hold; ``processor`` is a ChatProcessor."""
+    descs = list(_counts(samples))
+    limit = processor.caption_max_tokens
+    ids = processor.tokenizer(descs, add_special_tokens=False)["input_ids"] if descs else []
+    lengths = {desc: len(tokens) + 1 for desc, tokens in zip(descs, ids, strict=True)}
+    too_long = {desc for desc, length in lengths.items() if length > limit}
+    if not too_long:
+        return []
+    examples = [
+        Example(sample.where, sample.name, item.desc, f"{lengths[item.desc]} tokens")
+        for sample in samples
+        for item in sample.row.objects
+        if item.desc in too_long
+    ]
+    examples = list({example.object: example for example in reversed(examples)}.values())[::-1]
+    return [finding("description_too_long", examples, limit=limit, longest=max(lengths.values()))]

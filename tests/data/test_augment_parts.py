@@ -1,0 +1,83 @@
+"""The rule for parts at a border: dropped when too little is left, cut to the canvas otherwise."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from PIL import Image, ImageDraw
+
+from bbu.data.augment.parts import place_parts, share_inside
+from bbu.geometry import IDENTITY, Affine
+from bbu.records import ObjectRow
+
+SIZE = (100, 60)
+
+
+def part(kind: str, *points: float) -> ObjectRow:
+    return ObjectRow("part", kind, points)
+
+
+@pytest.mark.parametrize(
+    ("item", "share", "cut"),
+    [
+        (part("bbox_2d", 60, 10, 160, 20), 0.4, (60, 10, 100, 20)),
+        (part("bbox_2d", -30, -10, 10, 10), 0.125, (0, 0, 10, 10)),
+        (part("poly", 90, 10, 110, 10, 110, 30, 90, 30), 0.5, (100, 30, 90, 30, 90, 10, 100, 10)),
+        (part("line", 50, 20, 50, 80, 90, 80), 0.4, (50, 20, 50, 60)),
+        (part("line", 80, 10, 120, 10, 120, 30, 80, 30), 0.4, (80, 10, 100, 10, 100, 30, 80, 30)),
+    ],
+)
+def test_a_part_is_cut_or_dropped_by_the_share_that_is_left(
+    item: ObjectRow, share: float, cut: tuple[float, ...]
+) -> None:
+    kept = place_parts([item], IDENTITY, SIZE, share - 0.001)
+    assert len(kept) == 1 and (kept[0].desc, kept[0].kind) == (item.desc, item.kind)
+    if item.kind == "poly":  # a ring may start anywhere
+        assert {*zip(kept[0].points[::2], kept[0].points[1::2], strict=True)} == {
+            *zip(cut[::2], cut[1::2], strict=True)
+        }
+    else:
+        assert kept[0].points == cut
+    assert place_parts([item], IDENTITY, SIZE, share + 0.001) == ()
+
+
+def test_what_lies_outside_is_dropped_even_if_nothing_has_to_be_left() -> None:
+    outside = [part("bbox_2d", 100, 0, 120, 9), part("line", 0, 61, 90, 61), part("poly", -9, 0, -1, 0, -1, 9)]
+    assert place_parts(outside, IDENTITY, SIZE, 0.0) == ()
+
+
+def test_half_a_pixel_outside_is_the_slack_of_records_and_no_loss() -> None:
+    kept = place_parts([part("bbox_2d", -0.5, 10, 100.5, 60.4)], IDENTITY, SIZE, 1.0)
+    assert kept == (part("bbox_2d", 0, 10, 100, 60),)
+
+
+def test_a_turned_box_is_measured_by_itself_and_not_by_the_box_around_it() -> None:
+    eighth_turn: Affine = (0.7071067811865476, -0.7071067811865476, 0.0, 0.7071067811865476, 0.7071067811865476, 0.0)
+    on_a_corner = part("bbox_2d", 0, 0, 40, 40)  # turned, it is a diamond whose left half is outside
+    (kept,) = place_parts([on_a_corner], eighth_turn, SIZE, 0.45)
+    np.testing.assert_allclose(kept.points, (0, 0, 28.284271, 56.568542), atol=1e-5)
+    assert place_parts([on_a_corner], eighth_turn, SIZE, 0.55) == ()
+
+
+def test_a_window_of_a_larger_canvas_gives_its_pixels() -> None:
+    (kept,) = place_parts([part("bbox_2d", -10, 10, 10, 20)], IDENTITY, SIZE, 0.5, (200, 300))
+    assert kept.points == (200, 310, 210, 320)
+
+
+rings = hnp.arrays(np.float64, (3, 2), elements=st.floats(-60, 160, width=16))
+
+
+@given(rings, st.tuples(st.integers(-30, 60), st.integers(-30, 40)))
+def test_the_share_inside_a_window_is_that_of_painted_pixels(ring: np.ndarray, corner: tuple[int, int]) -> None:
+    canvas = Image.new("L", (260, 260))
+    ImageDraw.Draw(canvas).polygon([(float(x) + 60, float(y) + 60) for x, y in ring], fill=1)
+    light = np.asarray(canvas)
+    if light.sum() < 2000:
+        return
+    x, y = corner[0] + 60, corner[1] + 60
+    seen = light[y : y + SIZE[1], x : x + SIZE[0]].sum() / light.sum()
+    share = share_inside(part("poly", *ring.ravel().tolist()), corner, SIZE)
+    assert share == pytest.approx(seen, abs=0.08)

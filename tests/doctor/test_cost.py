@@ -1,0 +1,72 @@
+"""Parameters counted without memory are those of the model that training builds."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from bbu.config import Config
+from bbu.doctor.cost import memory_report, model_size, steps_report
+from bbu.doctor.report import size_text
+from bbu.doctor.tokens import TokenLengths
+from bbu.models.build import build_model
+from bbu.records import ObjectRow, Row
+from tests.tiny import FAMILIES, tiny_config, tiny_processor, tiny_tokenizer
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("changes", [{}, {"freeze": ["vision"]}, {"lora.parts": ["llm"], "lora.rank": 4}])
+def test_weights_are_counted_as_they_are_built(family: str, changes: dict[str, Any]) -> None:
+    config = tiny_config(model={"family": family, **changes})
+    model = build_model(config, tiny_tokenizer(), device=torch.device("cpu"), dtype=torch.float32)
+    size = model_size(config, tiny_tokenizer())
+    assert size is not None
+    assert size.parameters == sum(p.numel() for p in model.parameters())
+    assert size.trainable == sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+
+def test_a_model_that_is_not_here_has_no_size() -> None:
+    config = tiny_config(model={"path": "nobody/nothing"})
+    assert model_size(config, tiny_tokenizer()) is None
+
+
+def memory(config: Config) -> dict[str, Any]:
+    size = model_size(config, tiny_tokenizer())
+    assert size is not None
+    lengths = TokenLengths(4096, 1, [100, 120, 300], [400, 420, 600], [30, 40, 80])
+    return memory_report(config, size, lengths, tiny_processor(config.model.family))
+
+
+def test_memory_follows_the_stated_formula() -> None:
+    config = tiny_config()  # vision 2 x 32 wide, text 2 x 64 wide, batch of 2
+    facts = memory(config)
+    assert facts["weights_bytes"] == facts["gradients_bytes"] == 4 * facts["parameters"]
+    assert facts["optimizer_bytes"] == 8 * facts["trainable"]
+    patches, pack = 2 * 2 * 80 * 4, 420 + 600
+    assert facts["activations_bytes"] == 2 * 34 * (patches * 32 * 2 + pack * 64 * 2)  # 2: float32
+    assert facts["photos_bytes"] == patches * 1176 * 4
+
+
+def test_recomputation_and_loader_processes_change_it_as_they_should() -> None:
+    plain, config = memory(tiny_config()), tiny_config()
+    config.model.gradient_checkpointing, config.data.workers = True, 3
+    changed = memory(config)
+    assert changed["activations_bytes"] < plain["activations_bytes"]
+    assert changed["photos_bytes"] == 7 * plain["photos_bytes"]
+
+
+def test_an_epoch_is_as_long_as_the_sampling_makes_it() -> None:
+    rows = [
+        Row((f"{n}.jpg",), (ObjectRow("rare" if n == 0 else "common", "bbox_2d", (0, 0, 9, 9)),), 9, 9)
+        for n in range(40)
+    ]
+    config = tiny_config()
+    assert steps_report(config, rows, None)["steps_per_epoch"] == 20
+    config.data.sampling.method = "repeat_factor"
+    assert steps_report(config, rows, None)["steps_per_epoch"] == 20.5  # the rare photo comes twice
+
+
+def test_sizes_are_written_for_people() -> None:
+    assert [size_text(n) for n in (0, 999, 1000, 15.2e9)] == ["0 B", "999 B", "1 KB", "15.2 GB"]

@@ -1,0 +1,73 @@
+"""Token lengths counted from text and sizes are those of the processor that training uses."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from bbu.data.chat_processor import ChatProcessor
+from bbu.doctor.charts import histogram, round_edges
+from bbu.doctor.reading import Sample
+from bbu.doctor.tokens import measure_lengths
+from bbu.models.backbones import BACKBONES
+from bbu.records import FewShotSample, Row
+from tests.tiny import tiny_config, tiny_processor, write_samples
+
+
+@pytest.mark.parametrize("family", sorted(BACKBONES))
+def test_lengths_are_those_of_the_processor(family: str, tmp_path: Path) -> None:
+    samples = write_samples(tmp_path, 6)
+    processor = tiny_processor(family, tmp_path)
+    lengths = measure_lengths([Sample("train", "", s) for s in samples], [], processor, tiny_config())
+    real = [processor.process_sample(sample) for sample in samples]
+    assert lengths.alone == [len(made.input_ids) for made in real] == lengths.longest
+    assert [n * processor.merge_size**2 for n in lengths.photo_tokens] == [len(made.pixel_values) for made in real]
+
+
+def test_context_photos_are_counted(
+    make_row: Callable[..., Row], make_chat_processor: Callable[..., ChatProcessor]
+) -> None:
+    from dataclasses import replace
+
+    from bbu.data.prompts import CONTEXT_NOTES
+
+    processor = make_chat_processor()
+    processor.spec = replace(processor.spec, context_note=CONTEXT_NOTES["zh"])
+    rows = [make_row(f"{n}.png", n, (84 + 28 * n, 84), seed=n) for n in range(4)]
+    samples = [FewShotSample(rows[0], (rows[1],), (rows[2], rows[3])), FewShotSample(rows[1], (), (rows[0],))]
+    lengths = measure_lengths([Sample("train", "", s) for s in samples], [], processor, tiny_config())
+    assert lengths.alone == [len(processor.process_sample(sample).input_ids) for sample in samples]
+
+
+def test_the_bound_holds_for_every_choice_of_teachers_and_context(
+    make_row: Callable[..., Row], make_chat_processor: Callable[..., ChatProcessor]
+) -> None:
+    from dataclasses import replace
+    from itertools import permutations
+
+    from bbu.data.prompts import CONTEXT_NOTES
+
+    processor = make_chat_processor()
+    processor.spec = replace(processor.spec, context_note=CONTEXT_NOTES["zh"])
+    grouped = {"group": "site 7"}
+    rows = [replace(make_row(f"{n}.png", n, (84 + 28 * n, 84), seed=n), metadata=grouped) for n in range(4)]
+    config = tiny_config()
+    config.data.episodes.counts, config.data.episodes.context_photos = {0: 0.5, 2: 0.5}, 1
+    lengths = measure_lengths([Sample("train", "", FewShotSample(row)) for row in rows], rows, processor, config)
+    assert lengths.teachers == 2
+    for student, bound in zip(rows, lengths.longest, strict=True):
+        others = [row for row in rows if row is not student]
+        real = [
+            len(processor.process_sample(FewShotSample(student, (a, b), (c,))).input_ids)
+            for a, b, c in permutations(others, 3)
+        ]
+        assert max(real) <= bound <= max(real) + 200  # close: it may show the student to itself
+
+
+def test_a_histogram_loses_nothing() -> None:
+    values = [0, 1, 99, 100, 101, 730]
+    bars = histogram(values, round_edges(max(values)))
+    assert sum(bar.count for bar in bars) == len(values) and len(bars) <= 17
+    assert all(bar.high - bar.low == bars[0].high for bar in bars if bar.high)
