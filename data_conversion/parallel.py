@@ -8,8 +8,11 @@ import signal
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from itertools import chain, islice
 from typing import TypeVar
+
+from bbu.errors import UserError
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -47,6 +50,11 @@ def _spread(function: Callable[[Item], Result], stream: Iterator[Item], workers:
                 yield from pending.popleft().result()
         while pending:
             yield from pending.popleft().result()
+    except BrokenProcessPool:
+        raise UserError(
+            "a working process ended early; out of memory? A script of your own that converts many photos needs "
+            "`if __name__ == '__main__':` around its call, or workers=1"
+        ) from None
     finally:
         pool.shutdown(cancel_futures=True)
 

@@ -14,7 +14,7 @@ HELD_OUT_FIRST = ("test", "val", "train")
 NO_HINT = "train"  # where a photo goes that has no hint although others have
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Candidate:
     """What splitting needs of a photo: its content hash and the source's hint."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
@@ -53,6 +54,16 @@ def test_items_are_drawn_only_as_results_are_taken(monkeypatch: pytest.MonkeyPat
     assert [next(results) for _ in range(3)] == [0, 1, 4]
     results.close()
     assert len(drawn) < 20
+
+
+def end(number: int) -> int:
+    os._exit(1)
+
+
+def test_a_process_that_ends_is_one_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parallel, "INLINE", 0)
+    with pytest.raises(UserError, match="a working process ended early"):
+        list(parallel.map_in_order(end, range(9), 2))
 
 
 def test_two_processes_write_the_same_bytes_as_one(source: Any, part: Any, monkeypatch: pytest.MonkeyPatch) -> None:
