@@ -14,7 +14,6 @@ import argparse
 import hashlib
 import json
 import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -22,6 +21,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+from harness import peak_bytes
 
 PROJECT = Path(__file__).resolve().parents[1]
 REAL = Path(os.environ.get("BBU_SHARED", PROJECT.parent / "shared")) / "data" / "bccd_voc"
@@ -52,7 +52,7 @@ def convert_once(source_format: str, source: Path, output: Path, images: str) ->
     started = time.perf_counter()
     report = convert(source_format, source, output, taxonomy=None, images=images)
     seconds = time.perf_counter() - started
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    peak = peak_bytes() / 2**20
     print(json.dumps({"seconds": seconds, "peak": peak, "photos": report.photos_written}))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import struct
 import zlib
 from pathlib import Path
@@ -96,6 +97,24 @@ def test_exif_orientation_is_applied_once(tmp_path: Path, orientation: int) -> N
     loaded = load_image(tmp_path / "a.png")
     np.testing.assert_array_equal(np.asarray(loaded), np.asarray(expected))
     assert loaded.getexif().get(EXIF_ORIENTATION, 1) == 1
+
+
+@pytest.mark.parametrize("orientation", [1, 6])
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".tif", ".bmp", ".webp"])
+def test_a_photo_needs_its_file_no_more_once_it_is_read(tmp_path: Path, suffix: str, orientation: int) -> None:
+    path = tmp_path / f"photo{suffix}"
+    exif = Image.Exif()
+    exif[EXIF_ORIENTATION] = orientation
+    Image.fromarray(np.stack([RAMP, RAMP[::-1], RAMP[:, ::-1]], axis=-1)).save(path, exif=exif)
+    with Image.open(path) as stored:
+        expected = np.asarray(ImageOps.exif_transpose(stored).convert("RGB"))
+    content = path.read_bytes()
+    photos = [load_image(path), load_image(content)]
+    path.unlink()
+    for photo in photos:
+        for again in (photo, photo.copy(), pickle.loads(pickle.dumps(photo)), photo.crop((0, 0, *photo.size))):
+            np.testing.assert_array_equal(np.asarray(again), expected)
+        assert ImageOps.exif_transpose(photo).size == photo.size  # turned once, also for whoever asks again
 
 
 def test_a_single_pixel_is_a_photo(tmp_path: Path) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +15,10 @@ from PIL import Image
 from bbu.data.chat_processor import ChatProcessor
 from bbu.data.photo import Photo
 from bbu.data.prompts import parse_answer
-from bbu.errors import CheckpointError, ImageError, UserError
-from bbu.inference import DetectionResult, Inference, list_photos
+from bbu.errors import CheckpointError, ImageError
+from bbu.evaluation.calibration import Calibration
+from bbu.inference import DetectionResult, Inference
+from bbu.models.predictor import PredictOptions
 from bbu.models.wrapper import DetectionVLM
 from bbu.records import ObjectRow, PredictionRow, Row
 from bbu.training.checkpoint import save_model
@@ -117,7 +121,7 @@ def test_the_size_of_a_batch_changes_nothing(
     batch_size: int, inference: Inference, photos: list[Image.Image], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = inference.predict_detection(photos)
-    monkeypatch.setattr(inference.predictor, "batch_size", batch_size)
+    monkeypatch.setattr(inference.predictor, "options", replace(inference.predictor.options, batch_size=batch_size))
     assert all(same(a, b) for a, b in zip(inference.predict_detection(photos), expected, strict=True))
 
 
@@ -199,6 +203,29 @@ def test_a_mode_other_than_rgb_is_no_problem(inference: Inference, photos: list[
     assert same(inference.predict_detection(grey), inference.predict_detection(grey.convert("RGB")))
 
 
+def test_scores_are_calibrated_where_the_folder_says_how(
+    inference: Inference, folder: Path, photos: list[Image.Image], tmp_path: Path
+) -> None:
+    copy = shutil.copytree(folder, tmp_path / "model")
+    share = {"ECE": None, "Brier": None}
+    Calibration("temperature", 2.0, (), "val", 1, 1, share, share).save(copy / "calibration.json")
+    raw = Inference(copy, device="cpu", precision="fp32", calibrated=False).predict_detection(photos[0])
+    mended = Inference(copy, device="cpu", precision="fp32").predict_detection(photos[0])
+    logit = np.log(raw.scores / (1 - raw.scores)) / 2
+    assert mended.scores == pytest.approx(1 / (1 + np.exp(-logit)))
+    assert mended.captions == raw.captions and np.array_equal(mended.boxes, raw.boxes)
+    assert same(raw, inference.predict_detection(photos[0]), 1e-5)
+
+
+def test_options_go_together_or_by_name(folder: Path, photos: list[Image.Image]) -> None:
+    together = Inference(folder, device="cpu", precision="fp32", options=PredictOptions(top_k=3, min_score=0.01))
+    by_name = Inference(folder, device="cpu", precision="fp32", top_k=3, min_score=0.01)
+    assert together.predictor.options == by_name.predictor.options
+    assert same(together.predict_detection(photos[0]), by_name.predict_detection(photos[0]))
+    with pytest.raises(TypeError, match="top_q"):
+        Inference(folder, device="cpu", precision="fp32", top_q=3)
+
+
 # ---------------------------------------------------------------- text
 
 
@@ -266,23 +293,3 @@ def test_text_of_a_model_that_knows_the_answer_becomes_boxes_and_captions(family
     cut = inference.generate_text(photo.image, max_new_tokens=30)
     assert result.text.startswith(cut.text)
     assert (len(cut.captions), cut.malformed) == (len(parse_answer(cut.text)[0]), parse_answer(cut.text)[1])
-
-
-# ---------------------------------------------------------------- what may be pointed at
-
-
-def test_photos_are_listed_from_a_folder_a_file_or_records(photos: list[Image.Image], tmp_path: Path) -> None:
-    (tmp_path / "deep").mkdir()
-    for name in ("b.png", "a.JPG", "deep/c.webp"):
-        photos[0].save(tmp_path / name)
-    (tmp_path / "note.txt").touch()
-    assert list_photos(tmp_path) == (["a.JPG", "b.png", "deep/c.webp"], str(tmp_path))
-    assert list_photos(tmp_path / "b.png") == (["b.png"], str(tmp_path))
-    row = '{"images": ["deep/c.webp"], "objects": [], "width": 112, "height": 84}\n'
-    (tmp_path / "rows.jsonl").write_text(row, encoding="utf-8")
-    assert list_photos(tmp_path / "rows.jsonl") == (["deep/c.webp"], str(tmp_path))
-    with pytest.raises(UserError, match="does not exist"):
-        list_photos(tmp_path / "nowhere")
-    (tmp_path / "bare").mkdir()
-    with pytest.raises(UserError, match="has no photo"):
-        list_photos(tmp_path / "bare")

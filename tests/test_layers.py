@@ -16,16 +16,25 @@ PROJECT = Path(__file__).resolve().parents[1]
 
 # From the bottom up; a room imports only from itself and from rooms before it.
 ROOMS = (
-    "bbu.errors", "bbu.geometry", "bbu.jsonl", "bbu.images", "bbu.records", "bbu.taxonomy", "bbu.taxonomy_file",
+    "bbu.errors", "bbu.geometry", "bbu.jsonl", "bbu.images", "bbu.taxonomy", "bbu.records", "bbu.taxonomy_file",
     "bbu.config", "bbu.evaluation",
     "bbu.data",
     "bbu.models.attention", "bbu.models.memory", "bbu.models.adapters", "bbu.models.backbones",
-    "bbu.models.detection_head", "bbu.models.caption_decoder", "bbu.models.wrapper", "bbu.models.lora",
-    "bbu.models.postprocess", "bbu.models.predictor", "bbu.models.build",
-    "bbu.losses", "bbu.training", "bbu.inference", "bbu.doctor", "bbu.stages", "bbu.cli",
+    "bbu.models.detection_head", "bbu.models.vocabulary", "bbu.models.caption_decoder", "bbu.models.wrapper",
+    "bbu.models.lora",
+    "bbu.models.postprocess", "bbu.models.tiling", "bbu.models.predictor", "bbu.models.build",
+    "bbu.losses", "bbu.training", "bbu.inference", "bbu.prediction", "bbu.baselines", "bbu.serve", "bbu.doctor",
+    "bbu.stages", "bbu.cli",
 )  # fmt: skip
-CONVERSION_MAY_IMPORT = ("bbu.errors", "bbu.geometry", "bbu.images", "bbu.jsonl", "bbu.records", "bbu.taxonomy",
-    "bbu.taxonomy_file")
+CONVERSION_MAY_IMPORT = (
+    "bbu.errors",
+    "bbu.geometry",
+    "bbu.images",
+    "bbu.jsonl",
+    "bbu.records",
+    "bbu.taxonomy",
+    "bbu.taxonomy_file",
+)
 MAY_IMPORT_CONVERSION = ("bbu.stages", "bbu.cli")
 HEAVY = ("torch", "torchvision", "transformers", "accelerate", "peft", "deepspeed", "scipy", "matplotlib")
 
@@ -116,7 +125,8 @@ def loaded_by(code: str) -> set[str]:
 @pytest.mark.parametrize(
     "modules",
     [
-        "bbu.evaluation, bbu.evaluation.pictures",
+        "bbu.evaluation, bbu.evaluation.pictures, bbu.evaluation.compare, bbu.evaluation.calibration, "
+        "bbu.evaluation.operating_points, bbu.evaluation.page",
         "bbu.geometry, bbu.records, bbu.taxonomy, bbu.config, bbu.data.augment, bbu.images, bbu.data.prompts",
         "data_conversion.__main__, data_conversion.pipeline, data_conversion.cabinet_photos",
     ],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from bbu.records import (
     read_samples,
     resolve_image,
 )
+from bbu.taxonomy import split_path
 
 
 def row(**changes: Any) -> dict[str, Any]:
@@ -200,6 +202,12 @@ BAD_PREDICTIONS: list[tuple[str, Any, str]] = [
     ("score as text", prediction(score="0.5"), "predictions[0].score"),
     ("no score", prediction(score=None), "predictions[0].score"),
     ("objectness above 1", prediction(objectness=2), "predictions[0].objectness"),
+    ("a level too few", prediction(desc="标签/完整", levels=[0.5]), "predictions[0].levels"),
+    ("a level too many", prediction(levels=[0.5, 0.4]), "predictions[0].levels"),
+    ("levels of no words", prediction(desc="", levels=[0.5]), "predictions[0].levels"),
+    ("levels a number", prediction(levels=0.5), "predictions[0].levels"),
+    ("level above 1", prediction(desc="标签/完整", levels=[0.5, 1.5]), "predictions[0].levels[1]"),
+    ("level as text", prediction(levels=["0.5"]), "predictions[0].levels[0]"),
     ("box of five", prediction(bbox_2d=[1, 2, 3, 4, 5]), "predictions[0].bbox_2d"),
     ("desc a number", prediction(desc=3), "predictions[0].desc"),
     ("extra field", prediction(label="x"), "predictions[0].label"),
@@ -349,13 +357,17 @@ def test_a_box_that_can_be_read_can_be_written_and_read_again(xs: list[float], y
 
 units = st.integers(0, 1_000_000).map(lambda value: value / 1_000_000)
 boxes = st.tuples(hundredths(WIDTH), hundredths(HEIGHT), hundredths(WIDTH), hundredths(HEIGHT))
+plain = st.builds(PredictedObject, boxes, st.just("") | texts, units, units)
+predicted = plain | st.builds(
+    lambda item, share: replace(item, levels=(share,) * len(split_path(item.desc))), plain, units
+)
 prediction_rows = st.one_of(
     st.builds(
         PredictionRow,
         names,
         st.integers(1, 5000),
         st.integers(1, 5000),
-        st.lists(st.builds(PredictedObject, boxes, st.just("") | texts, units, units), max_size=4).map(tuple),
+        st.lists(predicted, max_size=4).map(tuple),
     ),
     st.builds(lambda images, error: PredictionRow(images, error=error), names, texts),
 )

@@ -34,7 +34,8 @@ def load_image(source: str | Path | bytes, name: str = "") -> Image.Image:
             with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
                 _check_size(path, *image.size)
                 image.load()
-                return _to_rgb(ImageOps.exif_transpose(image))
+                ImageOps.exif_transpose(image, in_place=True)
+                return _to_rgb(image)
     except FileNotFoundError:
         raise ImageError(f"{path}: no such photo") from None
     except UnidentifiedImageError:
@@ -53,6 +54,7 @@ def _check_size(path: Path, width: int, height: int) -> None:
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
+    """8-bit RGB; a photo that is that already is not copied, which would take half as long as decoding it."""
     if image.mode in ("I;16", "I;16B", "I;16L", "I", "F"):
         values = np.asarray(image, dtype=np.float64)
         top = 65535.0 if values.max(initial=0.0) > 255 else 255.0
@@ -61,4 +63,4 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         layer = image.convert("RGBA")
         white = Image.new("RGBA", layer.size, (255, 255, 255, 255))
         return Image.alpha_composite(white, layer).convert("RGB")
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")

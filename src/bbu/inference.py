@@ -11,19 +11,21 @@ import numpy as np
 import torch
 from PIL import Image
 
-from bbu.data.chat_processor import ChatProcessor
+from bbu.data.chat_processor import ChatProcessor, ChatProcessorOutput
 from bbu.data.photo import Photo
+from bbu.data.photo_lists import list_photos
 from bbu.data.prompts import boxes_from_text, parse_answer
-from bbu.errors import CheckpointError, UserError
-from bbu.images import IMAGE_SUFFIXES, load_image
-from bbu.jsonl import iter_json_lines
+from bbu.errors import CheckpointError
+from bbu.evaluation.calibration import Calibration
+from bbu.images import load_image
 from bbu.models.attention import choose_engine
-from bbu.models.postprocess import DUPLICATE_IOU
-from bbu.models.predictor import Predictor, teacher_photos
+from bbu.models.predictor import PredictOptions, Predictor, teacher_photos
 from bbu.models.wrapper import DetectionVLM
-from bbu.records import PredictionRow, Row, parse_sample
+from bbu.records import PredictionRow, Row
 from bbu.training.checkpoint import load_model, load_processor
 from bbu.training.precision import compute_device, use_bf16
+
+__all__ = ["DetectionResult", "ImageLike", "Inference", "TextResult", "list_photos"]
 
 ImageLike = Image.Image | str | Path
 
@@ -52,13 +54,18 @@ class DetectionResult:
 class TextResult:
     """What the language model wrote by itself: boxes and captions without scores.
 
-    ``malformed`` counts objects in the text that could not be read.
+    Args:
+        malformed: objects in the text that could not be read.
+        tokens: written, the end token included.
+        finished: whether the model ended its answer, rather than being cut off.
     """
 
     boxes: np.ndarray
     captions: list[str]
     text: str
     malformed: int
+    tokens: int
+    finished: bool
 
 
 class Inference:
@@ -69,9 +76,8 @@ class Inference:
         device: default CUDA where there is one.
         precision: auto, fp32 or bf16 (of matrix products).
         attention: engine, as in the config.
-        batch_size: photos at a time.
-        top_k: most boxes a photo.
-        duplicate_iou: overlap with a surer box above which one is left out; 1 keeps all.
+        calibrated: turn scores into shares that are right, where the folder has a calibration.json.
+        options: how the model is used; any of PredictOptions' fields can also be given by name (``top_k=20``).
 
     Raises:
         CheckpointError: the folder is incomplete or was tampered with.
@@ -84,9 +90,9 @@ class Inference:
         device: str | torch.device | None = None,
         precision: str = "auto",
         attention: str = "auto",
-        batch_size: int = 8,
-        top_k: int = 100,
-        duplicate_iou: float = DUPLICATE_IOU,
+        calibrated: bool = True,
+        options: PredictOptions | None = None,
+        **changes: Any,
     ) -> None:
         folder = Path(folder)
         place = torch.device(device) if device is not None else compute_device()
@@ -94,14 +100,9 @@ class Inference:
         self.processor: ChatProcessor = load_processor(folder)
         self.model: DetectionVLM = load_model(folder).to(place)
         self.model.backbone.use_engine(choose_engine(attention, place, torch.bfloat16 if bf16 else torch.float32))
-        self.predictor = Predictor(
-            self.model,
-            self.processor,
-            batch_size=batch_size,
-            top_k=top_k,
-            duplicate_iou=duplicate_iou,
-            autocast=torch.bfloat16 if bf16 else None,
-        )
+        calibration = Calibration.load(folder) if calibrated else None
+        own = {"autocast": torch.bfloat16 if bf16 else None, "calibration": calibration}
+        self.predictor = Predictor(self.model, self.processor, options, **own | changes)
 
     def predict_detection(
         self,
@@ -151,7 +152,6 @@ class Inference:
         """One prediction row a file; one that cannot be read becomes an error row."""
         yield from self.predictor.predict_files(names, image_root, teacher_photos(teachers, image_root))
 
-    @torch.no_grad()
     def generate_text(
         self,
         image: ImageLike,
@@ -162,53 +162,40 @@ class Inference:
         """The language model's own answer, token by token, parsed into boxes; for comparison."""
         photo = _photo(image, 0)
         sample = self.processor.process_photos(teacher_photos(teachers, image_root), photo, with_answer=False)
-        vlm = self.model.backbone.vlm
+        return self.write_answer(sample, max_new_tokens=max_new_tokens)
+
+    @torch.no_grad()
+    def write_answer(
+        self, sample: ChatProcessorOutput, *, max_new_tokens: int = 1024, min_new_tokens: int = 0
+    ) -> TextResult:
+        """As ``generate_text``, for a prompt that is made already. Greedy, with a key/value cache.
+
+        Args:
+            min_new_tokens: the answer does not end before; for timing.
+        """
+        vlm, end = self.model.backbone.vlm, self.processor.end_token_id
         ids = sample.input_ids[None].to(vlm.device)
-        written = vlm.generate(
-            input_ids=ids,
-            attention_mask=torch.ones_like(ids),
-            mm_token_type_ids=(ids == self.model.backbone.image_token_id).int(),
-            pixel_values=sample.pixel_values.to(vlm.device),
-            image_grid_thw=sample.image_grid_thw.to(vlm.device),
-            max_new_tokens=max_new_tokens,
-            do_sample=False,
-            eos_token_id=self.processor.end_token_id,
-        )
-        text = str(self.processor.tokenizer.decode(written[0, ids.shape[1] :], skip_special_tokens=True))
+        with self.predictor.precision():
+            written = vlm.generate(
+                input_ids=ids,
+                attention_mask=torch.ones_like(ids),
+                mm_token_type_ids=(ids == self.model.backbone.image_token_id).int(),
+                pixel_values=sample.pixel_values.to(vlm.device),
+                image_grid_thw=sample.image_grid_thw.to(vlm.device),
+                max_new_tokens=max_new_tokens,
+                min_new_tokens=min_new_tokens,
+                do_sample=False,
+                use_cache=True,
+                eos_token_id=end,
+            )[0, ids.shape[1] :].tolist()
+        text = str(self.processor.tokenizer.decode(written, skip_special_tokens=True))
         parts, malformed = parse_answer(text)
         numbers = np.array([box for box, _ in parts], dtype=np.float64).reshape(-1, 4)
         boxes = boxes_from_text(sample.geometry, numbers, self.processor.spec.box_convention)
-        return TextResult(boxes, [label for _, label in parts], text, malformed)
+        return TextResult(boxes, [label for _, label in parts], text, malformed, len(written), written[-1:] == [end])
 
 
 def _photo(image: ImageLike, number: int) -> Photo:
     if isinstance(image, Image.Image):
         return Photo(image.convert("RGB"), f"image {number}")
     return Photo(load_image(image), str(image))
-
-
-def list_photos(source: str | Path) -> tuple[list[str], str]:
-    """Photos of a folder (all below it), of a JSONL of records, or one photo.
-
-    Returns:
-        Names relative to the image root, in order, and that root.
-
-    Raises:
-        UserError: nothing there, or no photo in it.
-    """
-    source = Path(source)
-    if source.is_dir():
-        names = sorted(
-            str(path.relative_to(source)) for path in source.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES
-        )
-        if not names:
-            raise UserError(f"{source}: has no photo ({', '.join(IMAGE_SUFFIXES)})")
-        return names, str(source)
-    if source.suffix == ".jsonl":
-        rows = [parse_sample(value, where).student for where, value in iter_json_lines(source)]
-        if not rows:
-            raise UserError(f"{source}: has no row")
-        return [row.images[0] for row in rows], str(source.parent)
-    if source.is_file():
-        return [source.name], str(source.parent)
-    raise UserError(f"{source}: does not exist")

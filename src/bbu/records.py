@@ -3,7 +3,8 @@
 Row        {"images": [...], "objects": [...], "width": W, "height": H, "summary"?: str, "metadata"?: {}}
 object     {"desc": str, and exactly one of "bbox_2d" [x1,y1,x2,y2] | "poly" [x,y,…≥3 points] | "line" [x,y,…≥2]}
 few-shot   {"teachers": [Row, …], "student": Row, "context"?: [Row, …]}
-prediction {"images": [...], "width": W, "height": H, "predictions": [{"bbox_2d", "desc", "score", "objectness"}]}
+prediction {"images": [...], "width": W, "height": H,
+            "predictions": [{"bbox_2d", "desc", "score", "objectness", "levels"?}]}
            or {"images": [...], "error": str} for a photo that could not be read
 
 Coordinates are pixels of the image as displayed (after the EXIF transpose, before any resize).
@@ -25,6 +26,7 @@ import numpy as np
 from bbu.errors import RecordError, UserError
 from bbu.geometry import box_area, enclosing_box
 from bbu.jsonl import iter_json_lines
+from bbu.taxonomy import split_path
 
 GEOMETRIES = {"bbox_2d": 4, "poly": 6, "line": 4}  # name → fewest numbers
 BOUNDS_TOLERANCE = 0.5  # pixels a coordinate may lie outside the image (rounding of annotation tools)
@@ -126,20 +128,25 @@ class PredictedObject:
     """One predicted part: xyxy box in displayed pixels, words, and two confidences in [0, 1].
 
     ``score`` ranks by description (objectness × probability of the words), ``objectness`` class-agnostically.
+    ``levels``: how probable the first level of ``desc`` is, the first two, …; None where the model does not say.
     """
 
     box: tuple[float, float, float, float]
     desc: str
     score: float
     objectness: float
+    levels: tuple[float, ...] | None = None
 
     def to_json(self) -> dict[str, Any]:
-        return {
+        row = {
             "bbox_2d": [round(value, 2) for value in self.box],
             "desc": self.desc,
             "score": round(self.score, 6),
             "objectness": round(self.objectness, 6),
         }
+        if self.levels is not None:
+            row["levels"] = [round(value, 6) for value in self.levels]
+        return row
 
 
 @dataclass(frozen=True)
@@ -229,7 +236,7 @@ def parse_prediction_row(value: Any, where: str) -> PredictionRow:
     predictions = []
     for index, item in enumerate(check.list(value["predictions"], "predictions")):
         inner = _Checker(where, f"predictions[{index}].")
-        inner.keys(item, required=("bbox_2d", "desc", "score"), optional=("objectness",))
+        inner.keys(item, required=("bbox_2d", "desc", "score"), optional=("objectness", "levels"))
         box = inner.numbers(item["bbox_2d"], "bbox_2d", fewest=4)
         if len(box) != 4:
             inner.fail("bbox_2d", f"needs 4 numbers, has {len(box)}")
@@ -237,7 +244,8 @@ def parse_prediction_row(value: Any, where: str) -> PredictionRow:
             inner.fail("desc", f"must be text, is {_show(item['desc'])}")
         score = inner.unit(item["score"], "score")
         objectness = inner.unit(item.get("objectness", item["score"]), "objectness")
-        predictions.append(PredictedObject((box[0], box[1], box[2], box[3]), item["desc"], score, objectness))
+        levels = inner.levels(item["levels"], item["desc"]) if "levels" in item else None
+        predictions.append(PredictedObject((box[0], box[1], box[2], box[3]), item["desc"], score, objectness, levels))
     return PredictionRow(check.images(value["images"]), width, height, tuple(predictions))
 
 
@@ -325,6 +333,12 @@ class _Checker:
         if len(items) < fewest:
             self.fail(name, f"needs at least {fewest} numbers, has {len(items)}")
         return tuple(self.number(item, f"{name}[{index}]") for index, item in enumerate(items))
+
+    def levels(self, value: Any, desc: str) -> tuple[float, ...]:
+        items, path = self.list(value, "levels"), split_path(desc)
+        if len(items) != len(path):
+            self.fail("levels", f"needs a number for each of the {len(path)} levels of {desc!r}, has {len(items)}")
+        return tuple(self.unit(item, f"levels[{index}]") for index, item in enumerate(items))
 
     def images(self, value: Any) -> tuple[str, ...]:
         items = self.list(value, "images")

@@ -1,7 +1,7 @@
 """The main job in five stages: prepare → train → predict → score → draw. Each writes into the run's folder.
 
-<output_dir>/config.yaml  data/  checkpoint-N/  model/  train_log.jsonl
-             predictions.jsonl  metrics.json  pictures/
+<output_dir>/config.yaml  data/  checkpoint-N/  model/  train_log.jsonl  training_log.html
+             val_predictions.jsonl  predictions.jsonl  metrics.json  pictures/  report.html
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ import shutil
 import sys
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +24,7 @@ from bbu.records import FewShotSample, PredictionRow, Row, read_predictions, rea
 from bbu.taxonomy import Taxonomy
 
 if TYPE_CHECKING:
+    from bbu.data.packing import PackedRun
     from bbu.models.predictor import Predictor, Shown
 
 MODEL_FOLDER = "model"
@@ -153,7 +154,8 @@ def train(config: Config) -> PreparedData:
     args = training_arguments(config, use_cpu=device.type == "cpu", bf16=bf16, has_val=True)
     with args.main_process_first(local=False, desc="preparing data"):
         data = _prepare_once(config, main=args.process_index == 0)
-        hashes = _photo_hashes(config, data, training=True, split="val" if args.eval_strategy != "no" else "")
+        split = _seen_split(config, data, evaluating=args.eval_strategy != "no")
+        hashes = _photo_hashes(config, data, training=True, split=split)
     samples = data.samples("train")
     val = data.rows("val")
     if args.eval_strategy != "no" and not any(row.objects for row in val):
@@ -165,13 +167,26 @@ def train(config: Config) -> PreparedData:
     if args.process_index == 0:
         _describe(config, model, device, bf16, [sample.student for sample in samples], len(val))
     stream = _stream(config, samples, data.rows("teacher"), hashes, processor, args.world_size)
-    shown = _shown(config, data, val, hashes) if args.eval_strategy != "no" else None
-    trainer: BBUTrainer = _trainer(config, args, model, stream, processor, val, data.image_root, bf16, shown)
+    seen = [sample.student for sample in samples] if split == "train" else val
+    shown = _shown(config, data, seen, hashes) if split else None
+    with args.main_process_first(local=False, desc="measuring samples"):
+        packs = _packs(config, stream, processor, model, args.world_size)
+    trainer: BBUTrainer = _trainer(
+        config, args, model, stream, processor, seen, data.image_root, bf16, shown, split, packs
+    )
     started = time.monotonic()
     trainer.train(resume_from_checkpoint=_resume_from(config, output))
     if args.process_index == 0:
-        _finish(config, trainer, output, time.monotonic() - started)
+        known = {item.desc for sample in samples for item in sample.student.objects}
+        _finish(config, trainer, output, time.monotonic() - started, known)
     return data
+
+
+def _seen_split(config: Config, data: PreparedData, evaluating: bool) -> str:
+    """The split that is predicted while it trains; "" = none."""
+    if not (evaluating or config.training.visual_every):
+        return ""
+    return "val" if evaluating or any(row.objects for row in data.rows("val")) else "train"
 
 
 def _prepare_once(config: Config, main: bool) -> PreparedData:
@@ -263,6 +278,31 @@ def _stream(
     )
 
 
+def _packs(config: Config, stream: Any, processor: Any, model: Any, ranks: int) -> PackedRun | None:
+    """The planned packs of the run, which set the stream's length; None where a pack is the next samples."""
+    from bbu.data.lengths import LengthMeter, StreamLengths
+    from bbu.data.packing import CostModel, PackedRun
+    from bbu.training.trainer import pack_budgets
+
+    training, budgets = config.training, pack_budgets(config)
+    if not budgets.limits:
+        return None
+    meter = LengthMeter(processor, config.data.augment, taxonomy_of(config).mirror)
+    cache = Path(config.output_dir) / "data" / "lengths.json"
+    lengths = StreamLengths(stream, meter, CostModel.of(model.backbone.vlm.config), cache)
+    packs = PackedRun(
+        lengths.epoch,
+        budgets,
+        steps=training.max_steps,
+        ranks=ranks,
+        accumulation=training.gradient_accumulation,
+        seed=config.seed,
+        name=lengths.name,
+    )
+    stream.length = max(1, round(len(packs) * packs.samples_per_pack))
+    return packs
+
+
 def _photo_hashes(config: Config, data: PreparedData, *, training: bool, split: str) -> dict[str, int]:
     """Perceptual hashes of the photos that teachers are chosen for and among; none where no teachers are shown.
 
@@ -305,10 +345,12 @@ def _trainer(
     model: Any,
     stream: Any,
     processor: Any,
-    val: list[Row],
+    seen: list[Row],
     root: str,
     bf16: bool,
     shown: Shown | None,
+    split: str,
+    packs: PackedRun | None,
 ) -> Any:
     import torch
 
@@ -328,11 +370,29 @@ def _trainer(
     def score_val() -> dict[str, float | None]:
         from bbu.evaluation import evaluate
 
-        metrics = evaluate(val, predict_rows(predictor, val, root, args.process_index, args.world_size, shown))
+        found = predict_rows(predictor, seen, root, args.process_index, args.world_size, shown)
+        metrics = evaluate(seen, found, resamples=0)
         return {name: metrics[name] for name in ("AP", "AP50", "AP50_agnostic", "description_accuracy")}
 
     objective = DetectionObjective(model, config.loss)
-    return BBUTrainer(objective, config, args, stream, processor, score_val, round(stream.order.epoch_length))
+    visual = None
+    if config.training.visual_every and args.process_index == 0:
+        visual = _visual_log(config, predictor, seen, root, shown, split)
+    photos_per_epoch = round(stream.order.epoch_length)
+    return BBUTrainer(objective, config, args, stream, processor, score_val, photos_per_epoch, visual, packs)
+
+
+def _visual_log(
+    config: Config, predictor: Predictor, seen: list[Row], root: str, shown: Shown | None, split: str
+) -> Any:
+    from bbu.losses.matcher import MatchCosts
+    from bbu.training.visual_log import VisualLog
+    from bbu.training.visual_probe import Probe, choose_probes
+
+    loss = config.loss
+    probes = choose_probes(seen, config.training.visual_photos, config.seed)
+    costs = MatchCosts(loss.match_l1, loss.match_giou, loss.match_objectness)
+    return VisualLog(Probe(predictor, probes, root, costs, shown=shown), config, split)
 
 
 def predict_rows(
@@ -363,15 +423,16 @@ def _resume_from(config: Config, output: Path) -> str | None:
     return str(newest)
 
 
-def _finish(config: Config, trainer: Any, output: Path, seconds: float) -> None:
-    """Publish the best (or last) checkpoint as the run's model; keep the log."""
+def _finish(config: Config, trainer: Any, output: Path, seconds: float, seen: set[str]) -> None:
+    """Publish the best (or last) checkpoint as the run's model, with the descriptions it knows; keep the log."""
+    from bbu.models.vocabulary import known_descriptions
     from bbu.training.checkpoint import newest_checkpoint, publish
 
     best = trainer.state.best_model_checkpoint if config.training.select_best else None
     checkpoint = Path(best) if best else newest_checkpoint(output)
     if checkpoint is None:
         raise UserError(f"{output}: training ended without a checkpoint")
-    publish(checkpoint, output / MODEL_FOLDER)
+    publish(checkpoint, output / MODEL_FOLDER, known_descriptions(seen, taxonomy_of(config)))
     write_jsonl(output / "train_log.jsonl", trainer.state.log_history)
     write_json(
         output / "train_summary.json",
@@ -382,15 +443,50 @@ def _finish(config: Config, trainer: Any, output: Path, seconds: float) -> None:
 # ---------------------------------------------------------------- predict, score, draw
 
 
+def calibrate(config: Config, data: PreparedData) -> None:
+    """Fit the published model's scores on val, before it predicts anything else; writes model/calibration.json.
+
+    Also writes val_predictions.jsonl, with the calibrated scores that the model gives from now on. Without a val
+    split, or where it teaches nothing, the model stays uncalibrated and a line says so.
+    """
+    from bbu.evaluation.calibration import CALIBRATION_FILE, calibrated_row, fit_calibration
+
+    output = Path(config.output_dir)
+    file = output / MODEL_FOLDER / CALIBRATION_FILE
+    file.unlink(missing_ok=True)  # it is fitted on what the model says without it
+    rows, kind = data.rows("val"), config.evaluation.calibration
+    if kind == "none":
+        return
+    if not any(row.objects for row in rows):
+        print("scores are not calibrated: there is no val split with parts in it", flush=True)
+        return
+    found = list(_predict_split(config, data, "val", rows))
+    try:
+        calibration = fit_calibration(rows, found, kind=kind, split="val")
+    except UserError as error:
+        print(f"scores are not calibrated: {error}", flush=True)
+        return
+    write_jsonl(output / "val_predictions.jsonl", [calibrated_row(calibration, row) for row in found])
+    calibration.save(file)
+    print(f"scores calibrated on val: {calibration.summary()}", flush=True)
+
+
 def predict(config: Config, data: PreparedData) -> Path:
     """Predict the evaluation split with the published model; writes predictions.jsonl."""
+    path = Path(config.output_dir) / "predictions.jsonl"
+    write_jsonl(path, _predict_split(config, data, config.evaluation.split, _evaluation_rows(config, data)))
+    return path
+
+
+def _predict_split(config: Config, data: PreparedData, split: str, rows: Sequence[Row]) -> Iterable[PredictionRow]:
+    """Predictions of the published model, one row a photo, with a progress bar."""
     from tqdm import tqdm
 
     from bbu.inference import Inference
+    from bbu.models.vocabulary import choose_vocabulary
 
     output = Path(config.output_dir)
-    rows = _evaluation_rows(config, data)
-    shown = _shown(config, data, rows, _photo_hashes(config, data, training=False, split=config.evaluation.split))
+    shown = _shown(config, data, rows, _photo_hashes(config, data, training=False, split=split))
     inference = Inference(
         output / MODEL_FOLDER,
         precision=config.training.precision,
@@ -399,12 +495,13 @@ def predict(config: Config, data: PreparedData) -> Path:
         top_k=config.evaluation.captions_per_photo,
         duplicate_iou=config.evaluation.duplicate_iou,
     )
+    words = choose_vocabulary(config.evaluation.descriptions, output / MODEL_FOLDER, inference.processor)
+    inference.predictor.options = replace(inference.predictor.options, vocabulary=words)
     if config.data.episodes.context_photos and not inference.processor.spec.context_note:
         raise ConfigError("data.episodes.context_photos: the model was not trained with context photos; set it to 0")
     found = inference.predictor.predict_files([row.images[0] for row in rows], data.image_root, shown=shown)
-    path = output / "predictions.jsonl"
-    write_jsonl(path, tqdm(found, total=len(rows), desc="predict", unit="photo", file=sys.stderr))
-    return path
+    bar: Iterable[PredictionRow] = tqdm(found, total=len(rows), desc=f"predict {split}", unit="photo", file=sys.stderr)
+    return bar
 
 
 def score(config: Config, data: PreparedData) -> dict[str, Any]:
@@ -418,6 +515,9 @@ def score(config: Config, data: PreparedData) -> dict[str, Any]:
         read_predictions(output / "predictions.jsonl"),
         score_threshold=config.evaluation.score_threshold,
         train_descriptions=seen,
+        precision=config.evaluation.target_precision,
+        alarms=config.evaluation.alarms_per_photo,
+        resamples=config.evaluation.resamples,
     )
     summary = output / "train_summary.json"
     if summary.is_file():
@@ -428,19 +528,25 @@ def score(config: Config, data: PreparedData) -> dict[str, Any]:
 
 
 def draw(config: Config, data: PreparedData) -> list[Path]:
-    """Truth beside prediction for a few photos; writes pictures/."""
+    """Truth beside prediction for a few photos, and the page of all; writes pictures/ and report.html."""
+    from bbu.evaluation.page import write_report
     from bbu.evaluation.pictures import save_pictures
 
     output = Path(config.output_dir)
+    rows, predictions = _evaluation_rows(config, data), read_predictions(output / "predictions.jsonl")
     shutil.rmtree(output / "pictures", ignore_errors=True)
-    return save_pictures(
-        _evaluation_rows(config, data),
-        read_predictions(output / "predictions.jsonl"),
+    pictures = save_pictures(
+        rows,
+        predictions,
         data.image_root,
         output / "pictures",
         limit=config.evaluation.pictures,
         threshold=config.evaluation.score_threshold,
     )
+    metrics = json.loads((output / "metrics.json").read_text(encoding="utf-8"))
+    title = f"{config.name}, {config.evaluation.split} split"
+    write_report(output / "report.html", rows, predictions, metrics, image_root=data.image_root, title=title)
+    return pictures
 
 
 def _evaluation_rows(config: Config, data: PreparedData) -> list[Row]:
@@ -458,6 +564,7 @@ def run(config: Config) -> int:
     data = train(config)
     if int(os.environ.get("RANK", "0")) != 0:
         return 0
+    calibrate(config, data)
     predict(config, data)
     metrics = score(config, data)
     pictures = draw(config, data)
@@ -468,4 +575,7 @@ def run(config: Config) -> int:
     for path in (output / "metrics.json", output / "predictions.jsonl", output / MODEL_FOLDER):
         print(f"  {path}")
     print(f"  {output / 'pictures'} ({len(pictures)} pictures)")
+    print(f"  {output / 'report.html'}")
+    if config.training.visual_every:
+        print(f"  {output / 'training_log.html'}")
     return 0

@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+import bbu.data.chat_processor as chat_processor_module
 from bbu.config import AugmentConfig
 from bbu.data.augment import Augmenter
 from bbu.data.photo import open_photo
@@ -235,6 +236,22 @@ def test_captions_are_the_words_and_the_end_token(chat_processor: Any, make_row:
     for item in out.ground_truth_objects:
         assert item.caption_ids[-1] == chat_processor.end_token_id
         assert chat_processor.tokenizer.decode(list(item.caption_ids[:-1])) == item.desc
+
+
+def test_remembered_captions_are_those_of_the_tokenizer_and_refused_as_ever(
+    make_chat_processor: Callable[..., Any], make_row: Callable[..., Row], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(chat_processor_module, "MOST_CAPTIONS", 2)
+    processor = make_chat_processor(caption_max_tokens=20)
+    objects = [ObjectRow(f"标签{number % 5}", "bbox_2d", (1, 2 + number, 30, 40)) for number in range(12)]
+    for _ in range(2):
+        for item in processor.process_sample(FewShotSample(make_row(objects=objects))).ground_truth_objects:
+            expected = processor.tokenizer(item.desc, add_special_tokens=False)["input_ids"]
+            assert list(item.caption_ids) == [*expected, processor.end_token_id]
+    row = make_row("long.png", [ObjectRow("q7螺z" * 9, "bbox_2d", (1, 2, 30, 40))])
+    for _ in range(2):
+        with pytest.raises(SampleError, match=r"long\.png: .*caption_max_tokens"):
+            processor.process_sample(FewShotSample(row))
 
 
 def test_a_view_changes_pixels_and_boxes_together(

@@ -11,28 +11,15 @@ from hypothesis import strategies as st
 
 from bbu.errors import UserError
 from bbu.evaluation import evaluate
-from bbu.evaluation.coco import coco_tables
+from bbu.evaluation.coco import tables_of
+from bbu.evaluation.matching import collect, part, rank
 from bbu.evaluation.pairing import pair
 from bbu.records import ObjectRow, PredictedObject, PredictionRow, Row
+from tests.evaluation.albums import HEIGHT, WIDTH, guess, photo
 
-WIDTH, HEIGHT = 1000, 800
 LEFT, MIDDLE, RIGHT = (0, 0, 100, 100), (300, 0, 400, 100), (600, 0, 700, 100)
 SCREW_OK, SCREW_LOOSE = "螺丝连接点/BBU安装螺丝/连接正确", "螺丝连接点/BBU安装螺丝/未拧紧"
 CABLE_OK, LABEL = "螺丝连接点/CPRI光缆和BBU连接点/连接正确", "标签贴纸"
-
-
-def photo(name, *objects):
-    """A row from (box, description) pairs."""
-    parts = tuple(ObjectRow(desc, "bbox_2d", tuple(map(float, box))) for box, desc in objects)
-    return Row((name,), parts, WIDTH, HEIGHT)
-
-
-def guess(name, *objects):
-    """A prediction row from (box, description, score[, objectness]) tuples."""
-    found = tuple(
-        PredictedObject(tuple(map(float, box)), desc, score, *(rest or (score,))) for box, desc, score, *rest in objects
-    )
-    return PredictionRow((name,), WIDTH, HEIGHT, found)
 
 
 # ---------------------------------------------------------------- detection
@@ -195,7 +182,12 @@ def test_description_table():
     assert (right["truth"], right["matched"], right["correct"]) == (3, 3, 2)
     assert right["accuracy"] == pytest.approx(2 / 3)
     assert right["AP50"] == pytest.approx(67 / 101)  # precision 1 up to recall 2/3: points 0 … 0.66
-    assert table[SCREW_LOOSE] == {"truth": 1, "matched": 1, "correct": 1, "accuracy": 1.0, "AP50": pytest.approx(0.5)}
+    # Of two equally sure predictions one is right: no threshold is right nine times of ten.
+    assert table[SCREW_LOOSE] == {
+        "truth": 1, "matched": 1, "correct": 1, "accuracy": 1.0, "AP50": pytest.approx(0.5),
+        "threshold_at_precision": None, "recall_at_precision": None, "miss_rate_at_1": 0.0, "miss_rate_at_0.1": 1.0,
+    }  # fmt: skip
+    assert (right["threshold_at_precision"], right["recall_at_precision"]) == (0.9, pytest.approx(2 / 3))
 
 
 def test_each_level_of_the_path_is_judged_alone():
@@ -297,7 +289,14 @@ def test_predictions_made_at_another_size_are_an_error():
         evaluate([photo("a.jpg")], [turned])
 
 
-@pytest.mark.parametrize("arguments", [{"score_threshold": 1.5}, {"score_threshold": -1}, {"max_detections": 0}])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"score_threshold": 1.5}, {"score_threshold": -1}, {"score_threshold": float("nan")}, {"max_detections": 0},
+        {"precision": 1.1}, {"precision": float("nan")}, {"resamples": -1}, {"alarms": [-1]},
+        {"alarms": [float("nan")]},
+    ],
+)  # fmt: skip
 def test_arguments_out_of_range_are_errors(arguments):
     with pytest.raises(UserError, match=next(iter(arguments))):
         evaluate([photo("a.jpg")], [], **arguments)
@@ -308,7 +307,9 @@ def test_without_annotated_boxes_precision_is_undefined_not_zero(truth):
     metrics = evaluate(truth, [guess(row.images[0], (LEFT, LABEL, 0.9)) for row in truth])
     assert metrics["AP"] is metrics["AP_agnostic"] is metrics["AR100"] is None
     assert metrics["false_alarms_per_photo"] == (1 if truth else None)
-    assert metrics["per_description"] == {}
+    assert metrics["per_description"] == {} and metrics["confusions"] == []
+    assert metrics["miss_rate_at_1"] is metrics["intervals"]["AP"] is metrics["intervals"]["miss_rate_at_1"] is None
+    assert metrics["ECE"] == (pytest.approx(0.9) if truth else None)
     json.dumps(metrics, allow_nan=False)
 
 
@@ -344,9 +345,9 @@ def test_order_of_lines_objects_and_predictions_changes_nothing(album, random):
     def shuffled(items):
         return random.sample(items, len(items))
 
-    expected = evaluate(*rows_of(album))
+    expected = evaluate(*rows_of(album), resamples=20)
     truth, predictions = rows_of([(shuffled(objects), shuffled(found)) for objects, found in album])
-    assert evaluate(shuffled(truth), shuffled(predictions)) == expected
+    assert evaluate(shuffled(truth), shuffled(predictions), resamples=20) == expected
 
 
 def test_order_of_two_parts_in_one_box_changes_nothing():
@@ -358,11 +359,16 @@ def test_order_of_two_parts_in_one_box_changes_nothing():
 @given(albums)
 def test_every_number_is_in_range_and_the_counts_add_up(album):
     truth, predictions = rows_of(album)
-    metrics = evaluate(truth, predictions)
+    metrics = evaluate(truth, predictions, resamples=50)
     json.dumps(metrics, allow_nan=False)
     for key, value in metrics.items():
-        if isinstance(value, float) and key != "false_alarms_per_photo":
-            assert 0 <= value <= 1 + 1e-12, key
+        if isinstance(value, float) and not key.endswith("_per_photo"):
+            assert -1e-12 <= value <= 1 + 1e-12, key
+    for key, interval in metrics["intervals"].items():
+        assert (interval is None) == (metrics[key] is None or len(album) == 1), key
+        low, high = interval or (0, 1)
+        assert -1e-12 <= low <= high <= 1 + 1e-12, key
+    assert sum(row["count"] for row in metrics["confusions"]) == metrics["truth_boxes"]
     assert metrics["matched_boxes"] + metrics["missed_boxes"] == metrics["truth_boxes"]
     assert sum(row["matched"] for row in metrics["per_description"].values()) == metrics["matched_boxes"]
     assert (metrics["AP50"] or 0) >= (metrics["AP75"] or 0) - 1e-12
@@ -372,9 +378,7 @@ def test_every_number_is_in_range_and_the_counts_add_up(album):
 @given(albums)
 def test_matched_boxes_are_those_of_the_class_agnostic_ranking(album):
     truth, predictions = rows_of(album)
-    metrics = evaluate(truth, predictions)
-    tables = coco_tables(
-        pair(truth, predictions).photos, label=lambda _: "", rank_by="objectness_M", max_detections=100,
-        iou_thresholds=(0.5,),
-    )  # fmt: skip
+    metrics = evaluate(truth, predictions, resamples=0)
+    bare = rank(collect(pair(truth, predictions).photos), part, "objectness_M", 100)
+    tables = tables_of(bare, 100, (0.5,), ("all",))
     assert metrics["matched_boxes"] == pytest.approx((tables.average_recall(100) or 0) * metrics["truth_boxes"])

@@ -28,15 +28,42 @@ def description_lines(table):
 def test_columns_align_under_full_width_glyphs():
     lines = description_lines(summary_table(metrics_of("螺丝连接点/BBU安装螺丝/连接正确", "label", "标签贴纸")))
     assert len({cells(line) for line in lines}) == 1
-    assert lines[0].split() == ["description", "truth", "matched", "accuracy", "AP50"]
+    assert lines[0].split() == ["description", "truth", "matched", "accuracy", "AP50", "R@P0.9"]
 
 
 def test_descriptions_come_most_frequent_first_with_undefined_values_as_dashes():
     lines = description_lines(summary_table(metrics_of("b", "a", "a", "c")))
     assert [line.split() for line in lines[1:]] == [
-        ["a", "2", "2", "1.000", "1.000"],
-        ["b", "1", "1", "1.000", "1.000"],
-        ["c", "1", "0", "-", "0.000"],
+        ["a", "2", "2", "1.000", "1.000", "1.000"],
+        ["b", "1", "1", "1.000", "1.000", "1.000"],
+        ["c", "1", "0", "-", "0.000", "-"],
+    ]
+
+
+def test_intervals_stand_beside_their_figures():
+    metrics = metrics_of("a", "b")
+    metrics["intervals"] = {"AP50": [0.25, 0.75], "AP": None}
+    lines = {line.split("  ")[0]: line for line in summary_table(metrics).splitlines()}
+    assert lines["AP50"].split()[1:] == ["0.500", "0.250", "to", "0.750"]
+    assert lines["AP by description"].split()[3:] == ["0.500"]
+
+
+def test_every_number_of_alarms_has_a_line():
+    row = Row(("a.jpg",), (), 10, 10)
+    table = summary_table(evaluate([row], [], alarms=[1, 0.05]))
+    assert "parts missed at 1 alarm a photo" in table and "parts missed at 0.05 alarms a photo" in table
+
+
+def test_the_commonest_wrong_words_are_named():
+    metrics = metrics_of("a", "b")
+    metrics["confusions"] = [
+        {"annotated": "a", "predicted": "a", "count": 9},
+        {"annotated": "b", "predicted": None, "count": 8},
+        {"annotated": "a", "predicted": "b\x1b", "count": 7},
+    ]
+    assert [line.split() for line in summary_table(metrics).splitlines()[-2:]] == [
+        ["annotated", "as", "but", "called", "times"],
+        ["a", "b?", "7"],
     ]
 
 

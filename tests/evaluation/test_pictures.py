@@ -79,7 +79,7 @@ def test_verdicts_match_one_to_one() -> None:
         said(SCREW, 0.8, 100, 10, 140, 50),  # right place, wrong words
         said(SCREW, 0.7, 10, 11, 50, 50),  # the first screw again
     ]
-    left, right = pictures._marks(truth, shown, (320, 240))
+    left, right = pictures.compare_marks(truth, shown, (320, 240))
     assert [mark.state for mark in left] == [AGREES, WRONG, ALONE]
     assert [mark.note for mark in left] == ["= 1", "≠ 2", "missed"]
     assert [mark.state for mark in right] == [AGREES, WRONG, ALONE]
@@ -89,14 +89,14 @@ def test_verdicts_match_one_to_one() -> None:
 def test_the_right_words_win_over_a_surer_wrong_guess() -> None:
     truth = [box(SCREW, 10, 10, 50, 50)]
     shown = [said(LOOSE, 0.9, 10, 10, 50, 50), said(SCREW, 0.5, 10, 10, 50, 50)]
-    left, right = pictures._marks(truth, shown, (320, 240))
+    left, right = pictures.compare_marks(truth, shown, (320, 240))
     assert left[0].note == "= 2"
     assert [mark.state for mark in right] == [ALONE, AGREES]
 
 
 def test_a_flat_line_can_be_matched() -> None:
     truth = [ObjectRow("线缆/铠装", "line", (10.0, 50.0, 90.0, 50.0))]
-    left, _ = pictures._marks(truth, [said("线缆/铠装", 0.9, 10, 50, 90, 50)], (320, 240))
+    left, _ = pictures.compare_marks(truth, [said("线缆/铠装", 0.9, 10, 50, 90, 50)], (320, 240))
     assert left[0].state == AGREES
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -15,14 +14,6 @@ from bbu.losses import language_loss
 from bbu.losses.language_loss import answer_loss_sum, linear_cross_entropy_sum, span_rows
 
 ROWS, WIDTH, VOCABULARY = 23, 6, 50
-HAS_CHUNKED = hasattr(torch.nn, "LinearCrossEntropyOptions")
-
-
-def own_chunks(states: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    return language_loss._recomputed_chunks(states, weight, targets, 4)
-
-
-CHUNKED: dict[str, Callable[..., torch.Tensor]] = {"chosen": linear_cross_entropy_sum, "own": own_chunks}
 
 
 @pytest.fixture
@@ -38,39 +29,74 @@ def example(rows: int = ROWS, dtype: torch.dtype = torch.float64) -> tuple[torch
     return states, weight, torch.randint(0, VOCABULARY, (rows,), generator=generator)
 
 
-@pytest.mark.parametrize("way", CHUNKED)
+def plain(states: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    return F.cross_entropy(states @ weight.T, targets, reduction="sum")
+
+
 @pytest.mark.parametrize("rows", [1, 4, 5, 8, 23])
 @pytest.mark.usefixtures("small_chunks")
-def test_chunks_equal_the_plain_loss_in_value_and_gradient(way: str, rows: int) -> None:
+def test_chunks_equal_the_plain_loss_in_value_and_gradient(rows: int) -> None:
     states, weight, targets = example(rows)
-    ours = CHUNKED[way](states, weight, targets)
-    plain = F.cross_entropy(states @ weight.T, targets, reduction="sum")
-    torch.testing.assert_close(ours.double(), plain, rtol=1e-9, atol=1e-9)
-    expected = torch.autograd.grad(plain * 0.37, (states, weight))
-    for one, other in zip(torch.autograd.grad(ours * 0.37, (states, weight)), expected, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9)
-
-
-@pytest.mark.skipif(not HAS_CHUNKED, reason="this torch has no chunked linear_cross_entropy")
-@pytest.mark.usefixtures("small_chunks")
-def test_torchs_own_chunks_are_taken_where_they_exist(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[Any] = []
-    real = F.linear_cross_entropy
-    monkeypatch.setattr(F, "linear_cross_entropy", lambda *a, **k: (seen.append(k["options"]), real(*a, **k))[1])
-    linear_cross_entropy_sum(*example())
-    assert [options.batch_chunk_size for options in seen] == [4]
+    ours, expected = linear_cross_entropy_sum(states, weight, targets), plain(states, weight, targets)
+    torch.testing.assert_close(ours, expected, rtol=1e-12, atol=1e-12)
+    gradients = torch.autograd.grad(expected * 0.37, (states, weight))
+    for one, other in zip(torch.autograd.grad(ours * 0.37, (states, weight)), gradients, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.usefixtures("small_chunks")
-def test_older_torch_goes_through_recomputed_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delattr(torch.nn, "LinearCrossEntropyOptions", raising=False)
-    calls: list[int] = []
-    real = language_loss._plain
-    monkeypatch.setattr(language_loss, "_plain", lambda *inputs: (calls.append(len(inputs[0])), real(*inputs))[1])
+def test_gradients_are_those_of_finite_differences() -> None:
+    states, weight, targets = example(7)
+    assert torch.autograd.gradcheck(lambda s, w: linear_cross_entropy_sum(s, w, targets), (states, weight))
+
+
+@pytest.mark.usefixtures("small_chunks")
+def test_a_kept_graph_can_be_gone_through_again() -> None:
+    """The first pass scales its gradients in place and gives them away."""
     states, weight, targets = example()
-    linear_cross_entropy_sum(states, weight, targets).backward()
-    assert max(calls) == 4
-    assert sum(calls) == 2 * ROWS, "each chunk is computed once more in the backward pass"
+    total = linear_cross_entropy_sum(states, weight, targets)
+    first = [gradient.clone() for gradient in torch.autograd.grad(total * 2, (states, weight), retain_graph=True)]
+    again = torch.autograd.grad(total * 3, (states, weight))
+    for one, other in zip(first, again, strict=True):
+        torch.testing.assert_close(one * 1.5, other, rtol=1e-12, atol=1e-12)
+
+
+def test_a_second_derivative_is_refused_instead_of_wrong() -> None:
+    states, weight, targets = example()
+    (gradient,) = torch.autograd.grad(linear_cross_entropy_sum(states, weight, targets) ** 2, states, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        gradient.sum().backward()
+
+
+@pytest.mark.usefixtures("small_chunks")
+def test_a_weight_that_is_also_the_embedding_gets_both_gradients() -> None:
+    _, weight, targets = example()
+    found, expected = (
+        torch.autograd.grad(loss(weight[targets.roll(1)], weight, targets), weight)[0]
+        for loss in (linear_cross_entropy_sum, plain)
+    )
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("frozen", [0, 1])
+@pytest.mark.usefixtures("small_chunks")
+def test_what_is_frozen_gets_no_gradient_and_no_work(frozen: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    inputs = example()
+    (expected,) = torch.autograd.grad(plain(*inputs), inputs[1 - frozen])
+    inputs[frozen].requires_grad_(False)
+    if frozen == 1:
+        monkeypatch.setattr(language_loss, "_add_product", lambda *_: pytest.fail("a gradient that nobody wants"))
+    linear_cross_entropy_sum(*inputs).backward()
+    assert inputs[frozen].grad is None
+    torch.testing.assert_close(inputs[1 - frozen].grad, expected, rtol=1e-12, atol=1e-12)
+
+
+def test_without_gradients_none_are_computed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(language_loss, "_add_product", lambda *_: pytest.fail("a gradient that nobody wants"))
+    with torch.no_grad():
+        found = linear_cross_entropy_sum(*example())
+    assert not found.requires_grad
+    torch.testing.assert_close(found, plain(*example()).detach())
 
 
 class LargestTensor(TorchDispatchMode):
@@ -88,16 +114,15 @@ class LargestTensor(TorchDispatchMode):
         return result
 
 
-@pytest.mark.parametrize("way", CHUNKED)
 @pytest.mark.usefixtures("small_chunks")
-def test_logits_of_all_rows_never_exist(way: str) -> None:
+def test_logits_of_all_rows_never_exist() -> None:
     rows = 200
     states, weight, targets = example(rows)
     with LargestTensor() as watch:
-        CHUNKED[way](states, weight, targets).backward()
+        linear_cross_entropy_sum(states, weight, targets).backward()
     assert watch.most <= max(rows * WIDTH, VOCABULARY * WIDTH) < rows * VOCABULARY
     with LargestTensor() as watch:
-        F.cross_entropy(states @ weight.T, targets, reduction="sum").backward()
+        plain(states, weight, targets).backward()
     assert watch.most == rows * VOCABULARY, "the watch does not see what it must see"
 
 
@@ -111,16 +136,28 @@ def test_no_rows_lose_nothing_and_keep_the_graph(rows: int) -> None:
 
 
 @pytest.mark.parametrize("elements", [4 * VOCABULARY, 2**24])
-def test_sixteen_bit_states_are_summed_in_float32(elements: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sixteen_bit_products_are_summed_in_float32(elements: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Under autocast: value and gradients as near to the exact ones as bfloat16 products allow."""
     monkeypatch.setattr(language_loss, "CHUNK_ELEMENTS", elements)
+    inputs = example(200, dtype=torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = linear_cross_entropy_sum(*inputs)
+    expected = plain(*inputs)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=0)
+    exact = torch.autograd.grad(expected, inputs[:2])
+    for ours, theirs in zip(torch.autograd.grad(found, inputs[:2]), exact, strict=True):
+        assert ours.dtype == torch.float32
+        assert (ours - theirs).norm() < 0.01 * theirs.norm()
+
+
+def test_autocast_still_gives_the_weight_its_gradient_elsewhere() -> None:
+    """A 16-bit copy made without gradients must not stay in autocast's cache, where the next use would find it."""
     states, weight, targets = example(dtype=torch.float32)
     with torch.autocast("cpu", torch.bfloat16):
-        found = linear_cross_entropy_sum(states, weight, targets)
-    expected = F.cross_entropy(states @ weight.T, targets, reduction="sum")
-    assert found.dtype == torch.float32
-    torch.testing.assert_close(found, expected, rtol=2e-2, atol=0)
-    found.backward()
-    assert states.grad is not None and states.grad.isfinite().all()
+        linear_cross_entropy_sum(states, weight, targets)
+        (gradient,) = torch.autograd.grad(F.linear(states, weight).sum(), weight)
+    assert gradient.abs().sum() > 0
 
 
 def test_a_token_is_predicted_from_the_state_before_it() -> None:

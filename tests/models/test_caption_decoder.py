@@ -69,14 +69,17 @@ def test_teacher_forcing_equals_decoding_step_by_step(family: str) -> None:
             forced = model.describe_states(output, samples, queries, result.token_ids)
         log_probs = (forced @ model.backbone.token_embedding.weight.T).log_softmax(-1)
         expected = torch.zeros(len(samples), dtype=torch.float64)
+        so_far = torch.zeros_like(result.cumulative_CL)
         for caption, ids in enumerate(result.token_ids.tolist()):
             for step, token in enumerate(ids):
                 assert int(log_probs[caption, step].argmax()) == token, "not the most probable token"
                 expected[caption] += log_probs[caption, step, token]
+                so_far[caption, step:] = expected[caption]
                 if token == end:
                     assert all(later == end for later in ids[step:])
                     break
         torch.testing.assert_close(result.log_probs, expected, rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(result.cumulative_CL, so_far, rtol=1e-9, atol=1e-9)
 
 
 def test_decoding_stops_at_the_end_token_and_scores_it() -> None:

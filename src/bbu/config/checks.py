@@ -27,6 +27,8 @@ CHOICES = {
     "training.precision": ("auto", "fp32", "bf16"),
     "training.schedule": SCHEDULES,
     "evaluation.split": ("val", "test"),
+    "evaluation.descriptions": ("free", "known"),
+    "evaluation.calibration": ("none", "temperature", "isotonic"),
 }
 AT_LEAST_ONE = (
     "data.min_pixels", "data.max_length", "model.detection.width", "model.detection.queries",
@@ -41,8 +43,10 @@ AT_LEAST_ONE = (
 NOT_NEGATIVE = (
     "seed", "data.workers", "data.source.max_teachers", "data.source.image_max_pixels",
     "data.episodes.near_duplicate_bits",
-    "data.episodes.context_photos", "data.sampling.level", "evaluation.teachers", "training.warmup_steps",
-    "training.eval_every", "training.save_every", "training.weight_decay", "training.threads", "evaluation.pictures",
+    "data.episodes.context_photos", "data.sampling.level", "evaluation.teachers", "evaluation.resamples",
+    "training.warmup_steps", "training.eval_every", "training.save_every", "training.visual_every",
+    "training.weight_decay", "training.threads", "evaluation.pictures",
+    "training.pack_tokens", "training.pack_pixels", "training.pack_images",
     "loss.teacher_lm_weight", "loss.student_lm_weight", "loss.bbox_l1_weight", "loss.bbox_giou_weight",
     "loss.objectness_weight", "loss.caption_weight", "loss.match_l1", "loss.match_giou", "loss.match_objectness",
     "training.max_grad_norm",
@@ -54,7 +58,7 @@ FRACTIONS = (
     *(f"data.augment.{key}" for key in ("saturation", "sharpness", "grey", "blur", "jpeg", "crop", "object_crop",
     "min_visible", "mosaic", "copy_paste", "paste_margin", "paste_cover")),
     *(f"data.augment.curriculum.{key}" for key in ("start", "full_at", "calm_end")),
-    "evaluation.score_threshold", "evaluation.duplicate_iou",
+    "evaluation.score_threshold", "evaluation.duplicate_iou", "evaluation.target_precision",
     "training.adam_beta2", "model.lora.dropout", "data.sampling.threshold",
 )  # fmt: skip
 
@@ -108,6 +112,9 @@ def check_values(config: Config) -> None:
         raise ConfigError("training.adam_beta2: must be below 1, or the optimizer never learns a scale")
     _check_episodes(config)
     _check_augment(config)
+    for limit in config.evaluation.alarms_per_photo:
+        if not 0 <= limit <= 1e6:
+            raise ConfigError(f"evaluation.alarms_per_photo: must lie between 0 and a million, is {limit}")
     for split, count in config.data.source.photos.items():
         if count < 0:
             raise ConfigError(f"data.source.photos: {split} must not be negative, is {count}")
@@ -135,9 +142,22 @@ def check_values(config: Config) -> None:
         raise ConfigError(
             f"model.detection.width ({detection.width}) must be a multiple of 4 and of 2 x heads ({detection.heads})"
         )
+    _check_packs(config)
+    if not 1 <= config.training.visual_photos <= 16:
+        raise ConfigError(f"training.visual_photos: must lie between 1 and 16, is {config.training.visual_photos}")
     for target in config.training.report_to:
         if target not in ("wandb", "tensorboard"):
             raise ConfigError(f"training.report_to: {target!r} is not one of wandb, tensorboard")
+
+
+def _check_packs(config: Config) -> None:
+    training = config.training
+    for name in ("pack_tokens", "pack_pixels", "pack_images"):
+        if getattr(training, name) and not training.packed:
+            raise ConfigError(
+                f"training.{name}: packs are planned for training.packed=true, padded batches have batch_size samples; "
+                f"set training.{name}=0"
+            )
 
 
 def _check_episodes(config: Config) -> None:

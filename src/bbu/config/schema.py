@@ -183,7 +183,11 @@ class LearningRates:
 @dataclass
 class TrainingConfig:
     max_steps: int = 1000
-    batch_size: int = 4  # samples in a pack, on each rank
+    batch_size: int = 4  # samples in a pack, on each rank; not used where packs are planned
+    # planned packs (docs/packing.md): the most that one may hold; all 0 = a pack is the next batch_size samples
+    pack_tokens: int = 0  # text and image tokens; 0 = no limit
+    pack_pixels: int = 0  # of all its photos after the resize; 0 = no limit
+    pack_images: int = 0  # photos, teachers' included; 0 = no limit
     gradient_accumulation: int = 1
     packed: bool = True  # False: padded batches
     learning_rates: LearningRates = field(default_factory=LearningRates)
@@ -198,6 +202,8 @@ class TrainingConfig:
     save_every: int = 0  # steps between checkpoints; 0 = only at the end (with select_best: at each evaluation)
     keep_checkpoints: int = 2
     log_every: int = 10
+    visual_every: int = 0  # steps between looks at the same photos, for training_log.html and trackers; 0 = never
+    visual_photos: int = 4  # how many, from val (train where there is no val), rare descriptions first; at most 16
     report_to: list[str] = field(default_factory=list)  # wandb, tensorboard
     deepspeed: str = ""  # path of a DeepSpeed JSON; empty = off
     resume: bool = False  # go on from the newest checkpoint in the output folder
@@ -212,7 +218,12 @@ class EvaluationConfig:
     batch_size: int = 8
     captions_per_photo: int = 100  # boxes, by objectness, that get words and are written
     duplicate_iou: float = 0.7  # overlap with a surer box above which a box is the same part again; 1 keeps all
+    descriptions: str = "free"  # free | known: any words, or only those of the model's list (docs/descriptions.md)
     score_threshold: float = 0.3  # for pictures, false alarms and rates; AP uses every prediction
+    target_precision: float = 0.9  # at which the recall of each description is reported
+    alarms_per_photo: list[float] = field(default_factory=lambda: [1.0, 0.1])  # at which miss rates are reported
+    resamples: int = 1000  # of the bootstrap intervals; 0 = no intervals
+    calibration: str = "temperature"  # none | temperature | isotonic: how scores are mended by what val shows
     pictures: int = 8
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from bbu.data.patches import Patchifier
 from bbu.data.photo import Augment, Photo, open_photo
 from bbu.data.prompts import PromptSpec, answer_text, build_messages, refuse_special_tokens, text_boxes
 from bbu.errors import ImageError, SampleError
@@ -19,10 +20,10 @@ from bbu.geometry import ImageGeometry, thicken, xyxy_to_cxcywh
 from bbu.records import FewShotSample
 
 if TYPE_CHECKING:
-    from PIL import Image
     from transformers import PreTrainedTokenizerBase
 
 IGNORE = -100
+MOST_CAPTIONS = 20_000  # remembered by their words; beyond, all are forgotten
 Span = tuple[int, int]  # half-open range of token numbers
 
 
@@ -90,6 +91,7 @@ class ChatProcessor:
         self.tokenizer, self.image_processor, self.spec = tokenizer, image_processor, spec
         image_processor.size = {"shortest_edge": spec.min_pixels, "longest_edge": spec.max_pixels}
         self.image_root, self.max_length, self.caption_max_tokens = image_root, max_length, caption_max_tokens
+        self._patchify = Patchifier(image_processor)
         self.merge_size = int(image_processor.merge_size)
         self.factor = int(image_processor.patch_size) * self.merge_size
         ids = tokenizer.get_vocab()
@@ -98,6 +100,7 @@ class ChatProcessor:
         self.photo_start_id = ids["<|vision_start|>"]
         self.end_token_id = ids["<|im_end|>"]
         self._answer_header = self._encode("<|im_start|>assistant\n")
+        self._captions: dict[str, tuple[int, ...]] = {}
 
     def process_sample(self, raw_sample: FewShotSample, augment: Augment | None = None) -> ChatProcessorOutput:
         """A record with its answers, for training.
@@ -127,10 +130,11 @@ class ChatProcessor:
         """
         photos = [*teachers, *context, student]
         geometries = [self._plan(photo) for photo in photos]
-        pixel_values, grid_thw = self._patchify([photo.image for photo in photos])
         turns = [*zip(teachers, geometries, strict=False), (student, geometries[-1])]
-        answers = [self._answer(photo, geometry) for photo, geometry in turns]
+        boxes = [_boxes(photo) for photo, _ in turns]
+        answers = [self._answer(*turn, part_boxes) for turn, part_boxes in zip(turns, boxes, strict=True)]
         messages = build_messages(self.spec, answers[:-1], answers[-1] if with_answer else None, len(context))
+        pixel_values, grid_thw = self._patchify([photo.image for photo in photos], geometries)
         input_ids = self._tokenize(messages, grid_thw, with_answer, student.name)
         spans = self._answer_spans(input_ids)
         expected = len(turns) if with_answer else len(turns) - 1
@@ -147,7 +151,7 @@ class ChatProcessor:
             teacher_spans=spans[: len(teachers)],
             student_span=spans[-1] if with_answer else None,
             prompt_span=(self._prompt_start(input_ids, bool(context)), spans[-1][0] if with_answer else len(input_ids)),
-            ground_truth_objects=self._targets(student, geometries[-1]) if with_answer else [],
+            ground_truth_objects=self._targets(student, geometries[-1], boxes[-1]) if with_answer else [],
             geometry=geometries[-1],
             name=student.name,
         )
@@ -162,17 +166,12 @@ class ChatProcessor:
         except ValueError as error:
             raise ImageError(f"{photo.name}: {error}") from None
 
-    def _patchify(self, images: Sequence[Image.Image]) -> tuple[torch.Tensor, torch.Tensor]:
-        done = self.image_processor(images=list(images), return_tensors="pt")
-        return done["pixel_values"], done["image_grid_thw"]
-
     # ------------------------------------------------------------ text
 
     def _encode(self, text: str) -> list[int]:
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
-    def _answer(self, photo: Photo, geometry: ImageGeometry) -> str:
-        boxes = np.array([item.box for item in photo.objects], dtype=np.float64).reshape(-1, 4)
+    def _answer(self, photo: Photo, geometry: ImageGeometry, boxes: np.ndarray) -> str:
         written = text_boxes(geometry, boxes, self.spec.box_convention)
         answer = answer_text(written, [item.desc for item in photo.objects])
         refuse_special_tokens(answer, f"{photo.name}: ")
@@ -187,26 +186,27 @@ class ChatProcessor:
                 messages, chat_template=self.spec.chat_template, tokenize=False, add_generation_prompt=not with_answer
             )
         )
-        counts = iter((grid_thw.prod(-1) // self.merge_size**2).tolist())
-        ids: list[int] = []
-        for token in self._encode(text):
-            ids.extend([token] * next(counts) if token == self.image_token_id else [token])
+        once = np.array(self._encode(text), dtype=np.int64)
+        repeats = np.ones_like(once)
+        repeats[once == self.image_token_id] = (grid_thw.prod(-1) // self.merge_size**2).numpy()
+        ids = once.repeat(repeats)
         if len(ids) > self.max_length:
             raise SampleError(
                 f"{name}: {len(ids)} tokens with {len(grid_thw)} photos is over data.max_length {self.max_length}; "
                 "raise it, lower data.max_pixels or show fewer teachers and context photos"
             )
-        return torch.tensor(ids, dtype=torch.long)
+        return torch.from_numpy(ids)
 
     def _answer_spans(self, input_ids: torch.Tensor) -> list[Span]:
         """Every assistant turn's tokens after its header, its end token included, found in the ids themselves."""
-        ids = input_ids.tolist()
-        header = self._answer_header
+        ids, header = input_ids.numpy(), self._answer_header
+        ends = np.flatnonzero(ids == self.end_token_id)
         spans = []
-        for position, token in enumerate(ids):
+        for position in np.flatnonzero(ids == self.turn_start_id).tolist():
             start = position + len(header)
-            if token == self.turn_start_id and ids[position:start] == header and self.end_token_id in ids[start:]:
-                spans.append((start, ids.index(self.end_token_id, start) + 1))
+            following = ends[ends >= start]
+            if ids[position:start].tolist() == header and len(following):
+                spans.append((start, int(following[0]) + 1))
         return spans
 
     def _prompt_start(self, input_ids: torch.Tensor, has_context: bool) -> int:
@@ -215,11 +215,9 @@ class ChatProcessor:
             return int((input_ids == self.photo_start_id).nonzero()[-1])
         return int((input_ids == self.turn_start_id).nonzero()[-2])
 
-    def _targets(self, student: Photo, geometry: ImageGeometry) -> list[GroundTruthObject]:
-        boxes = np.array(
-            [thicken(item.box, *student.image.size) for item in student.objects], dtype=np.float64
-        ).reshape(-1, 4)
-        unit = geometry.boxes_to_unit(boxes).clip(0, 1)
+    def _targets(self, student: Photo, geometry: ImageGeometry, boxes: np.ndarray) -> list[GroundTruthObject]:
+        thick = np.array([thicken(box, *student.image.size) for box in boxes.tolist()], dtype=np.float64).reshape(-1, 4)
+        unit = geometry.boxes_to_unit(thick).clip(0, 1)
         order = sorted(range(len(unit)), key=lambda i: (unit[i][1], unit[i][0]))
         centred = xyxy_to_cxcywh(unit)
         return [
@@ -232,10 +230,19 @@ class ChatProcessor:
         ]
 
     def _caption(self, desc: str, name: str) -> tuple[int, ...]:
-        ids = (*self._encode(desc), self.end_token_id)
+        ids = self._captions.get(desc)
+        if ids is None:
+            if len(self._captions) >= MOST_CAPTIONS:
+                self._captions.clear()
+            ids = self._captions[desc] = (*self._encode(desc), self.end_token_id)
         if len(ids) > self.caption_max_tokens:
             raise SampleError(
                 f"{name}: description {desc!r} has {len(ids)} tokens with its end; "
                 f"raise model.detection.caption_max_tokens ({self.caption_max_tokens})"
             )
         return ids
+
+
+def _boxes(photo: Photo) -> np.ndarray:
+    """(n, 4) xyxy boxes of the parts, in pixels of the photo."""
+    return np.array([item.box for item in photo.objects], dtype=np.float64).reshape(-1, 4)

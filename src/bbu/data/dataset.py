@@ -10,10 +10,13 @@ from bbu.config import AugmentConfig, SamplingConfig
 from bbu.data.augment import Augmenter
 from bbu.data.chat_processor import ChatProcessor, ChatProcessorOutput
 from bbu.data.episodes import Episodes
+from bbu.data.packing import Pack
 from bbu.data.sampling import EpochOrder
 from bbu.errors import SampleError
 from bbu.records import FewShotSample
 from bbu.taxonomy import MirrorRules
+
+BEFORE_THE_END = 1 - 1e-9  # the length of a planned run is an estimate, its progress stays below 1
 
 
 class TrainingStream(Dataset[ChatProcessorOutput]):
@@ -24,7 +27,7 @@ class TrainingStream(Dataset[ChatProcessorOutput]):
     Args:
         samples: training samples; those with teachers or context of their own keep them.
         processor: makes the tensors.
-        length: samples of the whole run, over all ranks.
+        length: samples of the whole run, over all ranks; about as many, where packs are planned.
         seed: run seed.
         episodes: teachers and context of the other samples; None = none.
         sampling: how often each photo comes; None = once an epoch.
@@ -59,9 +62,21 @@ class TrainingStream(Dataset[ChatProcessorOutput]):
     def __getitem__(self, position: int) -> ChatProcessorOutput:
         if not 0 <= position < self.length:
             raise IndexError(position)
+        return self._make(position)
+
+    def __getitems__(self, wanted: Sequence[int | Pack]) -> list[ChatProcessorOutput]:
+        """The samples of a batch: positions, or planned packs of positions, which may go past ``length``."""
+        packs = (item if isinstance(item, tuple) else (item,) for item in wanted)
+        return [self._make(position) for pack in packs for position in pack]
+
+    def shown_at(self, position: int) -> FewShotSample:
+        """Rows of the sample at a position, with its teachers and context."""
         draw = self.order.at(position)
         sample = self.samples[draw.photo]
-        if self.episodes is not None:
-            sample = self.episodes.complete(sample, draw.epoch, draw.number)
-        augment = self.augmenter.for_sample(draw.epoch, draw.number, position / self.length)
-        return self.processor.process_sample(sample, augment)
+        return self.episodes.complete(sample, draw.epoch, draw.number) if self.episodes else sample
+
+    def _make(self, position: int) -> ChatProcessorOutput:
+        draw = self.order.at(position)
+        progress = min(position / self.length, BEFORE_THE_END)
+        augment = self.augmenter.for_sample(draw.epoch, draw.number, progress)
+        return self.processor.process_sample(self.shown_at(position), augment)

@@ -1,33 +1,29 @@
-"""COCO average precision and recall, computed in memory by faster-coco-eval.
+"""COCO average precision and recall, worked out from match tables.
 
-Axes of the library's tables: T IoU thresholds, R 101 recall points, K categories, A box sizes, M detection limits.
-The library writes -1 where a category has no annotated box; here that is None.
+Axes of the tables: T IoU thresholds, R 101 recall points, K categories, A box sizes, M detection limits. -1 stands
+where a category has no annotated box; averages leave it out and are None where nothing is left.
+In the curves X counts right predictions in order of category and confidence, B weightings of the photos.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
 
 import numpy as np
-from faster_coco_eval import COCO, COCOeval_faster  # type: ignore[import-untyped,unused-ignore]
 
-from bbu.evaluation.pairing import Photo
+from bbu.evaluation.matching import Ranking
 
-IOU_THRESHOLDS = np.linspace(0.5, 0.95, 10)
+IOU_THRESHOLDS = tuple(np.linspace(0.5, 0.95, 10).tolist())
 # Box areas in displayed pixels, as COCO bins them; a box on a border belongs to both bins.
 AREAS = {"all": (0.0, 1e10), "small": (0.0, 32.0**2), "medium": (32.0**2, 96.0**2), "large": (96.0**2, 1e10)}
-RECALL_POINTS = 101
+RECALLS = np.linspace(0, 1, 101)
 RECALL_LIMITS = (1, 10, 100)  # detections a photo and category
-CHUNK = 32  # categories evaluated together
-
-Annotation = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class CocoTables:
-    """Precision and recall of one evaluation, undefined entries at -1."""
+    """Precision (M: the highest limit alone) and recall of one evaluation, undefined entries at -1."""
 
     categories: tuple[str, ...]
     iou_thresholds: tuple[float, ...]
@@ -40,9 +36,9 @@ class CocoTables:
         """Mean over recall, categories and (unless ``iou`` picks one) thresholds, at the highest limit."""
         return _mean(self.precision_TRKAM[self._thresholds(iou), :, :, self.areas.index(area), -1])
 
-    def average_recall(self, limit: int) -> float | None:
+    def average_recall(self, limit: int, area: str = "all") -> float | None:
         """Mean recall over thresholds and categories with at most ``limit`` detections a photo and category."""
-        return _mean(self.recall_TKAM[:, :, 0, self.limits.index(min(limit, self.limits[-1]))])
+        return _mean(self.recall_TKAM[:, :, self.areas.index(area), self.limits.index(min(limit, self.limits[-1]))])
 
     def precision_of_each(self, iou: float) -> dict[str, float | None]:
         """Category → its average precision at one threshold."""
@@ -53,105 +49,80 @@ class CocoTables:
         return [i for i, value in enumerate(self.iou_thresholds) if iou is None or abs(value - iou) < 1e-9]
 
 
-def coco_tables(
-    photos: Sequence[Photo],
-    *,
-    label: Callable[[str], str],
-    rank_by: Literal["scores_M", "objectness_M"],
+def tables_of(
+    ranking: Ranking,
     max_detections: int,
-    iou_thresholds: Sequence[float] = tuple(IOU_THRESHOLDS),
-    areas: Sequence[str] = ("all",),
+    iou_thresholds: Sequence[float] = IOU_THRESHOLDS,
+    areas: Sequence[str] = tuple(AREAS),
 ) -> CocoTables:
-    """Run COCO's box evaluation.
+    """COCO's box evaluation.
+
+    Predictions of a category that no annotated box has are left out, as every COCO tool does; count them elsewhere.
 
     Args:
-        label: description → category. Predictions of a category that no annotated box has are left out, as every
-            COCO tool does; count them elsewhere.
-        rank_by: the confidence that orders detections.
-        max_detections: best detections kept a photo and category.
+        max_detections: what the ranking was cut to, a photo and category.
+        iou_thresholds: none under 0.5.
         areas: names from AREAS; "all" comes first.
     """
-    categories = tuple(sorted({label(desc) for photo in photos for desc in photo.truth_descs}))
     limits = tuple(sorted({min(limit, max_detections) for limit in (*RECALL_LIMITS, max_detections)}))
-    sizes = (len(iou_thresholds), 0, len(areas), len(limits))
-    precision, recall = [np.empty((sizes[0], RECALL_POINTS, *sizes[1:]))], [np.empty(sizes)]
-    for truth, found in _datasets(photos, categories, label, rank_by):
-        run = COCOeval_faster(truth, found, iouType="bbox", print_function=_silent)
-        run.params.iouThrs = np.array(iou_thresholds)
-        run.params.maxDets = list(limits)
-        run.params.areaRng, run.params.areaRngLbl = [list(AREAS[area]) for area in areas], list(areas)
-        run.evaluate()
-        run.accumulate()
-        precision.append(np.asarray(run.eval["precision"]))
-        recall.append(np.asarray(run.eval["recall"]))
-    return CocoTables(
-        categories=categories,
-        iou_thresholds=tuple(iou_thresholds),
-        areas=tuple(areas),
-        limits=limits,
-        precision_TRKAM=np.concatenate(precision, axis=2),
-        recall_TKAM=np.concatenate(recall, axis=1),
-    )
+    sizes = (len(iou_thresholds), len(ranking.categories), len(areas), len(limits))
+    precision = np.full((sizes[0], len(RECALLS), *sizes[1:3], 1), -1.0)
+    recall = np.full(sizes, -1.0)
+    for a, (least, most) in enumerate(AREAS[area] for area in areas):
+        truth_area_G, area_D = ranking.album.truth_area_G, ranking.album.area_D[ranking.prediction_D]
+        ignored_G = (truth_area_G < least) | (truth_area_G > most)
+        outside_D = (area_D < least) | (area_D > most)
+        annotated_K = np.bincount(ranking.truth_category_G[~ignored_G], minlength=sizes[1])
+        known_K = np.flatnonzero(annotated_K)
+        for t, match_D in enumerate(ranking.match(iou_thresholds, ignored_G)):
+            counted_D = ~np.where(match_D >= 0, np.append(ignored_G, False)[match_D], outside_D)
+            right_X = np.flatnonzero(counted_D & (match_D >= 0))
+            precision[t, :, known_K, a, 0] = _precision(ranking, right_X, counted_D, annotated_K)[known_K]
+            for m, limit in enumerate(limits):
+                within_X = right_X[ranking.rank_D[right_X] < limit]
+                found_K = np.bincount(ranking.category_D[within_X], minlength=sizes[1])
+                recall[t, known_K, a, m] = found_K[known_K] / annotated_K[known_K]
+    return CocoTables(ranking.categories, tuple(iou_thresholds), tuple(areas), limits, precision, recall)
 
 
-def _datasets(
-    photos: Sequence[Photo], categories: Sequence[str], label: Callable[[str], str], rank_by: str
-) -> Iterator[tuple[COCO, COCO]]:
-    """Annotated and predicted COCO data sets, CHUNK categories at a time.
+def _precision(ranking: Ranking, right_X: np.ndarray, counted_D: np.ndarray, annotated_K: np.ndarray) -> np.ndarray:
+    """(K, R) interpolated precision."""
+    category_X = ranking.category_D[right_X]
+    first_K = np.searchsorted(ranking.category_D, np.arange(len(annotated_K)))
+    seen_D = np.cumsum(np.append(0, counted_D))
+    seen_X = seen_D[right_X + 1] - seen_D[first_K[category_X]]
+    found_X = np.arange(len(right_X)) - np.searchsorted(category_X, category_X) + 1
+    best, points = interpolate(found_X[None], seen_X[None], annotated_K[None], category_X)
+    reached_K = np.bincount(category_X, weights=points[0], minlength=len(annotated_K))
+    precision = np.zeros((len(annotated_K), len(RECALLS)))
+    precision[np.arange(len(RECALLS)) < reached_K[:, None]] = np.repeat(best[0], points[0])
+    return precision
 
-    The library spends time and memory on every photo × category. Categories are independent of one another, so
-    with a long tail of rare ones each chunk needs only the few photos that have something of it.
+
+def interpolate(
+    found_BX: np.ndarray, seen_BX: np.ndarray, annotated_BK: np.ndarray, category_X: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """COCO's interpolated precision, at the right predictions, where alone it can rise.
+
+    Args:
+        found_BX: right predictions of the category up to and with each; seen_BX: all predictions up to there.
+        category_X: sorted.
+
+    Returns:
+        (B, X) best precision at this recall or a higher one, and (B, X) how many of the RECALLS are first reached here.
     """
-    ids = {name: k for k, name in enumerate(categories, start=1)}
-    truth: dict[int, list[Annotation]] = {chunk: [] for chunk in range(0, len(ids), CHUNK)}
-    found: dict[int, list[Annotation]] = {chunk: [] for chunk in truth}
-    for image_id, photo in enumerate(photos, start=1):
-        for desc, box in zip(photo.truth_descs, photo.truth_boxes_N4.tolist(), strict=True):
-            category = ids[label(desc)]
-            truth[_chunk(category)].append(_annotation(image_id, category, box))
-        ranking = getattr(photo, rank_by).tolist()
-        for desc, box, score in zip(photo.descs, photo.boxes_M4.tolist(), ranking, strict=True):
-            if label(desc) in ids:
-                category = ids[label(desc)]
-                found[_chunk(category)].append(_annotation(image_id, category, box) | {"score": score})
-    for chunk in truth:
-        images = {item["image_id"] for item in truth[chunk] + found[chunk]}
-        names = categories[chunk : chunk + CHUNK]
-        yield _coco(images, names, chunk + 1, truth[chunk]), _coco(images, names, chunk + 1, found[chunk])
-
-
-def _chunk(category: int) -> int:
-    return (category - 1) // CHUNK * CHUNK
-
-
-def _annotation(image_id: int, category: int, box: Sequence[float]) -> Annotation:
-    x1, y1, x2, y2 = box
-    width, height = x2 - x1, y2 - y1
-    return {
-        "image_id": image_id,
-        "category_id": category,
-        "bbox": [x1, y1, width, height],
-        "area": width * height,
-        "iscrowd": 0,
-    }
-
-
-def _coco(images: Collection[int], names: Sequence[str], first_category: int, annotations: list[Annotation]) -> COCO:
-    for identity, item in enumerate(annotations, start=1):  # from 1: an id of 0 means "unmatched" to COCO
-        item["id"] = identity
-    return COCO(
-        {
-            "images": [{"id": image_id} for image_id in sorted(images)],
-            "categories": [{"id": k, "name": name} for k, name in enumerate(names, start=first_category)],
-            "annotations": annotations,
-        }
-    )
+    precision = np.divide(found_BX, seen_BX, out=np.zeros(found_BX.shape), where=seen_BX > 0)
+    # One running maximum serves all categories: each is lifted above those behind it.
+    lift_X = 2.0 * (annotated_BK.shape[1] - category_X)
+    best = np.maximum.accumulate((precision + lift_X)[:, ::-1], axis=1)[:, ::-1] - lift_X
+    annotated_BX = annotated_BK[:, category_X]
+    recall = np.divide(found_BX, annotated_BX, out=np.full(found_BX.shape, -1.0), where=annotated_BX > 0)
+    reached = np.searchsorted(RECALLS, recall, side="right")
+    before = np.zeros_like(reached)
+    before[:, 1:] = np.where(category_X[1:] == category_X[:-1], reached[:, :-1], 0)
+    return best, reached - before
 
 
 def _mean(values: np.ndarray) -> float | None:
     defined = values[values > -1]
     return float(defined.mean()) if defined.size else None
-
-
-def _silent(*_: object) -> None:
-    """The library reports its progress in prose; the caller prints its own table."""

@@ -14,10 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from bbu.evaluation.pairing import Photo
-from bbu.geometry import iou_matrix
+from bbu.evaluation.matching import MATCH_IOU, Matched
 
-MATCH_IOU = 0.5
 MAX_LEVELS = 6  # a remark may contain slashes; deeper paths are compared as a whole only
 
 Pair = tuple[str, str | None]  # annotated description, predicted description (None: no box matched)
@@ -53,16 +51,17 @@ def greedy_match(iou_MN: np.ndarray, ranking_M: np.ndarray) -> np.ndarray:
     return matched_N
 
 
-def matched_pairs(photos: Sequence[Photo], max_detections: int) -> list[Pair]:
-    """For every annotated box: its description and that of the prediction matched to it."""
-    pairs: list[Pair] = []
-    for photo in photos:
-        best_M = np.argsort(-photo.objectness_M, kind="stable")[:max_detections]
-        iou_MN = iou_matrix(photo.boxes_M4[best_M], photo.truth_boxes_N4)
-        matched_N = greedy_match(iou_MN, photo.objectness_M[best_M])
-        for desc, m in zip(photo.truth_descs, matched_N, strict=True):
-            pairs.append((desc, photo.descs[best_M[m]] if m >= 0 else None))
-    return pairs
+def pairs_of(bare: Matched) -> list[Pair]:
+    """For every annotated box: its description and that of the prediction matched to it.
+
+    Args:
+        bare: boxes matched whatever their words.
+    """
+    album = bare.ranking.album
+    said: list[str | None] = [None] * len(album.truth_desc_G)
+    for place in np.flatnonzero(bare.right_D):
+        said[bare.match_TD[0, place]] = album.vocabulary[album.desc_D[bare.ranking.prediction_D[place]]]
+    return [(album.vocabulary[code], words) for code, words in zip(album.truth_desc_G, said, strict=True)]
 
 
 def description_scores(pairs: Sequence[Pair], majority: str | None) -> dict[str, Any]:
@@ -124,7 +123,7 @@ def most_frequent(counts: Mapping[str, int]) -> str | None:
 
 
 def alarm_scores(
-    photos: Sequence[Photo], score_threshold: float, train_descriptions: Collection[str] | None
+    described: Matched, score_threshold: float, train_descriptions: Collection[str] | None
 ) -> dict[str, Any]:
     """What the predictions at or above ``score_threshold`` say wrongly.
 
@@ -132,27 +131,25 @@ def alarm_scores(
     words, or a second box on one part. COCO tools ignore words that no annotated box has; here they count.
     The training keys are None when ``train_descriptions`` is None, the rates when no prediction is confident.
     """
-    vocabulary = {desc for photo in photos for desc in photo.truth_descs}
-    confident = [np.flatnonzero(photo.scores_M >= score_threshold) for photo in photos]
-    said = [photo.descs[m] for photo, kept in zip(photos, confident, strict=True) for m in kept]
-    hits = sum(_correct_detections(photo, kept) for photo, kept in zip(photos, confident, strict=True))
-    strange = sum(desc not in vocabulary for desc in said)
-    unknown = None if train_descriptions is None else sum(desc not in train_descriptions for desc in said)
+    ranking, album = described.ranking, described.ranking.album
+    confident_D = ranking.confidence_D >= score_threshold
+    said_V = np.bincount(album.desc_D[ranking.prediction_D[confident_D]], minlength=len(album.vocabulary))
+    said, alarms = int(said_V.sum()), int((confident_D & ~described.right_D).sum())
+    strange = int((ranking.category_D[confident_D] >= len(ranking.categories)).sum())
+    unknown = None
+    if train_descriptions is not None:
+        unknown = sum(
+            int(count) for desc, count in zip(album.vocabulary, said_V, strict=True) if desc not in train_descriptions
+        )
     return {
-        "predictions_at_threshold": len(said),
-        "false_alarms": len(said) - hits,
-        "false_alarms_per_photo": ratio(len(said) - hits, len(photos)),
+        "predictions_at_threshold": said,
+        "false_alarms": alarms,
+        "false_alarms_per_photo": ratio(alarms, len(album.names)),
         "out_of_vocabulary_predictions": strange,
-        "out_of_vocabulary_rate": ratio(strange, len(said)),
+        "out_of_vocabulary_rate": ratio(strange, said),
         "unknown_to_training_predictions": unknown,
-        "unknown_to_training_rate": None if unknown is None else ratio(unknown, len(said)),
+        "unknown_to_training_rate": None if unknown is None else ratio(unknown, said),
     }
-
-
-def _correct_detections(photo: Photo, kept_M: np.ndarray) -> int:
-    same_MN = np.array([[photo.descs[m] == desc for desc in photo.truth_descs] for m in kept_M], dtype=bool)
-    iou_MN = iou_matrix(photo.boxes_M4[kept_M], photo.truth_boxes_N4)
-    return int((greedy_match(iou_MN * same_MN.reshape(iou_MN.shape), photo.scores_M[kept_M]) >= 0).sum())
 
 
 def ratio(part: float, whole: float) -> float | None:

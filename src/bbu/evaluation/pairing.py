@@ -5,9 +5,9 @@ Shape suffixes: N annotated boxes of one photo, M predicted boxes of one photo, 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import sys
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
 
 import numpy as np
 
@@ -16,7 +16,6 @@ from bbu.geometry import MIN_BOX_THICKNESS, thicken
 from bbu.records import PredictedObject, PredictionRow, Row
 
 Box = tuple[float, float, float, float]
-AnyRow = TypeVar("AnyRow", Row, PredictionRow)
 
 
 @dataclass(frozen=True)
@@ -46,40 +45,41 @@ class Pairing:
     failed: int
 
 
-def pair(truth: Sequence[Row], predictions: Sequence[PredictionRow]) -> Pairing:
+def pair(truth: Iterable[Row], predictions: Iterable[PredictionRow]) -> Pairing:
     """Pair rows by their first image path.
 
     A photo that failed, or that has no prediction row, is kept with no predicted boxes: its parts count as missed.
     Photos and boxes are sorted because COCO breaks ties of score by position; so the order of lines in either
-    file never changes a number.
+    file never changes a number. Predictions are read once and not kept, so that they may come from a large file.
 
     Raises:
         UserError: a photo listed twice, a prediction for a photo that is not annotated, or one made at another
             image size. The message names the photo.
     """
-    rows = _by_photo(truth, "annotated rows")
-    predicted = _by_photo(predictions, "predictions")
-    for name in predicted:
+    rows: dict[str, Row] = {}
+    for row in truth:
+        _check_new(row, rows, "annotated rows")
+        rows[row.images[0]] = row
+    photos: dict[str, Photo] = {}
+    failed = 0
+    for found in predictions:
+        name = found.images[0]
         if name not in rows:
             raise UserError(
                 f"prediction for {name!r}: no annotated row has this photo; "
                 "evaluate against the file it was predicted from, or remove the line"
             )
-    return Pairing(
-        photos=tuple(_photo(name, rows[name], predicted.get(name)) for name in sorted(rows)),
-        without_prediction=len(rows) - len(predicted),
-        failed=sum(row.error is not None for row in predictions),
-    )
+        _check_new(found, photos, "predictions")
+        photos[name] = _photo(name, rows[name], found)
+        failed += found.error is not None
+    without = sorted(rows.keys() - photos.keys())
+    photos |= {name: _photo(name, rows[name], None) for name in without}
+    return Pairing(tuple(photos[name] for name in sorted(photos)), without_prediction=len(without), failed=failed)
 
 
-def _by_photo(rows: Iterable[AnyRow], what: str) -> dict[str, AnyRow]:
-    found: dict[str, AnyRow] = {}
-    for row in rows:
-        name = row.images[0]
-        if name in found:
-            raise UserError(f"photo {name!r} appears twice among the {what}; keep one of the two lines")
-        found[name] = row
-    return found
+def _check_new(row: Row | PredictionRow, known: Collection[str], what: str) -> None:
+    if row.images[0] in known:
+        raise UserError(f"photo {row.images[0]!r} appears twice among the {what}; keep one of the two lines")
 
 
 def _photo(name: str, row: Row, prediction: PredictionRow | None) -> Photo:
@@ -90,9 +90,9 @@ def _photo(name: str, row: Row, prediction: PredictionRow | None) -> Photo:
     return Photo(
         name=name,
         truth_boxes_N4=_boxes([box for box, _ in truth], row),
-        truth_descs=tuple(desc for _, desc in truth),
+        truth_descs=tuple(sys.intern(desc) for _, desc in truth),
         boxes_M4=_boxes([item.box for item in found], row),
-        descs=tuple(item.desc for item in found),
+        descs=tuple(sys.intern(item.desc) for item in found),  # a million predictions have few different words
         scores_M=np.array([item.score for item in found], dtype=np.float64),
         objectness_M=np.array([item.objectness for item in found], dtype=np.float64),
     )

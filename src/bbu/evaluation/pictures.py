@@ -81,7 +81,7 @@ def draw_comparison(
         UserError: the typeface is missing.
     """
     shown = sorted((item for item in predictions if item.score >= threshold), key=lambda item: -item.score)
-    left, right = _marks(truth, shown, image.size)
+    left, right = compare_marks(truth, shown, image.size)
     hidden = len(predictions) - len(shown)
     palette = dict(colours or {})
     palette.update(palette_for([mark.desc for mark in (*left, *right)], palette))
@@ -91,6 +91,21 @@ def draw_comparison(
         _panel(image, right, palette, f"prediction: {_count(len(right), 'part')}{below}", _tally(right, "false alarm")),
     )
     return _join(panels)
+
+
+def draw_predictions(image: Image.Image, predictions: Sequence[PredictedObject], *, threshold: float) -> Image.Image:
+    """One panel: predicted parts with words and scores, best first; no truth to compare with.
+
+    Args:
+        image: the photo as displayed.
+        threshold: predictions with a lower ``score`` are counted but not drawn.
+    """
+    shown = sorted((item for item in predictions if item.score >= threshold), key=lambda item: -item.score)
+    marks = [Mark(item.desc, _corners(item.box), True, AGREES, f"{item.score:.2f}") for item in shown]
+    hidden = len(predictions) - len(shown)
+    below = f", {hidden} below {threshold:.2f} not shown" if hidden else ""
+    palette = palette_for(mark.desc for mark in marks)
+    return _join([_panel(image, marks, palette, f"{_count(len(marks), 'part')}{below}", [])])
 
 
 def palette_for(descs: Iterable[str], taken: Mapping[str, Colour] | None = None) -> dict[str, Colour]:
@@ -117,7 +132,7 @@ def _tally(marks: Sequence[Mark], alone: str) -> list[tuple[str, str]]:
 # ---------------------------------------------------------------- who agrees with whom
 
 
-def _marks(
+def compare_marks(
     truth: Sequence[ObjectRow], shown: Sequence[PredictedObject], size: tuple[int, int]
 ) -> tuple[list[Mark], list[Mark]]:
     """Both panels' marks; ``shown`` is sorted by score."""
@@ -181,7 +196,8 @@ def _panel(
     panel = Image.new("RGB", (PANEL, top + field + 12 + max(1, rows) * LINE_HEIGHT), PAPER)
     draw = ImageDraw.Draw(panel)
     draw.text((0, 0), title, fill=INK, font=cjk_font(TITLE))
-    _draw_key(draw, TITLE + 10, key)
+    if key:
+        _draw_key(draw, TITLE + 10, key)
     draw.rectangle((0, top, PANEL - 1, top + field - 1), fill=(60, 60, 64))
     corner = ((PANEL - width) // 2, top + (field - height) // 2)
     resample = Image.Resampling.BICUBIC if scale > 1 else Image.Resampling.LANCZOS
@@ -314,11 +330,12 @@ def _draw_key(draw: ImageDraw.ImageDraw, y: int, key: list[tuple[str, str]]) -> 
     )
 
 
-def _join(panels: tuple[Image.Image, Image.Image]) -> Image.Image:
+def _join(panels: Sequence[Image.Image]) -> Image.Image:
     height = max(panel.height for panel in panels) + 2 * MARGIN
-    whole = Image.new("RGB", (2 * PANEL + GAP + 2 * MARGIN, height), PAPER)
-    whole.paste(panels[0], (MARGIN, MARGIN))
-    whole.paste(panels[1], (MARGIN + PANEL + GAP, MARGIN))
+    width = len(panels) * (PANEL + GAP) - GAP + 2 * MARGIN
+    whole = Image.new("RGB", (width, height), PAPER)
+    for number, panel in enumerate(panels):
+        whole.paste(panel, (MARGIN + number * (PANEL + GAP), MARGIN))
     return whole
 
 
@@ -361,12 +378,13 @@ def save_pictures(
             )
         picture = draw_comparison(image, row.objects, predicted[name].predictions, threshold=threshold, colours=colours)
         path = Path(output_dir) / f"{number + 1:03d}_{Path(name).stem}.png"
-        _save_png(picture, path)
+        save_png(picture, path)
         written.append(path)
     return written
 
 
-def _save_png(picture: Image.Image, path: Path) -> None:
+def save_png(picture: Image.Image, path: Path) -> None:
+    """Write a picture; the file appears whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:

@@ -19,6 +19,7 @@ from bbu.models.backbones.base import Backbone, BackboneOutput
 from bbu.models.caption_decoder import CaptionDecoder, CaptionResult
 from bbu.models.detection_head import BoxPrediction, DetectionHead
 from bbu.models.memory import Memory, grid_centres, sine_embedding
+from bbu.models.vocabulary import DescriptionVocabulary
 
 
 @dataclass
@@ -189,6 +190,19 @@ class DetectionVLM(nn.Module):
         """Decode captions for chosen queries, all in parallel."""
         region, states = self._caption_inputs(output, samples_C, queries_C)
         return self.caption_decoder.generate(states, region, self.backbone.token_embedding, end_token_id)
+
+    @torch.no_grad()
+    def weigh_descriptions(
+        self,
+        output: DetectionOutput,
+        samples_C: torch.Tensor,
+        queries_C: torch.Tensor,
+        vocabulary: DescriptionVocabulary,
+        width: int | None = None,
+    ) -> torch.Tensor:
+        """(C, F) log p of every description for chosen queries, see CaptionDecoder.weigh."""
+        region, states = self._caption_inputs(output, samples_C, queries_C)
+        return self.caption_decoder.weigh(states, region, self.backbone.token_embedding, vocabulary, width)
 
     def _caption_inputs(
         self, output: DetectionOutput, samples_C: torch.Tensor, queries_C: torch.Tensor

@@ -4,6 +4,7 @@
       backbone/                     a standard Hugging Face folder: weights, tokenizer, image processor, template
       detection_head.safetensors    adapters, decoder, caption decoder
       bbu.json                      sizes, prompt, resize policy, coordinate convention, hashes
+      descriptions.json             the descriptions it was trained with; only in a published model
 
 A training checkpoint has the trainer's own state beside it (and, with LoRA, lora.safetensors: the weights
 that learn, not merged). ``trainer_state.json`` is written last: a folder without it was cut off.
@@ -15,7 +16,7 @@ import dataclasses
 import hashlib
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from bbu.errors import CheckpointError
 from bbu.jsonl import write_json
 from bbu.models.build import backbone_class
 from bbu.models.lora import has_lora, merged_state
+from bbu.models.vocabulary import DESCRIPTIONS_FILE
 from bbu.models.wrapper import DetectionVLM
 
 FORMAT = 1
@@ -196,13 +198,19 @@ def newest_checkpoint(output_dir: Path) -> Path | None:
     return max(found, key=lambda path: int(path.name.split("-")[1]), default=None)
 
 
-def publish(checkpoint: Path, target: Path) -> None:
-    """Copy the model part of a training checkpoint to ``target``; it appears whole or not at all."""
+def publish(checkpoint: Path, target: Path, descriptions: Sequence[str] = ()) -> None:
+    """Copy the model part of a training checkpoint to ``target``; it appears whole or not at all.
+
+    Args:
+        descriptions: those that the model knows; written beside it if there are any.
+    """
     temporary = target.with_name(f".{target.name}.new")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     shutil.copytree(checkpoint / BACKBONE_FOLDER, temporary / BACKBONE_FOLDER)
     for name in (HEAD_FILE, FACTS_FILE):
         shutil.copy2(checkpoint / name, temporary / name)
+    if descriptions:
+        write_json(temporary / DESCRIPTIONS_FILE, list(descriptions))
     shutil.rmtree(target, ignore_errors=True)
     temporary.rename(target)

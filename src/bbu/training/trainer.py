@@ -16,6 +16,7 @@ from bbu.config import Config
 from bbu.data.chat_processor import ChatProcessor
 from bbu.data.collators import PackedDataCollator, StandardDataCollator
 from bbu.data.dataset import TrainingStream
+from bbu.data.packing import Budgets, PackedRun
 from bbu.errors import ConfigError
 from bbu.jsonl import decode_json
 from bbu.losses.total import TERMS, count_terms, max_one, term_weights, weigh
@@ -23,6 +24,7 @@ from bbu.training.callbacks import EvaluateAtEnd, ProgressBar
 from bbu.training.checkpoint import load_for_training, save_model
 from bbu.training.objective import DetectionObjective
 from bbu.training.param_groups import optimizer_groups
+from bbu.training.visual_log import VisualLog
 
 Evaluator = Callable[[], dict[str, float | None]]
 BEST_METRIC = "AP50"
@@ -41,6 +43,8 @@ class BBUTrainer(Trainer):
         processor: saved with the model.
         evaluator: scores the model on val; its metrics are logged as ``eval_…``.
         photos_per_epoch: to tell epochs in the log.
+        visual: the visual log, on the main rank alone.
+        packs: of the whole run, over all ranks; None = each is the next ``batch_size`` samples.
     """
 
     def __init__(
@@ -52,6 +56,8 @@ class BBUTrainer(Trainer):
         processor: ChatProcessor,
         evaluator: Evaluator | None = None,
         photos_per_epoch: int = 1,
+        visual: VisualLog | None = None,
+        packs: PackedRun | None = None,
     ) -> None:
         positions = objective.model.backbone.position_function()
         collator: PackedDataCollator | StandardDataCollator = PackedDataCollator(positions)
@@ -66,7 +72,7 @@ class BBUTrainer(Trainer):
             data_collator=collator,
         )
         self.run_config, self.processor, self.evaluator = config, processor, evaluator
-        self.photos_per_epoch = photos_per_epoch
+        self.photos_per_epoch, self.packs = photos_per_epoch, packs
         self.weights = term_weights(config.loss)
         self.model_accepts_loss_kwargs = True  # our loss is normalised over the accumulated batches already
         self.loss_is_scaled_for_ga = True  # the same, as newer transformers ask it
@@ -78,6 +84,8 @@ class BBUTrainer(Trainer):
         self.add_callback(EvaluateAtEnd())
         self.progress = ProgressBar()
         self.add_callback(self.progress)
+        if visual is not None:
+            visual.attach(self.callback_handler.callbacks)
         self._logged = torch.zeros(len(TERMS) + 1, dtype=torch.float64)
         self._logged_steps = 0
         self._rates: dict[str, float] = {}  # of the step being taken; the scheduler has moved on when it is logged
@@ -97,7 +105,9 @@ class BBUTrainer(Trainer):
     # ------------------------------------------------------------ data and loss
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
-        """The stream is in order already."""
+        """The stream is in order already; a planned pack is one index of it, and accelerate deals them to the ranks."""
+        if self.packs is not None:
+            return self.packs  # type: ignore[return-value]
         return SequentialSampler(self.train_dataset)  # type: ignore[arg-type]
 
     def get_batch_samples(
@@ -173,8 +183,9 @@ class BBUTrainer(Trainer):
         self.state.epoch = epoch
 
     @property
-    def _samples_per_step(self) -> int:
-        return self.args.per_device_train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
+    def _samples_per_step(self) -> float:
+        per_pack = self.packs.samples_per_pack if self.packs else self.args.per_device_train_batch_size
+        return per_pack * self.args.gradient_accumulation_steps * self.args.world_size
 
     # ------------------------------------------------------------ optimizer, evaluation, checkpoints
 
@@ -221,7 +232,7 @@ def training_arguments(config: Config, *, use_cpu: bool, bf16: bool, has_val: bo
     args = TrainingArguments(
         output_dir=config.output_dir,
         max_steps=training.max_steps,
-        per_device_train_batch_size=training.batch_size,
+        per_device_train_batch_size=1 if pack_budgets(config).limits else training.batch_size,  # a pack is one item
         gradient_accumulation_steps=training.gradient_accumulation,
         learning_rate=max(vars(training.learning_rates).values()),
         lr_scheduler_type=training.schedule,
@@ -250,6 +261,7 @@ def training_arguments(config: Config, *, use_cpu: bool, bf16: bool, has_val: bo
         dataloader_num_workers=config.data.workers,
         dataloader_persistent_workers=config.data.workers > 0,
         dataloader_pin_memory=not use_cpu,
+        accelerator_config={"non_blocking": not use_cpu},  # from pinned memory, while the device still works
         remove_unused_columns=False,
         label_names=[],
         ddp_find_unused_parameters=False,
@@ -257,6 +269,12 @@ def training_arguments(config: Config, *, use_cpu: bool, bf16: bool, has_val: bo
     )
     args._n_gpu = min(args.n_gpu, 1)  # one process, one GPU: never nn.DataParallel, which would split a pack
     return args
+
+
+def pack_budgets(config: Config) -> Budgets:
+    """The most that a pack may hold."""
+    training = config.training
+    return Budgets(training.pack_tokens, training.pack_pixels, training.pack_images)
 
 
 def _deepspeed_settings(path: str) -> dict[str, Any] | None:

@@ -1,0 +1,155 @@
+"""One pass for all boxes against the language model writing the same boxes as text, token by token.
+
+    .venv/bin/python benchmarks/detect_vs_generate.py [--model outputs/demo/model] [--repeats 5] [--threads 2]
+
+Same model, same photos, one photo at a time, from pixels to boxes and words on both sides. Detection takes the n
+surest boxes of one forward pass and decodes their captions in parallel. Text is greedy with a key/value cache, and
+is exactly as long as the correct answer for n boxes, so that an untrained model neither stops early nor rambles.
+Without --model the weights are fresh, of the size of configs/demo.yaml; their captions never end before
+model.detection.caption_max_tokens, which is to detection's disadvantage. The two take turns. The last line is one JSON
+object; ``speedup`` is at 20 boxes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from bbu.config import load_config
+from bbu.data.photo import Photo
+from bbu.errors import UserError
+from bbu.inference import Inference
+from bbu.models.build import build_model, build_processor
+from bbu.models.predictor import Predictor
+from bbu.records import FewShotSample, ObjectRow, Row, read_rows
+from bbu.training.checkpoint import save_model
+from bbu.training.precision import compute_device, use_bf16
+
+DEMO = Path(__file__).resolve().parents[1] / "configs" / "demo.yaml"
+BOXES, HEADLINE = (5, 10, 20, 40), 20
+WORDS = (
+    "螺丝连接点/BBU安装螺丝/安装正确", "螺丝连接点/BBU安装螺丝/未拧紧", "螺丝连接点/CPRI光缆和BBU连接点/安装正确",
+    "螺丝连接点/地排处螺丝/安装正确", "螺丝连接点/BBU接地线机柜接地端/生锈", "bbu基带处理单元/华为", "标签贴纸/可识别",
+    "挡风板", "线缆/蛇形管", "机柜空间/非满载",
+)  # fmt: skip
+WIDTH, HEIGHT = 320, 288  # pixels; the demo's limit resizes it a little
+
+Step = Callable[[], int]
+
+
+def random_objects(random: np.random.Generator, count: int, words: list[str]) -> tuple[ObjectRow, ...]:
+    """Boxes anywhere, described at random."""
+    corners = random.uniform(0, 0.8, size=(count, 2)) * (WIDTH, HEIGHT)
+    sides = random.uniform(0.05, 0.2, size=(count, 2)) * (WIDTH, HEIGHT)
+    return tuple(
+        ObjectRow(words[int(random.integers(len(words)))], "bbox_2d", (*low, *(low + side)))
+        for low, side in zip(corners, sides, strict=True)
+    )
+
+
+def random_photo(random: np.random.Generator, count: int, words: list[str]) -> Photo:
+    """Noise with ``count`` boxes in it."""
+    pixels = random.integers(0, 256, size=(HEIGHT, WIDTH, 3), dtype=np.uint8)
+    return Photo(Image.fromarray(pixels), f"{count} boxes", random_objects(random, count, words))
+
+
+def save_fresh_model(folder: Path, random: np.random.Generator, words: list[str]) -> None:
+    """Untrained weights of the demo's size, with a tokenizer that has learned from answers like these."""
+    config = load_config(DEMO)
+    rows = [Row(("x",), random_objects(random, 1 + number % 20, words), WIDTH, HEIGHT) for number in range(200)]
+    processor = build_processor(config, [FewShotSample(row) for row in rows], ".")
+    save_model(
+        folder, build_model(config, processor.tokenizer, device=torch.device("cpu"), dtype=torch.float32), processor
+    )
+
+
+def make_steps(inference: Inference, photo: Photo) -> tuple[dict[str, Step], dict[str, int]]:
+    """Both ways to the boxes of one photo, and the counts that each has to come to: boxes and tokens."""
+    processor, count = inference.processor, len(photo.objects)
+    place = next(inference.model.parameters()).device
+    autocast = torch.bfloat16 if use_bf16("auto", place) else None
+    predictor = Predictor(inference.model, processor, batch_size=1, top_k=count, duplicate_iou=1.0, autocast=autocast)
+    span = processor.process_photos([], photo, with_answer=True).student_span
+    assert span is not None
+    tokens = span[1] - span[0]
+
+    def detect() -> int:
+        return len(predictor.predict_photos([photo])[0])
+
+    def generate() -> int:
+        sample = processor.process_photos([], photo, with_answer=False)
+        return inference.write_answer(sample, max_new_tokens=tokens, min_new_tokens=tokens).tokens
+
+    return {"detect": detect, "generate": generate}, {"detect": count, "generate": tokens}
+
+
+def measure(inference: Inference, photos: list[Photo], repeats: int) -> list[dict[str, float]]:
+    """Median seconds of both ways for every photo, taking turns.
+
+    Raises:
+        UserError: one of them gives another number of boxes or tokens than it should.
+    """
+    made = [make_steps(inference, photo) for photo in photos]
+    for photo, (steps, expected) in zip(photos, made, strict=True):
+        for name, step in steps.items():
+            if (found := step()) != expected[name]:
+                raise UserError(f"{photo.name}: {name} gave {found}, expected {expected[name]}; has it enough queries?")
+    times: list[dict[str, list[float]]] = [{name: [] for name in steps} for steps, _ in made]
+    for _ in range(repeats):
+        for (steps, _), taken in zip(made, times, strict=True):
+            for name, step in steps.items():
+                started = time.perf_counter()
+                step()
+                taken[name].append(time.perf_counter() - started)
+    return [
+        {"boxes": expected["detect"], "tokens": expected["generate"]}
+        | {name: statistics.median(values) for name, values in taken.items()}
+        for (_, expected), taken in zip(made, times, strict=True)
+    ]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--model", help="a run's model folder (default: fresh weights of the demo's size)")
+    parser.add_argument("--words", help="JSONL of rows whose descriptions are written (default: some of the demo's)")
+    parser.add_argument("--boxes", type=int, nargs="+", default=list(BOXES))
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=2)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    random = np.random.default_rng(0)
+    words = sorted({desc for row in read_rows(arguments.words) for desc in row.labels}) if arguments.words else WORDS
+    with tempfile.TemporaryDirectory(prefix="bbu-benchmark-") as folder:
+        if not arguments.model:
+            save_fresh_model(Path(folder), random, list(words))
+        inference = Inference(arguments.model or folder)
+    photos = [random_photo(random, count, list(words)) for count in arguments.boxes]
+    results = measure(inference, photos, arguments.repeats)
+    device = torch.cuda.get_device_name() if compute_device().type == "cuda" else f"{arguments.threads} CPU threads"
+    print(f"{arguments.model or 'fresh weights'}, {device}; milliseconds a photo, median of {arguments.repeats}")
+    print(f"{'boxes':>6}{'one pass':>12}{'text':>12}{'tokens':>8}{'speedup':>9}")
+    for found in results:
+        found["speedup"] = round(found["generate"] / found["detect"], 3)
+        print(
+            f"{found['boxes']:>6}{found['detect'] * 1e3:>12.1f}{found['generate'] * 1e3:>12.1f}"
+            f"{found['tokens']:>8}{found['speedup']:>9.1f}"
+        )
+    headline = next((found["speedup"] for found in results if found["boxes"] == HEADLINE), None)
+    print(json.dumps({"benchmark": "detect_vs_generate", "speedup": headline, "device": device, "results": results}))
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except UserError as error:
+        sys.exit(f"error: {error}")

@@ -1,0 +1,111 @@
+"""Scoring of many photos: seconds and peak memory of `bbu evaluate`, and of its bootstrap intervals apart.
+
+    python benchmarks/scoring.py                                # 10,000 photos, 100 predictions each
+    python benchmarks/scoring.py --photos 1000 --resamples 100
+
+Every photo has 8 parts of 24 descriptions in 3 levels; 30 of its predictions are near a part, the others anywhere.
+``seconds`` is from two JSONL files to all metrics without intervals, in a process of its own on as many cores as it
+likes; ``peak_mib`` is that process's. The last line is JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+from harness import peak_bytes
+
+PROJECT = Path(__file__).resolve().parents[1]
+PARTS, NEAR = 8, 0.3
+SIZE = 1000  # pixels, width and height
+LABELS = [f"{part}/{place}/{state}" for part in "abcd" for place in "xyz" for state in ("loose", "tight")]
+
+
+def write_files(folder: Path, photos: int, predictions: int) -> None:
+    """truth.jsonl and found.jsonl, a photo at a time."""
+    random = np.random.default_rng(0)
+    with (folder / "truth.jsonl").open("w") as truth, (folder / "found.jsonl").open("w") as found:
+        for number in range(photos):
+            photo = {"images": [f"{number:06}.jpg"], "width": SIZE, "height": SIZE}
+            boxes = some_boxes(random, PARTS)
+            labels = random.integers(len(LABELS), size=PARTS)
+            objects = [{"desc": LABELS[k], "bbox_2d": box} for k, box in zip(labels, boxes.tolist(), strict=True)]
+            truth.write(json.dumps({**photo, "objects": objects}) + "\n")
+            found.write(json.dumps({**photo, "predictions": guesses(random, predictions, boxes, labels)}) + "\n")
+
+
+def some_boxes(random: np.random.Generator, count: int) -> np.ndarray:
+    """(count, 4) xyxy."""
+    corners = random.uniform(0, 0.75 * SIZE, size=(count, 2))
+    return np.concatenate([corners, corners + random.uniform(20, 0.2 * SIZE, size=(count, 2))], axis=1).round(1)
+
+
+def guesses(random: np.random.Generator, count: int, boxes: np.ndarray, labels: np.ndarray) -> list[dict[str, object]]:
+    """Predictions of one photo; those near a part mostly have its words and a higher score."""
+    part, near = random.integers(len(boxes), size=count), random.random(count) < NEAR
+    moved = np.clip(boxes[part] + random.normal(0, 6, size=(count, 4)), 0, SIZE)
+    place = np.where(near[:, None], moved, some_boxes(random, count)).round(1)
+    words = np.where(near & (random.random(count) < 0.8), labels[part], random.integers(len(LABELS), size=count))
+    scores = random.beta(np.where(near, 3, 1), 4).round(6)
+    return [
+        {"bbox_2d": box, "desc": LABELS[word], "score": score, "objectness": score**0.5}
+        for box, word, score in zip(place.tolist(), words, scores.tolist(), strict=True)
+    ]
+
+
+def score_once(folder: Path, resamples: int) -> None:
+    """Run in a process of its own, whose peak memory is its own; prints what it took."""
+    from bbu.evaluation import evaluate
+    from bbu.records import read_predictions, read_rows
+
+    started = time.perf_counter()
+    truth, found = read_rows(folder / "truth.jsonl"), read_predictions(folder / "found.jsonl")
+    read = time.perf_counter()
+    metrics = evaluate(truth, found, resamples=0)
+    scored = time.perf_counter()
+    peak = peak_bytes() / 2**20
+    evaluate(truth, found, resamples=resamples)
+    intervals = time.perf_counter() - scored - (scored - read)
+    result = {"read": read - started, "score": scored - read, "peak": peak, "intervals": intervals, "AP": metrics["AP"]}
+    print(json.dumps(result))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--photos", type=int, default=10_000)
+    parser.add_argument("--predictions", type=int, default=100, help="a photo (default 100)")
+    parser.add_argument("--resamples", type=int, default=1000)
+    parser.add_argument("--once", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.once:
+        score_once(Path(arguments.once), arguments.resamples)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        write_files(Path(folder), arguments.photos, arguments.predictions)
+        command = [sys.executable, __file__, "--once", folder, "--resamples", str(arguments.resamples)]
+        path = os.pathsep.join([str(PROJECT / "src"), str(PROJECT)])
+        done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path})
+    if done.returncode:
+        raise SystemExit(done.stderr)
+    took = json.loads(done.stdout.splitlines()[-1])
+    print(f"{arguments.photos} photos, {arguments.predictions} predictions each, AP {took['AP']:.3f}")
+    for name, text in (("read", "reading"), ("score", "scoring"), ("intervals", f"{arguments.resamples} resamples")):
+        print(f"{text:<16} {took[name]:>8.1f} s")
+    print(f"{'peak memory':<16} {took['peak']:>8.0f} MiB")
+    result = {
+        "seconds": round(took["read"] + took["score"], 1),
+        "peak_mib": round(took["peak"], 1),
+        "intervals_seconds": round(took["intervals"], 1),
+    }
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()

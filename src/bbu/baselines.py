@@ -1,0 +1,363 @@
+"""What a trained model's scores are to be compared with: the same photos and scorer, other ways to an answer.
+
+<output_dir>/baselines.json           every number, for each baseline
+             baselines/truth.jsonl    the photos that were compared
+             baselines/<name>.jsonl   predictions of a baseline
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from bbu.config import Config
+from bbu.data.episodes import EvaluationEpisodes, TeacherPool
+from bbu.data.photo import Photo
+from bbu.data.prompts import answer_text
+from bbu.data.similarity import hash_photos
+from bbu.errors import CheckpointError, ConfigError, UserError
+from bbu.evaluation import evaluate
+from bbu.evaluation.descriptions import most_frequent, ratio
+from bbu.images import load_image
+from bbu.inference import Inference, TextResult
+from bbu.jsonl import write_json, write_jsonl
+from bbu.models.build import build_model
+from bbu.models.predictor import Shown
+from bbu.models.vocabulary import choose_vocabulary
+from bbu.records import PredictedObject, PredictionRow, Row, read_predictions, resolve_image
+from bbu.training.checkpoint import FACTS_FILE
+from bbu.training.precision import use_bf16
+
+SHOTS = (0, 1, 3, 5)  # teachers of the few-shot curve
+ROOM_TO_WRITE = 1.25  # text is cut off at so many times the longest training answer
+
+Predict = Callable[[Sequence[str]], Iterator[PredictionRow]]
+# Column of the table → where its value is in a baseline's entry.
+COLUMNS = {
+    "AP": ("metrics", "AP"),
+    "AP50": ("metrics", "AP50"),
+    "AP50 boxes": ("metrics", "AP50_agnostic"),
+    "words right": ("metrics", "description_accuracy"),
+    "precision": ("precision",),
+    "recall": ("recall",),
+    "s/photo": ("seconds_per_photo",),
+}
+
+
+@dataclass(frozen=True)
+class Material:
+    """What every baseline is given.
+
+    Args:
+        rows: annotated photos that are predicted and scored.
+        students: training rows; their words are the commonest, and their photos teach where there are no teachers.
+        teachers: rows of teacher.jsonl.
+        image_root: folder that image paths are relative to.
+    """
+
+    config: Config
+    rows: Sequence[Row]
+    students: Sequence[Row]
+    teachers: Sequence[Row]
+    image_root: str
+
+    @property
+    def names(self) -> list[str]:
+        return [row.images[0] for row in self.rows]
+
+    @cached_property
+    def trained_words(self) -> Counter[str]:
+        """Description → how often training shows it."""
+        return Counter(item.desc for row in self.students for item in row.objects)
+
+    @property
+    def pool_name(self) -> str:
+        """The split that teachers come from: data.episodes.pool, or train where it has none."""
+        return "teacher" if self.config.data.episodes.pool == "teacher" and self.teachers else "train"
+
+    @cached_property
+    def pool(self) -> TeacherPool:
+        rows = self.teachers if self.pool_name == "teacher" else self.students
+        cache = Path(self.config.output_dir) / "data" / "photo_hashes.jsonl"
+        hashes = hash_photos([*self.names, *(row.images[0] for row in rows)], self.image_root, cache)
+        return TeacherPool(rows, hashes, self.config.data.episodes.near_duplicate_bits)
+
+    def shown(self, teachers: int) -> Shown:
+        """What is shown with each photo.
+
+        Raises:
+            UserError: there are fewer teachers that show no photo of the split, or one cannot be read.
+        """
+        pool = self.pool if teachers else None
+        shown = EvaluationEpisodes(self.config.data.episodes, self.rows, pool, teachers, self.image_root)
+        if pool is not None and len(pool.rows) - shown.left_out < teachers:
+            raise ConfigError(
+                f"{teachers} teachers: only {len(pool.rows) - shown.left_out} of the {self.pool_name} split show no "
+                "photo of the evaluation split; raise data.source.max_teachers, or set data.episodes.pool=train"
+            )
+        return shown
+
+
+def compare(material: Material, model_folder: Path) -> dict[str, Any]:
+    """Predict, score and save every baseline; writes ``baselines.json`` last.
+
+    Raises:
+        UserError: there is nothing to compare, or no trained model.
+    """
+    config, output = material.config, Path(material.config.output_dir)
+    if not material.rows:
+        raise ConfigError(f"evaluation.split: there is no {config.evaluation.split} split with photos in it")
+    if not (model_folder / FACTS_FILE).is_file():
+        raise CheckpointError(f"{model_folder}: there is no trained model; train one first with: bbu run CONFIG")
+    inference = Inference(
+        model_folder,
+        precision=config.training.precision,
+        attention=config.model.attention,
+        batch_size=config.evaluation.batch_size,
+        top_k=config.evaluation.captions_per_photo,
+        duplicate_iou=config.evaluation.duplicate_iou,
+    )
+    words = choose_vocabulary(config.evaluation.descriptions, model_folder, inference.processor)
+    inference.predictor.options = replace(inference.predictor.options, vocabulary=words)
+    (output / "baselines.json").unlink(missing_ok=True)
+    shutil.rmtree(output / "baselines", ignore_errors=True)
+    write_jsonl(output / "baselines" / "truth.jsonl", material.rows)
+    trained = _of_trained_model(material, inference)
+    restart(inference, config)  # in place of the trained weights, so that memory holds one model
+    report = {
+        "config": config.name,
+        "split": config.evaluation.split,
+        "photos": len(material.rows),
+        "score_threshold": config.evaluation.score_threshold,
+        "teacher_pool": material.pool_name,
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        "batch_size": config.evaluation.batch_size,
+        "baselines": _of_untrained_model(material, inference) | trained,
+    }
+    write_json(output / "baselines.json", report)
+    return report
+
+
+def restart(inference: Inference, config: Config) -> None:
+    """Exchange the trained weights for those that training starts from: fresh ones, or the base model's with an
+    untrained detection head. Prompt, tokenizer and settings stay; calibration, fitted to the trained weights, goes."""
+    device = next(inference.model.parameters()).device
+    dtype = torch.bfloat16 if use_bf16(config.training.precision, device) else torch.float32
+    start = replace(config, training=replace(config.training, deepspeed=""))  # which alone would store 16-bit weights
+    inference.model = inference.predictor.model = build_model(
+        start, inference.processor.tokenizer, device=device, dtype=dtype
+    )
+    inference.model.to(device).eval()
+    inference.predictor.options = replace(inference.predictor.options, calibration=None)
+
+
+# ---------------------------------------------------------------- the baselines
+
+
+def _of_trained_model(material: Material, inference: Inference) -> dict[str, dict[str, Any]]:
+    usual = material.config.evaluation.teachers
+    found = {
+        "trained": _detected(material, inference, "trained", "trained model", usual),
+        "trained_text": _written(material, inference, "trained_text", "its language model's text", usual),
+        "commonest": _commonest(material),
+    }
+    for shots in SHOTS:
+        if shots != usual:
+            name = f"trained_{shots}_teachers"
+            found[name] = _detected(material, inference, name, f"trained model, teachers: {shots}", shots)
+    return found
+
+
+def _of_untrained_model(material: Material, inference: Inference) -> dict[str, dict[str, Any]]:
+    usual, path = material.config.evaluation.teachers, material.config.model.path
+    title = "base model, untrained head" if path else "before training"
+    found = {"untrained": _detected(material, inference, "untrained", title, usual)}
+    if path:  # fresh weights have nothing to say
+        found["untrained_text"] = _written(material, inference, "untrained_text", "its language model's text", usual)
+    return found
+
+
+def _detected(material: Material, inference: Inference, name: str, title: str, teachers: int) -> dict[str, Any]:
+    """One pass for all boxes."""
+    facts = {"title": title, "teachers": teachers}
+    try:
+        shown = material.shown(teachers)
+    except UserError as error:
+        return {**facts, "note": f"not run: {error}"}
+
+    def predict(names: Sequence[str]) -> Iterator[PredictionRow]:
+        return inference.predictor.predict_files(names, material.image_root, shown=shown)
+
+    rows, seconds = _timed(predict, material.names, name)
+    return {**facts, "seconds_per_photo": seconds, **_scored(material, name, rows)}
+
+
+def _written(material: Material, inference: Inference, name: str, title: str, teachers: int) -> dict[str, Any]:
+    """The language model's own answers, one photo at a time."""
+    facts = {"title": title, "teachers": teachers}
+    try:
+        write = Writer(inference, material.shown(teachers), material.image_root, answer_budget(material, inference))
+    except UserError as error:
+        return {**facts, "note": f"not run: {error}"}
+    rows, seconds = _timed(write, material.names, name)
+    return {**facts, "seconds_per_photo": seconds, **write.counts, **_scored(material, name, rows)}
+
+
+def _commonest(material: Material) -> dict[str, Any]:
+    """The trained model's boxes, each with the words that training shows most; ranked by objectness."""
+    facts: dict[str, Any] = {"title": "its boxes, commonest words", "teachers": material.config.evaluation.teachers}
+    saved = _saved(material, "trained")
+    words = most_frequent(material.trained_words)
+    if words is None or not saved.is_file():
+        return {**facts, "note": "not run: no boxes of the trained model, or no training part to take words from"}
+    rows = [
+        replace(
+            row,
+            predictions=tuple(
+                PredictedObject(part.box, words, part.objectness, part.objectness) for part in row.predictions
+            ),
+        )
+        for row in read_predictions(saved)
+    ]
+    return {**facts, "description": words, **_scored(material, "commonest", rows)}
+
+
+class Writer:
+    """The language model's answers as predictions, and counts of what was wrong with them.
+
+    Text has no scores: every part gets 1, so nothing ranks them.
+
+    Args:
+        budget: tokens after which an answer is cut off.
+    """
+
+    def __init__(self, inference: Inference, shown: Shown, image_root: str, budget: int) -> None:
+        self.inference, self.shown, self.image_root, self.budget = inference, shown, image_root, budget
+        self.counts: dict[str, int] = {}
+
+    def __call__(self, names: Sequence[str]) -> Iterator[PredictionRow]:
+        """One row a photo; one that cannot be read, or does not fit the model, becomes an error row."""
+        self.counts = {"max_new_tokens": self.budget, "tokens": 0, "malformed_objects": 0, "unfinished_answers": 0}
+        for name in names:
+            try:
+                photo = Photo(load_image(resolve_image(self.image_root, name)), name)
+                teachers, context = self.shown(name)
+                process = self.inference.processor.process_photos
+                sample = process(teachers, photo, context=context, with_answer=False)
+            except UserError as error:
+                yield PredictionRow((name,), error=str(error))
+                continue
+            answer = self.inference.write_answer(sample, max_new_tokens=self.budget)
+            self.counts["tokens"] += answer.tokens
+            self.counts["malformed_objects"] += answer.malformed
+            self.counts["unfinished_answers"] += not answer.finished
+            yield PredictionRow((name,), *photo.image.size, _parts(answer, *photo.image.size))
+
+
+def _parts(answer: TextResult, width: int, height: int) -> tuple[PredictedObject, ...]:
+    boxes = answer.boxes.clip(0, [width, height, width, height])  # as detection's are
+    return tuple(
+        PredictedObject((x1, y1, x2, y2), desc, score=1.0, objectness=1.0)
+        for (x1, y1, x2, y2), desc in zip(boxes.tolist(), answer.captions, strict=True)
+    )
+
+
+def answer_budget(material: Material, inference: Inference) -> int:
+    """Tokens that an answer may have: room for more than the longest one of training.
+
+    Coordinates count in displayed pixels, whose digits are seldom fewer than those of the resized photo.
+    """
+    tokenizer = inference.processor.tokenizer
+    answers = [
+        answer_text(np.rint([item.box for item in row.objects]).reshape(-1, 4), [item.desc for item in row.objects])
+        for row in material.students
+    ]
+    lengths = [len(ids) for ids in tokenizer(answers, add_special_tokens=False)["input_ids"]]
+    return int(max(lengths) * ROOM_TO_WRITE) + 1  # its end token
+
+
+# ---------------------------------------------------------------- time, scores, table
+
+
+def _timed(predict: Predict, names: Sequence[str], name: str) -> tuple[list[PredictionRow], float]:
+    """Rows, and seconds a photo with reading it; what only a first call costs is left out."""
+    list(predict(names[:1]))
+    started = time.perf_counter()
+    rows = list(tqdm(predict(names), total=len(names), desc=name, unit="photo", file=sys.stderr))
+    return rows, round((time.perf_counter() - started) / len(names), 4)
+
+
+def _scored(material: Material, name: str, rows: Sequence[PredictionRow]) -> dict[str, Any]:
+    """Save the predictions and score what was saved; no metrics where every photo failed."""
+    path = _saved(material, name)
+    write_jsonl(path, rows)
+    errors = [row.error for row in rows if row.error is not None]
+    facts: dict[str, Any] = {"predictions": str(Path("baselines") / path.name)}
+    if errors:
+        facts["note"] = f"{len(errors)} of {len(rows)} photos failed; the first: {errors[0]}"
+    if len(errors) == len(rows):
+        return facts
+    evaluation = material.config.evaluation
+    metrics = evaluate(
+        material.rows,
+        read_predictions(path),
+        score_threshold=evaluation.score_threshold,
+        train_descriptions=material.trained_words,
+        precision=evaluation.target_precision,
+        alarms=evaluation.alarms_per_photo,
+        resamples=evaluation.resamples,
+    )
+    said = metrics["predictions_at_threshold"]
+    right = said - metrics["false_alarms"]
+    return {
+        **facts,
+        "precision": ratio(right, said),
+        "recall": ratio(right, metrics["truth_boxes"]),
+        "metrics": metrics,
+    }
+
+
+def _saved(material: Material, name: str) -> Path:
+    return Path(material.config.output_dir) / "baselines" / f"{name}.jsonl"
+
+
+def baselines_table(report: Mapping[str, Any]) -> str:
+    """A line for each baseline, then what has to be said about some of them."""
+    lines = [f"{'':<28}" + "".join(f"{column:>13}" for column in COLUMNS)]
+    notes = []
+    for entry in report["baselines"].values():
+        cells = "".join(f"{_cell(entry, place):>13}" for place in COLUMNS.values())
+        lines.append(f"{entry['title']:<28}{cells}")
+        notes += [f"{entry['title']}: {note}" for note in _notes(entry, report["photos"])]
+    lines.append(f"precision, recall: right place and words, score ≥ {report['score_threshold']:g}; text has no scores")
+    return "\n".join([*lines, *notes])
+
+
+def _cell(entry: Mapping[str, Any], place: Sequence[str]) -> str:
+    value: Any = entry
+    for key in place:
+        value = value.get(key, {})
+    return f"{value:.3f}" if isinstance(value, int | float) else "-"
+
+
+def _notes(entry: Mapping[str, Any], photos: int) -> Iterator[str]:
+    if "unfinished_answers" in entry:
+        yield (
+            f"{entry['malformed_objects']} malformed objects, {entry['unfinished_answers']} of {photos} answers cut "
+            f"off at {entry['max_new_tokens']} tokens"
+        )
+    if "description" in entry:
+        yield f"always {entry['description']}"
+    if "note" in entry:
+        yield entry["note"]

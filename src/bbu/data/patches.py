@@ -1,0 +1,75 @@
+"""Photos → patch rows: transformers' Qwen2-VL image processor, number for number, at a third of its cost.
+
+It unfolds each photo to planes before the resize and joins the photos' patches in one more copy. Here pixels stay
+interleaved for the resize, where torch is several times faster on them, and patches are written where they belong.
+
+Shape legend: P patch rows of all photos, I images.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from bbu.geometry import ImageGeometry
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+
+class Patchifier:
+    """The pixels that an image processor would make.
+
+    Args:
+        image_processor: its patch sizes, filter and normalisation are used. What is not a Qwen2VLImageProcessor that
+            resizes, rescales and normalises is called itself.
+    """
+
+    def __init__(self, image_processor: Any) -> None:
+        from transformers import Qwen2VLImageProcessor
+        from transformers.image_utils import pil_torch_interpolation_mapping
+
+        self.image_processor = image_processor
+        self.patch, self.merge = int(image_processor.patch_size), int(image_processor.merge_size)
+        steps = ("do_resize", "do_rescale", "do_normalize")
+        self.direct = type(image_processor) is Qwen2VLImageProcessor and all(
+            getattr(image_processor, step) for step in steps
+        )
+        if self.direct:
+            self.repeats = int(image_processor.temporal_patch_size)
+            self.interpolation = pil_torch_interpolation_mapping[image_processor.resample]
+            # 1 / rescale_factor goes into mean and deviation before they are applied, as there: the same roundings
+            whole = 1.0 / image_processor.rescale_factor
+            self.mean_311 = (torch.tensor(image_processor.image_mean) * whole).view(3, 1, 1)
+            self.deviation_311 = (torch.tensor(image_processor.image_std) * whole).view(3, 1, 1)
+
+    def __call__(
+        self, images: Sequence[Image.Image], plans: Sequence[ImageGeometry]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Photos and their model sizes → (P, 3 · frames · patch²) float32 rows, (I, 3) int64 patches of each."""
+        if not self.direct:
+            done = self.image_processor(images=list(images), return_tensors="pt")
+            return done["pixel_values"], done["image_grid_thw"]
+        grids = [(1, plan.model_height // self.patch, plan.model_width // self.patch) for plan in plans]
+        counts = [rows * columns for _, rows, columns in grids]
+        values = torch.empty(sum(counts), 3 * self.repeats * self.patch**2)
+        for image, plan, part in zip(images, plans, values.split(counts), strict=True):
+            self._write(image, plan, part)
+        return values, torch.tensor(grids, dtype=torch.long)
+
+    def _write(self, image: Image.Image, plan: ImageGeometry, out: torch.Tensor) -> None:
+        """Patches in the order of transformers: by merge unit, then row and column in it; each frame is the photo."""
+        from torchvision.transforms.v2 import functional as vision
+
+        rgb = image if image.mode == "RGB" else image.convert("RGB")
+        interleaved = torch.from_numpy(np.array(rgb)).permute(2, 0, 1)
+        size = [plan.model_height, plan.model_width]
+        small = vision.resize(interleaved, size, interpolation=self.interpolation, antialias=True)
+        planes = small.contiguous().to(torch.float32).sub_(self.mean_311).div_(self.deviation_311)
+        patch, merge, frames = self.patch, self.merge, self.repeats
+        rows, columns = plan.model_height // (patch * merge), plan.model_width // (patch * merge)
+        cut = planes.view(3, rows, merge, patch, columns, merge, patch).permute(1, 4, 2, 5, 0, 3, 6)
+        out.view(rows, columns, merge, merge, 3, frames, patch, patch).copy_(cut.unsqueeze(5))

@@ -1,0 +1,134 @@
+"""Two sets of predictions of the same photos: what B does better or worse than A, and on which photos.
+
+Differences are paired: both sets see the same resampled photos, so that what makes a photo hard for both cancels out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from bbu.evaluation.bootstrap import Headlines, interval, resample
+from bbu.evaluation.coco import IOU_THRESHOLDS
+from bbu.evaluation.matching import Album, Matched, collect, part, rank
+from bbu.evaluation.metrics import ALARMS, check_between
+from bbu.evaluation.pairing import Photo, pair
+from bbu.evaluation.report import aligned, clip, number, printable
+from bbu.records import PredictionRow, Row
+
+CHANGES = ("found", "lost", "mended", "broken")
+SHOWN_PHOTOS = 10  # in the printed table; the file has all that changed
+
+
+def compare(
+    truth: Iterable[Row],
+    predictions_a: Iterable[PredictionRow],
+    predictions_b: Iterable[PredictionRow],
+    *,
+    score_threshold: float = 0.3,
+    max_detections: int = 100,
+    alarms: Sequence[float] = ALARMS,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Compare predictions B with predictions A.
+
+    Returns:
+        ``figures``: headline → a, b, difference (b - a) and its 95 % interval (None from fewer than two photos, or
+        where a figure is undefined); ``photos``: those where a part was found or lost, or its words mended or
+        broken, among predictions at or above the threshold; worst first. Independent of the order of rows.
+
+    Raises:
+        UserError: as ``evaluate``.
+    """
+    check_between("score_threshold", score_threshold, 0, 1)
+    check_between("resamples", resamples, 0, float("inf"))
+    rows = list(truth)
+    sets = [pair(rows, predictions).photos for predictions in (predictions_a, predictions_b)]
+    albums = [collect(photos) for photos in sets]
+    headlines = [_headlines(album, max_detections, alarms) for album in albums]
+    states = [_states(album, score_threshold, max_detections) for album in albums]
+    changes = _photo_changes(sets[0], *states)
+    return {
+        "photos_compared": len(rows),
+        "score_threshold": score_threshold,
+        "resamples": resamples,
+        "figures": _differences(headlines, resamples, seed),
+        **{name: sum(row[name] for row in changes) for name in CHANGES},
+        "photos": changes,
+    }
+
+
+def _headlines(album: Album, max_detections: int, alarms: Sequence[float]) -> Headlines:
+    described = Matched.at(rank(album, str, "scores_M", max_detections), IOU_THRESHOLDS)
+    return Headlines(described, Matched.at(rank(album, part, "objectness_M", max_detections), IOU_THRESHOLDS), alarms)
+
+
+def _differences(headlines: Sequence[Headlines], resamples: int, seed: int) -> dict[str, dict[str, Any]]:
+    points = [item.point() for item in headlines]
+    drawn = resample(headlines, resamples, seed) if resamples and headlines[0].photos > 1 else None
+    figures: dict[str, dict[str, Any]] = {}
+    for name, a in points[0].items():
+        b = points[1][name]
+        known = a is not None and b is not None
+        figures[name] = {
+            "a": a,
+            "b": b,
+            "difference": b - a if a is not None and b is not None else None,
+            "interval": interval(drawn[1][name] - drawn[0][name]) if known and drawn else None,
+        }
+    return figures
+
+
+def _states(album: Album, score_threshold: float, max_detections: int) -> np.ndarray:
+    """(G,) of every annotated box: 0 missed, 1 found with other words, 2 found with its own."""
+    shown = Matched.at(rank(album, part, "scores_M", max_detections))
+    places = np.flatnonzero(shown.right_D & (shown.ranking.confidence_D >= score_threshold))
+    truth = shown.match_TD[0, places]
+    states = np.zeros(len(album.truth_desc_G), dtype=np.int64)
+    states[truth] = 1 + (album.desc_D[shown.ranking.prediction_D[places]] == album.truth_desc_G[truth])
+    return states
+
+
+def _photo_changes(photos: Sequence[Photo], before_G: np.ndarray, after_G: np.ndarray) -> list[dict[str, Any]]:
+    """Photos with a change, most parts lost or broken (less those found or mended) first."""
+    kinds = {
+        "found": (before_G == 0) & (after_G > 0),
+        "lost": (before_G > 0) & (after_G == 0),
+        "mended": (before_G == 1) & (after_G == 2),
+        "broken": (before_G == 2) & (after_G == 1),
+    }
+    rows, start = [], 0
+    for photo in photos:
+        stop = start + len(photo.truth_descs)
+        counts = {kind: int(hit_G[start:stop].sum()) for kind, hit_G in kinds.items()}
+        if any(counts.values()):
+            rows.append({"photo": photo.name, **counts})
+        start = stop
+    return sorted(rows, key=lambda row: (-_worse(row), -sum(row[kind] for kind in CHANGES), row["photo"]))
+
+
+def _worse(row: Mapping[str, Any]) -> int:
+    return int(row["lost"] + row["broken"] - row["found"] - row["mended"])
+
+
+def comparison_table(comparison: Mapping[str, Any]) -> str:
+    """Plain text: each figure of A and B with the difference and its interval, then the photos that got worst."""
+    rows = [["", "A", "B", "B - A", "95 % interval"]]
+    for name, row in comparison["figures"].items():
+        span = "-" if row["interval"] is None else "{:+.3f} to {:+.3f}".format(*row["interval"])
+        difference = "-" if row["difference"] is None else f"{row['difference']:+.3f}"
+        rows.append([name, number(row["a"]), number(row["b"]), difference, span])
+    totals = ", ".join(f"{comparison[kind]} {kind}" for kind in CHANGES)
+    lines = [*aligned(rows), "", f"parts at score {comparison['score_threshold']:g}: {totals}"]
+    changed = comparison["photos"]
+    if changed:
+        shown = [
+            [clip(printable(row["photo"])), *(str(row[kind]) for kind in CHANGES)] for row in changed[:SHOWN_PHOTOS]
+        ]
+        lines += ["", *aligned([["photo, worst first", *CHANGES], *shown])]
+        if len(changed) > SHOWN_PHOTOS:
+            lines.append(f"and {len(changed) - SHOWN_PHOTOS} more photos that changed")
+    return "\n".join(lines)

@@ -1,0 +1,5 @@
+"""An evaluation as one HTML page that opens from disk: figures, curves, and every photo with its boxes."""
+
+from bbu.evaluation.page.render import PageSummary, write_report
+
+__all__ = ["PageSummary", "write_report"]

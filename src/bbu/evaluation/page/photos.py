@@ -1,0 +1,83 @@
+"""Photos made small enough to lie inside a page, within a budget of bytes."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from PIL import Image
+
+from bbu.errors import UserError
+from bbu.images import load_image
+from bbu.records import Row, resolve_image
+
+SMALL, LARGE = 320, 1280  # longer side in pixels: of the gallery, of the detail view
+SMALL_QUALITY, LARGE_QUALITY = 72, 80  # JPEG
+# Base64 characters, which are bytes of the page. With the text of 500 photos the page stays under 40 MB.
+PAGE_BUDGET = 36_000_000
+LARGE_SHARE = 0.65  # of the budget; the rest is kept for small photos, so that more of them can be seen
+OVER_BUDGET = "the page is full; make one of fewer photos"
+
+
+@dataclass
+class Embedded:
+    """Photos by name as base64 JPEG, and why the others are not there.
+
+    Attributes:
+        small: every photo that could be read, while the budget lasts.
+        large: the first of them; only where the photo is larger than SMALL.
+    """
+
+    small: dict[str, str] = field(default_factory=dict)
+    large: dict[str, str] = field(default_factory=dict)
+    problems: dict[str, str] = field(default_factory=dict)
+
+
+def embed_photos(rows: Iterable[Row], image_root: str | Path, budget: int = PAGE_BUDGET) -> Embedded:
+    """Read each photo once, as training does, and keep it while there is room; the first rows come first."""
+    embedded, used, large_used = Embedded(), 0, 0
+    full = False
+    for row in rows:
+        name = row.images[0]
+        if full:
+            embedded.problems[name] = OVER_BUDGET
+            continue
+        try:
+            image = _displayed(row, image_root)
+        except UserError as error:
+            embedded.problems[name] = str(error)
+            continue
+        small = _jpeg(image, SMALL, SMALL_QUALITY)
+        full = used + len(small) > budget
+        if full:
+            embedded.problems[name] = OVER_BUDGET
+            continue
+        embedded.small[name], used = small, used + len(small)
+        if max(image.size) > SMALL and large_used < LARGE_SHARE * budget:
+            large = _jpeg(image, LARGE, LARGE_QUALITY)
+            if large_used + len(large) <= LARGE_SHARE * budget and used + len(large) <= budget:
+                embedded.large[name], used, large_used = large, used + len(large), large_used + len(large)
+    return embedded
+
+
+def _displayed(row: Row, image_root: str | Path) -> Image.Image:
+    name = row.images[0]
+    image = load_image(resolve_image(image_root, name), name)
+    if image.size != (row.width, row.height):
+        raise UserError(
+            f"{name}: is {image.width}x{image.height} pixels as displayed, its row says {row.width}x{row.height}; "
+            "use the photos that the rows were converted with"
+        )
+    return image
+
+
+def _jpeg(image: Image.Image, longest: int, quality: int) -> str:
+    """The photo with its longer side at most ``longest`` pixels, as base64 JPEG."""
+    fitted = image.copy()
+    fitted.thumbnail((longest, longest), Image.Resampling.BICUBIC, reducing_gap=2.0)
+    stream = io.BytesIO()
+    fitted.save(stream, format="JPEG", quality=quality, optimize=True)
+    return base64.b64encode(stream.getvalue()).decode("ascii")

@@ -1,0 +1,45 @@
+"""What one request may ask for, and the error that says so."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from bbu.errors import UserError
+
+MEGABYTE = 1_000_000
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Bounds of memory and time; bytes and pixels are of a whole request, photo and examples together.
+
+    Memory at worst: ``queue`` bodies, and the photos of one request with their copies on the way to the model
+    (measured: 14 bytes a pixel, 31 with transparency).
+    """
+
+    request_bytes: int = 20 * MEGABYTE
+    text_bytes: int = 2 * MEGABYTE  # the rows of the examples
+    pixels: int = 64_000_000  # a phone's photo has 12 to 50 million
+    teachers: int = 8
+    queue: int = 8  # requests being received, waiting or predicted
+    upload_seconds: float = 60
+    answer_seconds: float = 120  # waiting and predicting
+
+
+@dataclass(eq=False)
+class RequestError(UserError):
+    """A request that is refused.
+
+    Args:
+        status: HTTP status.
+        message: what is wrong, and the fix.
+        headers: to send with it.
+    """
+
+    status: int
+    message: str
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        return self.message

@@ -1,0 +1,249 @@
+"""Requests → photos, rows and options, refused as early as the limits can tell."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import TYPE_CHECKING, TypeVar
+
+from PIL import Image
+from starlette.datastructures import FormData, UploadFile
+from starlette.requests import ClientDisconnect, Request
+
+from bbu.data.photo import Photo
+from bbu.errors import ImageError, RecordError
+from bbu.images import MAX_IMAGE_PIXELS, load_image
+from bbu.jsonl import decode_json
+from bbu.records import Row, parse_row
+from bbu.serve.limits import MEGABYTE, Limits, RequestError
+
+if TYPE_CHECKING:
+    from starlette.types import Message
+
+FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF")  # those of bbu.images.IMAGE_SUFFIXES
+FIELDS = ("photo", "teachers", "teacher_photo")
+OPTIONS = ("threshold", "top_k")
+LONGEST_NAME = 200  # characters
+Number = TypeVar("Number", int, float)
+
+
+@dataclass(frozen=True)
+class Upload:
+    """A photo's bytes as they came, and the file name it was sent with, without folders."""
+
+    name: str
+    data: bytes
+
+
+@dataclass(frozen=True)
+class Question:
+    """A whole request.
+
+    Args:
+        rows: annotated rows of the worked examples; the photo of each is the one of ``shown`` with its name.
+        threshold: least score of a part in the answer, in [0, 1].
+        top_k: most parts in the answer, the surest; None = all.
+    """
+
+    photo: Upload
+    rows: tuple[Row, ...] = ()
+    shown: tuple[Upload, ...] = ()
+    threshold: float = 0.0
+    top_k: int | None = None
+
+
+# ---------------------------------------------------------------- reading a request
+
+
+async def read_question(request: Request, limits: Limits) -> Question:
+    """Receive a request: multipart with the fields FIELDS, or a photo as the body.
+
+    Raises:
+        RequestError: anything that is wrong without a look at the pixels; a body over the limit is not read on.
+        RecordError: rows of examples that break the contract.
+    """
+    threshold, top_k = _options(request.query_params)
+    try:
+        async with asyncio.timeout(limits.upload_seconds):
+            limited = Request(request.scope, _limited(request, limits))
+            if request.headers.get("content-type", "").lower().startswith("multipart/"):
+                photo, rows, shown = await _read_form(limited, limits)
+            else:
+                photo, rows, shown = Upload("photo", await limited.body()), (), ()
+    except TimeoutError:
+        raise RequestError(408, f"the upload took more than {limits.upload_seconds:g} seconds; send it again") from None
+    except ClientDisconnect:
+        raise RequestError(400, "the upload broke off; send it again") from None
+    if not photo.data:
+        raise RequestError(400, "the photo has no bytes; send it as field 'photo' of a form, or as the body")
+    return Question(photo, rows, shown, threshold, top_k)
+
+
+def _limited(request: Request, limits: Limits):  # type: ignore[no-untyped-def]
+    """The request's ``receive`` that stops at the limit, declared or real."""
+    too_large = RequestError(
+        413,
+        f"the upload is over {limits.request_bytes / MEGABYTE:g} MB in all; shrink the photo, show fewer examples, "
+        "or start the server with a larger --max-megabytes",
+    )
+    declared = request.headers.get("content-length", "0")
+    if declared.isdecimal() and int(declared[:20]) > limits.request_bytes:
+        raise too_large
+    received = 0
+
+    async def receive() -> Message:
+        nonlocal received
+        message = await request.receive()
+        received += len(message.get("body", b""))
+        if received > limits.request_bytes:
+            raise too_large
+        return message
+
+    return receive
+
+
+async def _read_form(request: Request, limits: Limits) -> tuple[Upload, tuple[Row, ...], tuple[Upload, ...]]:
+    options = {"max_files": limits.teachers + 2, "max_fields": len(FIELDS), "max_part_size": limits.text_bytes}
+    async with request.form(**options) as form:
+        unknown = sorted(set(form) - set(FIELDS))
+        if unknown:
+            raise RequestError(400, f"form field {unknown[0][:60]!r} is not known; known are {', '.join(FIELDS)}")
+        rows = parse_rows(await _text(form, limits), limits)
+        shown = [await _upload(form, item, "teacher_photo") for item in form.getlist("teacher_photo")]
+        return await _upload(form, form.get("photo"), "photo"), rows, tuple(shown)
+
+
+async def _upload(form: FormData, item: UploadFile | str | None, field: str) -> Upload:
+    if not isinstance(item, UploadFile):
+        found = "is missing" if item is None else "is text"
+        raise RequestError(400, f"form field {field!r} {found}; send a file: curl -F {field}=@a.jpg")
+    if len(form.getlist("photo")) > 1:
+        raise RequestError(400, "a request has one field 'photo'; examples are 'teacher_photo'")
+    return Upload(file_name(item.filename or field), await item.read())
+
+
+async def _text(form: FormData, limits: Limits) -> str:
+    parts = form.getlist("teachers")
+    if len(parts) > 1:
+        raise RequestError(400, "form field 'teachers' is there twice; send all rows in one")
+    if not parts:
+        return ""
+    part = parts[0]
+    if isinstance(part, str):
+        return part
+    if (part.size or 0) > limits.text_bytes:
+        raise RequestError(413, f"form field 'teachers' is over {limits.text_bytes / MEGABYTE:g} MB")
+    try:
+        return (await part.read()).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise RequestError(400, f"form field 'teachers' is not UTF-8 ({error.reason})") from None
+
+
+def file_name(sent: str) -> str:
+    """A file name without its folders and control characters; it names the photo in answers and is never opened."""
+    name = PurePosixPath(sent.replace("\\", "/")).name
+    return "".join(letter for letter in name if letter.isprintable())[:LONGEST_NAME].strip() or "photo"
+
+
+def _options(query: Mapping[str, str]) -> tuple[float, int | None]:
+    unknown = sorted(set(query) - set(OPTIONS))
+    if unknown:
+        raise RequestError(400, f"query {unknown[0][:60]!r} is not known; known are {', '.join(OPTIONS)}")
+    threshold = _number(query, "threshold", float, 0.0, 1.0)
+    top_k = _number(query, "top_k", int, 1, 10_000)
+    return threshold or 0.0, top_k
+
+
+def _number(query: Mapping[str, str], name: str, kind: type[Number], low: Number, high: Number) -> Number | None:
+    if name not in query:
+        return None
+    try:
+        value = kind(query[name])
+    except ValueError:
+        value = None
+    if value is None or not low <= value <= high:  # NaN compares false
+        raise RequestError(400, f"query {name} must be a number from {low:g} to {high:g}, is {query[name][:60]!r}")
+    return value
+
+
+def parse_rows(text: str, limits: Limits) -> tuple[Row, ...]:
+    """Rows of worked examples: a JSON list, or JSON lines.
+
+    Raises:
+        RecordError: names the row and field.
+        RequestError: too many.
+    """
+    if text.lstrip().startswith("["):
+        values = decode_json(text, "teachers")
+        rows = tuple(parse_row(value, f"teachers[{number}]") for number, value in enumerate(values))
+    else:
+        lines = [(number, line) for number, line in enumerate(text.splitlines(), start=1) if line.strip()]
+        rows = tuple(parse_row(decode_json(line, f"teachers:{n}"), f"teachers:{n}") for n, line in lines)
+    if len(rows) > limits.teachers:
+        raise RequestError(400, f"{len(rows)} examples are over the limit of {limits.teachers}; show fewer")
+    return rows
+
+
+# ---------------------------------------------------------------- pixels
+
+
+def open_photos(question: Question, limits: Limits) -> tuple[Photo, list[Photo]]:
+    """The photo, and the worked examples in the order of their rows.
+
+    Raises:
+        RequestError: not a photo (415), too many pixels (413), a row without its photo or of another size (422).
+        ImageError: a photo that is damaged.
+    """
+    pairs = _pairs(question)
+    uploads = [question.photo, *(upload for _, upload in pairs)]
+    pixels = sum(_pixels(upload) for upload in uploads)
+    if pixels > min(limits.pixels, MAX_IMAGE_PIXELS):
+        raise RequestError(
+            413, f"{pixels / 1e6:.0f} million pixels are over the limit of {limits.pixels / 1e6:.0f}; shrink the photos"
+        )
+    images = [load_image(upload.data, upload.name) for upload in uploads]
+    for (row, _), image in zip(pairs, images[1:], strict=True):
+        if image.size != (row.width, row.height):
+            raise RecordError(
+                f"teachers: {row.images[0][:LONGEST_NAME]}",
+                "width, height",
+                f"are {row.width}x{row.height}, the photo shows {image.width}x{image.height} (after EXIF)",
+            )
+    taught = zip(pairs, images[1:], strict=True)
+    return Photo(images[0], question.photo.name), [Photo(image, up.name, row.objects) for (row, up), image in taught]
+
+
+def _pairs(question: Question) -> list[tuple[Row, Upload]]:
+    """Each row with its photo, by file name."""
+    by_name = {upload.name: upload for upload in question.shown}
+    if len(by_name) < len(question.shown):
+        raise RequestError(422, "two example photos have the same file name; rename one, and its row")
+    pairs = []
+    for row in question.rows:
+        name = file_name(row.images[0])
+        if len(row.images) != 1 or name not in by_name:
+            sent = ", ".join(by_name) or "none"
+            raise RequestError(422, f"example {name!r} needs a field 'teacher_photo' with that file name; sent: {sent}")
+        pairs.append((row, by_name.pop(name)))
+    if by_name:
+        raise RequestError(422, f"example photo {next(iter(by_name))!r} has no row in 'teachers'")
+    return pairs
+
+
+def _pixels(upload: Upload) -> int:
+    """Width × height from the file's head; its type by content, whatever its name says."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            with Image.open(io.BytesIO(upload.data), formats=FORMATS) as image:
+                return int(image.width * image.height)
+    except Image.DecompressionBombError:
+        return MAX_IMAGE_PIXELS + 1
+    except (OSError, SyntaxError, ValueError, EOFError, IndexError) as error:
+        if isinstance(error, ImageError):
+            raise
+        raise RequestError(415, f"{upload.name}: is not a photo that can be read ({', '.join(FORMATS)})") from None

@@ -1,0 +1,30 @@
+"""The benchmarks of the losses run, agree with their peers and end in one JSON object."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PROJECT = Path(__file__).resolve().parents[2]
+KEYS = {"matcher": {"speedup_vs_hf"}, "language_loss": {"peak_memory_ratio", "time_ratio"}}
+
+
+@pytest.mark.parametrize("name", KEYS)
+def test_the_last_line_is_json_with_the_figures(name: str) -> None:
+    script = PROJECT / "benchmarks" / f"{name}.py"
+    done = subprocess.run(
+        [sys.executable, str(script), "--quick"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(PROJECT / "src"), "HF_HUB_OFFLINE": "1"},
+    )
+    assert done.returncode == 0, done.stderr
+    figures = json.loads(done.stdout.splitlines()[-1])
+    assert figures.pop("benchmark") == name
+    assert set(figures) == KEYS[name]
+    assert all(value > 0 for value in figures.values())
