@@ -234,15 +234,42 @@ def test_lengths_are_those_of_the_real_samples(
 
 
 @pytest.mark.parametrize("convention", ["model_pixels", "norm1000"])
+@pytest.mark.parametrize(
+    "augment",
+    [
+        MOVES,
+        AugmentConfig(flip_horizontal=0.5, flip_vertical=0.5, quarter_turns=True),
+        AugmentConfig(crop=0.9),
+        AugmentConfig(mosaic=1, min_visible=0),
+        AugmentConfig(copy_paste=1, paste_cover=1, min_visible=0),
+    ],
+    ids=["all", "turns", "crops", "mosaic", "copy-paste"],
+)
 def test_no_sample_is_longer_than_planned_whatever_augmentation_does(
-    convention: str, make_chat_processor: Any, make_row: Any, tmp_path: Path
+    augment: AugmentConfig, convention: str, make_chat_processor: Any, make_row: Any, tmp_path: Path
 ) -> None:
     processor = make_chat_processor(box_convention=convention)
-    stream, lengths = measured_stream(processor, some_rows(make_row), tmp_path / "lengths.json", MOVES)
+    stream, lengths = measured_stream(processor, some_rows(make_row), tmp_path / "lengths.json", augment)
     for epoch in range(6):
         found = lengths.epoch(8 * epoch)
         for place, (tokens, pixels, images) in enumerate(real_lengths(stream, 8 * epoch, 8, processor)):
             assert tokens <= found.tokens[place] and pixels <= found.pixels[place] and images == found.images[place]
+
+
+@pytest.mark.parametrize("augment", [None, MOVES], ids=["plain", "moved"])
+def test_lengths_hold_for_qwens_own_tokenizer(
+    augment: AugmentConfig | None, shared_dir: Path, make_chat_processor: Any, make_row: Any, tmp_path: Path
+) -> None:
+    from bbu.data.tokenizer import load_tokenizer
+
+    folder = shared_dir / "data" / "qwen_tokenizer"
+    if not folder.is_dir():
+        pytest.skip(f"{folder} is not here")
+    processor = make_chat_processor(tokenizer=load_tokenizer(str(folder)))
+    stream, lengths = measured_stream(processor, some_rows(make_row), tmp_path / "lengths.json", augment)
+    real = [tokens for tokens, _, _ in real_lengths(stream, 0, 24, processor)]
+    planned = np.concatenate([lengths.epoch(start).tokens for start in (0, 8, 16)])
+    assert (planned >= real).all() and (augment is not None or planned.tolist() == real)
 
 
 def test_context_photos_are_counted(make_chat_processor: Any, make_row: Any, tmp_path: Path) -> None:
@@ -278,6 +305,7 @@ def test_lengths_are_computed_once_and_again_when_anything_changes(
     assert len(asked) == 1
     assert (first.answers == again.answers).all() and (first.images == again.images).all()
     for changed in ({"language": "en"}, {"max_pixels": 16 * 784}, {"augment": MOVES}, {"rows": rows[:-1]}):
+        measure()
         before = len(asked)
         measure(**changed)
         assert len(asked) == before + 1, f"{changed}: old lengths were used"

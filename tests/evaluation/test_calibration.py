@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bbu import stages
+from bbu.stages import scoring
 from bbu.config import Config
 from bbu.errors import UserError
 from bbu.evaluation import evaluate
@@ -266,7 +267,7 @@ def run(tmp_path, monkeypatch):
         (tmp_path / "run" / "model").mkdir(parents=True, exist_ok=True)
         config = Config(output_dir=str(tmp_path / "run"))
         config.evaluation.calibration = kind
-        monkeypatch.setattr(stages, "_predict_split", lambda *_: iter(found))
+        monkeypatch.setattr(scoring, "_predict_split", lambda *_: iter(found))
         stages.calibrate(config, stages.PreparedData(tmp_path / "rows", str(tmp_path)))
         return tmp_path / "run"
 

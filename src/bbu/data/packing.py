@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -236,11 +237,11 @@ class PackedRun:
     def __len__(self) -> int:
         return self.packs
 
-    @property
+    @cached_property
     def samples_per_pack(self) -> float:
-        """Mean of the first epoch, reckoned by its scarcest budget as if all packs were full."""
-        sums = ((getattr(self._first, name).sum(), limit) for name, limit in self.budgets.limits.items())
-        return len(self._first) / max(1.0, *(total / limit for total, limit in sums), 1.0)
+        """Mean of the first epoch's packs."""
+        random = np.random.default_rng((self.seed, PACK_STREAM, 0))
+        return len(self._first) / len(fill_packs(self._first, self.budgets, random))
 
     def __iter__(self) -> Iterator[Pack]:
         """

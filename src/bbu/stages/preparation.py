@@ -1,0 +1,130 @@
+"""Rows for a run: read, or drawn and converted."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bbu.config import Config
+from bbu.errors import ConfigError
+from bbu.jsonl import write_json
+from bbu.records import FewShotSample, Row, read_rows, read_samples
+from bbu.taxonomy import Taxonomy
+
+if TYPE_CHECKING:
+    pass
+
+MODEL_FOLDER = "model"
+
+
+@dataclass(frozen=True)
+class PreparedData:
+    """Where a run's rows and photos are."""
+
+    folder: Path
+    image_root: str
+
+    def rows(self, split: str) -> list[Row]:
+        """Rows of a split; empty where it does not exist."""
+        path = self.folder / f"{split}.jsonl"
+        return read_rows(path) if path.is_file() else []
+
+    def samples(self, split: str) -> list[FewShotSample]:
+        """Samples of a split, with the teachers written into them."""
+        path = self.folder / f"{split}.jsonl"
+        return read_samples(path) if path.is_file() else []
+
+
+def prepare(config: Config) -> PreparedData:
+    """Make sure that the rows exist: read, or draw and convert.
+
+    Raises:
+        UserError: the source is missing or malformed.
+    """
+    source = config.data.source
+    output = Path(config.output_dir)
+    if source.format == "records":
+        if not source.path:
+            raise ConfigError("data.source.path: name the folder that holds train.jsonl")
+        folder = Path(source.path)
+        if not (folder / "train.jsonl").is_file():
+            raise ConfigError(f"data.source.path: {folder} has no train.jsonl")
+        return PreparedData(folder, config.data.image_root or source.path)
+    raw = Path(source.path) if source.path else output / "data" / "raw"
+    if source.format == "cabinet_photos":
+        _draw(config, raw)
+    elif not source.path:
+        raise ConfigError(f"data.source.path: name the folder of {source.format} annotations")
+    elif not raw.is_dir():
+        raise ConfigError(f"data.source.path: {raw} does not exist; point it at your {source.format} folder")
+    records = output / "data" / "records"
+    _convert(config, raw, records)
+    return PreparedData(records, config.data.image_root or image_root(config, raw, records))
+
+
+def prepare_once(config: Config, main: bool) -> PreparedData:
+    """The first rank makes the rows, the others, let in after it, read what it made."""
+    if main:
+        return prepare(config)
+    source = config.data.source
+    if source.format == "records":
+        return PreparedData(Path(source.path), config.data.image_root or source.path)
+    raw = Path(source.path) if source.path else Path(config.output_dir) / "data" / "raw"
+    records = Path(config.output_dir) / "data" / "records"
+    return PreparedData(records, config.data.image_root or image_root(config, raw, records))
+
+
+def image_root(config: Config, raw: Path, records: Path) -> str:
+    """Where converted rows' photos are."""
+    return str(raw if config.data.source.images == "keep" else records / "photos")
+
+
+def _draw(config: Config, raw: Path) -> None:
+    """Draw the demo's photos, unless the same ones lie there already."""
+    from data_conversion.cabinet_photos import draw_data_set
+
+    photos = dict(config.data.source.photos)
+    wanted = {"photos": photos, "seed": config.seed}
+    stamp = raw.parent / f"{raw.name}.json"
+    if raw.is_dir() and stamp.is_file() and json.loads(stamp.read_text(encoding="utf-8")) == wanted:
+        return
+    if raw.is_dir() and not stamp.is_file():
+        raise ConfigError(f"{raw} exists but was not drawn by this run; move it away or set another output_dir")
+    print(f"drawing {sum(photos.values())} photos into {raw}", flush=True)
+    shutil.rmtree(raw, ignore_errors=True)
+    draw_data_set(raw, photos, config.seed, workers=os.cpu_count() or 1)
+    write_json(stamp, wanted)
+
+
+def taxonomy_of(config: Config) -> Taxonomy:
+    """The words of the config's labelling project."""
+    from data_conversion.__main__ import load_taxonomy
+
+    return load_taxonomy(config.data.source.taxonomy) if config.data.source.taxonomy else Taxonomy()
+
+
+def _convert(config: Config, raw: Path, records: Path) -> None:
+    from data_conversion.pipeline import convert
+
+    source = config.data.source
+    report = convert(
+        "bbu_json" if source.format == "cabinet_photos" else source.format,
+        raw,
+        records,
+        taxonomy=taxonomy_of(config),
+        val_fraction=source.val_fraction,
+        test_fraction=source.test_fraction,
+        max_teachers=source.max_teachers,
+        seed=config.seed,
+        on_error=source.on_error,
+        splits=source.splits or None,
+        images=source.images,
+        max_pixels=source.image_max_pixels,
+        frame=source.frame,
+        progress=True,
+    )
+    print(report.summary(), flush=True)

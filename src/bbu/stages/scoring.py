@@ -1,0 +1,135 @@
+"""What happens with the published model: calibrate, predict, score, draw."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bbu.config import Config
+from bbu.errors import ConfigError, UserError
+from bbu.jsonl import write_jsonl
+from bbu.records import PredictionRow, Row, read_predictions
+from bbu.stages.preparation import MODEL_FOLDER, PreparedData
+from bbu.stages.shown import photo_hashes, shown_photos
+
+if TYPE_CHECKING:
+    pass
+
+
+def calibrate(config: Config, data: PreparedData) -> None:
+    """Fit the published model's scores on val, before it predicts anything else; writes model/calibration.json.
+
+    Also writes val_predictions.jsonl, with the calibrated scores that the model gives from now on. Without a val
+    split, or where it teaches nothing, the model stays uncalibrated and a line says so.
+    """
+    from bbu.evaluation.calibration import CALIBRATION_FILE, calibrated_row, fit_calibration
+
+    output = Path(config.output_dir)
+    file = output / MODEL_FOLDER / CALIBRATION_FILE
+    file.unlink(missing_ok=True)  # it is fitted on what the model says without it
+    rows, kind = data.rows("val"), config.evaluation.calibration
+    if kind == "none":
+        return
+    if not any(row.objects for row in rows):
+        print("scores are not calibrated: there is no val split with parts in it", flush=True)
+        return
+    found = list(_predict_split(config, data, "val", rows))
+    try:
+        calibration = fit_calibration(rows, found, kind=kind, split="val")
+    except UserError as error:
+        print(f"scores are not calibrated: {error}", flush=True)
+        return
+    write_jsonl(output / "val_predictions.jsonl", [calibrated_row(calibration, row) for row in found])
+    calibration.save(file)
+    print(f"scores calibrated on val: {calibration.summary()}", flush=True)
+
+
+def predict(config: Config, data: PreparedData) -> Path:
+    """Predict the evaluation split with the published model; writes predictions.jsonl."""
+    path = Path(config.output_dir) / "predictions.jsonl"
+    write_jsonl(path, _predict_split(config, data, config.evaluation.split, _evaluation_rows(config, data)))
+    return path
+
+
+def _predict_split(config: Config, data: PreparedData, split: str, rows: Sequence[Row]) -> Iterable[PredictionRow]:
+    """Predictions of the published model, one row a photo, with a progress bar."""
+    from tqdm import tqdm
+
+    from bbu.inference import Inference
+    from bbu.models.vocabulary import choose_vocabulary
+
+    output = Path(config.output_dir)
+    shown = shown_photos(config, data, rows, photo_hashes(config, data, training=False, split=split))
+    inference = Inference(
+        output / MODEL_FOLDER,
+        precision=config.training.precision,
+        attention=config.model.attention,
+        batch_size=config.evaluation.batch_size,
+        top_k=config.evaluation.captions_per_photo,
+        duplicate_iou=config.evaluation.duplicate_iou,
+    )
+    words = choose_vocabulary(config.evaluation.descriptions, output / MODEL_FOLDER, inference.processor)
+    inference.predictor.options = replace(inference.predictor.options, vocabulary=words)
+    if config.data.episodes.context_photos and not inference.processor.spec.context_note:
+        raise ConfigError("data.episodes.context_photos: the model was not trained with context photos; set it to 0")
+    found = inference.predictor.predict_files([row.images[0] for row in rows], data.image_root, shown=shown)
+    bar: Iterable[PredictionRow] = tqdm(found, total=len(rows), desc=f"predict {split}", unit="photo", file=sys.stderr)
+    return bar
+
+
+def score(config: Config, data: PreparedData) -> dict[str, Any]:
+    """Score predictions.jsonl against the evaluation split; writes metrics.json."""
+    from bbu.evaluation import evaluate, write_metrics
+
+    output = Path(config.output_dir)
+    seen = Counter(item.desc for sample in data.samples("train") for item in sample.student.objects)
+    metrics = evaluate(
+        _evaluation_rows(config, data),
+        read_predictions(output / "predictions.jsonl"),
+        score_threshold=config.evaluation.score_threshold,
+        train_descriptions=seen,
+        precision=config.evaluation.target_precision,
+        alarms=config.evaluation.alarms_per_photo,
+        resamples=config.evaluation.resamples,
+    )
+    summary = output / "train_summary.json"
+    if summary.is_file():
+        metrics.update(json.loads(summary.read_text(encoding="utf-8")))
+    metrics.update(split=config.evaluation.split, config=config.name, seed=config.seed)
+    write_metrics(output / "metrics.json", metrics)
+    return metrics
+
+
+def draw(config: Config, data: PreparedData) -> list[Path]:
+    """Truth beside prediction for a few photos, and the page of all; writes pictures/ and report.html."""
+    from bbu.evaluation.page import write_report
+    from bbu.evaluation.pictures import save_pictures
+
+    output = Path(config.output_dir)
+    rows, predictions = _evaluation_rows(config, data), read_predictions(output / "predictions.jsonl")
+    shutil.rmtree(output / "pictures", ignore_errors=True)
+    pictures = save_pictures(
+        rows,
+        predictions,
+        data.image_root,
+        output / "pictures",
+        limit=config.evaluation.pictures,
+        threshold=config.evaluation.score_threshold,
+    )
+    metrics = json.loads((output / "metrics.json").read_text(encoding="utf-8"))
+    title = f"{config.name}, {config.evaluation.split} split"
+    write_report(output / "report.html", rows, predictions, metrics, image_root=data.image_root, title=title)
+    return pictures
+
+
+def _evaluation_rows(config: Config, data: PreparedData) -> list[Row]:
+    rows = data.rows(config.evaluation.split)
+    if not rows:
+        raise ConfigError(f"evaluation.split: there is no {config.evaluation.split} split in {data.folder}")
+    return rows
