@@ -12,7 +12,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bbu import stages
-from bbu.stages import scoring
 from bbu.config import Config
 from bbu.errors import UserError
 from bbu.evaluation import evaluate
@@ -26,6 +25,7 @@ from bbu.evaluation.calibration import (
 )
 from bbu.jsonl import write_jsonl
 from bbu.records import PredictionRow, Row, read_predictions
+from bbu.stages import scoring
 from tests.evaluation.albums import cell, guess, photo, random_rows
 
 confidences = st.lists(
