@@ -27,12 +27,12 @@ from data_conversion.base import (
     SourceImage,
     SourceItem,
     SourceOptions,
-    check_number,
     check_size,
     check_text,
     read_each,
     readable,
 )
+from data_conversion.formats.json_stream import as_list, as_mapping, as_points
 from data_conversion.formats.questions import QUESTIONS, answers_to_path, unknown_questions
 
 RINGS = {"ExtentPolygon": 4, "Square": 4, "Quad": 4, "Polygon": None}  # type → number of corners, None = any
@@ -72,18 +72,18 @@ def _find_files(root: Path, ignore: Path | None) -> tuple[list[Path], dict[Path,
 def _read_file(path: Path, where: str, photos: Mapping[Path, list[Path]], options: SourceOptions) -> SourceImage:
     photo = _photo_beside(path, where, photos)
     image = Path(where).with_name(photo.name)
-    value = _mapping(_decode(path, where), where, "file")
+    value = as_mapping(_decode(path, where), where, "file")
     notes: list[str] = []
     objects: list[RawObject | Dropped] = []
     if "markResult" in value:
         field = "markResult.features"
-        features = _sequence(_mapping(value["markResult"], where, "markResult").get("features"), where, field)
+        features = as_list(as_mapping(value["markResult"], where, "markResult").get("features"), where, field)
         objects += [_read_feature(item, where, f"{field}[{i}]", options) for i, item in enumerate(features)]
         notes += _repeated_ids(features) + _unread_keys(features)
         if value.get("dataList"):
             notes.append("data_list_beside_features")
     elif "dataList" in value:
-        features = _sequence(value["dataList"], where, "dataList")
+        features = as_list(value["dataList"], where, "dataList")
         objects += [_read_corners(item, where, f"dataList[{i}]", options) for i, item in enumerate(features)]
         notes += _repeated_ids(features) + _unread_keys(features)
     else:
@@ -125,7 +125,7 @@ def _decode(path: Path, where: str) -> Any:
 def _declared_size(info: Any, where: str) -> tuple[int, int] | None:
     if info is None:
         return None
-    info = _mapping(info, where, "info")
+    info = as_mapping(info, where, "info")
     if info.get("width") is None and info.get("height") is None:
         return None
     return check_size(info.get("width"), info.get("height"), where, "info")
@@ -147,16 +147,16 @@ def _unread_keys(features: list[Any]) -> list[str]:
 
 
 def _read_feature(value: Any, where: str, field: str, options: SourceOptions) -> RawObject | Dropped:
-    feature = _mapping(value, where, field)
-    geometry = _mapping(feature.get("geometry"), where, f"{field}.geometry")
+    feature = as_mapping(value, where, field)
+    geometry = as_mapping(feature.get("geometry"), where, f"{field}.geometry")
     kind, points = _read_geometry(geometry, where, f"{field}.geometry")
     return _describe(feature, kind, points, where, field, options)
 
 
 def _read_corners(value: Any, where: str, field: str, options: SourceOptions) -> RawObject | Dropped:
     """``coordinates: [[x1, y1], [x2, y2]]``: two opposite corners, drawn in any direction."""
-    item = _mapping(value, where, field)
-    points = _points(item.get("coordinates"), where, f"{field}.coordinates")
+    item = as_mapping(value, where, field)
+    points = as_points(item.get("coordinates"), where, f"{field}.coordinates")
     if len(points) != 2:
         raise RecordError(where, f"{field}.coordinates", f"needs two corners [[x1, y1], [x2, y2]], has {len(points)}")
     return _describe(item, "bbox_2d", enclosing_box([n for point in points for n in point]), where, field, options)
@@ -168,7 +168,7 @@ def _read_geometry(geometry: Mapping[str, Any], where: str, field: str) -> tuple
         raise RecordError(where, f"{field}.type", f"must be one of {', '.join(RINGS)}, LineString, is {name!r}")
     coordinates = geometry.get("coordinates")
     if name == "LineString":
-        points = _points(coordinates, where, f"{field}.coordinates")
+        points = as_points(coordinates, where, f"{field}.coordinates")
         if len(points) < 2:
             raise RecordError(where, f"{field}.coordinates", f"a line needs at least 2 points, has {len(points)}")
         return "line", _flat(points)
@@ -183,12 +183,12 @@ def _read_geometry(geometry: Mapping[str, Any], where: str, field: str) -> tuple
 
 def _ring(value: Any, corners: int | None, where: str, field: str) -> list[tuple[float, float]]:
     """Corners of a ring given as ``[[x, y], …]`` or, as in GeoJSON, ``[[[x, y], …]]``; the closing point goes."""
-    items = _sequence(value, where, field)
+    items = as_list(value, where, field)
     if items and isinstance(items[0], list) and items[0] and isinstance(items[0][0], list):
         if len(items) > 1:
             raise RecordError(where, field, f"has {len(items)} rings; a part is one ring without holes")
         items, field = items[0], f"{field}[0]"
-    points = _points(items, where, field)
+    points = as_points(items, where, field)
     may_be_closed = len(points) == corners + 1 if corners else len(points) > 3
     return points[:-1] if may_be_closed and points[0] == points[-1] else points
 
@@ -203,17 +203,6 @@ def _as_box(ring: list[tuple[float, float]]) -> tuple[float, float, float, float
         if not (across_then_down or down_then_across):
             return None
     return enclosing_box(_flat(ring))
-
-
-def _points(value: Any, where: str, field: str) -> list[tuple[float, float]]:
-    points = []
-    for index, item in enumerate(_sequence(value, where, field)):
-        name = f"{field}[{index}]"
-        pair = _sequence(item, where, name)
-        if len(pair) != 2:
-            raise RecordError(where, name, f"must be a point [x, y], has {len(pair)} numbers")
-        points.append((check_number(pair[0], where, f"{name}[0]"), check_number(pair[1], where, f"{name}[1]")))
-    return points
 
 
 def _flat(points: list[tuple[float, float]]) -> tuple[float, ...]:
@@ -233,7 +222,7 @@ def _describe(
 ) -> RawObject | Dropped:
     """Read the label of either scheme; an object without a usable one is dropped by name."""
     name = f"{field}.properties"
-    properties = _mapping(feature.get("properties"), where, name)
+    properties = as_mapping(feature.get("properties"), where, name)
     content = _optional_mapping(properties.get("content"), where, f"{name}.content")
     content_zh = _optional_mapping(properties.get("contentZh"), where, f"{name}.contentZh")
     chinese = _label(content_zh.get("标签"), where, f"{name}.contentZh.标签")
@@ -258,17 +247,5 @@ def _label(value: Any, where: str, field: str) -> str:
     return (value or "").strip()
 
 
-def _mapping(value: Any, where: str, field: str) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise RecordError(where, field, f"must be a JSON object, is {type(value).__name__}")
-    return value
-
-
 def _optional_mapping(value: Any, where: str, field: str) -> dict[str, Any]:
-    return {} if value in (None, "") else _mapping(value, where, field)
-
-
-def _sequence(value: Any, where: str, field: str) -> list[Any]:
-    if not isinstance(value, list):
-        raise RecordError(where, field, f"must be a list, is {type(value).__name__}")
-    return value
+    return {} if value in (None, "") else as_mapping(value, where, field)

@@ -15,6 +15,7 @@ from typing import IO, Any, NamedTuple
 
 from bbu.errors import RecordError
 from bbu.jsonl import decode_json
+from data_conversion.base import check_number
 
 CHUNK = 1 << 20  # characters read at a time
 MAX_ITEM = 1 << 25  # characters; one photo or object is never that long
@@ -190,3 +191,19 @@ def as_list(value: Any, where: str, field: str) -> list[Any]:
     if not isinstance(value, list):
         raise RecordError(where, field, f"must be a list, is {type(value).__name__}")
     return value
+
+
+def as_points(value: Any, where: str, field: str) -> list[tuple[float, float]]:
+    """``[[x, y], …]`` in pixels.
+
+    Raises:
+        RecordError: anything else, naming the number.
+    """
+    points = []
+    for index, item in enumerate(as_list(value, where, field)):
+        name = f"{field}[{index}]"
+        pair = as_list(item, where, name)
+        if len(pair) != 2:
+            raise RecordError(where, name, f"must be a point [x, y], has {len(pair)} numbers")
+        points.append((check_number(pair[0], where, f"{name}[0]"), check_number(pair[1], where, f"{name}[1]")))
+    return points

@@ -42,13 +42,13 @@ from data_conversion.base import (
     SourceImage,
     SourceItem,
     SourceOptions,
-    check_number,
     check_size,
     check_text,
     read_each,
 )
 from data_conversion.formats.files import new_file, read_text, split_of, walk_files
 from data_conversion.formats.grouping import Shelves
+from data_conversion.formats.json_stream import as_list, as_mapping, as_points
 from data_conversion.formats.source_photos import find_photo, unnamed_photos
 from data_conversion.locating import PhotoFinder
 
@@ -83,12 +83,12 @@ def iter_records(root: Path, options: SourceOptions = SourceOptions()) -> Iterat
 
 
 def _read_file(path: Path, where: str, finder: PhotoFinder) -> SourceImage:
-    value = _mapping(decode_json(read_text(path, where), where), where, "file")
+    value = as_mapping(decode_json(read_text(path, where), where), where, "file")
     if "shapes" not in value:
         raise RecordError(where, "shapes", "is missing; is this a LabelMe file?")
     notes = [f"photo flag not read: {name}" for name in _flags(value.get("flags"), where, "flags")]
     image, content = _photo(value, where, finder, notes)
-    shapes = _sequence(value["shapes"], where, "shapes")
+    shapes = as_list(value["shapes"], where, "shapes")
     objects = tuple(_read_shape(item, where, f"shapes[{index}]", notes) for index, item in enumerate(shapes))
     size = (value.get("imageWidth"), value.get("imageHeight"))
     return SourceImage(
@@ -143,12 +143,12 @@ def _decode_photo(data: str, where: str) -> bytes:
 
 
 def _read_shape(value: Any, where: str, field: str, notes: list[str]) -> RawObject | Dropped:
-    shape = _mapping(value, where, field)
+    shape = as_mapping(value, where, field)
     desc = _description(shape, where, field)
     name = shape.get("shape_type") or "polygon"  # the oldest files have polygons only, and do not say so
     if not isinstance(name, str) or name not in SHAPE_TYPES:
         raise RecordError(where, f"{field}.shape_type", f"must be one of {', '.join(SHAPE_TYPES)}, is {name!r}")
-    points = _points(shape.get("points"), where, f"{field}.points")
+    points = as_points(shape.get("points"), where, f"{field}.points")
     if name in UNSUPPORTED:
         return Dropped(desc or "(no label)", "unsupported_shape", f"{name} is no box, polygon or line", field)
     if not desc:
@@ -171,7 +171,7 @@ def _description(shape: Mapping[str, Any], where: str, field: str) -> str:
 
 def _flags(value: Any, where: str, field: str) -> list[str]:
     """Names of the flags that are set."""
-    flags = _mapping(value or {}, where, field)
+    flags = as_mapping(value or {}, where, field)
     for name, state in flags.items():
         check_text(name, where, field)
         if not isinstance(state, bool):
@@ -204,33 +204,10 @@ def _along_axes(points: Points, box: tuple[float, float, float, float]) -> bool:
     )
 
 
-def _points(value: Any, where: str, field: str) -> Points:
-    points = []
-    for index, item in enumerate(_sequence(value, where, field)):
-        name = f"{field}[{index}]"
-        pair = _sequence(item, where, name)
-        if len(pair) != 2:
-            raise RecordError(where, name, f"must be a point [x, y], has {len(pair)} numbers")
-        points.append((check_number(pair[0], where, f"{name}[0]"), check_number(pair[1], where, f"{name}[1]")))
-    return points
-
-
 def _text(value: Any, where: str, field: str) -> str:
     if value is not None and not isinstance(value, str):
         raise RecordError(where, field, f"must be text, is {type(value).__name__}")
     return check_text(value or "", where, field)
-
-
-def _mapping(value: Any, where: str, field: str) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise RecordError(where, field, f"must be a JSON object, is {type(value).__name__}")
-    return value
-
-
-def _sequence(value: Any, where: str, field: str) -> list[Any]:
-    if not isinstance(value, list):
-        raise RecordError(where, field, f"must be a list, is {type(value).__name__}")
-    return value
 
 
 # ---------------------------------------------------------------- writing
