@@ -95,7 +95,7 @@ def main() -> None:
         loss = stock(
             input_ids=padded["input_ids"], attention_mask=padded["attention_mask"].long(), labels=padded["labels"],
             position_ids=padded["position_ids"], pixel_values=padded["pixel_values"],
-            image_grid_thw=padded["image_grid_thw"], use_cache=False,
+            image_grid_thw=torch.tensor(padded["image_grid_thw"]), use_cache=False,
         ).loss  # fmt: skip
         loss.backward()
         return loss.detach()

@@ -18,7 +18,7 @@ PROJECT = Path(__file__).resolve().parents[1]
 ROOMS = (
     "bbu.errors", "bbu.geometry", "bbu.jsonl", "bbu.images", "bbu.taxonomy", "bbu.records", "bbu.taxonomy_file",
     "bbu.config", "bbu.evaluation",
-    "bbu.data",
+    "bbu.transfer", "bbu.data",
     "bbu.models.attention", "bbu.models.memory", "bbu.models.adapters", "bbu.models.backbones",
     "bbu.models.detection_head", "bbu.models.vocabulary", "bbu.models.caption_decoder", "bbu.models.wrapper",
     "bbu.models.lora",

@@ -47,6 +47,7 @@ def synthetic(seed: int, length: int, teachers: int = 0, objects: int = 0, answe
         teacher_spans=[(0, min(number + 1, length)) for number in range(teachers)],
         student_span=(cut, length) if answer else None,
         prompt_span=(0, cut if answer else length),
+        photo_span=(cut // 3, cut // 2),
         ground_truth_objects=[
             GroundTruthObject(f"d{n}", tuple(random.random(4).tolist()), tuple(range(1, 2 + n))) for n in range(objects)
         ],
@@ -92,21 +93,20 @@ def test_a_packed_batch_has_the_documented_keys_shapes_and_types() -> None:
         "position_ids": ((3, 1, 14), torch.int64),
         "cu_seqlens": ((4,), torch.int32),
         "pixel_values": ((patches, 1176), torch.float32),
-        "image_grid_thw": ((images, 3), torch.int64),
         "image_to_sample": ((images,), torch.int64),
         "boxes": ((3, 4), torch.float32),
-        "caption_ids": ((3, 2), torch.int64),
     }
     assert set(batch) - set(shapes) == {
-        *("max_seqlen", "student_images", "prompt_spans", "student_spans", "teacher_spans"),
-        *("box_counts", "names", "geometries"),
+        *("max_seqlen", "image_grid_thw", "student_images", "prompt_spans", "photo_spans", "student_spans"),
+        *("teacher_spans", "box_counts", "caption_ids", "names", "geometries"),
     }
     assert batch["cu_seqlens"].tolist() == [0, 5, 6, 14]
     assert batch["max_seqlen"] == 8 and type(batch["max_seqlen"]) is int
     assert batch["image_to_sample"].tolist() == [0, 0, 0, 1, 2, 2]
     assert batch["student_images"] == [2, 3, 5]
     assert batch["box_counts"] == [2, 0, 1]
-    assert batch["caption_ids"].tolist() == [[1, IGNORE], [1, 2], [1, IGNORE]]
+    assert batch["caption_ids"] == [(1,), (1, 2), (1,)]
+    assert len(batch["image_grid_thw"]) == images and type(batch["image_grid_thw"][0][0]) is int
     assert batch["names"] == ["photo0", "photo1", "photo2"] and batch["geometries"] == [GEOMETRY] * 3
 
 
@@ -129,13 +129,18 @@ def test_every_sample_can_be_cut_out_of_the_pack_unchanged(samples: list[Any]) -
         images, patches = len(sample.image_grid_thw), len(sample.pixel_values)
         assert (batch["image_to_sample"][first_image : first_image + images] == number).all()
         assert batch["student_images"][number] == first_image + images - 1
-        assert torch.equal(batch["image_grid_thw"][first_image : first_image + images], sample.image_grid_thw)
+        grids = batch["image_grid_thw"][first_image : first_image + images]
+        assert [list(grid) for grid in grids] == sample.image_grid_thw.tolist()
         assert torch.equal(batch["pixel_values"][first_patch : first_patch + patches], sample.pixel_values)
         for index, item in enumerate(sample.ground_truth_objects):
             torch.testing.assert_close(batch["boxes"][first_box + index], torch.tensor(item.box))
-            caption = [token for token in batch["caption_ids"][first_box + index].tolist() if token != IGNORE]
-            assert tuple(caption) == item.caption_ids
-        for key, span in (("prompt_spans", sample.prompt_span), ("student_spans", sample.student_span)):
+            assert batch["caption_ids"][first_box + index] == item.caption_ids
+        spans = {
+            "prompt_spans": sample.prompt_span,
+            "photo_spans": sample.photo_span,
+            "student_spans": sample.student_span,
+        }
+        for key, span in spans.items():
             found = batch[key][number]
             assert (found is None) == (span is None)
             assert found is None or (found[0] - start, found[1] - start) == span

@@ -44,6 +44,10 @@ def brute_force(table: np.ndarray, copies: int) -> float:
     )
 
 
+def columns(matches: Matches) -> list[torch.Tensor]:
+    return [matches.layers, matches.samples, matches.predictions, matches.parts]
+
+
 def pairs_of(matches: Matches, layer: int, sample: int) -> list[tuple[int, int]]:
     here = (matches.layers == layer) & (matches.samples == sample)
     return list(zip(matches.predictions[here].tolist(), matches.parts[here].tolist(), strict=True))
@@ -127,16 +131,14 @@ def test_samples_costed_together_are_matched_as_each_alone(at_once: int, monkeyp
     monkeypatch.setitem(matcher.SAMPLES_AT_ONCE, "cpu", at_once)
     together = hungarian_matcher(rounds, parts, counts, COSTS)
     for one, other in zip(alone, together, strict=True):
-        assert len(one.parts) and all(
-            torch.equal(a, b) for a, b in zip(vars(one).values(), vars(other).values(), strict=True)
-        )
+        assert len(one.parts) and all(torch.equal(a, b) for a, b in zip(columns(one), columns(other), strict=True))
 
 
 def test_no_parts_at_all_match_nothing() -> None:
     boxes = random_boxes(torch.Generator().manual_seed(0), 2, 3, 4)
     for entries in ([Round(boxes, boxes[..., 0])], [Round(boxes, boxes[..., 0], copies=4)] * 2):
         for matches in hungarian_matcher(entries, torch.zeros(0, 4), [0, 0, 0], COSTS):
-            assert all(len(index) == 0 for index in vars(matches).values())
+            assert all(len(index) == 0 for index in columns(matches))
 
 
 def test_with_more_parts_than_predictions_the_best_fitting_are_taken() -> None:
@@ -208,4 +210,5 @@ def test_pairs_are_in_layer_and_sample_order_and_on_the_parts_device() -> None:
     )
     places = list(zip(matches.layers.tolist(), matches.samples.tolist(), strict=True))
     assert places == sorted(places) and len(places) == 8
-    assert all(index.dtype == torch.int64 for index in vars(matches).values())
+    assert all(index.dtype == torch.int64 for index in columns(matches))
+    assert torch.stack(columns(matches)).tolist() == matches.host.tolist()

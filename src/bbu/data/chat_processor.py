@@ -49,6 +49,7 @@ class ChatProcessorOutput:
         student_span: the student's answer; None at inference.
         prompt_span: the student's turn up to its answer, which is what detection may look at; where context photos
             come first in the turn, from the student's own photo on.
+        photo_span: the tokens of the student's photo, within prompt_span.
         ground_truth_objects: the student's parts, in (y1, x1) order.
         geometry: how the student's photo maps to the model.
         name: the student's photo, for messages.
@@ -61,6 +62,7 @@ class ChatProcessorOutput:
     teacher_spans: list[Span]
     student_span: Span | None
     prompt_span: Span
+    photo_span: Span
     ground_truth_objects: list[GroundTruthObject]
     geometry: ImageGeometry
     name: str
@@ -143,6 +145,8 @@ class ChatProcessor:
         labels = torch.full_like(input_ids, IGNORE)
         for start, stop in spans:
             labels[start:stop] = input_ids[start:stop]
+        photo_span = self._student_photo(input_ids, grid_thw)
+        prompt_start = photo_span[0] - 1 if context else self._turn_start(input_ids)
         return ChatProcessorOutput(
             input_ids=input_ids,
             labels=labels,
@@ -150,7 +154,8 @@ class ChatProcessor:
             image_grid_thw=grid_thw,
             teacher_spans=spans[: len(teachers)],
             student_span=spans[-1] if with_answer else None,
-            prompt_span=(self._prompt_start(input_ids, bool(context)), spans[-1][0] if with_answer else len(input_ids)),
+            prompt_span=(prompt_start, spans[-1][0] if with_answer else len(input_ids)),
+            photo_span=photo_span,
             ground_truth_objects=self._targets(student, geometries[-1], boxes[-1]) if with_answer else [],
             geometry=geometries[-1],
             name=student.name,
@@ -209,10 +214,13 @@ class ChatProcessor:
                 spans.append((start, int(following[0]) + 1))
         return spans
 
-    def _prompt_start(self, input_ids: torch.Tensor, has_context: bool) -> int:
-        """First token of the student's turn; with context photos the start of the last photo, the student's own."""
-        if has_context:
-            return int((input_ids == self.photo_start_id).nonzero()[-1])
+    def _student_photo(self, input_ids: torch.Tensor, grid_thw: torch.Tensor) -> Span:
+        """Tokens of the last photo, the student's own."""
+        start = int((input_ids == self.photo_start_id).nonzero()[-1]) + 1
+        return start, start + int(grid_thw[-1].prod()) // self.merge_size**2
+
+    def _turn_start(self, input_ids: torch.Tensor) -> int:
+        """First token of the student's turn."""
         return int((input_ids == self.turn_start_id).nonzero()[-2])
 
     def _targets(self, student: Photo, geometry: ImageGeometry, boxes: np.ndarray) -> list[GroundTruthObject]:

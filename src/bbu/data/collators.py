@@ -24,11 +24,13 @@ class PackedDataCollator:
     Keys of the batch:
         input_ids, labels (1, T); position_ids (3, 1, T), each sample counted from its own start;
         cu_seqlens (B + 1,) int32; max_seqlen int;
-        pixel_values (P, 1176); image_grid_thw (I, 3); image_to_sample (I,);
+        pixel_values (P, 1176); image_grid_thw [I]: (frames, rows, columns) of patches; image_to_sample (I,);
         student_images [B]: number of each student's image among the I;
-        prompt_spans [B], student_spans [B], teacher_spans [B][…]: half-open token ranges in the pack;
-        boxes (N, 4) cxcywh in [0, 1]; box_counts [B]; caption_ids (N, longest), padded with −100;
+        prompt_spans [B], photo_spans [B], student_spans [B], teacher_spans [B][…]: half-open token ranges in the pack;
+        boxes (N, 4) cxcywh in [0, 1]; box_counts [B]; caption_ids [N]: token ids of each part's words, end included;
         names [B], geometries [B].
+
+    What decides shapes stays a Python number, so that a step never waits for the device to learn it.
 
     Args:
         position_function: the backbone's rotary positions for one sample.
@@ -50,6 +52,7 @@ class PackedDataCollator:
             "cu_seqlens": edges.to(torch.int32),
             "max_seqlen": max(lengths),
             "prompt_spans": [_shift(s.prompt_span, start) for s, start in zip(samples, starts, strict=True)],
+            "photo_spans": [_shift(s.photo_span, start) for s, start in zip(samples, starts, strict=True)],
             "student_spans": [_shift(s.student_span, start) for s, start in zip(samples, starts, strict=True)],
             "teacher_spans": [
                 [_shift(span, start) for span in s.teacher_spans] for s, start in zip(samples, starts, strict=True)
@@ -86,6 +89,7 @@ class StandardDataCollator:
             "attention_mask": torch.stack([pad(mask, False) for mask in masks]),
             "position_ids": torch.stack([pad(_positions(s, self.position_function), 0) for s in samples], dim=1),
             "prompt_spans": [s.prompt_span for s in samples],
+            "photo_spans": [s.photo_span for s in samples],
             "student_spans": [s.student_span for s in samples],
             "teacher_spans": [list(s.teacher_spans) for s in samples],
             **_collate_images(samples),
@@ -107,7 +111,7 @@ def unpad(batch: Batch) -> Batch:
     packed["position_ids"] = batch["position_ids"][:, mask][:, None]
     packed["cu_seqlens"] = edges.to(torch.int32)
     packed["max_seqlen"] = int(lengths.max())
-    for key in ("prompt_spans", "student_spans"):
+    for key in ("prompt_spans", "photo_spans", "student_spans"):
         packed[key] = [_shift(span, start) for span, start in zip(batch[key], starts, strict=True)]
     packed["teacher_spans"] = [
         [_shift(span, start) for span in spans] for spans, start in zip(batch["teacher_spans"], starts, strict=True)
@@ -116,8 +120,11 @@ def unpad(batch: Batch) -> Batch:
 
 
 def _positions(sample: ChatProcessorOutput, function: PositionFunction) -> torch.Tensor:
-    grids = [(int(t), int(h), int(w)) for t, h, w in sample.image_grid_thw.tolist()]
-    return function(sample.input_ids.tolist(), grids)
+    return function(sample.input_ids.tolist(), _grids(sample))
+
+
+def _grids(sample: ChatProcessorOutput) -> list[Grid]:
+    return [(t, h, w) for t, h, w in sample.image_grid_thw.tolist()]
 
 
 def _shift(span: Span | None, by: int) -> Span | None:
@@ -128,7 +135,7 @@ def _collate_images(samples: Sequence[ChatProcessorOutput]) -> Batch:
     counts = [len(sample.image_grid_thw) for sample in samples]
     return {
         "pixel_values": torch.cat([sample.pixel_values for sample in samples]),
-        "image_grid_thw": torch.cat([sample.image_grid_thw for sample in samples]),
+        "image_grid_thw": [grid for sample in samples for grid in _grids(sample)],
         "image_to_sample": torch.repeat_interleave(torch.arange(len(samples)), torch.tensor(counts)),
         "student_images": [sum(counts[: number + 1]) - 1 for number in range(len(samples))],  # students come last
     }
@@ -136,14 +143,10 @@ def _collate_images(samples: Sequence[ChatProcessorOutput]) -> Batch:
 
 def _collate_targets(samples: Sequence[ChatProcessorOutput]) -> Batch:
     objects = [item for sample in samples for item in sample.ground_truth_objects]
-    longest = max((len(item.caption_ids) for item in objects), default=1)
-    captions = torch.full((len(objects), longest), IGNORE, dtype=torch.long)
-    for row, item in enumerate(objects):
-        captions[row, : len(item.caption_ids)] = torch.tensor(item.caption_ids)
     return {
         "boxes": torch.tensor([item.box for item in objects], dtype=torch.float32).reshape(-1, 4),
         "box_counts": [len(sample.ground_truth_objects) for sample in samples],
-        "caption_ids": captions,
+        "caption_ids": [item.caption_ids for item in objects],
         "names": [sample.name for sample in samples],
         "geometries": [sample.geometry for sample in samples],
     }

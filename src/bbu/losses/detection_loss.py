@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from bbu.geometry import cxcywh_to_xyxy, giou, iou
 from bbu.losses.matcher import MatchCosts, Matches, Round, hungarian_matcher
+from bbu.transfer import upload
 
 __all__ = ["DetectionSums", "detection_sums", "hungarian_matcher", "quality_focal_loss"]
 
@@ -78,9 +79,7 @@ def detection_sums(
     of_layers = _round_sums(layers, layer_matches, part_boxes_N4)
     of_proposals = _round_sums(proposals, proposal_matches, part_boxes_N4)
     l1, overlap, objectness = (a + b / proposals_per_object for a, b in zip(of_layers, of_proposals, strict=True))
-    last = layer_matches.layers == len(layer_boxes_KBQ4) - 1
-    final = Matches(*(column[last] for column in vars(layer_matches).values()))
-    return DetectionSums(l1, overlap, objectness, final)
+    return DetectionSums(l1, overlap, objectness, layer_matches.of_layer(len(layer_boxes_KBQ4) - 1))
 
 
 def _round_sums(
@@ -96,10 +95,8 @@ def _round_sums(
     quality[where] = iou(corners, part_corners).detach().clamp(0, 1).to(quality.dtype)
     objectness = quality_focal_loss(entry.objectness, quality)
     if entry.counts is not None:
-        real = torch.arange(objectness.shape[-1], device=objectness.device) < torch.tensor(
-            entry.counts, device=objectness.device
-        ).unsqueeze(-1)
-        objectness = objectness * real
+        counts_B1 = upload(entry.counts, objectness.device)[:, None]
+        objectness = objectness * (torch.arange(objectness.shape[-1], device=objectness.device) < counts_B1)
     return l1, overlap, objectness.sum()
 
 

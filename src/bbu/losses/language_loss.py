@@ -13,6 +13,8 @@ import torch
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from bbu.transfer import upload
+
 Wanted = tuple[bool, bool]  # gradients by states and by weight
 
 CHUNK_ELEMENTS = 2**25  # most logits held at a time: 128 MiB in float32, and as much again for their softmax
@@ -105,8 +107,7 @@ def _add_product(into_VW: torch.Tensor, slopes_VR: torch.Tensor, states_RW: torc
 
 def span_rows(spans: Sequence[tuple[int, int]], device: torch.device) -> torch.Tensor:
     """(R,) numbers of the tokens in half-open spans."""
-    rows = [row for start, stop in spans for row in range(start, stop)]
-    return torch.tensor(rows, dtype=torch.long, device=device)
+    return upload([row for start, stop in spans for row in range(start, stop)], device, torch.long)
 
 
 def answer_loss_sum(

@@ -16,6 +16,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from bbu.errors import SampleError
 from bbu.geometry import cxcywh_to_xyxy, giou
+from bbu.transfer import upload
 
 # A CPU costs one sample at a time: its table stays in cache and nothing is padded (1.6 times as fast as 16 samples
 # together, benchmarks/matcher.py). Other devices are launched once for all samples.
@@ -50,15 +51,30 @@ class Round:
 
 @dataclass
 class Matches:
-    """Pairs over all layers of a round, each (pairs,) int64: layer, sample, prediction and part.
+    """Pairs over all layers of a round, each (pairs,) int64 on the device: layer, sample, prediction and part.
 
-    ``parts`` counts through the parts of all samples, 0 to N − 1.
+    ``parts`` counts through the parts of all samples, 0 to N − 1. ``host`` (4, pairs) holds the same four rows where
+    they can be read without waiting for the device.
     """
 
     layers: torch.Tensor
     samples: torch.Tensor
     predictions: torch.Tensor
     parts: torch.Tensor
+    host: np.ndarray
+
+    @classmethod
+    def of(cls, host: np.ndarray, device: torch.device) -> Matches:
+        """Pairs found on the host."""
+        layers, samples, predictions, parts = upload(host, device)
+        return cls(layers, samples, predictions, parts, host)
+
+    def of_layer(self, layer: int) -> Matches:
+        """The pairs of one layer, which lie together."""
+        first, last = np.searchsorted(self.host[0], (layer, layer + 1)).tolist()
+        rows = slice(first, last)
+        on_device = (self.layers[rows], self.samples[rows], self.predictions[rows], self.parts[rows])
+        return Matches(*on_device, self.host[:, rows])
 
 
 @torch.no_grad()
@@ -88,8 +104,7 @@ def hungarian_matcher(
     host = iter(_to_host([table for of_round in tables for table in of_round]))
     device = part_boxes_N4.device
     return [
-        Matches(*torch.from_numpy(_solve(entry, [next(host) for _ in part_counts], part_counts, names)).to(device))
-        for entry in rounds
+        Matches.of(_solve(entry, [next(host) for _ in part_counts], part_counts, names), device) for entry in rounds
     ]
 
 

@@ -226,8 +226,8 @@ class DetectionHead(nn.Module):
         for grids in memory.level_grids:
             for rows, columns in grids:
                 centres = grid_centres(rows, columns, tokens_SD.device, full_precision(tokens_SD).dtype)
-                sides = centres.new_tensor([ANCHOR_TOKENS / columns, ANCHOR_TOKENS / rows]).clamp(max=0.9)
-                anchors.append(torch.cat((centres, sides.expand_as(centres)), dim=-1))
+                sides = [min(ANCHOR_TOKENS / count, 0.9) for count in (columns, rows)]
+                anchors.append(torch.cat([centres, *(torch.full_like(centres[:, :1], side) for side in sides)], dim=-1))
         return self.proposal_head(tokens_SD, torch.cat(anchors))  # type: ignore[no-any-return]
 
     def _choose(self, memory: Memory, proposals: BoxPrediction) -> tuple[torch.Tensor, torch.Tensor]:

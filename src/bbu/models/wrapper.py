@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 from torch import nn
@@ -15,11 +16,14 @@ from torch import nn
 from bbu.config import DetectionConfig
 from bbu.errors import SampleError
 from bbu.models.adapters import ResidualMLP
-from bbu.models.backbones.base import Backbone, BackboneOutput
+from bbu.models.backbones.base import Backbone, BackboneOutput, Grid, VisionLevel
 from bbu.models.caption_decoder import CaptionDecoder, CaptionResult
 from bbu.models.detection_head import BoxPrediction, DetectionHead
 from bbu.models.memory import Memory, grid_centres, sine_embedding
 from bbu.models.vocabulary import DescriptionVocabulary
+from bbu.transfer import upload
+
+Span = tuple[int, int]
 
 
 @dataclass
@@ -77,28 +81,30 @@ class DetectionVLM(nn.Module):
         self,
         input_ids: torch.Tensor,
         pixel_values: torch.Tensor | None,
-        image_grid_thw: torch.Tensor | None,
+        image_grid_thw: Sequence[Grid] | torch.Tensor | None,
         cu_seqlens: torch.Tensor,
         *,
         position_ids: torch.Tensor,
         max_seqlen: int,
         student_images: Sequence[int],
-        prompt_spans: Sequence[tuple[int, int]],
+        prompt_spans: Sequence[Span],
+        photo_spans: Sequence[Span],
     ) -> DetectionOutput:
         """Detect in every sample of a pack; no targets go in.
 
         Args:
             input_ids: (1, T) samples end to end.
             pixel_values: (P, patch width) patch rows of all images.
-            image_grid_thw: (I, 3).
+            image_grid_thw: (I, 3), best as Python numbers.
             cu_seqlens: (B + 1,) int32 sample edges.
             position_ids: (3, 1, T) from the backbone's position function.
             max_seqlen: longest sample, a Python int.
             student_images: for each sample the number of its student's image among the I images.
             prompt_spans: for each sample the half-open token range of the student's turn up to the answer.
+            photo_spans: for each sample the range of its student's image tokens, within its prompt span.
         """
         seen = self.backbone(input_ids, position_ids, pixel_values, image_grid_thw, cu_seqlens, max_seqlen)
-        memory = self._remember(input_ids[0], seen, student_images, prompt_spans)
+        memory = self._remember(seen, student_images, prompt_spans, photo_spans)
         found = self.detection_head(memory, self.backbone.engine)
         return DetectionOutput(
             pred_boxes=found.layers[-1].boxes,
@@ -113,63 +119,61 @@ class DetectionVLM(nn.Module):
 
     def _remember(
         self,
-        input_ids_T: torch.Tensor,
         seen: BackboneOutput,
         student_images: Sequence[int],
-        prompt_spans: Sequence[tuple[int, int]],
+        prompt_spans: Sequence[Span],
+        photo_spans: Sequence[Span],
     ) -> Memory:
         """Collect each sample's segment: image levels fine to coarse, then the text of the student's turn."""
-        segments, places, starts, grids = [], [], [], []
-        row = 0
-        edges = [_level_edges(level.grids) for level in seen.vision_levels]
-        for image, (start, stop) in zip(student_images, prompt_spans, strict=True):
-            sample_starts, sample_grids = [], []
-            is_image = input_ids_T[start:stop] == self.backbone.image_token_id
-            language_LD = self.language_adapter(seen.hidden_TD[start:stop])
-            for number, level in enumerate(seen.vision_levels):
-                tokens = self.vision_adapters[number](level.tokens_ND[edges[number][image] : edges[number][image + 1]])
-                if number == len(seen.vision_levels) - 1:
-                    over_image = language_LD[is_image]
-                    if len(over_image) != len(tokens):
-                        raise SampleError(
-                            f"the student's turn has {len(over_image)} image tokens and its image {len(tokens)}; "
-                            "a student has exactly one image"
-                        )
-                    tokens = tokens + over_image
-                sample_starts.append(row)
-                sample_grids.append(level.grids[image])
-                segments.append(tokens)
-                places.append(self._places(level.grids[image], number, tokens))
-                row += len(tokens)
-            text_LD = language_LD[~is_image]
-            segments.append(text_LD)
-            places.append(self.level_adapter.weight[-1].to(text_LD.dtype).expand_as(text_LD))
-            row += len(text_LD)
-            starts.append(sample_starts)
-            grids.append(sample_grids)
-        lengths = [sum(len(part) for part in group) for group in _chunks(segments, len(edges) + 1)]
-        cu_seqlens = torch.tensor([0, *lengths], device=input_ids_T.device).cumsum(0).to(torch.int32)
+        levels = [_of_images(level, student_images) for level in seen.vision_levels]
+        sizes = [[rows * columns for rows, columns in level.grids] for level in levels]
+        _check_photos(photo_spans, sizes[-1])
+        photos_SD, texts_SD = self._adapt_language(seen.hidden_TD, prompt_spans, photo_spans)
+        tokens = [
+            adapter(level.tokens_ND) for adapter, level in zip(self.vision_adapters, levels, strict=True)
+        ]  # all samples at once: (N, D) a level
+        tokens[-1] = tokens[-1] + photos_SD
+        places = [self._places(level.grids, number, tokens[number]) for number, level in enumerate(levels)]
+        text_sizes = [
+            stop - start - (photo[1] - photo[0]) for (start, stop), photo in zip(prompt_spans, photo_spans, strict=True)
+        ]
+        places.append(self.level_adapter.weight[-1].to(texts_SD.dtype).expand_as(texts_SD))
+        sizes.append(text_sizes)
+        device, lengths = seen.hidden_TD.device, [sum(parts) for parts in zip(*sizes, strict=True)]
+        first_rows = _first_rows(sizes)
+        grids = [list(of_sample) for of_sample in zip(*(level.grids for level in levels), strict=True)]
         table = [
-            [
-                (sample_starts[level], *sample_grids[level])
-                for sample_starts, sample_grids in zip(starts, grids, strict=True)
-            ]
-            for level in range(len(edges))
+            [(rows[number], *sample[number]) for rows, sample in zip(first_rows, grids, strict=True)]
+            for number in range(len(levels))
         ]
         return Memory(
-            tokens_MD=torch.cat(segments),
-            places_MD=torch.cat(places),
-            cu_seqlens=cu_seqlens,
+            tokens_MD=_by_sample([*tokens, texts_SD], sizes),
+            places_MD=_by_sample(places, sizes),
+            cu_seqlens=upload([0, *accumulate(lengths)], device, torch.int32),
             max_seqlen=max(lengths),
-            level_starts=starts,
+            level_starts=[rows[:-1] for rows in first_rows],
             level_grids=grids,
-            level_table_KB3=torch.tensor(table, device=input_ids_T.device),
+            level_table_KB3=upload(table, device),
         )
 
-    def _places(self, grid: tuple[int, int], level: int, tokens: torch.Tensor) -> torch.Tensor:
-        centres = grid_centres(*grid, tokens.device, torch.float32)
-        embedding = sine_embedding(centres, self.config.width // 2).to(tokens.dtype)
-        return embedding + self.level_adapter.weight[level].to(tokens.dtype)
+    def _adapt_language(
+        self, hidden_TD: torch.Tensor, prompt_spans: Sequence[Span], photo_spans: Sequence[Span]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Hidden states of the students' photos and of the text around them, samples end to end, adapted."""
+        photos = [hidden_TD[start:stop] for start, stop in photo_spans]
+        texts = [
+            hidden_TD[start:stop]
+            for (first, last), photo in zip(prompt_spans, photo_spans, strict=True)
+            for start, stop in ((first, photo[0]), (photo[1], last))
+        ]
+        adapted_SD = self.language_adapter(torch.cat(photos + texts))
+        count = sum(stop - start for start, stop in photo_spans)
+        return adapted_SD[:count], adapted_SD[count:]
+
+    def _places(self, grids: Sequence[tuple[int, int]], level: int, like_ND: torch.Tensor) -> torch.Tensor:
+        centres = torch.cat([grid_centres(*grid, like_ND.device, torch.float32) for grid in grids])
+        embedding = sine_embedding(centres, self.config.width // 2).to(like_ND.dtype)
+        return embedding + self.level_adapter.weight[level].to(like_ND.dtype)
 
     def describe_states(
         self, output: DetectionOutput, samples_C: torch.Tensor, queries_C: torch.Tensor, token_ids_CL: torch.Tensor
@@ -234,12 +238,29 @@ class DetectionVLM(nn.Module):
         return groups[room]
 
 
-def _level_edges(grids: Sequence[tuple[int, int]]) -> list[int]:
-    edges = [0]
-    for rows, columns in grids:
-        edges.append(edges[-1] + rows * columns)
-    return edges
+def _of_images(level: VisionLevel, images: Sequence[int]) -> VisionLevel:
+    """The tokens of these images alone, in this order."""
+    edges = [0, *accumulate(rows * columns for rows, columns in level.grids)]
+    tokens = [level.tokens_ND[edges[image] : edges[image + 1]] for image in images]
+    return VisionLevel(torch.cat(tokens), [level.grids[image] for image in images])
 
 
-def _chunks(items: list[torch.Tensor], size: int) -> list[list[torch.Tensor]]:
-    return [items[first : first + size] for first in range(0, len(items), size)]
+def _check_photos(photo_spans: Sequence[Span], sizes: Sequence[int]) -> None:
+    for (start, stop), size in zip(photo_spans, sizes, strict=True):
+        if stop - start != size:
+            raise SampleError(
+                f"the student's turn has {stop - start} image tokens and its image {size}; "
+                "a student has exactly one image"
+            )
+
+
+def _first_rows(sizes: Sequence[Sequence[int]]) -> list[list[int]]:
+    """``sizes[part][sample]`` rows → for each sample, the first row of each of its parts in the memory."""
+    edges = [0, *accumulate(size for parts in zip(*sizes, strict=True) for size in parts)]
+    return [edges[first : first + len(sizes)] for first in range(0, len(edges) - 1, len(sizes))]
+
+
+def _by_sample(parts: Sequence[torch.Tensor], sizes: Sequence[Sequence[int]]) -> torch.Tensor:
+    """Parts that each hold all samples end to end → samples end to end that each hold all parts."""
+    split = [part.split(list(of_samples)) for part, of_samples in zip(parts, sizes, strict=True)]
+    return torch.cat([piece for sample in zip(*split, strict=True) for piece in sample])

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -18,6 +19,7 @@ from bbu.losses.language_loss import answer_loss_sum, linear_cross_entropy_sum
 from bbu.losses.matcher import MatchCosts, Matches
 from bbu.models.postprocess import MODEL_KEYS
 from bbu.models.wrapper import DetectionOutput, DetectionVLM
+from bbu.transfer import upload
 
 
 class DetectionObjective(nn.Module):
@@ -69,9 +71,14 @@ class DetectionObjective(nn.Module):
 
     def _caption_sum(self, output: DetectionOutput, batch: dict[str, Any], matches: Matches) -> torch.Tensor:
         """Caption loss sum over matched queries, targets in the order of the matches."""
-        caption_ids = batch["caption_ids"].to(matches.parts.device)[matches.parts]
-        supervised = caption_ids >= 0
-        inputs = caption_ids.clamp(min=0)
-        states = self.model.describe_states(output, matches.samples, matches.predictions, inputs)
+        captions = [batch["caption_ids"][part] for part in matches.host[3].tolist()]
+        lengths = np.array([len(ids) for ids in captions], dtype=np.int64)
+        supervised = np.arange(lengths.max(initial=1)) < lengths[:, None]
+        targets = np.concatenate([np.zeros(0, dtype=np.int64), *captions])
+        inputs = np.zeros(supervised.shape, dtype=np.int64)  # what stands behind the end of a caption is not learned
+        inputs[supervised] = targets
+        device = output.hidden_TD.device
+        states = self.model.describe_states(output, matches.samples, matches.predictions, upload(inputs, device))
+        rows = upload(supervised.ravel().nonzero()[0], device)
         weight = self.model.backbone.token_embedding.weight
-        return linear_cross_entropy_sum(states[supervised], weight, caption_ids[supervised])
+        return linear_cross_entropy_sum(states.flatten(0, 1)[rows], weight, upload(targets, device))

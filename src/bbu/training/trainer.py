@@ -25,6 +25,7 @@ from bbu.training.checkpoint import load_for_training, save_model
 from bbu.training.objective import DetectionObjective
 from bbu.training.param_groups import optimizer_groups
 from bbu.training.visual_log import VisualLog
+from bbu.transfer import upload
 
 Evaluator = Callable[[], dict[str, float | None]]
 BEST_METRIC = "AP50"
@@ -121,7 +122,7 @@ class BBUTrainer(Trainer):
                 break
             batches.append(batch)
         per_batch = [list(count_terms(batch).values()) for batch in batches] or [[0] * len(TERMS)]
-        counts = torch.tensor(per_batch, dtype=torch.float64, device=device).sum(0)
+        counts = upload(per_batch, device, torch.float64).sum(0)
         if self.args.world_size > 1:
             torch.distributed.all_reduce(counts)
         self._logged_steps += 1

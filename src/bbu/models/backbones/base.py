@@ -86,7 +86,7 @@ class Backbone(nn.Module):
         input_ids: torch.Tensor,
         position_ids: torch.Tensor,
         pixel_values: torch.Tensor | None,
-        image_grid_thw: torch.Tensor | None,
+        image_grid_thw: Sequence[Grid] | torch.Tensor | None,
         cu_seqlens: torch.Tensor,
         max_seqlen: int,
     ) -> BackboneOutput:
@@ -96,7 +96,7 @@ class Backbone(nn.Module):
             input_ids: (1, T).
             position_ids: (3, 1, T), each sample counted from its own start.
             pixel_values: (P, patch width) patch rows of all images, or None.
-            image_grid_thw: (I, 3) patches of each image, or None.
+            image_grid_thw: patches of each image, or None; a tensor (I, 3) on a GPU is waited for.
             cu_seqlens: (B + 1,) int32 sample edges.
         """
         raise NotImplementedError

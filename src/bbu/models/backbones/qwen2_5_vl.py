@@ -19,6 +19,7 @@ from transformers.vision_utils import get_vision_cu_seqlens, get_vision_position
 from bbu.config import ScratchConfig
 from bbu.models.attention import implementation_name, varlen_attention
 from bbu.models.backbones.base import Backbone, BackboneOutput, Grid, PositionFunction, VisionLevel
+from bbu.transfer import upload
 
 # Standard deviation of fresh weights. The published 0.02 suits widths of thousands; at a few hundred it leaves
 # every layer nearly silent. 0.06 is about 1 / sqrt(width), which keeps a layer's output as large as its input.
@@ -180,7 +181,7 @@ class Qwen25VL(Backbone):
         input_ids: torch.Tensor,
         position_ids: torch.Tensor,
         pixel_values: torch.Tensor | None,
-        image_grid_thw: torch.Tensor | None,
+        image_grid_thw: Sequence[Grid] | torch.Tensor | None,
         cu_seqlens: torch.Tensor,
         max_seqlen: int,
     ) -> BackboneOutput:
@@ -205,17 +206,20 @@ class Qwen25VL(Backbone):
         ).last_hidden_state
         return BackboneOutput(hidden_1TD[0], levels)
 
-    def _see(self, pixel_values: torch.Tensor, grid_thw: torch.Tensor) -> tuple[list[VisionLevel], torch.Tensor]:
+    def _see(
+        self, pixel_values: torch.Tensor, image_grid_thw: Sequence[Grid] | torch.Tensor
+    ) -> tuple[list[VisionLevel], torch.Tensor]:
         """Patch rows → fine level (patches, raster order), coarse level (merged tokens, raster order)."""
         tower = self.vlm.model.visual
-        grid_thw = grid_thw.cpu()  # the one wait for the device; layers get Python ints
-        grids: list[Grid] = [(int(t), int(h), int(w)) for t, h, w in grid_thw.tolist()]
+        grid_thw = torch.as_tensor(image_grid_thw).cpu()
+        grids: list[Grid] = [(t, h, w) for t, h, w in grid_thw.tolist()]
         plan = _tower_plan(tower, grid_thw)
         raster_rows = _raster_rows(plan["window_index"], grids, tower.spatial_merge_size)
-        on_device = {k: v.to(pixel_values.device) if isinstance(v, torch.Tensor) else v for k, v in plan.items()}
+        device = pixel_values.device
+        on_device = {k: upload(v, device) if isinstance(v, torch.Tensor) else v for k, v in plan.items()}
         output = tower(pixel_values.to(tower.dtype), grid_thw=grid_thw, **on_device)
         merged_ND = output.pooler_output
-        fine_PD = output.last_hidden_state[raster_rows.to(pixel_values.device)]
+        fine_PD = output.last_hidden_state[upload(raster_rows, device)]
         merge = tower.spatial_merge_size
         fine = VisionLevel(fine_PD, [(t * h, w) for t, h, w in grids])
         coarse = VisionLevel(merged_ND, [(t * h // merge, w // merge) for t, h, w in grids])

@@ -1,0 +1,102 @@
+"""A training step asks the device for nothing but the matching costs: every other number it needs is on the host.
+
+Shown on a CPU, where each operation that hands a tensor's values to Python, or whose result's size depends on them,
+passes the dispatcher; on a GPU each of them would wait for the device.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from bbu.losses import matcher
+from bbu.models import attention
+from bbu.models.backbones import qwen2_5_vl
+from bbu.training.objective import DetectionObjective
+from tests.tiny import FAMILIES, build_tiny, mixed_samples, pack, tiny_config, tiny_processor
+
+WAITING = {
+    "aten::_local_scalar_dense", "aten::item", "aten::nonzero", "aten::masked_select", "aten::equal",
+    "aten::repeat_interleave.Tensor", "aten::unique_dim", "aten::_unique2", "aten::is_nonzero",
+}  # fmt: skip
+
+
+# What a family reckons from the photos' grids, from host numbers to host numbers.
+ON_THE_HOST = {"qwen2_5_vl": [(qwen2_5_vl, "_tower_plan")]}
+
+
+class Watch(TorchDispatchMode):
+    """Names of the operations that would wait for a GPU."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+        self.excused = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func._schema.name
+        overload = f"{name}.{func._schema.overload_name}".rstrip(".")
+        masked = name in ("aten::index", "aten::index_put", "aten::index_put_") and any(
+            index is not None and index.dtype in (torch.bool, torch.uint8) for index in args[1]
+        )
+        if (masked or name in WAITING or overload in WAITING) and not self.excused:
+            self.found.append(overload)
+        return func(*args, **(kwargs or {}))
+
+
+def excuse(monkeypatch: pytest.MonkeyPatch, watch: Watch, owner: Any, name: str) -> None:
+    """Do not watch a function that a GPU's step does on the host, or not at all."""
+    function = getattr(owner, name) if not isinstance(owner, dict) else owner[name]
+
+    def excused(*args: Any, **kwargs: Any) -> Any:
+        watch.excused += 1
+        try:
+            return function(*args, **kwargs)
+        finally:
+            watch.excused -= 1
+
+    if isinstance(owner, dict):
+        monkeypatch.setitem(owner, name, excused)
+    else:
+        monkeypatch.setattr(owner, name, excused)
+
+
+def run_step(monkeypatch: pytest.MonkeyPatch, family: str, transfers: list[int]) -> list[str]:
+    """Forward and backward of a pack under watch; sizes of the tables that matching fetched go to ``transfers``."""
+    objective = DetectionObjective(build_tiny(tiny_config(model={"family": family})), tiny_config().loss)
+    batch = pack(objective.model, mixed_samples(tiny_processor(family)))
+    watch = Watch()
+    excuse(monkeypatch, watch, attention.ENGINES, "sdpa")  # reads the edges, which a GPU's kernels do on the device
+    for owner, name in ON_THE_HOST[family]:
+        excuse(monkeypatch, watch, owner, name)
+    to_host = matcher._to_host
+
+    def counted(tables: Any) -> Any:
+        transfers.append(sum(table.numel() for table in tables))
+        return to_host(tables)
+
+    monkeypatch.setattr(matcher, "_to_host", counted)
+    with watch:
+        sums = objective(**batch)
+        torch.stack(list(sums.values())).sum().backward()
+    return watch.found
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_step_waits_for_the_device_once_for_the_matching_costs(monkeypatch: pytest.MonkeyPatch, family: str) -> None:
+    transfers: list[int] = []
+    assert run_step(monkeypatch, family, transfers) == []
+    assert len(transfers) == 1 and transfers[0] > 0
+
+
+def test_the_watch_sees_what_waits() -> None:
+    values = torch.tensor([1.0, 0.0, 2.0])
+    with Watch() as watch:
+        values[values > 0]
+        values.sum().item()
+        values.nonzero()
+        values[torch.tensor([0, 2])]  # a gather of known size does not
+    assert watch.found == ["aten::index.Tensor", "aten::_local_scalar_dense", "aten::nonzero"]
