@@ -16,25 +16,33 @@ from typing import Any
 
 
 def interleaved_seconds(
-    arms: Mapping[str, Callable[[], Any]], repeats: int, *, warm_up: bool = True
+    arms: Mapping[str, Callable[[], Any]],
+    repeats: int,
+    *,
+    warm_up: bool = True,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, list[float]]:
-    """Wall seconds of every arm, run in turns, by default after one round that is not counted."""
+    """Seconds of every arm, run in turns, by default after one round that is not counted, and on the wall's clock."""
     for arm in arms.values() if warm_up else ():
         arm()
     seconds: dict[str, list[float]] = {name: [] for name in arms}
     for _ in range(repeats):
         for name, arm in arms.items():
-            started = time.perf_counter()
+            started = clock()
             arm()
-            seconds[name].append(time.perf_counter() - started)
+            seconds[name].append(clock() - started)
     return seconds
 
 
 def interleaved_medians(
-    arms: Mapping[str, Callable[[], Any]], repeats: int, *, warm_up: bool = True
+    arms: Mapping[str, Callable[[], Any]],
+    repeats: int,
+    *,
+    warm_up: bool = True,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, float]:
-    """Median wall seconds of every arm, run in turns."""
-    seconds = interleaved_seconds(arms, repeats, warm_up=warm_up)
+    """Median seconds of every arm, run in turns."""
+    seconds = interleaved_seconds(arms, repeats, warm_up=warm_up, clock=clock)
     return {name: statistics.median(values) for name, values in seconds.items()}
 
 
@@ -43,8 +51,17 @@ def peak_bytes() -> int:
 
     Not getrusage's ru_maxrss: Linux lets a started process inherit its parent's there.
     """
+    return _status_bytes("VmHWM:")
+
+
+def resident_bytes() -> int:
+    """Resident memory of this process now."""
+    return _status_bytes("VmRSS:")
+
+
+def _status_bytes(key: str) -> int:
     lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:")) * 1024  # counted in KiB
+    return next(int(line.split()[1]) for line in lines if line.startswith(key)) * 1024  # counted in KiB
 
 
 def in_own_process(script: str, arguments: Sequence[str]) -> dict[str, Any]:

@@ -47,9 +47,10 @@ class CaptionResult:
 class _LayerCache:
     key: torch.Tensor | None = None  # (C, H, tokens so far, E); in a tree C · N rows
     value: torch.Tensor | None = None
+    region: tuple[torch.Tensor, torch.Tensor] | None = None  # (C, H, R, E) keys and values, the same at every step
 
     def select(self, rows: torch.Tensor) -> None:
-        """Keep these rows, in this order; a row may be asked for more than once."""
+        """Keep these rows, in this order; a row may be asked for more than once. Regions are those of captions."""
         if self.key is not None and self.value is not None:
             self.key, self.value = self.key[rows], self.value[rows]
 
@@ -85,10 +86,18 @@ class CaptionLayer(nn.Module):
         x_CLD = x_CLD + self.self_out(attended.transpose(1, 2).flatten(2))
         by_caption = x_CLD.flatten(0, 1).unflatten(0, (len(region_CRD), -1)) if len(region_CRD) else x_CLD
         query = self._split(self.region_query(self.norm_region(by_caption)))
-        key, value = (self._split(part) for part in self.region_key_value(region_CRD).chunk(2, dim=-1))
-        seen = dense_attention(query, key, value)
+        seen = dense_attention(query, *self._region(region_CRD, cache))
         x_CLD = x_CLD + self.region_out(seen.transpose(1, 2).flatten(2)).view_as(x_CLD)
         return x_CLD + self.mlp(self.norm_mlp(x_CLD))  # type: ignore[no-any-return]
+
+    def _region(self, region_CRD: torch.Tensor, cache: _LayerCache | None) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values of the region; with a cache they are computed at the first step alone."""
+        if cache is not None and cache.region is not None:
+            return cache.region
+        key, value = (self._split(part) for part in self.region_key_value(region_CRD).chunk(2, dim=-1))
+        if cache is not None:
+            cache.region = key, value
+        return key, value
 
 
 class CaptionDecoder(nn.Module):

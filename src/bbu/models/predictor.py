@@ -98,7 +98,8 @@ class Predictor:
     def detect(self, samples: Sequence[ChatProcessorOutput]) -> list[list[PredictedObject]]:
         """One pack through the model: what each view shows, in the view's pixels, best first."""
         options, training = self.options, self.model.training
-        self.model.eval()
+        if training:  # setting the mode visits every module
+            self.model.eval()
         try:
             with self.precision():
                 return detect(
@@ -111,7 +112,8 @@ class Predictor:
                     options.vocabulary,
                 )
         finally:
-            self.model.train(training)
+            if training:
+                self.model.train()
 
     def merge(self, views: Sequence[View], found: Sequence[Sequence[PredictedObject]]) -> list[PredictedObject]:
         """What all views of a photo show, in the photo's pixels, with final scores, best first."""
