@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from bbu.config import AugmentConfig, Config, EpisodesConfig
 from bbu.config.checks import check_values
 from bbu.data.packing import Budgets, CostModel, Lengths, PackedRun, fill_packs, plan_steps
-from bbu.errors import ConfigError, SampleError
+from bbu.errors import CheckpointError, ConfigError, SampleError
 from bbu.records import FewShotSample, Row
 
 MODEL = CostModel(token=6e9, token_pair=3e5, patch=1.3e9, patch_pair=2e4)
@@ -388,6 +388,13 @@ def test_a_run_with_planned_packs_killed_and_resumed_is_the_run_never_killed(
         pull_the_plug(context, after=4 * accumulation)
         stages.train(broken)
     broken.training.resume = True
+    changes: dict[str, Any] = {"pack_tokens": 1300, "pack_images": 5, "gradient_accumulation": 3 - accumulation}
+    for key, value in changes.items():
+        kept = getattr(broken.training, key)
+        setattr(broken.training, key, value)
+        with pytest.raises(CheckpointError, match=rf"checkpoint-3: its run had training.{key} {kept}, not {value}"):
+            stages.train(broken)
+        setattr(broken.training, key, kept)
     stages.train(broken)
     assert losses(tmp_path / "whole") == losses(tmp_path / "broken")
     final, resumed = (weights(tmp_path / name / "model") for name in ("whole", "broken"))

@@ -7,6 +7,7 @@ Shape legend: N samples.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
@@ -209,8 +210,8 @@ class PackedRun:
 
     Epochs are planned one after the other as they are reached. The packs of an epoch that do not make a whole step
     are planned again with the next epoch, so every position comes exactly once, and late by at most one plan unless
-    an epoch has less than a step. Nothing has to be kept in a checkpoint: read again from the start, and past what
-    was trained on, it gives the same packs.
+    an epoch has less than a step. Read again from the start, and past what was trained on, it gives the same packs,
+    as long as ``state`` is the same: that is what a checkpoint keeps.
 
     Args:
         epoch: first position of an epoch → lengths of its samples, which lie at the positions from there on.
@@ -236,6 +237,17 @@ class PackedRun:
 
     def __len__(self) -> int:
         return self.packs
+
+    def state(self) -> dict[str, int | str]:
+        """All that the packs follow from, lengths as a SHA-256 of the first epoch's."""
+        sizes = np.stack([self._first.tokens, self._first.pixels, self._first.images])
+        return {
+            "seed": self.seed,
+            "processes": self.ranks,
+            "training.gradient_accumulation": self.accumulation,
+            **{f"training.pack_{what}": limit for what, limit in vars(self.budgets).items()},
+            "lengths": hashlib.sha256(sizes.astype(np.int64).tobytes()).hexdigest(),
+        }
 
     @cached_property
     def samples_per_pack(self) -> float:

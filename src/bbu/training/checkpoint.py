@@ -6,8 +6,9 @@
       bbu.json                      sizes, prompt, resize policy, coordinate convention, hashes
       descriptions.json             the descriptions it was trained with; only in a published model
 
-A training checkpoint has the trainer's own state beside it (and, with LoRA, lora.safetensors: the weights
-that learn, not merged). ``trainer_state.json`` is written last: a folder without it was cut off.
+A training checkpoint has the trainer's own state beside it (with LoRA, lora.safetensors: the weights that learn, not
+merged; with planned packs, packs.json: what the plan follows from). ``trainer_state.json`` is written last: a folder
+without it was cut off.
 """
 
 from __future__ import annotations
@@ -43,6 +44,7 @@ HEAD_FILE, FACTS_FILE, BACKBONE_FOLDER, LORA_FILE = (
 )
 FACTS = ("format", "prompt_hash", "vocabulary_hash", "pixels_hash", "family", "detection", "max_length")
 STATE_FILE = "trainer_state.json"  # transformers' name
+PACKS_FILE = "packs.json"
 
 
 def vocabulary_hash(processor: ChatProcessor) -> str:
@@ -196,6 +198,30 @@ def newest_checkpoint(output_dir: Path) -> Path | None:
     """The latest complete training checkpoint in a run's folder."""
     found = [path for path in output_dir.glob("checkpoint-*") if (path / STATE_FILE).is_file()]
     return max(found, key=lambda path: int(path.name.split("-")[1]), default=None)
+
+
+def check_packs(checkpoint: Path, state: Mapping[str, int | str]) -> None:
+    """The packs of a run that goes on are those it had: with others it would see samples twice, or never.
+
+    Args:
+        state: of the packs planned now, see PackedRun.state; empty where none are.
+
+    Raises:
+        CheckpointError: names what differs.
+    """
+    path = checkpoint / PACKS_FILE
+    saved = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    if bool(saved) != bool(state):
+        had = "had planned packs" if saved else "had none"
+        raise CheckpointError(
+            f"{checkpoint}: its run {had} (training.pack_tokens, pack_pixels, pack_images); do likewise"
+        )
+    for key, value in state.items():
+        if saved.get(key) == value:
+            continue
+        if key == "lengths":
+            raise CheckpointError(f"{checkpoint}: the samples had other lengths; restore data, prompt and augmentation")
+        raise CheckpointError(f"{checkpoint}: its run had {key} {saved.get(key)}, not {value}; go on with that")
 
 
 def publish(checkpoint: Path, target: Path, descriptions: Sequence[str] = ()) -> None:

@@ -18,10 +18,10 @@ from bbu.data.collators import PackedDataCollator, StandardDataCollator
 from bbu.data.dataset import TrainingStream
 from bbu.data.packing import Budgets, PackedRun
 from bbu.errors import ConfigError
-from bbu.jsonl import decode_json
+from bbu.jsonl import decode_json, write_json
 from bbu.losses.total import TERMS, count_terms, max_one, term_weights, weigh
 from bbu.training.callbacks import EvaluateAtEnd, ProgressBar
-from bbu.training.checkpoint import load_for_training, save_model
+from bbu.training.checkpoint import PACKS_FILE, check_packs, load_for_training, save_model
 from bbu.training.objective import DetectionObjective
 from bbu.training.param_groups import optimizer_groups
 from bbu.training.visual_log import VisualLog
@@ -97,7 +97,14 @@ class BBUTrainer(Trainer):
         return self.accelerator.unwrap_model(self.model)  # type: ignore[no-any-return]
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
-        """As the Trainer's; an error leaves no half-drawn bar behind."""
+        """As the Trainer's; an error leaves no half-drawn bar behind.
+
+        Raises:
+            CheckpointError: the run to go on with had other packs.
+        """
+        checkpoint = kwargs.get("resume_from_checkpoint")
+        if checkpoint:
+            check_packs(Path(checkpoint), self.packs.state() if self.packs else {})
         try:
             return super().train(*args, **kwargs)
         finally:
@@ -219,6 +226,8 @@ class BBUTrainer(Trainer):
         if state_dict is not None:
             state_dict = {name.removeprefix("model."): value for name, value in state_dict.items()}
         save_model(folder, self.unwrapped.model, self.processor, state_dict)
+        if self.packs is not None:
+            write_json(folder / PACKS_FILE, self.packs.state())
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         if not self.is_deepspeed_enabled:  # DeepSpeed restores the weights with its optimizer
