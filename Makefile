@@ -1,7 +1,10 @@
 # PYTHON: the environment that `bash train.sh --setup` makes (or BBU_PYTHON, if you keep your own).
 PYTHON := $(or $(BBU_PYTHON),.venv/bin/python)
 
-.PHONY: setup test lint demo
+# CONFIG: the config that `make profile` looks at.
+CONFIG := configs/demo.yaml
+
+.PHONY: setup test lint demo bench profile
 
 setup:
 	@bash train.sh --setup
@@ -16,3 +19,9 @@ lint: setup
 
 demo:
 	bash train.sh configs/demo.yaml
+
+bench: setup
+	PYTHONPATH=src:. $(PYTHON) benchmarks/run_all.py
+
+profile: setup
+	PYTHONPATH=src:. $(PYTHON) -m bbu.cli profile $(CONFIG)

@@ -77,12 +77,15 @@ def digest(folder: Path) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--photos", type=int, default=100_000)
+    parser.add_argument("--quick", action="store_true", help="500 photos: shows that it runs")
     parser.add_argument("--once", nargs=4, metavar=("FORMAT", "SOURCE", "OUTPUT", "IMAGES"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.once:
         name, source, output, images = arguments.once
         convert_once(name, Path(source), Path(output), images)
         return
+    if arguments.quick:
+        arguments.photos = 500
     with tempfile.TemporaryDirectory() as folder:
         base = Path(folder)
         sizes = (max(1, arguments.photos // 10), arguments.photos)

@@ -162,7 +162,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--phrases", type=int, default=7278)
     parser.add_argument("--photos", type=int, default=1000)
+    parser.add_argument("--quick", action="store_true", help="100 phrases, 20 photos: shows that it runs")
     arguments = parser.parse_args()
+    if arguments.quick:
+        arguments.phrases, arguments.photos = 100, 20
     if not SOURCE.is_dir():
         raise SystemExit(f"{SOURCE} is not there; BBU_SHARED names the folder with data/vg_regions_text")
     rows = read_photos()

@@ -1,11 +1,12 @@
 """Packed against padded: one training step of the language model on the same samples.
 
-    .venv/bin/python benchmarks/packing.py [--batches 2] [--samples 4] [--repeats 3] [--threads 2] [--quick]
+    .venv/bin/python benchmarks/packing.py [--batches 1] [--samples 8] [--repeats 3] [--threads 2] [--quick]
 
 Padded is transformers' own Qwen2.5-VL: its code, a padded batch, SDPA, its loss. Packed is this project's backbone and
 loss. Both have the same weights, see the same samples (0 to 3 worked examples, 1 to 43 parts, photos of 64 to 256 image
-tokens) and take a whole step: forward, backward, AdamW. Loss and gradients are checked equal before anything is timed,
-and the arms take turns. The model is Qwen2.5-VL-3B in small: widths an eighth, heads as wide as there, every part of
+tokens) and take a whole step: forward, backward, AdamW, in the precision that a run takes here (``auto``: bfloat16
+autocast where the processor has it). Loss and gradients are checked equal in float32 before anything is timed, and the
+arms take turns. The model is Qwen2.5-VL-3B in small: widths an eighth, heads as wide as there, every part of
 about the share of the work that it has there. The third arm runs the packed samples one by one, which is what a pack
 would cost if packing were free.
 
@@ -35,6 +36,7 @@ from bbu.losses.language_loss import answer_loss_sum
 from bbu.models.backbones.qwen2_5_vl import Qwen25VL
 from bbu.models.build import build_processor
 from bbu.records import FewShotSample, ObjectRow, Row
+from bbu.training.precision import use_bf16
 
 DESCRIPTIONS = ("螺丝连接点/BBU安装螺丝/安装正确", "标签贴纸/可识别", "线缆/蛇形管")
 PIXELS = (224 * 224, 448 * 448)  # of a photo: 64 to 256 image tokens of 28 x 28
@@ -114,6 +116,7 @@ class Arm:
     model: torch.nn.Module
     loss_of: Callable[[Batch], torch.Tensor]
     steps: list[list[Batch]]
+    bf16: bool = False
 
     def __post_init__(self) -> None:
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=0.0, fused=True)  # rate 0: every step the same
@@ -123,7 +126,8 @@ class Arm:
         self.optimizer.zero_grad(set_to_none=True)
         total = torch.zeros(())
         for batch in self.steps[number]:
-            loss = self.loss_of(batch)
+            with torch.autocast("cpu", torch.bfloat16, enabled=self.bf16):
+                loss = self.loss_of(batch)
             loss.backward()  # type: ignore[no-untyped-call]
             total += loss.detach()
         return total
@@ -198,10 +202,23 @@ def check_equal(arms: dict[str, Arm]) -> None:
                     raise SystemExit(f"{name}: the gradient of {key} is off by {error:.1e}")
 
 
-def step_memory(name: str, groups: list[list[ChatProcessorOutput]], token_ids: dict[str, int]) -> dict[str, int]:
+def set_precision(arms: dict[str, Arm], precision: str) -> str:
+    """That of a run here; losses stay as close as rounding lets them."""
+    for arm in arms.values():
+        arm.bf16 = use_bf16(precision, torch.device("cpu"))
+    losses = {name: arm.backward(0) for name, arm in arms.items()}
+    for loss in losses.values():
+        torch.testing.assert_close(loss, losses["padded"], rtol=1e-2, atol=0)
+    return "bfloat16 autocast" if arms["padded"].bf16 else "float32"
+
+
+def step_memory(
+    name: str, groups: list[list[ChatProcessorOutput]], token_ids: dict[str, int], precision: str
+) -> dict[str, int]:
     """In this process: the most that a step takes above weights, gradients and the optimizer's state."""
     shortest = min((sample for group in groups for sample in group), key=lambda sample: len(sample.input_ids))
     arm = make_arm(name, [[shortest], *groups], token_ids)
+    arm.bf16 = use_bf16(precision, torch.device("cpu"))
     arm.step(0)  # from here on gradients and state are there
     before = resident_bytes()
     for number in range(1, len(arm.steps)):
@@ -211,11 +228,12 @@ def step_memory(name: str, groups: list[list[ChatProcessorOutput]], token_ids: d
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--batches", type=int, default=2)
-    parser.add_argument("--samples", type=int, default=4, help="in a batch")
+    parser.add_argument("--batches", type=int, default=1)
+    parser.add_argument("--samples", type=int, default=8, help="in a batch")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--precision", choices=("auto", "bf16", "fp32"), default="auto")
     parser.add_argument("--quick", action="store_true", help="few, small, once: shows that it runs")
     parser.add_argument("--memory", choices=ARMS, help="of one arm, in this process")
     arguments = parser.parse_args()
@@ -225,18 +243,21 @@ def main() -> None:
     pixels = QUICK_PIXELS if arguments.quick else PIXELS
     groups, token_ids = make_samples(arguments.batches, arguments.samples, arguments.seed, pixels)
     if arguments.memory:
-        last_line("packing", **step_memory(arguments.memory, groups, token_ids))
+        last_line("packing", **step_memory(arguments.memory, groups, token_ids, arguments.precision))
         return
-    settings = {name: getattr(arguments, name) for name in ("batches", "samples", "threads", "seed")}
+    settings = {name: getattr(arguments, name) for name in ("batches", "samples", "threads", "seed", "precision")}
     options = [part for name, value in settings.items() for part in (f"--{name}", str(value))]
     options += ["--quick"] * arguments.quick
     memory = {name: in_own_process(__file__, ["--memory", name, *options]) for name in ARMS}
     arms = {name: make_arm(name, groups, token_ids) for name in ARMS}
     check_equal(arms)
-    seconds = interleaved_medians({name: arm.all_steps for name, arm in arms.items()}, arguments.repeats)
+    precision = set_precision(arms, arguments.precision)
+    runs = {name: arm.all_steps for name, arm in arms.items()}
+    seconds = interleaved_medians(runs, arguments.repeats, warm_up=False)  # the check above was one
     lengths = [[len(sample.input_ids) for sample in group] for group in groups]
     tokens, cells = sum(map(sum, lengths)), sum(max(group) * len(group) for group in lengths)
-    print(f"{len(groups)} batches of {arguments.samples}: {tokens} tokens of {min(map(min, lengths))} to", end=" ")
+    print(f"{precision}; {len(groups)} batches of {arguments.samples}: {tokens} tokens", end=", ")
+    print(f"{min(map(min, lengths))} to", end=" ")
     print(f"{max(map(max, lengths))} a sample, {cells} cells when padded ({1 - tokens / cells:.0%} padding)")
     print(f"{'':<12}{'s a step':>10}{'tokens/s':>10}{'MiB a step':>12}{'MiB in all':>12}")
     for name, taken in seconds.items():

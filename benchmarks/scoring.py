@@ -82,11 +82,14 @@ def main() -> None:
     parser.add_argument("--photos", type=int, default=10_000)
     parser.add_argument("--predictions", type=int, default=100, help="a photo (default 100)")
     parser.add_argument("--resamples", type=int, default=1000)
+    parser.add_argument("--quick", action="store_true", help="50 photos, 20 resamples: shows that it runs")
     parser.add_argument("--once", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.once:
         score_once(Path(arguments.once), arguments.resamples)
         return
+    if arguments.quick:
+        arguments.photos, arguments.resamples = 50, 20
     with tempfile.TemporaryDirectory() as folder:
         write_files(Path(folder), arguments.photos, arguments.predictions)
         command = [sys.executable, __file__, "--once", folder, "--resamples", str(arguments.resamples)]

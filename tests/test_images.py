@@ -44,6 +44,24 @@ def test_any_mode_of_any_format_reads_as_rgb(tmp_path: Path, mode: str, suffix: 
     assert np.abs(pixels - expected).mean() <= (30 if lossy else 3)
 
 
+@pytest.mark.parametrize("progressive", [False, True])
+@pytest.mark.parametrize("subsampling", [0, 1, 2])
+@pytest.mark.parametrize("size", [(1, 1), (17, 9), (100, 75)])
+def test_a_jpegs_pixels_are_pillows(tmp_path: Path, size: tuple[int, int], subsampling: int, progressive: bool) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (*size[::-1], 3), dtype=np.uint8)
+    path = tmp_path / "a.jpg"
+    Image.fromarray(noise).save(path, quality=85, subsampling=subsampling, progressive=progressive)
+    with Image.open(path) as image:
+        np.testing.assert_array_equal(np.asarray(load_image(path)), np.asarray(image))
+
+
+def test_a_real_jpegs_pixels_are_pillows(shared_dir: Path) -> None:
+    for path in sorted((shared_dir / "data").rglob("*.jpg"))[::60]:
+        with Image.open(path) as image:
+            expected = ImageOps.exif_transpose(image).convert("RGB")
+            np.testing.assert_array_equal(np.asarray(load_image(path)), np.asarray(expected), err_msg=str(path))
+
+
 def test_a_cmyk_jpeg_shows_its_colours(tmp_path: Path) -> None:
     Image.new("RGB", (16, 16), (200, 30, 90)).convert("CMYK").save(tmp_path / "a.jpg", quality=95)
     np.testing.assert_allclose(check(load_image(tmp_path / "a.jpg"), (16, 16))[8, 8], (200, 30, 90), atol=6)

@@ -54,6 +54,11 @@ def build_parser() -> argparse.ArgumentParser:
     augment.add_argument("--views", type=positive, default=4, help="epochs, a column each (default 4)")
     augment.add_argument("--epoch", type=not_negative, default=0, help="the first of them (default 0)")
 
+    profile = commands.add_parser("profile", help="say where the time of a training step goes: docs/profiling.md")
+    profile.add_argument("config", help="a YAML file, e.g. configs/demo.yaml")
+    profile.add_argument("overrides", nargs="*", help="dotted keys, e.g. training.batch_size=4")
+    profile.add_argument("--warm-up", type=positive, default=3, help="steps before the one that is traced (default 3)")
+
     baselines = commands.add_parser("baselines", help="compare the model a run has trained with simpler answers")
     baselines.add_argument("config", help="a YAML file, e.g. configs/demo.yaml")
     baselines.add_argument("overrides", nargs="*", help="dotted keys, e.g. evaluation.split=val")
@@ -312,6 +317,17 @@ def _baselines(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _profile(arguments: argparse.Namespace) -> int:
+    from bbu.config import load_config
+
+    config = load_config(arguments.config, arguments.overrides)
+    from bbu.stages.profiling import profile
+
+    tables, folder = profile(config, arguments.warm_up)
+    print(f"\n{tables}\n\nwritten: {folder}; open its trace.json in https://ui.perfetto.dev or chrome://tracing")
+    return 0
+
+
 def _predict(arguments: argparse.Namespace) -> int:
     _check_export(arguments)
     from bbu.inference import Inference, list_photos
@@ -496,6 +512,7 @@ COMMANDS = {
     "augment": _augment,
     "doctor": _doctor,
     "baselines": _baselines,
+    "profile": _profile,
     "predict": _predict,
     "serve": _serve,
     "evaluate": _evaluate,

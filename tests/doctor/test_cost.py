@@ -51,7 +51,7 @@ def test_memory_follows_the_stated_formula() -> None:
 
 def test_recomputation_and_loader_processes_change_it_as_they_should() -> None:
     plain, config = memory(tiny_config()), tiny_config()
-    config.model.gradient_checkpointing, config.data.workers = True, 3
+    config.model.gradient_checkpointing, config.data.workers = "full", 3
     changed = memory(config)
     assert changed["activations_bytes"] < plain["activations_bytes"]
     assert changed["photos_bytes"] == 7 * plain["photos_bytes"]

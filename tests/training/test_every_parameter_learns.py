@@ -65,11 +65,14 @@ def test_the_tower_takes_part_in_a_step_without_photos(family: str) -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_recomputed_activations_give_the_same_gradients(family: str) -> None:
     found = []
-    for recompute in (False, True):
+    for recompute in ("none", "selective", "full"):
         config = tiny_config(model={"family": family, "gradient_checkpointing": recompute})
         model = build_model(config, tiny_tokenizer(), device=torch.device("cpu"), dtype=torch.float32).double().train()
         sums = DetectionObjective(model, config.loss)(**pack(model, [tiny_sample(tiny_processor(family), 2, parts=3)]))
         torch.stack([sums[term].double() for term in TERMS]).sum().backward()
         found.append({name: p.grad for name, p in model.named_parameters()})
-    for name, gradient in found[0].items():
-        torch.testing.assert_close(found[1][name], gradient, rtol=1e-9, atol=1e-9, msg=lambda t, n=name: f"{n}: {t}")
+    for gradients in found[1:]:
+        for name, gradient in found[0].items():
+            torch.testing.assert_close(
+                gradients[name], gradient, rtol=1e-9, atol=1e-9, msg=lambda t, n=name: f"{n}: {t}"
+            )

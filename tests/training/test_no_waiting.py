@@ -6,6 +6,7 @@ passes the dispatcher; on a GPU each of them would wait for the device.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,6 +16,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from bbu.losses import matcher
 from bbu.models import attention
 from bbu.models.backbones import qwen2_5_vl
+from bbu.models.build import freeze
+from bbu.models.feature_cache import FeatureCache
 from bbu.training.objective import DetectionObjective
 from tests.tiny import FAMILIES, build_tiny, mixed_samples, pack, tiny_config, tiny_processor
 
@@ -64,12 +67,23 @@ def excuse(monkeypatch: pytest.MonkeyPatch, watch: Watch, owner: Any, name: str)
         monkeypatch.setattr(owner, name, excused)
 
 
-def run_step(monkeypatch: pytest.MonkeyPatch, family: str, transfers: list[int]) -> list[str]:
-    """Forward and backward of a pack under watch; sizes of the tables that matching fetched go to ``transfers``."""
+def run_step(
+    monkeypatch: pytest.MonkeyPatch, family: str, transfers: list[int], features: Path | None = None
+) -> list[str]:
+    """Forward and backward of a pack under watch; sizes of the tables that matching fetched go to ``transfers``.
+
+    Args:
+        features: a folder in which the features of all photos lie before the step.
+    """
     objective = DetectionObjective(build_tiny(tiny_config(model={"family": family})), tiny_config().loss)
-    batch = pack(objective.model, mixed_samples(tiny_processor(family)))
+    batch = pack(objective.model, mixed_samples(tiny_processor(family, name_photos=features is not None)))
+    if features is not None:
+        freeze(objective.model, ["vision"])
+        objective.model.backbone.feature_cache = FeatureCache(features)
+        objective(**batch)
     watch = Watch()
     excuse(monkeypatch, watch, attention.ENGINES, "sdpa")  # reads the edges, which a GPU's kernels do on the device
+    excuse(monkeypatch, watch, FeatureCache, "get")  # reads a file; what it gives is on the host
     for owner, name in ON_THE_HOST[family]:
         excuse(monkeypatch, watch, owner, name)
     to_host = matcher._to_host
@@ -90,6 +104,14 @@ def test_a_step_waits_for_the_device_once_for_the_matching_costs(monkeypatch: py
     transfers: list[int] = []
     assert run_step(monkeypatch, family, transfers) == []
     assert len(transfers) == 1 and transfers[0] > 0
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_features_that_were_kept_are_not_waited_for(
+    monkeypatch: pytest.MonkeyPatch, family: str, tmp_path: Path
+) -> None:
+    assert run_step(monkeypatch, family, [], tmp_path) == []
+    assert len(list(tmp_path.glob("*/*"))) == 11
 
 
 def test_the_watch_sees_what_waits() -> None:

@@ -6,6 +6,7 @@ schema.py: every key, its default and meaning. checks.py: ranges and choices. lo
 from bbu.config.checks import AT_LEAST_ONE, CHOICES, FRACTIONS, NOT_NEGATIVE, all_keys, check_values, value_at
 from bbu.config.load import load_config
 from bbu.config.schema import (
+    COMPILED_PARTS,
     GROUP_NAMES,
     AugmentConfig,
     Config,
@@ -27,6 +28,7 @@ from bbu.config.schema import (
 __all__ = [
     "AT_LEAST_ONE",
     "CHOICES",
+    "COMPILED_PARTS",
     "FRACTIONS",
     "GROUP_NAMES",
     "NOT_NEGATIVE",

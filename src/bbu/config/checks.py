@@ -6,7 +6,7 @@ import dataclasses
 import math
 from typing import Any
 
-from bbu.config.schema import GROUP_NAMES, Config
+from bbu.config.schema import COMPILED_PARTS, GROUP_NAMES, Config
 from bbu.errors import ConfigError
 
 SCHEDULES = (
@@ -23,6 +23,8 @@ CHOICES = {
     "data.episodes.choose": ("random", "label_cover", "variety", "nearest"),
     "data.episodes.pool": ("teacher", "train"),
     "data.sampling.method": ("uniform", "repeat_factor", "class_aware"),
+    "model.liger": ("none", "auto", "always"),
+    "model.gradient_checkpointing": ("none", "selective", "full"),
     "model.attention": ("auto", "sdpa", "torch_varlen", "flash_attn"),
     "training.precision": ("auto", "fp32", "bf16"),
     "training.schedule": SCHEDULES,
@@ -49,7 +51,7 @@ NOT_NEGATIVE = (
     "training.pack_tokens", "training.pack_pixels", "training.pack_images",
     "loss.teacher_lm_weight", "loss.student_lm_weight", "loss.bbox_l1_weight", "loss.bbox_giou_weight",
     "loss.objectness_weight", "loss.caption_weight", "loss.match_l1", "loss.match_giou", "loss.match_objectness",
-    "training.max_grad_norm",
+    "training.max_grad_norm", "loss.denoising_groups",
     *(f"training.learning_rates.{group}" for group in GROUP_NAMES),
 )  # fmt: skip
 FRACTIONS = (
@@ -126,6 +128,16 @@ def check_values(config: Config) -> None:
     for part in config.model.lora.parts:
         if part not in ("llm", "vision"):
             raise ConfigError(f"model.lora.parts: {part!r} is not one of llm, vision")
+    for part in config.model.compile:
+        if part not in COMPILED_PARTS:
+            raise ConfigError(f"model.compile: {part!r} is not one of {', '.join(COMPILED_PARTS)}")
+    recomputed = sorted({"llm", "vision"} & {*config.model.compile})
+    if recomputed and config.model.gradient_checkpointing != "none":
+        raise ConfigError(
+            "model.compile: blocks that are recomputed (model.gradient_checkpointing) run as they are; "
+            f"leave {', '.join(recomputed)} out, or set model.gradient_checkpointing=none"
+        )
+    _check_feature_cache(config)
     scratch = config.model.scratch
     for whole, part, times in (
         ("vision_width", "vision_heads", 4),  # rows and columns, each a sine and a cosine
@@ -148,6 +160,17 @@ def check_values(config: Config) -> None:
     for target in config.training.report_to:
         if target not in ("wandb", "tensorboard"):
             raise ConfigError(f"training.report_to: {target!r} is not one of wandb, tensorboard")
+
+
+def _check_feature_cache(config: Config) -> None:
+    model = config.model
+    if not model.feature_cache:
+        return
+    why = "features are kept of a tower that does not learn, and this one would"
+    if "vision" in model.lora.parts:
+        raise ConfigError(f"model.feature_cache: {why} (model.lora.parts); leave vision out of it, or empty the key")
+    if "vision" not in model.freeze:
+        raise ConfigError(f"model.feature_cache: {why}; add vision to model.freeze, or empty the key")
 
 
 def _check_packs(config: Config) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+COMPILED_PARTS = ("decoder", "captions", "llm", "vision")
 GROUP_NAMES = ("vision", "merger", "llm", "detection", "adapter")
 
 
@@ -150,7 +151,10 @@ class ModelConfig:
     lora: LoraConfig = field(default_factory=LoraConfig)
     attention: str = "auto"  # auto | sdpa | torch_varlen | flash_attn
     freeze: list[str] = field(default_factory=list)  # groups that do not learn
-    gradient_checkpointing: bool = False
+    feature_cache: str = ""  # folder for what a frozen tower makes of photos; empty = off, docs/memory.md
+    compile: list[str] = field(default_factory=list)  # blocks for torch.compile: decoder, captions, llm, vision
+    liger: str = "none"  # none | auto | always: fused norms and MLPs (optional package liger-kernel, CUDA)
+    gradient_checkpointing: str = "none"  # none | selective | full: activations computed again, docs/memory.md
 
 
 @dataclass
@@ -167,6 +171,7 @@ class LossConfig:
     match_giou: float = 2.0
     match_objectness: float = 2.0
     proposals_per_object: int = 4  # image tokens that learn to propose each part
+    denoising_groups: int = 3  # pairs of noisy boxes from which the decoder learns to find each part; 0 = none
 
 
 @dataclass

@@ -5,8 +5,9 @@ Shape legend: S tokens of the sample, P patch rows, I images.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -53,6 +54,8 @@ class ChatProcessorOutput:
         ground_truth_objects: the student's parts, in (y1, x1) order.
         geometry: how the student's photo maps to the model.
         name: the student's photo, for messages.
+        image_keys: for each photo a hash of its patches and their grid, or None where its features are not to be kept;
+            empty = all None.
     """
 
     input_ids: torch.Tensor
@@ -66,6 +69,7 @@ class ChatProcessorOutput:
     ground_truth_objects: list[GroundTruthObject]
     geometry: ImageGeometry
     name: str
+    image_keys: list[str | None] = field(default_factory=list)
 
 
 class ChatProcessor:
@@ -78,6 +82,7 @@ class ChatProcessor:
         image_root: folder that records' image paths are relative to.
         max_length: most tokens of a sample; a longer one raises.
         caption_max_tokens: most tokens of a description with its end token.
+        name_photos: give photos that augmentation left as they are their ``image_keys``.
     """
 
     def __init__(
@@ -89,8 +94,10 @@ class ChatProcessor:
         image_root: str = ".",
         max_length: int = 8192,
         caption_max_tokens: int = 24,
+        name_photos: bool = False,
     ) -> None:
         self.tokenizer, self.image_processor, self.spec = tokenizer, image_processor, spec
+        self.name_photos = name_photos
         image_processor.size = {"shortest_edge": spec.min_pixels, "longest_edge": spec.max_pixels}
         self.image_root, self.max_length, self.caption_max_tokens = image_root, max_length, caption_max_tokens
         self._patchify = Patchifier(image_processor)
@@ -117,10 +124,13 @@ class ChatProcessor:
         context = [replace(row, objects=()) for row in raw_sample.context]  # shown without answers
         rows = (*raw_sample.teachers, *context, raw_sample.student)
         photos = [open_photo(self.image_root, row) for row in rows]
-        if augment is not None:
-            photos = augment(photos)
+        seen = photos if augment is None else augment(photos)
         taught = len(raw_sample.teachers)
-        return self.process_photos(photos[:taught], photos[-1], context=photos[taught:-1], with_answer=True)
+        output = self.process_photos(seen[:taught], seen[-1], context=seen[taught:-1], with_answer=True)
+        if self.name_photos:  # a random view does not come again
+            pairs = zip(output.image_keys, seen, photos, strict=True)
+            output.image_keys = [key if after.image is before.image else None for key, after, before in pairs]
+        return output
 
     def process_photos(
         self, teachers: Sequence[Photo], student: Photo, *, with_answer: bool, context: Sequence[Photo] = ()
@@ -159,6 +169,7 @@ class ChatProcessor:
             ground_truth_objects=self._targets(student, geometries[-1], boxes[-1]) if with_answer else [],
             geometry=geometries[-1],
             name=student.name,
+            image_keys=_keys(pixel_values, grid_thw) if self.name_photos else [],
         )
 
     # ------------------------------------------------------------ photos
@@ -254,3 +265,13 @@ class ChatProcessor:
 def _boxes(photo: Photo) -> np.ndarray:
     """(n, 4) xyxy boxes of the parts, in pixels of the photo."""
     return np.array([item.box for item in photo.objects], dtype=np.float64).reshape(-1, 4)
+
+
+def _keys(pixel_values: torch.Tensor, grid_thw: torch.Tensor) -> list[str | None]:
+    """A hash of each photo's patches and their grid."""
+    keys: list[str | None] = []
+    for photo, grid in zip(pixel_values.split(grid_thw.prod(-1).tolist()), grid_thw.tolist(), strict=True):
+        digest = hashlib.sha256(repr(grid).encode())
+        digest.update(photo.contiguous().numpy())
+        keys.append(digest.hexdigest())
+    return keys

@@ -25,6 +25,7 @@ class PackedDataCollator:
         input_ids, labels (1, T); position_ids (3, 1, T), each sample counted from its own start;
         cu_seqlens (B + 1,) int32; max_seqlen int;
         pixel_values (P, 1176); image_grid_thw [I]: (frames, rows, columns) of patches; image_to_sample (I,);
+        image_keys [I]: names of the photos in the feature cache, None where they are not to be kept;
         student_images [B]: number of each student's image among the I;
         prompt_spans [B], photo_spans [B], student_spans [B], teacher_spans [B][…]: half-open token ranges in the pack;
         boxes (N, 4) cxcywh in [0, 1]; box_counts [B]; caption_ids [N]: token ids of each part's words, end included;
@@ -137,6 +138,7 @@ def _collate_images(samples: Sequence[ChatProcessorOutput]) -> Batch:
         "pixel_values": torch.cat([sample.pixel_values for sample in samples]),
         "image_grid_thw": [grid for sample in samples for grid in _grids(sample)],
         "image_to_sample": torch.repeat_interleave(torch.arange(len(samples)), torch.tensor(counts)),
+        "image_keys": [key for sample in samples for key in sample.image_keys or [None] * len(sample.image_grid_thw)],
         "student_images": [sum(counts[: number + 1]) - 1 for number in range(len(samples))],  # students come last
     }
 

@@ -22,7 +22,9 @@ from bbu.records import Row
 
 # Bytes kept for the backward pass by one transformer layer, for each token and unit of width, in bf16: 34 without
 # attention scores, which no engine here keeps; 2 with recomputation (Korthikanti et al. 2022, arXiv:2205.05198).
-LAYER_BYTES, CHECKPOINTED_BYTES = 34, 2
+LAYER_BYTES = 34
+# keys are those of model.gradient_checkpointing; selective keeps what products with weights and attention give
+LAYER_BYTES_WITH = {"none": LAYER_BYTES, "selective": 20, "full": 2}
 PREFETCHED_BATCHES = 2  # torch's DataLoader, for each worker
 
 
@@ -120,7 +122,7 @@ def memory_report(config: Config, size: ModelSize, lengths: TokenLengths, proces
     patches = max(lengths.photo_tokens, default=0) * (1 + lengths.teachers) * batch * processor.merge_size**2
     images = processor.image_processor
     patch_bytes = 4 * 3 * int(images.temporal_patch_size) * int(images.patch_size) ** 2  # float32, three colours
-    layer = CHECKPOINTED_BYTES if config.model.gradient_checkpointing else LAYER_BYTES
+    layer = LAYER_BYTES_WITH[config.model.gradient_checkpointing]
     widest = 0 if layer == LAYER_BYTES else LAYER_BYTES  # one layer at a time is whole while it is recomputed
     (depth_v, width_v), (depth_t, width_t) = size.towers
     kept = patches * width_v * (depth_v * layer + widest) + pack * width_t * (depth_t * layer + widest)

@@ -1,4 +1,4 @@
-"""Box and objectness terms of all decoder layers and of the proposals, as sums.
+"""Box and objectness terms of all decoder layers, of the proposals and of denoising, as sums.
 
 Shape legend: K layers, B samples, Q predictions of a sample, N parts of all samples.
 """
@@ -8,14 +8,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch.nn import functional as F
 
 from bbu.geometry import cxcywh_to_xyxy, giou, iou
+from bbu.losses.denoising import NoisyParts
 from bbu.losses.matcher import MatchCosts, Matches, Round, hungarian_matcher
+from bbu.models.detection_head import BoxPrediction
 from bbu.transfer import upload
 
-__all__ = ["DetectionSums", "detection_sums", "hungarian_matcher", "quality_focal_loss"]
+__all__ = ["Denoising", "DetectionSums", "detection_sums", "hungarian_matcher", "quality_focal_loss"]
 
 FOCAL_GAMMA = 2.0
 
@@ -31,6 +34,26 @@ class DetectionSums:
     bbox_giou: torch.Tensor
     objectness: torch.Tensor
     final: Matches
+
+
+@dataclass
+class Denoising:
+    """Parts with noise, and each decoder layer's prediction (hints,) for them. Who is whose is known: no matching."""
+
+    noisy: NoisyParts
+    layers: Sequence[BoxPrediction]
+
+    def round(self) -> Round:
+        """All hints of the pack as if of one sample: boxes (K, 1, hints, 4)."""
+        boxes = torch.stack([layer.boxes for layer in self.layers])
+        return Round(boxes[:, None], torch.stack([layer.objectness for layer in self.layers])[:, None])
+
+    def matches(self) -> Matches:
+        """Near boxes and their parts, in every layer."""
+        near, parts, count = self.noisy.near, self.noisy.parts, len(self.layers)
+        numbers = np.repeat(np.arange(count), len(near))
+        host = np.stack([numbers, np.zeros_like(numbers), np.tile(near, count), np.tile(parts, count)])
+        return Matches.of(host, self.layers[0].boxes.device)
 
 
 def quality_focal_loss(logits: torch.Tensor, quality: torch.Tensor) -> torch.Tensor:
@@ -55,8 +78,9 @@ def detection_sums(
     costs: MatchCosts,
     proposals_per_object: int,
     names: Sequence[str] = (),
+    denoising: Denoising | None = None,
 ) -> DetectionSums:
-    """Match every layer and the proposals, then sum their terms.
+    """Match every layer and the proposals, then sum their terms and those of denoising.
 
     Layers are matched one to one, so that a part is named once. Each part is matched to several proposals
     (one-to-many, as in hybrid matching, Jia et al. 2023, arXiv:2207.13080): they only have to offer good boxes.
@@ -66,6 +90,7 @@ def detection_sums(
         proposals_per_object: proposals matched to each part; their terms are divided by it, so that they
             weigh as much as one layer.
         names: photos, for messages.
+        denoising: what became of parts with noise; the terms of its groups together weigh as much as the layers'.
     """
     part_boxes_N4 = part_boxes_N4.to(layer_boxes_KBQ4.dtype)
     layers = Round(layer_boxes_KBQ4, layer_objectness_KBQ)
@@ -79,6 +104,10 @@ def detection_sums(
     of_layers = _round_sums(layers, layer_matches, part_boxes_N4)
     of_proposals = _round_sums(proposals, proposal_matches, part_boxes_N4)
     l1, overlap, objectness = (a + b / proposals_per_object for a, b in zip(of_layers, of_proposals, strict=True))
+    if denoising is not None:
+        of_hints = _round_sums(denoising.round(), denoising.matches(), part_boxes_N4)
+        shares = (term / denoising.noisy.groups for term in of_hints)
+        l1, overlap, objectness = (a + b for a, b in zip((l1, overlap, objectness), shares, strict=True))
     return DetectionSums(l1, overlap, objectness, layer_matches.of_layer(len(layer_boxes_KBQ4) - 1))
 
 

@@ -15,6 +15,10 @@ from bbu.errors import ConfigError
 from bbu.models.attention import choose_engine
 from bbu.models.backbones import BACKBONES
 from bbu.models.backbones.base import Backbone
+from bbu.models.checkpointing import checkpoint_activations
+from bbu.models.compiling import compile_parts
+from bbu.models.feature_cache import FeatureCache
+from bbu.models.liger import use_liger
 from bbu.models.lora import add_lora
 from bbu.models.wrapper import DetectionVLM
 from bbu.records import FewShotSample
@@ -53,6 +57,7 @@ def build_processor(config: Config, samples: Sequence[FewShotSample], image_root
         image_root=image_root,
         max_length=config.data.max_length,
         caption_max_tokens=model.detection.caption_max_tokens,
+        name_photos=bool(model.feature_cache),
     )
 
 
@@ -87,22 +92,17 @@ def build_model(
     else:
         backbone = family.from_scratch(model.scratch, len(tokenizer), tokenizer.get_vocab())
     backbone.use_engine(choose_engine(model.attention, device, dtype))
+    if model.feature_cache:
+        backbone.feature_cache = FeatureCache(model.feature_cache)
     wrapped = DetectionVLM(backbone, model.detection)
-    if model.gradient_checkpointing:
-        _checkpoint_activations(backbone)
+    use_liger(backbone, model.liger, device)
+    if model.gradient_checkpointing != "none":
+        checkpoint_activations(backbone, model.gradient_checkpointing)
     if model.lora.parts:
         add_lora(wrapped, model.lora)
     freeze(wrapped, model.freeze)
+    compile_parts(wrapped, model.compile)
     return wrapped
-
-
-def _checkpoint_activations(backbone: Backbone) -> None:
-    """Recompute activations in the backward pass; newer transformers calls it by another name."""
-    newer = getattr(backbone.vlm, "activation_checkpointing_enable", None)
-    if newer is not None:
-        newer()
-    else:
-        backbone.vlm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
 
 
 def freeze(model: DetectionVLM, groups: Sequence[str]) -> None:

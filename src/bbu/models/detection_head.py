@@ -4,21 +4,27 @@ Every image token proposes a box (two-stage, Zhu et al. 2021); the best ones bec
 refined layer by layer. A layer looks at the other queries, at the whole memory (language included) and at
 learned points around its own box. Queries are conditioned on their boxes (DAB-DETR, Liu et al. 2022,
 arXiv:2201.12329). Learned queries take over where an image has fewer tokens than there are queries.
+Beside its own queries the decoder takes hinted ones, which start from boxes that are given (in training: parts with
+noise, bbu.losses.denoising). The two see nothing of each other.
 
-Shape legend: B samples, M memory tokens, S image tokens of all samples, D width, Q queries, H heads,
-E head width, P points a level.
+Shape legend: B samples, M memory tokens, S image tokens of all samples, D width, Q own queries of a sample, R queries
+of all samples, own and hinted, H heads, E head width, P points a level.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
+import numpy as np
 import torch
 from torch import nn
 
-from bbu.models.attention import dense_attention, varlen_attention
+from bbu.models.attention import varlen_attention
 from bbu.models.memory import Memory, full_precision, grid_centres, sample_level, sine_embedding
+from bbu.transfer import upload
 
 ANCHOR_TOKENS = 3.0  # a token first guesses a box three tokens wide and high
 PRIOR_OBJECTNESS = 0.02  # share of image tokens that are parts, before anything is learned
@@ -31,6 +37,10 @@ class BoxPrediction:
     boxes: torch.Tensor
     objectness: torch.Tensor
 
+    def at(self, rows: torch.Tensor) -> BoxPrediction:
+        """Those of some rows."""
+        return BoxPrediction(self.boxes.index_select(0, rows), self.objectness.index_select(0, rows))
+
 
 @dataclass
 class HeadOutput:
@@ -40,12 +50,71 @@ class HeadOutput:
         proposals: prediction of every image token, (S,) samples end to end.
         proposal_counts: image tokens of each sample.
         queries_BQD: final query states.
+        hinted: one prediction (hints,) for each decoder layer, in the order of the hints.
     """
 
     layers: list[BoxPrediction]
     proposals: BoxPrediction
     proposal_counts: list[int]
     queries_BQD: torch.Tensor
+    hinted: list[BoxPrediction]
+
+
+@dataclass
+class Hints:
+    """Boxes that further queries start from.
+
+    Args:
+        boxes: (hints, 4) cxcywh in [0, 1], samples end to end, in each sample group by group.
+        group_sizes: for each sample the hints of each of its groups. Queries of a group see each other and no others.
+    """
+
+    boxes: torch.Tensor
+    group_sizes: Sequence[Sequence[int]]
+
+
+@dataclass
+class QueryRows:
+    """Where the queries of a pack are: sample by sample, in each its own ones and then its hinted ones by group.
+
+    Args:
+        samples_R: the sample of each.
+        own, hinted: rows of own and of hinted queries.
+        order: numbers of the own queries and then the hinted ones, in the order of rows.
+        group_edges, sample_edges: int32 edges of those that see each other, and of samples; with the longest of each.
+    """
+
+    samples_R: torch.Tensor
+    own: torch.Tensor
+    hinted: torch.Tensor
+    order: torch.Tensor
+    group_edges: torch.Tensor
+    most_in_group: int
+    sample_edges: torch.Tensor
+    most_in_sample: int
+
+    @classmethod
+    def of(cls, queries: int, group_sizes: Sequence[Sequence[int]], device: torch.device) -> QueryRows:
+        """For ``queries`` own ones in each sample."""
+        groups = [size for sizes in group_sizes for size in (queries, *sizes)]
+        samples = [queries + sum(sizes) for sizes in group_sizes]
+        owners = np.repeat(np.arange(len(samples)), samples)
+        is_own = np.arange(len(owners)) - np.cumsum([0, *samples])[owners] < queries
+        own, hinted = np.flatnonzero(is_own), np.flatnonzero(~is_own)
+        return cls(
+            samples_R=upload(owners, device),
+            own=upload(own, device),
+            hinted=upload(hinted, device),
+            order=upload(np.argsort(np.concatenate((own, hinted))), device),
+            group_edges=upload([0, *accumulate(groups)], device, torch.int32),
+            most_in_group=max(groups),
+            sample_edges=upload([0, *accumulate(samples)], device, torch.int32),
+            most_in_sample=max(samples),
+        )
+
+    def join(self, own: torch.Tensor, hinted: torch.Tensor) -> torch.Tensor:
+        """Own and hinted ones, each in their order → (R, …)."""
+        return torch.cat((own, hinted)).index_select(0, self.order)
 
 
 def inverse_sigmoid(unit: torch.Tensor) -> torch.Tensor:
@@ -117,64 +186,77 @@ class DecoderLayer(nn.Module):
             self.point_offset.bias.copy_(offsets.expand(-1, self.levels, -1, -1).flatten())
 
     def forward(
-        self, queries_BQD: torch.Tensor, places_BQD: torch.Tensor, boxes_BQ4: torch.Tensor, memory: Memory, engine: str
+        self,
+        queries_RD: torch.Tensor,
+        places_RD: torch.Tensor,
+        boxes_R4: torch.Tensor,
+        rows: QueryRows,
+        memory: Memory,
+        engine: str,
     ) -> torch.Tensor:
         """One round of looking; boxes are the current references, cxcywh."""
-        queries_BQD = queries_BQD + self._look_at_queries(self.norm_self(queries_BQD), places_BQD)
-        normed = self.norm_cross(queries_BQD) + places_BQD
+        queries_RD = queries_RD + self._look_at_queries(self.norm_self(queries_RD), places_RD, rows, engine)
+        normed = self.norm_cross(queries_RD) + places_RD
         values_MD = self.cross_value(memory.tokens_MD)
-        queries_BQD = (
-            queries_BQD
-            + self._look_at_memory(normed, values_MD, memory, engine)
-            + self._look_at_points(normed, values_MD, boxes_BQ4, memory)
+        queries_RD = (
+            queries_RD
+            + self._look_at_memory(normed, values_MD, rows, memory, engine)
+            + self._look_at_points(normed, values_MD, boxes_R4, rows, memory)
         )
-        return queries_BQD + self.mlp(self.norm_mlp(queries_BQD))  # type: ignore[no-any-return]
+        return queries_RD + self.mlp(self.norm_mlp(queries_RD))  # type: ignore[no-any-return]
 
-    def _look_at_queries(self, queries_BQD: torch.Tensor, places_BQD: torch.Tensor) -> torch.Tensor:
-        batch, count, width = queries_BQD.shape
-        query, key = self.self_query_key(queries_BQD + places_BQD).chunk(2, dim=-1)
-        value = self.self_value(queries_BQD)
-        split = (x.view(batch, count, self.heads, -1).transpose(1, 2) for x in (query, key, value))
-        attended = dense_attention(*split)
-        return self.self_out(attended.transpose(1, 2).reshape(batch, count, width))  # type: ignore[no-any-return]
+    def _split(self, features: torch.Tensor) -> torch.Tensor:
+        """(…, D) → (…, H, E)."""
+        return features.unflatten(-1, (self.heads, -1))
+
+    def _look_at_queries(
+        self, queries_RD: torch.Tensor, places_RD: torch.Tensor, rows: QueryRows, engine: str
+    ) -> torch.Tensor:
+        query, key = self.self_query_key(queries_RD + places_RD).chunk(2, dim=-1)
+        attended = varlen_attention(
+            self._split(query),
+            self._split(key),
+            self._split(self.self_value(queries_RD)),
+            cu_seqlens_q=rows.group_edges,
+            cu_seqlens_k=rows.group_edges,
+            max_seqlen_q=rows.most_in_group,
+            max_seqlen_k=rows.most_in_group,
+            causal=False,
+            engine=engine,
+        )
+        return self.self_out(attended.flatten(1))  # type: ignore[no-any-return]
 
     def _look_at_memory(
-        self, queries_BQD: torch.Tensor, values_MD: torch.Tensor, memory: Memory, engine: str
+        self, queries_RD: torch.Tensor, values_MD: torch.Tensor, rows: QueryRows, memory: Memory, engine: str
     ) -> torch.Tensor:
-        batch, count, width = queries_BQD.shape
-        query = self.cross_query(queries_BQD).view(batch * count, self.heads, -1)
-        key = self.cross_key(memory.tokens_MD + memory.places_MD).view(-1, self.heads, width // self.heads)
         attended = varlen_attention(
-            query,
-            key,
-            values_MD.view(-1, self.heads, width // self.heads),
-            cu_seqlens_q=torch.arange(batch + 1, device=query.device, dtype=torch.int32) * count,
+            self._split(self.cross_query(queries_RD)),
+            self._split(self.cross_key(memory.tokens_MD + memory.places_MD)),
+            self._split(values_MD),
+            cu_seqlens_q=rows.sample_edges,
             cu_seqlens_k=memory.cu_seqlens,
-            max_seqlen_q=count,
+            max_seqlen_q=rows.most_in_sample,
             max_seqlen_k=memory.max_seqlen,
             causal=False,
             engine=engine,
         )
-        return self.cross_out(attended.reshape(batch, count, width))  # type: ignore[no-any-return]
+        return self.cross_out(attended.flatten(1))  # type: ignore[no-any-return]
 
     def _look_at_points(
-        self, queries_BQD: torch.Tensor, values_MD: torch.Tensor, boxes_BQ4: torch.Tensor, memory: Memory
+        self, queries_RD: torch.Tensor, values_MD: torch.Tensor, boxes_R4: torch.Tensor, rows: QueryRows, memory: Memory
     ) -> torch.Tensor:
-        batch, count, width = queries_BQD.shape
-        shape = (batch, count, self.heads, self.levels, self.points)
-        offsets = full_precision(self.point_offset(queries_BQD)).view(*shape, 2)
-        weights = full_precision(self.point_weight(queries_BQD)).view(*shape[:3], -1).softmax(-1).view(shape)
-        centres, sides = boxes_BQ4[:, :, None, None, None, :2], boxes_BQ4[:, :, None, None, None, 2:]
+        shape = (len(queries_RD), self.heads, self.levels, self.points)
+        offsets = full_precision(self.point_offset(queries_RD)).view(*shape, 2)
+        weights = full_precision(self.point_weight(queries_RD)).view(*shape[:2], -1).softmax(-1).view(shape)
+        centres, sides = boxes_R4[:, None, None, None, :2], boxes_R4[:, None, None, None, 2:]
         places = centres + offsets * sides * 0.5  # offset 1 = the edge of the box
-        values_MHE = values_MD.view(-1, self.heads, width // self.heads)
-        samples_N = torch.arange(batch, device=places.device).repeat_interleave(count)
-        places, weights = places.flatten(0, 1), weights.flatten(0, 1)
+        values_MHE = self._split(values_MD)
         seen = sum(
-            sample_level(values_MHE, memory, level, samples_N, places[:, :, level], weights[:, :, level])
+            sample_level(values_MHE, memory, level, rows.samples_R, places[:, :, level], weights[:, :, level])
             for level in range(self.levels)
         )
         assert isinstance(seen, torch.Tensor)
-        return self.point_out(seen.reshape(batch, count, width).to(queries_BQD.dtype))  # type: ignore[no-any-return]
+        return self.point_out(seen.flatten(1).to(queries_RD.dtype))  # type: ignore[no-any-return]
 
 
 class DetectionHead(nn.Module):
@@ -198,18 +280,38 @@ class DetectionHead(nn.Module):
         self.layers = nn.ModuleList(DecoderLayer(width, heads, points, levels) for _ in range(layers))
         self.box_heads = nn.ModuleList(BoxHead(width) for _ in range(layers))
 
-    def forward(self, memory: Memory, engine: str) -> HeadOutput:
-        """Detect in every sample of the memory."""
+    def forward(self, memory: Memory, engine: str, hints: Hints | None = None) -> HeadOutput:
+        """Detect in every sample of the memory; hints change nothing but ``hinted``."""
         proposals = self._propose(memory)
         queries_BQD, boxes_BQ4 = self._choose(memory, proposals)
-        predictions = []
+        queries_RD, boxes_R4 = queries_BQD.flatten(0, 1), boxes_BQ4.flatten(0, 1)
+        rows = QueryRows.of(self.queries, hints.group_sizes if hints else [()] * len(boxes_BQ4), boxes_R4.device)
+        if hints is not None:
+            queries_RD = rows.join(queries_RD, self._at_centres(hints.boxes, memory, rows).to(queries_RD.dtype))
+            boxes_R4 = rows.join(boxes_R4, hints.boxes.to(boxes_R4.dtype))
+        own, hinted = [], []
         for layer, head in zip(self.layers, self.box_heads, strict=True):
-            reference = boxes_BQ4.detach()  # each layer learns its own step
-            places = self.box_place(sine_embedding(reference, self.width // 2).to(queries_BQD.dtype))
-            queries_BQD = layer(queries_BQD, places, reference, memory, engine)
-            predictions.append(head(queries_BQD, reference))
-            boxes_BQ4 = predictions[-1].boxes
-        return HeadOutput(predictions, proposals, memory.image_token_counts, queries_BQD)
+            reference_R4 = boxes_R4.detach()  # each layer learns its own step
+            places = self.box_place(sine_embedding(reference_R4, self.width // 2).to(queries_RD.dtype))
+            queries_RD = layer(queries_RD, places, reference_R4, rows, memory, engine)
+            found = head(queries_RD, reference_R4)
+            boxes_R4 = found.boxes
+            by_sample = found.at(rows.own)
+            own.append(
+                BoxPrediction(by_sample.boxes.view_as(boxes_BQ4), by_sample.objectness.view(boxes_BQ4.shape[:2]))
+            )
+            hinted.append(found.at(rows.hinted))
+        states_BQD = queries_RD.index_select(0, rows.own).view_as(queries_BQD)
+        return HeadOutput(own, proposals, memory.image_token_counts, states_BQD, hinted)
+
+    def _at_centres(self, boxes: torch.Tensor, memory: Memory, rows: QueryRows) -> torch.Tensor:
+        """(hints, D) queries as if the tokens at the centres of the hints had proposed them, of each level in turn."""
+        samples = rows.samples_R.index_select(0, rows.hinted)
+        level = (rows.hinted - rows.sample_edges[samples]) % len(memory.level_table_KB3)  # of its number in the sample
+        start, tall, wide = memory.level_table_KB3[level, samples].unbind(-1)
+        column = (boxes[:, 0] * wide).long().clamp(min=0).minimum(wide - 1)
+        row = (boxes[:, 1] * tall).long().clamp(min=0).minimum(tall - 1)
+        return self.query_from_token(memory.tokens_MD[start + row * wide + column])  # type: ignore[no-any-return]
 
     def _image_rows(self, memory: Memory) -> torch.Tensor:
         """(S,) memory rows of the image tokens."""

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 DUPLICATE_IOU = EvaluationConfig.duplicate_iou  # the default: best AP on the demo's val split among 0.5, 0.6, … 1
 MODEL_KEYS = (
     "input_ids", "pixel_values", "image_grid_thw", "cu_seqlens", "position_ids", "max_seqlen", "student_images",
-    "prompt_spans", "photo_spans",
+    "prompt_spans", "photo_spans", "image_keys",
 )  # fmt: skip
 
 

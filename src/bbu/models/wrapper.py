@@ -15,10 +15,10 @@ from torch import nn
 
 from bbu.config import DetectionConfig
 from bbu.errors import SampleError
-from bbu.models.adapters import ResidualMLP
+from bbu.models.adapters import LocalPyramid, ResidualMLP
 from bbu.models.backbones.base import Backbone, BackboneOutput, Grid, VisionLevel
 from bbu.models.caption_decoder import CaptionDecoder, CaptionResult
-from bbu.models.detection_head import BoxPrediction, DetectionHead
+from bbu.models.detection_head import BoxPrediction, DetectionHead, Hints
 from bbu.models.memory import Memory, grid_centres, sine_embedding
 from bbu.models.vocabulary import DescriptionVocabulary
 from bbu.transfer import upload
@@ -38,6 +38,7 @@ class DetectionOutput:
         queries_BQD: final query states, from which captions start.
         hidden_TD: (T, D) the language model's last hidden states, for the language loss.
         memory: what boxes and captions are read from.
+        hinted: predictions of the hinted queries, (hints,) for every decoder layer.
     """
 
     pred_boxes: torch.Tensor
@@ -48,13 +49,14 @@ class DetectionOutput:
     queries_BQD: torch.Tensor
     hidden_TD: torch.Tensor
     memory: Memory
+    hinted: list[BoxPrediction]
 
 
 class DetectionVLM(nn.Module):
     """Finds parts, describes them and says how sure it is.
 
-    Parameter groups: ``backbone`` (vision, merger, llm), ``*_adapter*`` (adapter), ``detection_head`` and
-    ``caption_decoder`` (detection).
+    Parameter groups: ``backbone`` (vision, merger, llm), ``*_adapter*`` and ``local_pyramid`` (adapter),
+    ``detection_head`` and ``caption_decoder`` (detection).
     """
 
     def __init__(self, backbone: Backbone, config: DetectionConfig) -> None:
@@ -65,6 +67,7 @@ class DetectionVLM(nn.Module):
         self.vision_adapters = nn.ModuleList(ResidualMLP(width, config.width) for width in backbone.level_widths)
         self.language_adapter = ResidualMLP(backbone.hidden_size, config.width)
         self.level_adapter = nn.Embedding(levels + 1, config.width)  # last row: text, which has no place
+        self.local_pyramid = LocalPyramid(config.width, levels, backbone.patch_size)
         self.detection_head = DetectionHead(
             config.width, config.queries, config.layers, config.heads, config.points, levels
         )
@@ -89,8 +92,10 @@ class DetectionVLM(nn.Module):
         student_images: Sequence[int],
         prompt_spans: Sequence[Span],
         photo_spans: Sequence[Span],
+        image_keys: Sequence[str | None] | None = None,
+        hints: Hints | None = None,
     ) -> DetectionOutput:
-        """Detect in every sample of a pack; no targets go in.
+        """Detect in every sample of a pack; no targets go in, and no hint changes what is detected.
 
         Args:
             input_ids: (1, T) samples end to end.
@@ -102,10 +107,15 @@ class DetectionVLM(nn.Module):
             student_images: for each sample the number of its student's image among the I images.
             prompt_spans: for each sample the half-open token range of the student's turn up to the answer.
             photo_spans: for each sample the range of its student's image tokens, within its prompt span.
+            image_keys: names of the I images in the backbone's feature cache, where there is one.
+            hints: boxes that further queries start from; their predictions come out as ``hinted``.
         """
-        seen = self.backbone(input_ids, position_ids, pixel_values, image_grid_thw, cu_seqlens, max_seqlen)
-        memory = self._remember(seen, student_images, prompt_spans, photo_spans)
-        found = self.detection_head(memory, self.backbone.engine)
+        inputs = (input_ids, position_ids, pixel_values, image_grid_thw, cu_seqlens, max_seqlen)
+        seen = self.backbone(*inputs, image_keys=image_keys)
+        assert pixel_values is not None and image_grid_thw is not None  # every student has a photo
+        patches = _patches_of_images(pixel_values, image_grid_thw, student_images)
+        memory = self._remember(seen, patches, student_images, prompt_spans, photo_spans)
+        found = self.detection_head(memory, self.backbone.engine, hints)
         return DetectionOutput(
             pred_boxes=found.layers[-1].boxes,
             pred_objectness=found.layers[-1].objectness,
@@ -115,11 +125,13 @@ class DetectionVLM(nn.Module):
             queries_BQD=found.queries_BQD,
             hidden_TD=seen.hidden_TD,
             memory=memory,
+            hinted=found.hinted,
         )
 
     def _remember(
         self,
         seen: BackboneOutput,
+        patches: Sequence[torch.Tensor],
         student_images: Sequence[int],
         prompt_spans: Sequence[Span],
         photo_spans: Sequence[Span],
@@ -133,6 +145,7 @@ class DetectionVLM(nn.Module):
             adapter(level.tokens_ND) for adapter, level in zip(self.vision_adapters, levels, strict=True)
         ]  # all samples at once: (N, D) a level
         tokens[-1] = tokens[-1] + photos_SD
+        tokens = self.local_pyramid(patches, tokens, [level.grids for level in levels])
         places = [self._places(level.grids, number, tokens[number]) for number, level in enumerate(levels)]
         text_sizes = [
             stop - start - (photo[1] - photo[0]) for (start, stop), photo in zip(prompt_spans, photo_spans, strict=True)
@@ -230,6 +243,7 @@ class DetectionVLM(nn.Module):
             "vision_adapters": "adapter",
             "language_adapter": "adapter",
             "level_adapter": "adapter",
+            "local_pyramid": "adapter",
             "detection_head": "detection",
             "caption_decoder": "detection",
         }
@@ -243,6 +257,15 @@ def _of_images(level: VisionLevel, images: Sequence[int]) -> VisionLevel:
     edges = [0, *accumulate(rows * columns for rows, columns in level.grids)]
     tokens = [level.tokens_ND[edges[image] : edges[image + 1]] for image in images]
     return VisionLevel(torch.cat(tokens), [level.grids[image] for image in images])
+
+
+def _patches_of_images(
+    pixels_PX: torch.Tensor, grids: Sequence[Grid] | torch.Tensor, images: Sequence[int]
+) -> list[torch.Tensor]:
+    """The patch rows of each of these images."""
+    sizes = torch.as_tensor(grids).prod(-1).tolist()
+    by_image = pixels_PX.split(sizes)
+    return [by_image[image] for image in images]
 
 
 def _check_photos(photo_spans: Sequence[Span], sizes: Sequence[int]) -> None:

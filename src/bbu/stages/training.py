@@ -55,6 +55,8 @@ def train(config: Config) -> PreparedData:
     if args.process_index == 0:
         _describe(config, model, device, bf16, [sample.student for sample in samples], len(val))
     stream = _stream(config, samples, data.rows("teacher"), hashes, processor, args.world_size)
+    if args.process_index == 0 and model.backbone.feature_cache is not None:
+        _describe_features(model.backbone.feature_cache, views=stream.augmenter.active)
     seen = [sample.student for sample in samples] if split == "train" else val
     shown = shown_photos(config, data, seen, hashes) if split else None
     with args.main_process_first(local=False, desc="measuring samples"):
@@ -128,6 +130,16 @@ def _describe(config: Config, model: Any, device: Any, bf16: bool, photos: Seque
     print(f"learning: {sizes}", flush=True)
     if config.data.sampling.method != "uniform":
         print(balance_table(effective_balance(photos, config.data.sampling)), flush=True)
+
+
+def _describe_features(cache: Any, views: bool) -> None:
+    print(f"features: {cache.describe()}", flush=True)
+    if views:
+        print(
+            "features: data.augment changes photos, and a changed one is not kept: only those that it leaves alone "
+            "come from the cache (val; teachers with data.augment.teachers=none)",
+            flush=True,
+        )
 
 
 def _stream(
@@ -273,6 +285,13 @@ def _finish(config: Config, trainer: Any, output: Path, seconds: float, seen: se
     if checkpoint is None:
         raise UserError(f"{output}: training ended without a checkpoint")
     publish(checkpoint, output / MODEL_FOLDER, known_descriptions(seen, taxonomy_of(config)))
+    if config.model.compile:
+        from bbu.models.compiling import compiled_graphs
+
+        print(f"compiled: {compiled_graphs()} graphs of {', '.join(config.model.compile)}", flush=True)
+    cache = trainer.unwrapped.model.backbone.feature_cache
+    if cache is not None:
+        print(f"features: {cache.read} read, {cache.written} written by this process; {cache.describe()}", flush=True)
     write_jsonl(output / "train_log.jsonl", trainer.state.log_history)
     write_json(
         output / "train_summary.json",

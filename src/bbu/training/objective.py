@@ -14,7 +14,8 @@ from torch import nn
 
 from bbu.config import LossConfig
 from bbu.data.collators import unpad
-from bbu.losses.detection_loss import detection_sums
+from bbu.losses.denoising import noisy_parts
+from bbu.losses.detection_loss import Denoising, detection_sums
 from bbu.losses.language_loss import answer_loss_sum, linear_cross_entropy_sum
 from bbu.losses.matcher import MatchCosts, Matches
 from bbu.models.postprocess import MODEL_KEYS
@@ -33,7 +34,10 @@ class DetectionObjective(nn.Module):
     def forward(self, **batch: Any) -> dict[str, torch.Tensor]:
         """A batch from a collator → the sum of each term in losses.total.TERMS, scalars with gradients."""
         batch = unpad(batch)
-        output = self.model(**{key: batch[key] for key in MODEL_KEYS})
+        part_boxes = batch["boxes"].to(next(self.parameters()).device, non_blocking=True)
+        groups = self.loss_config.denoising_groups
+        noisy = noisy_parts(part_boxes, batch["box_counts"], groups) if groups else None
+        output = self.model(**{key: batch[key] for key in MODEL_KEYS}, hints=noisy.hints if noisy else None)
         teacher, student = self._compute_teacher_student_losses(output, batch)
         boxes = detection_sums(
             torch.stack([layer.boxes for layer in output.layers]),
@@ -41,11 +45,12 @@ class DetectionObjective(nn.Module):
             output.proposals.boxes,
             output.proposals.objectness,
             output.proposal_counts,
-            batch["boxes"].to(output.pred_boxes.device),
+            part_boxes,
             batch["box_counts"],
             costs=MatchCosts(self.loss_config.match_l1, self.loss_config.match_giou, self.loss_config.match_objectness),
             proposals_per_object=self.loss_config.proposals_per_object,
             names=batch["names"],
+            denoising=Denoising(noisy, output.hinted) if noisy else None,
         )
         return {
             "teacher_lm": teacher,

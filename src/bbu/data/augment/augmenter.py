@@ -62,11 +62,16 @@ class Augmenter:
         Args:
             progress: share of the run that is done, in [0, 1).
         """
-        if not (self._colours or self._views or self._mixtures):
+        if not self.active:
             return list
         strength = self.strength(progress)
         mixer = self._mixer if progress < 1 - self.config.curriculum.calm_end else None
         return partial(self._apply, key=(self.seed, _VIEW, epoch, number), strength=strength, mixer=mixer)
+
+    @property
+    def active(self) -> bool:
+        """Whether any photo may be changed."""
+        return self._colours or self._views or self._mixtures
 
     def strength(self, progress: float) -> float:
         """From ``curriculum.start`` up to 1, evenly, at ``curriculum.full_at`` of the run."""

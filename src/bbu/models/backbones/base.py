@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from bbu.config import ScratchConfig
+from bbu.models.feature_cache import FeatureCache
 
 Grid = tuple[int, int, int]  # (frames, rows, columns) of patches of one image
 
@@ -55,6 +56,7 @@ class Backbone(nn.Module):
 
     vlm: Any
     engine: str
+    feature_cache: FeatureCache | None = None  # used while the tower does not learn
 
     @property
     def hidden_size(self) -> int:
@@ -64,6 +66,11 @@ class Backbone(nn.Module):
     @property
     def level_widths(self) -> list[int]:
         """Width of each vision level's tokens, fine to coarse."""
+        raise NotImplementedError
+
+    @property
+    def patch_size(self) -> int:
+        """Side in pixels of what a token of the finest vision level stands for."""
         raise NotImplementedError
 
     @property
@@ -89,6 +96,7 @@ class Backbone(nn.Module):
         image_grid_thw: Sequence[Grid] | torch.Tensor | None,
         cu_seqlens: torch.Tensor,
         max_seqlen: int,
+        image_keys: Sequence[str | None] | None = None,
     ) -> BackboneOutput:
         """One packed row through tower and language model.
 
@@ -98,6 +106,7 @@ class Backbone(nn.Module):
             pixel_values: (P, patch width) patch rows of all images, or None.
             image_grid_thw: patches of each image, or None; a tensor (I, 3) on a GPU is waited for.
             cu_seqlens: (B + 1,) int32 sample edges.
+            image_keys: names of the images in ``feature_cache``; None = not to be kept there.
         """
         raise NotImplementedError
 
@@ -122,6 +131,10 @@ class Backbone(nn.Module):
         Args:
             token_ids: the vocabulary of the tokenizer in use.
         """
+        raise NotImplementedError
+
+    def blocks(self, part: str) -> Sequence[nn.Module]:
+        """The transformer blocks of ``llm`` or ``vision``, in order."""
         raise NotImplementedError
 
     def use_engine(self, engine: str) -> None:

@@ -1,0 +1,172 @@
+"""What benchmarks/convergence.py trains: the arm that all share, the product's model, and its plain learned-query form.
+
+Shape legend: B samples, D width, Q queries.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from bbu.config import Config
+from bbu.data.collators import PackedDataCollator
+from bbu.data.dataset import TrainingStream
+from bbu.losses.total import count_terms, term_weights, weigh
+from bbu.models.build import build_model, build_processor
+from bbu.models.detection_head import BoxPrediction, DetectionHead, HeadOutput, Hints
+from bbu.models.memory import Memory
+from bbu.models.predictor import Predictor
+from bbu.records import FewShotSample, PredictionRow, Row
+from bbu.stages import PreparedData
+from bbu.training.objective import DetectionObjective
+from bbu.training.param_groups import optimizer_groups
+from bbu.training.precision import compute_device, use_bf16
+
+
+class Arm:
+    """A detector that learns from the run's stream, one optimizer step at a time.
+
+    Args:
+        module: what learns.
+        groups: of AdamW, each with its highest learning rate.
+        stream: training samples, the same photos in the same views for every arm.
+        batch: samples in a step.
+        adam_beta2, max_grad_norm: of AdamW, and the longest gradient.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        groups: list[dict[str, Any]],
+        stream: TrainingStream,
+        batch: int,
+        *,
+        adam_beta2: float = 0.999,
+        max_grad_norm: float,
+    ) -> None:
+        self.module, self.stream, self.batch, self.max_grad_norm = module, stream, batch, max_grad_norm
+        self.optimizer = torch.optim.AdamW(groups, betas=(0.9, adam_beta2))
+        self.highest = [group["lr"] for group in self.optimizer.param_groups]
+        self.steps = 0
+
+    @property
+    def parameters(self) -> int:
+        """Weights that learn."""
+        return sum(p.numel() for p in self.module.parameters() if p.requires_grad)
+
+    def learn(self, rate: float) -> None:
+        """One optimizer step on the next samples, at this share of the highest learning rates."""
+        for group, highest in zip(self.optimizer.param_groups, self.highest, strict=True):
+            group["lr"] = rate * highest
+        self.module.train()
+        first = self.steps * self.batch
+        self.loss([self.stream[position] for position in range(first, first + self.batch)]).backward()
+        nn.utils.clip_grad_norm_(self.module.parameters(), self.max_grad_norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.steps += 1
+
+    def loss(self, samples: Sequence[Any]) -> torch.Tensor:
+        """The scalar to backpropagate."""
+        raise NotImplementedError
+
+    def predict(self, rows: Sequence[Row]) -> list[PredictionRow]:
+        """Predictions for annotated photos."""
+        raise NotImplementedError
+
+
+def rate_at(share: float, warm_up: float) -> float:
+    """Share of the highest learning rate when a share of the time is spent: up in a line, down in half a cosine."""
+    if share < warm_up:
+        return share / warm_up
+    return 0.5 * (1 + math.cos(math.pi * (min(share, 1.0) - warm_up) / (1 - warm_up)))
+
+
+def make_stream(config: Config, samples: Sequence[FewShotSample], processor: Any) -> TrainingStream:
+    """An endless run of the training photos, in the views of the config."""
+    return TrainingStream(samples, processor, length=10**9, seed=config.seed, augment=config.data.augment)
+
+
+class OwnArm(Arm):
+    """The product's model, objective and optimizer groups, as a config describes them."""
+
+    def __init__(self, config: Config, data: PreparedData) -> None:
+        samples, device = data.samples("train"), compute_device()
+        self.autocast = use_bf16(config.training.precision, device)
+        dtype = torch.bfloat16 if self.autocast else torch.float32
+        processor = build_processor(config, samples, data.image_root)
+        model = build_model(config, processor.tokenizer, device=device, dtype=dtype)
+        self.prepare(model)
+        self.objective = DetectionObjective(model, config.loss).to(device)
+        self.weights = term_weights(config.loss)
+        self.collator = PackedDataCollator(model.backbone.position_function())
+        self.predictor = Predictor(
+            model,
+            processor,
+            batch_size=config.evaluation.batch_size,
+            top_k=config.evaluation.captions_per_photo,
+            duplicate_iou=config.evaluation.duplicate_iou,
+            autocast=torch.bfloat16 if self.autocast else None,
+        )
+        training = config.training
+        super().__init__(
+            self.objective,
+            optimizer_groups(model, training.learning_rates, training.weight_decay),
+            make_stream(config, samples, processor),
+            training.batch_size,
+            adam_beta2=training.adam_beta2,
+            max_grad_norm=training.max_grad_norm,
+        )
+
+    def prepare(self, model: Any) -> None:
+        """A last change of the model before it learns."""
+
+    def loss(self, samples: Sequence[Any]) -> torch.Tensor:
+        device = next(self.objective.parameters()).device
+        batch = self.collator(samples)
+        inputs = {key: value.to(device) if torch.is_tensor(value) else value for key, value in batch.items()}
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=self.autocast):
+            sums = self.objective(**inputs)
+        return torch.stack(list(weigh(sums, count_terms(batch), self.weights).values())).sum()
+
+    def predict(self, rows: Sequence[Row]) -> list[PredictionRow]:
+        return list(self.predictor.predict_files([row.images[0] for row in rows], self.stream.processor.image_root))
+
+
+class LearnedQueryArm(OwnArm):
+    """The same model with a plain decoder: learned queries, none chosen from tokens, and no denoising."""
+
+    def __init__(self, config: Config, data: PreparedData) -> None:
+        super().__init__(replace(config, loss=replace(config.loss, denoising_groups=0)), data)
+
+    def prepare(self, model: Any) -> None:
+        learn_queries(model.detection_head)
+
+
+def learn_queries(head: DetectionHead) -> None:
+    """Turn a fresh head into the plain decoder: no token proposes a box, queries and their boxes are learned."""
+    head.__class__ = LearnedQueryHead
+    del head.proposal_head, head.query_from_token
+
+
+class LearnedQueryHead(DetectionHead):
+    """Learned queries and reference boxes, the same for every photo."""
+
+    def forward(self, memory: Memory, engine: str, hints: Hints | None = None) -> HeadOutput:
+        output = super().forward(memory, engine, hints)
+        output.proposal_counts = [0] * len(output.proposal_counts)
+        return output
+
+    def _propose(self, memory: Memory) -> BoxPrediction:
+        boxes_S4 = self.learned_boxes[:0].sigmoid()
+        return BoxPrediction(boxes_S4, boxes_S4.sum(-1))
+
+    def _choose(self, memory: Memory, proposals: BoxPrediction) -> tuple[torch.Tensor, torch.Tensor]:
+        samples = len(memory.level_starts)
+        queries_BQD = self.learned_queries.to(memory.tokens_MD.dtype).expand(samples, -1, -1)
+        return queries_BQD, self.learned_boxes.sigmoid().expand(samples, -1, -1)

@@ -1,0 +1,112 @@
+"""Norms and gated MLPs of the backbone that keep less for the backward pass; the numbers are the library's.
+
+Written out operation by operation, as transformers has them, a norm keeps its input three times over and a gated MLP
+its activation beside gate, up and product. Here the norm keeps its input and one number a row, the MLP what cannot be
+had again by one cheap operation (the idea of Liger Kernel, Hsu et al. 2024, arXiv:2410.10989, in plain torch).
+
+Shape legend: D width, F inner width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from functools import cache
+from typing import Any
+
+import torch
+from torch import nn
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+
+class _RootMeanSquare(torch.autograd.Function):
+    """weight · x / √(mean x² + eps), in float32 inside."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, weight_D: torch.Tensor, eps: float) -> torch.Tensor:
+        exact = x.to(torch.float32)
+        scale = torch.rsqrt(exact.pow(2).mean(-1, keepdim=True) + eps)
+        ctx.save_for_backward(x, weight_D, scale)
+        return weight_D * (exact * scale).to(x.dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, slope: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        x, weight_D, scale = ctx.saved_tensors
+        unit = x.to(torch.float32) * scale
+        of_weight = of_x = None
+        if ctx.needs_input_grad[1]:
+            of_weight = (slope * unit).flatten(0, -2).sum(0).to(weight_D.dtype)
+        if ctx.needs_input_grad[0]:
+            of_unit = (slope * weight_D).to(torch.float32)
+            along = (of_unit * unit).mean(-1, keepdim=True)
+            of_x = of_unit.sub_(unit.mul_(along)).mul_(scale).to(x.dtype)
+        return of_x, of_weight, None
+
+
+class _GatedSilu(torch.autograd.Function):
+    """silu(gate) · up."""
+
+    @staticmethod
+    def forward(ctx: Any, gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(gate, up)
+        return F.silu(gate).mul_(up)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, slope: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        gate, up = ctx.saved_tensors
+        of_gate = torch.ops.aten.silu_backward(slope * up, gate)
+        return of_gate, F.silu(gate).mul_(slope)
+
+
+def rms_norm(x: torch.Tensor, weight_D: torch.Tensor, eps: float) -> torch.Tensor:
+    """(…, D) → (…, D) in x's type (Zhang and Sennrich 2019, arXiv:1910.07467). Differentiable once."""
+    return _RootMeanSquare.apply(x, weight_D, eps)  # type: ignore[no-untyped-call,no-any-return]
+
+
+def gated_silu(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+    """(…, F) and (…, F) → (…, F), SwiGLU's product (Shazeer 2020, arXiv:2002.05202). Differentiable once."""
+    return _GatedSilu.apply(gate, up)  # type: ignore[no-untyped-call,no-any-return]
+
+
+class LeanNorm(nn.Module):
+    """In place of a norm with ``weight`` and ``variance_epsilon``."""
+
+    weight: nn.Parameter
+    variance_epsilon: float
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return rms_norm(hidden_states, self.weight, self.variance_epsilon)
+
+
+class LeanMLP(nn.Module):
+    """In place of an MLP with ``gate_proj``, ``up_proj``, ``down_proj`` and SiLU."""
+
+    gate_proj: nn.Linear
+    up_proj: nn.Linear
+    down_proj: nn.Linear
+
+    def forward(self, hidden_state: torch.Tensor) -> torch.Tensor:
+        product = gated_silu(self.gate_proj(hidden_state), self.up_proj(hidden_state))
+        return self.down_proj(product)  # type: ignore[no-any-return]
+
+
+def make_lean(model: nn.Module, norms: Collection[type[nn.Module]], mlps: Collection[type[nn.Module]]) -> None:
+    """Give a model's norms and gated MLPs these forwards; parameters and their names stay.
+
+    Args:
+        norms, mlps: the library's classes. An MLP with another activation than SiLU is left as it is.
+    """
+    for module in model.modules():
+        kind = type(module)
+        if kind in norms:
+            module.__class__ = _before(LeanNorm, kind)  # type: ignore[arg-type]
+        elif kind in mlps and type(module.act_fn).__name__ in ("SiLU", "SiLUActivation"):
+            module.__class__ = _before(LeanMLP, kind)  # type: ignore[arg-type]
+
+
+@cache
+def _before(lean: type[Any], kind: type[Any]) -> type[Any]:
+    """The library's class with another forward."""
+    return type(kind.__name__, (lean, kind), {"__module__": __name__})
