@@ -91,10 +91,11 @@ class CostModel:
         merged = getattr(vision, "spatial_merge_size", 2) ** 2
         block = 4 * narrow**2 + 3 * narrow * vision.intermediate_size
         merger = merged * narrow**2 + narrow * width
+        pixels = 3 * getattr(vision, "temporal_patch_size", 2) * getattr(vision, "patch_size", 14) ** 2
         return cls(
             token=2.0 * layers * (projections + 3 * width * text.intermediate_size),
             token_pair=2.0 * layers * heads * head,  # 4 for scores and sums, half of it hidden by the causal mask
-            patch=2.0 * (depth * block + merger) + 4.0 * (depth - whole) * narrow * WINDOW_PATCHES,
+            patch=2.0 * (pixels * narrow + depth * block + merger) + 4.0 * (depth - whole) * narrow * WINDOW_PATCHES,
             patch_pair=4.0 * whole * narrow,
         )
 

@@ -28,6 +28,7 @@ from bbu.transfer import upload
 
 ANCHOR_TOKENS = 3.0  # a token first guesses a box three tokens wide and high
 PRIOR_OBJECTNESS = 0.02  # share of image tokens that are parts, before anything is learned
+HINT_GRAIN = 4096  # x in steps of 1/4096 of the photo is as good as a coin for choosing a hint's level
 
 
 @dataclass
@@ -305,9 +306,12 @@ class DetectionHead(nn.Module):
         return HeadOutput(own, proposals, memory.image_token_counts, states_BQD, hinted)
 
     def _at_centres(self, boxes: torch.Tensor, memory: Memory, rows: QueryRows) -> torch.Tensor:
-        """(hints, D) queries as if the tokens at the centres of the hints had proposed them, of each level in turn."""
+        """(hints, D) queries as if the tokens at the centres of the hints had proposed them, of any level.
+
+        Which level follows from the box alone, so that neither the order of hints nor the pack matters.
+        """
         samples = rows.samples_R.index_select(0, rows.hinted)
-        level = (rows.hinted - rows.sample_edges[samples]) % len(memory.level_table_KB3)  # of its number in the sample
+        level = (boxes[:, 0] * HINT_GRAIN).long() % len(memory.level_table_KB3)
         start, tall, wide = memory.level_table_KB3[level, samples].unbind(-1)
         column = (boxes[:, 0] * wide).long().clamp(min=0).minimum(wide - 1)
         row = (boxes[:, 1] * tall).long().clamp(min=0).minimum(tall - 1)
