@@ -6,6 +6,7 @@ Shape legend: B samples, D width, Q queries.
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -28,7 +29,7 @@ from bbu.training.param_groups import optimizer_groups
 from bbu.training.precision import compute_device, use_bf16
 
 
-class Arm:
+class Arm(ABC):
     """A detector that learns from the run's stream, one optimizer step at a time.
 
     Args:
@@ -71,13 +72,13 @@ class Arm:
         self.optimizer.zero_grad()
         self.steps += 1
 
+    @abstractmethod
     def loss(self, samples: Sequence[Any]) -> torch.Tensor:
         """The scalar to backpropagate."""
-        raise NotImplementedError
 
+    @abstractmethod
     def predict(self, rows: Sequence[Row]) -> list[PredictionRow]:
         """Predictions for annotated photos."""
-        raise NotImplementedError
 
 
 def rate_at(share: float, warm_up: float) -> float:

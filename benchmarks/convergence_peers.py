@@ -9,6 +9,7 @@ pretrained backbones alone), and DETR's backbone learns in all its stages.
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -96,9 +97,9 @@ class PeerArm(Arm):
         stream = make_stream(config, samples, self.photos)
         super().__init__(self.model, groups, stream, batch, max_grad_norm=0.1)
 
+    @abstractmethod
     def build(self, classes: int, config: Config) -> nn.Module:
         """The untrained model."""
-        raise NotImplementedError
 
     def see(self, pixels: Sequence[torch.Tensor], **labels: Any) -> Any:
         """The model's output for photos."""

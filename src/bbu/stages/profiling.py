@@ -9,7 +9,7 @@ from bbu.config import Config
 from bbu.errors import ConfigError, UserError
 from bbu.stages.preparation import prepare
 from bbu.stages.shown import photo_hashes
-from bbu.stages.training import _packs, _single_process_rendezvous, _stream, _trainer
+from bbu.stages.training import build_run, build_trainer, plan_packs, ready_device
 
 
 def profile(config: Config, warm_up: int) -> tuple[str, Path]:
@@ -21,10 +21,6 @@ def profile(config: Config, warm_up: int) -> tuple[str, Path]:
     Raises:
         UserError: started with several processes, or in the folder of a run with other data.
     """
-    import torch
-
-    from bbu.models.build import build_model, build_processor
-    from bbu.training.precision import compute_device, use_bf16
     from bbu.training.profiling import FOLDER, profile_config, profile_step, write_report
     from bbu.training.trainer import training_arguments
 
@@ -32,22 +28,13 @@ def profile(config: Config, warm_up: int) -> tuple[str, Path]:
         raise UserError("bbu profile: traces one process; start it without torchrun")
     _check_data(config)
     folder, config = Path(config.output_dir) / FOLDER, profile_config(config)
-    if config.training.threads:
-        torch.set_num_threads(config.training.threads)
-    device = compute_device()
-    if device.type == "cpu":
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    bf16 = use_bf16(config.training.precision, device)
-    _single_process_rendezvous(config)
+    device, bf16 = ready_device(config)
     args = training_arguments(config, use_cpu=device.type == "cpu", bf16=bf16, has_val=False)
     data = prepare(config)
-    samples = data.samples("train")
     hashes = photo_hashes(config, data, training=True, split="")
-    processor = build_processor(config, samples, data.image_root)
-    model = build_model(config, processor.tokenizer, device=device, dtype=torch.bfloat16 if bf16 else torch.float32)
-    stream = _stream(config, samples, data.rows("teacher"), hashes, processor, args.world_size)
-    packs = _packs(config, stream, processor, model, args.world_size)
-    trainer = _trainer(config, args, model, stream, processor, [], data.image_root, bf16, None, "", packs)
+    processor, model, stream = build_run(config, data, hashes, device, bf16, args.world_size)
+    packs = plan_packs(config, stream, processor, model, args.world_size)
+    trainer = build_trainer(config, args, model, stream, processor, [], data.image_root, bf16, None, "", packs)
     return write_report(profile_step(trainer, folder, warm_up)), folder
 
 

@@ -23,22 +23,12 @@ if TYPE_CHECKING:
 
 def train(config: Config) -> PreparedData:
     """Prepare, train, and publish the chosen checkpoint as ``<output_dir>/model``. Runs on every rank."""
-    import torch
-
-    from bbu.models.build import build_model, build_processor
-    from bbu.training.precision import compute_device, use_bf16
     from bbu.training.trainer import BBUTrainer, training_arguments
 
-    if config.training.threads:
-        torch.set_num_threads(config.training.threads)
     output = Path(config.output_dir)
     _check_output(config, output)
-    device = compute_device()
-    if device.type == "cpu":
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # DeepSpeed looks for CUDA tools otherwise, and warns
-    bf16 = use_bf16(config.training.precision, device)
     _quiet_trackers(config)
-    _single_process_rendezvous(config)
+    device, bf16 = ready_device(config)
     args = training_arguments(config, use_cpu=device.type == "cpu", bf16=bf16, has_val=True)
     with args.main_process_first(local=False, desc="preparing data"):
         data = prepare_once(config, main=args.process_index == 0)
@@ -50,18 +40,16 @@ def train(config: Config) -> PreparedData:
         raise ConfigError(
             "training.eval_every: there is no val split with parts in it; set data.source.val_fraction, or eval_every=0"
         )
-    processor = build_processor(config, samples, data.image_root)
-    model = build_model(config, processor.tokenizer, device=device, dtype=torch.bfloat16 if bf16 else torch.float32)
+    processor, model, stream = build_run(config, data, hashes, device, bf16, args.world_size)
     if args.process_index == 0:
         _describe(config, model, device, bf16, [sample.student for sample in samples], len(val))
-    stream = _stream(config, samples, data.rows("teacher"), hashes, processor, args.world_size)
     if args.process_index == 0 and model.backbone.feature_cache is not None:
         _describe_features(model.backbone.feature_cache, views=stream.augmenter.active)
     seen = [sample.student for sample in samples] if split == "train" else val
     shown = shown_photos(config, data, seen, hashes) if split else None
     with args.main_process_first(local=False, desc="measuring samples"):
-        packs = _packs(config, stream, processor, model, args.world_size)
-    trainer: BBUTrainer = _trainer(
+        packs = plan_packs(config, stream, processor, model, args.world_size)
+    trainer: BBUTrainer = build_trainer(
         config, args, model, stream, processor, seen, data.image_root, bf16, shown, split, packs
     )
     started = time.monotonic()
@@ -70,6 +58,35 @@ def train(config: Config) -> PreparedData:
         known = {item.desc for sample in samples for item in sample.student.objects}
         _finish(config, trainer, output, time.monotonic() - started, known)
     return data
+
+
+def ready_device(config: Config) -> tuple[Any, bool]:
+    """The device of this process, set up as the config asks, and whether it computes in bfloat16."""
+    import torch
+
+    from bbu.training.precision import compute_device, use_bf16
+
+    if config.training.threads:
+        torch.set_num_threads(config.training.threads)
+    device = compute_device()
+    if device.type == "cpu":
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # DeepSpeed looks for CUDA tools otherwise, and warns
+    _single_process_rendezvous(config)
+    return device, use_bf16(config.training.precision, device)
+
+
+def build_run(
+    config: Config, data: PreparedData, hashes: Mapping[str, int], device: Any, bf16: bool, ranks: int
+) -> tuple[Any, Any, Any]:
+    """Processor, model and stream of training samples."""
+    import torch
+
+    from bbu.models.build import build_model, build_processor
+
+    samples = data.samples("train")
+    processor = build_processor(config, samples, data.image_root)
+    model = build_model(config, processor.tokenizer, device=device, dtype=torch.bfloat16 if bf16 else torch.float32)
+    return processor, model, _stream(config, samples, data.rows("teacher"), hashes, processor, ranks)
 
 
 def _seen_split(config: Config, data: PreparedData, evaluating: bool) -> str:
@@ -166,7 +183,7 @@ def _stream(
     )
 
 
-def _packs(config: Config, stream: Any, processor: Any, model: Any, ranks: int) -> PackedRun | None:
+def plan_packs(config: Config, stream: Any, processor: Any, model: Any, ranks: int) -> PackedRun | None:
     """The planned packs of the run, which set the stream's length; None where a pack is the next samples."""
     from bbu.data.lengths import LengthMeter, StreamLengths
     from bbu.data.packing import CostModel, PackedRun
@@ -191,7 +208,7 @@ def _packs(config: Config, stream: Any, processor: Any, model: Any, ranks: int) 
     return packs
 
 
-def _trainer(
+def build_trainer(
     config: Config,
     args: Any,
     model: Any,
