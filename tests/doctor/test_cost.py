@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from bbu.config import Config
-from bbu.doctor.cost import memory_report, model_size, steps_report
+from bbu.data.packing import Lengths
+from bbu.doctor.cost import PackSizes, memory_report, model_size, pack_sizes, steps_report
 from bbu.doctor.report import size_text
-from bbu.doctor.tokens import TokenLengths
 from bbu.models.build import build_model
 from bbu.records import ObjectRow, Row
 from tests.tiny import FAMILIES, tiny_config, tiny_processor, tiny_tokenizer
@@ -32,11 +33,20 @@ def test_a_model_that_is_not_here_has_no_size() -> None:
     assert model_size(config, tiny_tokenizer()) is None
 
 
+def lengths(tokens: list[int], image_tokens: list[int]) -> Lengths:
+    columns = (tokens, [count * 28 * 28 for count in image_tokens], [2] * len(tokens))
+    return Lengths(*(np.array(column) for column in columns), np.zeros(len(tokens)))
+
+
+LONGEST = lengths([400, 420, 600], [30, 40, 80])
+
+
 def memory(config: Config) -> dict[str, Any]:
     size = model_size(config, tiny_tokenizer())
     assert size is not None
-    lengths = TokenLengths(4096, 1, [100, 120, 300], [400, 420, 600], [30, 40, 80])
-    return memory_report(config, size, lengths, tiny_processor(config.model.family))
+    packs = pack_sizes(config, LONGEST)
+    assert packs is not None
+    return memory_report(config, size, packs, tiny_processor(config.model.family))
 
 
 def test_memory_follows_the_stated_formula() -> None:
@@ -44,9 +54,37 @@ def test_memory_follows_the_stated_formula() -> None:
     facts = memory(config)
     assert facts["weights_bytes"] == facts["gradients_bytes"] == 4 * facts["parameters"]
     assert facts["optimizer_bytes"] == 8 * facts["trainable"]
-    patches, pack = 2 * 2 * 80 * 4, 420 + 600
+    patches, pack = (40 + 80) * 4, 420 + 600
     assert facts["activations_bytes"] == 2 * 34 * (patches * 32 * 2 + pack * 64 * 2)  # 2: float32
     assert facts["photos_bytes"] == patches * 1176 * 4
+
+
+def test_a_frozen_tower_keeps_nothing() -> None:
+    config = tiny_config(model={"freeze": ["vision"]})
+    assert memory(config)["activations_bytes"] == 2 * 34 * (420 + 600) * 64 * 2
+
+
+def test_nothing_is_kept_before_the_first_weight_that_learns() -> None:
+    assert memory(tiny_config(model={"freeze": ["vision", "merger", "llm"]}))["activations_bytes"] == 0
+    assert memory(tiny_config(model={"freeze": ["vision", "llm"]}))["activations_bytes"] > 0
+
+
+def test_planned_packs_are_those_of_the_planner() -> None:
+    config = tiny_config()
+    config.training.pack_tokens = 1050  # 420 + 600, then 400
+    packs = pack_sizes(config, LONGEST)
+    assert packs == PackSizes(1.5, 710.0, 1020, (40 + 80) * 28 * 28)
+    rows = [Row((f"{n}.jpg",), (), 9, 9) for n in range(3)]
+    report = steps_report(config, rows, packs)
+    assert (report["samples_per_step"], report["steps_per_epoch"]) == (1.5, 2.0)
+    assert steps_report(config, rows, None)["samples_per_step"] is None  # not known
+
+
+def test_a_budget_of_photos_limits_planned_packs() -> None:
+    config = tiny_config()
+    config.training.pack_images = 2
+    packs = pack_sizes(config, LONGEST)
+    assert packs is not None and (packs.samples, packs.most_tokens) == (1, 600)
 
 
 def test_recomputation_and_loader_processes_change_it_as_they_should() -> None:

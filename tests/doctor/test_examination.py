@@ -203,6 +203,17 @@ def _(data: DataSet) -> None:
     data.config.training.max_steps = 2
 
 
+@breaks("sample_larger_than_pack", 12, "tokens")
+def _(data: DataSet) -> None:
+    data.config.training.pack_tokens, data.config.training.max_steps = 50, 12
+
+
+@breaks("sample_larger_than_pack_with_teachers", 12, "1 images, up to 4")
+def _(data: DataSet) -> None:
+    data.config.data.episodes.counts, data.config.data.episodes.pool = {3: 1.0}, "train"
+    data.config.training.pack_images = 3
+
+
 @breaks("model_absent", 1, "nobody/nothing: no such folder here")
 def _(data: DataSet) -> None:
     data.config.model.path = "nobody/nothing"

@@ -22,8 +22,12 @@ def test_lengths_are_those_of_the_processor(family: str, tmp_path: Path) -> None
     processor = tiny_processor(family, tmp_path)
     lengths = measure_lengths([Sample("train", "", s) for s in samples], [], processor, tiny_config())
     real = [processor.process_sample(sample) for sample in samples]
-    assert lengths.alone == [len(made.input_ids) for made in real] == lengths.longest
-    assert [n * processor.merge_size**2 for n in lengths.photo_tokens] == [len(made.pixel_values) for made in real]
+    for found in (lengths.alone, lengths.longest):
+        assert found.tokens.tolist() == [len(made.input_ids) for made in real]
+        assert (found.pixels // (processor.factor // processor.merge_size) ** 2).tolist() == [
+            len(made.pixel_values) for made in real
+        ]
+        assert found.images.tolist() == [len(made.image_grid_thw) for made in real]
 
 
 def test_context_photos_are_counted(
@@ -38,7 +42,7 @@ def test_context_photos_are_counted(
     rows = [make_row(f"{n}.png", n, (84 + 28 * n, 84), seed=n) for n in range(4)]
     samples = [FewShotSample(rows[0], (rows[1],), (rows[2], rows[3])), FewShotSample(rows[1], (), (rows[0],))]
     lengths = measure_lengths([Sample("train", "", s) for s in samples], [], processor, tiny_config())
-    assert lengths.alone == [len(processor.process_sample(sample).input_ids) for sample in samples]
+    assert lengths.alone.tokens.tolist() == [len(processor.process_sample(sample).input_ids) for sample in samples]
 
 
 def test_the_bound_holds_for_every_choice_of_teachers_and_context(
@@ -57,13 +61,13 @@ def test_the_bound_holds_for_every_choice_of_teachers_and_context(
     config.data.episodes.counts, config.data.episodes.context_photos = {0: 0.5, 2: 0.5}, 1
     lengths = measure_lengths([Sample("train", "", FewShotSample(row)) for row in rows], rows, processor, config)
     assert lengths.teachers == 2
-    for student, bound in zip(rows, lengths.longest, strict=True):
+    for student, bound, pixels in zip(rows, lengths.longest.tokens, lengths.longest.pixels, strict=True):
         others = [row for row in rows if row is not student]
-        real = [
-            len(processor.process_sample(FewShotSample(student, (a, b), (c,))).input_ids)
-            for a, b, c in permutations(others, 3)
-        ]
-        assert max(real) <= bound <= max(real) + 200  # close: it may show the student to itself
+        made = [processor.process_sample(FewShotSample(student, (a, b), (c,))) for a, b, c in permutations(others, 3)]
+        most = max(len(sample.input_ids) for sample in made)
+        assert most <= bound <= most + 200  # close: it may show the student to itself
+        assert all(len(sample.pixel_values) * 14**2 <= pixels for sample in made)
+    assert lengths.longest.images.tolist() == [4] * 4
 
 
 def test_a_histogram_loses_nothing() -> None:

@@ -11,11 +11,14 @@ import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from bbu.errors import SampleError
+
+if TYPE_CHECKING:
+    from bbu.config import TrainingConfig
 
 PACK_STREAM = 5  # of random numbers; 1 is the order's, 2 draws teachers, 3 is the augmentation's, 4 draws context
 LEVELS = 1 << 14  # units that a pack's free room is counted in, at most (but for a cap of more photos)
@@ -38,6 +41,11 @@ class Budgets:
     tokens: int = 0
     pixels: int = 0
     images: int = 0
+
+    @classmethod
+    def of(cls, training: TrainingConfig) -> Budgets:
+        """Those that a config sets."""
+        return cls(training.pack_tokens, training.pack_pixels, training.pack_images)
 
     @property
     def limits(self) -> dict[str, int]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -12,9 +13,9 @@ from transformers import AutoConfig, AutoModelForImageTextToText
 
 from bbu.config import Config
 from bbu.data.chat_processor import ChatProcessor
+from bbu.data.packing import Budgets, Lengths, fill_packs
 from bbu.data.sampling import expected_views
 from bbu.doctor.findings import Example, Finding, finding
-from bbu.doctor.tokens import TokenLengths
 from bbu.models.build import backbone_class, freeze
 from bbu.models.lora import add_lora
 from bbu.models.wrapper import DetectionVLM
@@ -34,7 +35,8 @@ class ModelSize:
 
     Args:
         parameters, trainable: numbers of weights.
-        towers: (layers, width) of the vision tower and of the language model.
+        towers: (layers, width) of the vision tower and of the language model; 0 layers: nothing in or before it
+            learns, so it keeps nothing for a backward pass.
     """
 
     parameters: int
@@ -42,39 +44,77 @@ class ModelSize:
     towers: tuple[tuple[int, int], tuple[int, int]]
 
 
-def steps_report(config: Config, rows: Sequence[Row], lengths: TokenLengths | None) -> dict[str, Any]:
-    """Samples a step, epochs and packs, for one process (GPU).
+@dataclass(frozen=True)
+class PackSizes:
+    """Packs of one process.
+
+    Args:
+        samples, tokens: means of a pack.
+        most_tokens, most_pixels: of the largest pack.
+    """
+
+    samples: float
+    tokens: float
+    most_tokens: int
+    most_pixels: int
+
+
+def pack_sizes(config: Config, lengths: Lengths) -> PackSizes | None:
+    """Packs of an epoch, planned as training plans them or of training.batch_size samples; None without samples.
+
+    A sample that is larger than a planned pack, which training refuses, counts as a full one.
+
+    Args:
+        lengths: of the epoch's samples.
+    """
+    budgets = Budgets.of(config.training)
+    if not len(lengths):
+        return None
+    if not budgets.limits:
+        batch = config.training.batch_size
+        most_tokens, most_pixels = (int(np.sort(sizes)[-batch:].sum()) for sizes in (lengths.tokens, lengths.pixels))
+        return PackSizes(batch, float(lengths.tokens.mean()) * batch, most_tokens, most_pixels)
+    fitting = replace(
+        lengths, **{what: np.minimum(getattr(lengths, what), limit) for what, limit in budgets.limits.items()}
+    )
+    packs = fill_packs(fitting, budgets, np.random.default_rng(config.seed))
+    tokens, pixels = ([int(sizes[pack].sum()) for pack in packs] for sizes in (fitting.tokens, fitting.pixels))
+    return PackSizes(len(lengths) / len(packs), float(np.mean(tokens)), max(tokens), max(pixels))
+
+
+def steps_report(config: Config, rows: Sequence[Row], packs: PackSizes | None) -> dict[str, Any]:
+    """Samples a step, epochs and packs, for one process (GPU); None where packs are planned of unknown lengths.
 
     An epoch is as long as data.sampling makes it: the number of photos, unless rare ones are repeated.
     """
     training = config.training
     places = float(expected_views(rows, config.data.sampling).sum()) if rows else 0.0
-    per_step = training.batch_size * training.gradient_accumulation
-    report: dict[str, Any] = {
+    planned = bool(Budgets.of(training).limits)
+    per_pack = packs.samples if packs else None if planned else training.batch_size
+    per_step = per_pack and per_pack * training.gradient_accumulation
+    return {
         "training_photos": len(rows),
-        "samples_per_step": per_step,
-        "steps_per_epoch": round(places / per_step, 2),
-        "epochs": round(training.max_steps * per_step / places, 2) if places else None,
+        "samples_per_step": per_step and round(per_step, 2),
+        "steps_per_epoch": per_step and round(places / per_step, 2),
+        "epochs": round(training.max_steps * per_step / places, 2) if per_step and places else None,
         "packs_per_step": training.gradient_accumulation,
-        "samples_per_pack": training.batch_size,
-        "mean_tokens_per_pack": None,
-        "most_tokens_per_pack": None,
+        "samples_per_pack": per_pack and round(per_pack, 2),
+        "mean_tokens_per_pack": round(packs.tokens) if packs else None,
+        "most_tokens_per_pack": packs.most_tokens if packs else None,
     }
-    if lengths is not None and lengths.longest:
-        report["mean_tokens_per_pack"] = round(float(np.mean(lengths.longest)) * training.batch_size)
-        report["most_tokens_per_pack"] = sum(sorted(lengths.longest)[-training.batch_size :])
-    return report
 
 
 def steps_findings(config: Config, report: dict[str, Any]) -> list[Finding]:
     """Too few steps to see every photo once."""
     per_step, photos = report["samples_per_step"], report["training_photos"]
-    left = photos - config.training.max_steps * per_step
-    if left <= 0 or config.data.sampling.method != "uniform":
+    if per_step is None or config.data.sampling.method != "uniform":
+        return []
+    left = math.floor(photos - config.training.max_steps * per_step)
+    if left <= 0:
         return []
     values = {"steps": config.training.max_steps, "per_step": per_step, "epochs": report["epochs"]}
     example = Example(detail=f"{photos} photos, {photos - left} places in the run")
-    return [finding("photos_never_seen", [example], left, needed=-(-photos // per_step), **values)]
+    return [finding("photos_never_seen", [example], left, needed=math.ceil(photos / per_step), **values)]
 
 
 def model_size(config: Config, tokenizer: Any) -> ModelSize | None:
@@ -99,17 +139,22 @@ def model_size(config: Config, tokenizer: Any) -> ModelSize | None:
 
 def _count(model: DetectionVLM) -> ModelSize:
     every = {id(p): p for p in model.parameters()}.values()
+    learning = {model.group_of(name) for name, p in model.named_parameters() if p.requires_grad}
     sizes = model.backbone.vlm.config
     vision, text = sizes.vision_config, sizes.text_config
     depth = getattr(vision, "depth", None) or vision.num_hidden_layers
+    vision_keeps, text_keeps = "vision" in learning, bool(learning & {"vision", "merger", "llm"})
     return ModelSize(
         sum(p.numel() for p in every),
         sum(p.numel() for p in every if p.requires_grad),
-        ((int(depth), int(vision.hidden_size)), (int(text.num_hidden_layers), int(text.hidden_size))),
+        (
+            (int(depth) * vision_keeps, int(vision.hidden_size)),
+            (int(text.num_hidden_layers) * text_keeps, int(text.hidden_size)),
+        ),
     )
 
 
-def memory_report(config: Config, size: ModelSize, lengths: TokenLengths, processor: ChatProcessor) -> dict[str, Any]:
+def memory_report(config: Config, size: ModelSize, packs: PackSizes, processor: ChatProcessor) -> dict[str, Any]:
     """Bytes on one device before anything is sharded, and of photos waiting in loader processes."""
     training = config.training
     zero = bool(training.deepspeed)
@@ -117,15 +162,16 @@ def memory_report(config: Config, size: ModelSize, lengths: TokenLengths, proces
     weight = 2 if zero and half else 4
     # ZeRO keeps float32 masters beside bf16 weights; Adam keeps two float32 numbers for each trainable weight
     states = 12 if zero and half else 8
-    batch = training.batch_size
-    pack = sum(sorted(lengths.longest)[-batch:])
-    patches = max(lengths.photo_tokens, default=0) * (1 + lengths.teachers) * batch * processor.merge_size**2
     images = processor.image_processor
+    patches = packs.most_pixels // int(images.patch_size) ** 2
     patch_bytes = 4 * 3 * int(images.temporal_patch_size) * int(images.patch_size) ** 2  # float32, three colours
     layer = LAYER_BYTES_WITH[config.model.gradient_checkpointing]
     widest = 0 if layer == LAYER_BYTES else LAYER_BYTES  # one layer at a time is whole while it is recomputed
-    (depth_v, width_v), (depth_t, width_t) = size.towers
-    kept = patches * width_v * (depth_v * layer + widest) + pack * width_t * (depth_t * layer + widest)
+    kept = sum(
+        items * width * (depth * layer + widest)
+        for items, (depth, width) in zip((patches, packs.most_tokens), size.towers, strict=True)
+        if depth
+    )
     return {
         "parameters": size.parameters,
         "trainable": size.trainable,

@@ -9,10 +9,11 @@ from pathlib import Path
 from bbu.config import Config
 from bbu.data.chat_processor import ChatProcessor
 from bbu.data.episodes import most_teachers
+from bbu.data.packing import Budgets
 from bbu.doctor.boxes import contradiction_findings, measure_sizes, query_findings
 from bbu.doctor.conversion import conversion_findings
 from bbu.doctor.copies import find_copies
-from bbu.doctor.cost import memory_report, model_size, steps_findings, steps_report
+from bbu.doctor.cost import memory_report, model_size, pack_sizes, steps_findings, steps_report
 from bbu.doctor.findings import Example, Finding, finding
 from bbu.doctor.photos import PhotoFacts, look_at_all, names_of, photo_findings, readable
 from bbu.doctor.proof import choose_samples, proof_findings, prove
@@ -105,16 +106,18 @@ def _examine_tokens(report: Report, config: Config, rows: Rows, good: Rows, imag
     """Lengths, memory and steps; returns the processor, None where its model is absent."""
     train = good.of("train")
     students = [sample.row for sample in rows.of("train")]
-    processor = _processor(report, config, train, image_root)
+    processor, largest, smallest = _processor(report, config, train, image_root), None, None
     if processor is not None:
         report.lengths = measure_lengths(train, _pool(config, good), processor, config)
-        report.findings += length_findings(report.lengths, train)
+        report.findings += length_findings(report.lengths, train, Budgets.of(config.training))
         report.findings += caption_findings(rows.of("train"), processor)
+        largest, smallest = (pack_sizes(config, which) for which in (report.lengths.longest, report.lengths.alone))
         size = model_size(config, processor.tokenizer)
-        report.memory = memory_report(config, size, report.lengths, processor) if size else None
-    report.training = steps_report(config, students, report.lengths)
+        report.memory = memory_report(config, size, largest, processor) if size and largest else None
+    report.training = steps_report(config, students, largest)
     if students:
-        report.findings += steps_findings(config, report.training)
+        # of short samples a pack holds most: what is out of reach then, is so in any case
+        report.findings += steps_findings(config, steps_report(config, students, smallest))
     return processor
 
 

@@ -311,15 +311,28 @@ CODES: dict[str, Code] = {
     # ------------------------------------------------------------ tokens and training
     "sample_too_long": Code(
         ERROR,
-        "training samples over data.max_length ({max_length} tokens)",
+        "training samples over data.max_length ({limit} tokens)",
         "Training stops at the first of them. The longest has {longest} tokens.",
         "Set data.max_length={longest}, lower data.max_pixels, or write fewer teachers into the sample.",
     ),
     "sample_too_long_with_teachers": Code(
         WARNING,
-        "training samples that can be over data.max_length ({max_length} tokens) with teachers or context",
+        "training samples that can be over data.max_length ({limit} tokens) with teachers or context",
         "Training stops if the longest of the pool happen to be drawn for them: up to {longest} tokens.",
         "Set data.max_length={longest}, lower data.max_pixels, or show fewer teachers and context photos "
+        "(data.episodes).",
+    ),
+    "sample_larger_than_pack": Code(
+        ERROR,
+        "training samples larger than a pack (training.pack_{what}={limit})",
+        "Training stops before its first step. The largest has {longest} {what}.",
+        "Set training.pack_{what}={longest} or more, lower data.max_pixels, or write fewer teachers into the sample.",
+    ),
+    "sample_larger_than_pack_with_teachers": Code(
+        WARNING,
+        "training samples that can be larger than a pack (training.pack_{what}={limit}) with teachers or context",
+        "Training stops if the longest of the pool happen to be drawn for them: up to {longest} {what}.",
+        "Set training.pack_{what}={longest} or more, lower data.max_pixels, or show fewer teachers and context photos "
         "(data.episodes).",
     ),
     "model_absent": Code(

@@ -165,13 +165,15 @@ def _training_line(facts: dict[str, Any]) -> str:
     packs = ""
     if facts["mean_tokens_per_pack"] is not None:
         packs = (
-            f"; a pack of {facts['samples_per_pack']} has {facts['mean_tokens_per_pack']} tokens on average, "
+            f"; a pack of {facts['samples_per_pack']:g} has {facts['mean_tokens_per_pack']} tokens on average, "
             f"{facts['most_tokens_per_pack']} at most"
         )
+    if facts["samples_per_step"] is None:
+        return "packs are planned by length, and lengths are not known here"
     epochs = "no epoch" if facts["epochs"] is None else f"{facts['epochs']:g} epochs"
     return (
-        f"{facts['samples_per_step']} samples a step on each GPU, {facts['steps_per_epoch']:g} steps an epoch on one, "
-        f"{epochs} in all{packs}"
+        f"{facts['samples_per_step']:g} samples a step on each GPU, {facts['steps_per_epoch']:g} steps an epoch on "
+        f"one, {epochs} in all{packs}"
     )
 
 

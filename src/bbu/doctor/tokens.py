@@ -1,9 +1,9 @@
-"""Token lengths of whole training samples: the real chat text, and image tokens counted from sizes alone."""
+"""Lengths of whole training samples, without opening a photo, and whether each fits the run's limits."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,46 +11,45 @@ import numpy as np
 from bbu.config import Config
 from bbu.data.chat_processor import ChatProcessor
 from bbu.data.episodes import most_teachers
-from bbu.data.prompts import answer_text, build_messages, text_boxes
+from bbu.data.lengths import LengthMeter
+from bbu.data.packing import Budgets, Lengths
 from bbu.doctor.charts import Bar, histogram, round_edges
 from bbu.doctor.findings import Example, Finding, finding
 from bbu.doctor.reading import Sample
-from bbu.geometry import ImageGeometry
 from bbu.records import Row
 
-BATCH = 1000  # conversations tokenised at a time
+Parts = tuple[int, int, int]  # tokens, image tokens, photos
 
 
 @dataclass(frozen=True)
 class TokenLengths:
-    """Tokens of every training sample.
+    """Lengths of every training sample, costs left out.
 
     Args:
         max_length: data.max_length.
         teachers: most teachers that training may add to a sample without any of its own.
-        alone: tokens of each sample with the teachers written into it.
+        alone: each sample with the teachers and context written into it.
         longest: the same with the longest ``teachers`` of the pool and the largest context photos: an upper bound.
-        photo_tokens: image tokens of the photos written into each sample.
     """
 
     max_length: int
     teachers: int
-    alone: list[int] = field(default_factory=list)
-    longest: list[int] = field(default_factory=list)
-    photo_tokens: list[int] = field(default_factory=list)
+    alone: Lengths
+    longest: Lengths
 
     @property
     def histogram(self) -> list[Bar]:
-        return histogram(self.longest, round_edges(max([*self.longest, 1])))
+        return histogram(self.longest.tokens.tolist(), round_edges(max([*self.longest.tokens.tolist(), 1])))
 
     def to_json(self) -> dict[str, Any]:
+        tokens = self.longest.tokens
         return {
             "computed": True,
             "why": None,
             "max_length": self.max_length,
             "teachers": self.teachers,
-            "max": max(self.longest, default=0),
-            "mean": round(float(np.mean(self.longest)), 1) if self.longest else 0,
+            "max": int(tokens.max(initial=0)),
+            "mean": round(float(tokens.mean()), 1) if len(tokens) else 0,
             "histogram": [bar.to_json() for bar in self.histogram],
         }
 
@@ -58,119 +57,95 @@ class TokenLengths:
 def measure_lengths(
     samples: Sequence[Sample], pool: Sequence[Row], processor: ChatProcessor, config: Config
 ) -> TokenLengths:
-    """Tokens of every sample, as ChatProcessor would make them.
+    """Lengths of every sample, as ChatProcessor would make them of photos as they are.
 
     Args:
         samples: of train; photos readable, descriptions without special tokens.
         pool: teachers that are drawn for samples without any of their own.
     """
-    asked = [row for sample in samples for row in (*sample.sample.teachers, sample.row)]
-    system, turns = turn_lengths([*asked, *pool], processor)
-    own, pooled = iter(turns[: len(asked)]), sorted(turns[len(asked) :], reverse=True)
+    meter = LengthMeter(processor)
+    own = _turns([row for sample in samples for row in (*sample.sample.teachers, sample.row)], meter)
+    pooled = sorted(_turns(pool, meter), reverse=True)
+    # the longest turns may not be those of the largest photos: a bound for each
+    largest = sorted((photo for _, photo, _ in pooled), reverse=True)
     teachers = min(most_teachers(config.data.episodes), len(pooled))
-    context = _Context(samples, processor, config.data.episodes.context_photos)
-    lengths = TokenLengths(config.data.max_length, teachers)
+    drawn = (sum(tokens for tokens, _, _ in pooled[:teachers]), sum(largest[:teachers]), teachers)
+    context = _Context(samples, meter, config.data.episodes.context_photos)
+    alone: list[Parts] = []
+    longest: list[Parts] = []
+    turns = iter(own)
     for sample in samples:
-        alone = system + sum(next(own) for _ in range(len(sample.sample.teachers) + 1))
-        alone += context.tokens([image_tokens(row, processor) for row in sample.sample.context])
-        more = 0 if sample.sample.teachers else sum(pooled[:teachers])
-        if not sample.sample.context:
-            more += context.tokens(context.longest(sample.row))
-        lengths.alone.append(alone)
-        lengths.longest.append(alone + more)
-        lengths.photo_tokens.append(sum(image_tokens(row, processor) for row in sample.shown))
-    return lengths
+        written = [next(turns) for _ in range(len(sample.sample.teachers) + 1)]
+        alone.append(
+            _sum((meter.system, 0, 0), *written, context.parts([*map(meter.image_tokens, sample.sample.context)]))
+        )
+        more = [] if sample.sample.teachers else [drawn]
+        more += [] if sample.sample.context else [context.parts(context.longest(sample.row))]
+        longest.append(_sum(alone[-1], *more))
+    pixels = processor.factor**2  # of an image token
+    return TokenLengths(config.data.max_length, teachers, _lengths(alone, pixels), _lengths(longest, pixels))
+
+
+def _turns(rows: Sequence[Row], meter: LengthMeter) -> list[Parts]:
+    """What every row's turn takes: photo, question and answer.
+
+    Turns are parted by tokens of their own, so their lengths add up whatever stands beside them.
+    """
+    photos = [meter.image_tokens(row) for row in rows]
+    # the template writes one image token, which stands for all of the photo's
+    return [
+        (meter.frame() + answer + photo - 1, photo, 1)
+        for answer, photo in zip(meter.answers(rows), photos, strict=True)
+    ]
+
+
+def _sum(*parts: Parts) -> Parts:
+    tokens, image_tokens, photos = (sum(column) for column in zip(*parts, strict=True))
+    return tokens, image_tokens, photos
+
+
+def _lengths(parts: Sequence[Parts], pixels: int) -> Lengths:
+    columns = np.array(parts, dtype=np.int64).reshape(-1, 3).T
+    return Lengths(columns[0], columns[1] * pixels, columns[2], np.zeros(len(parts)))
 
 
 class _Context:
-    """Photos of the same site that may stand in the student's turn, and what they cost."""
+    """Photos of the same site that may stand in the student's turn, and what they take."""
 
-    def __init__(self, samples: Sequence[Sample], processor: ChatProcessor, most: int) -> None:
-        self.processor, self.most = processor, most
-        self.written: dict[int, int] = {}
+    def __init__(self, samples: Sequence[Sample], meter: LengthMeter, most: int) -> None:
+        self.meter, self.most = meter, most
         self.groups: dict[str, list[int]] = {}
         for row in (sample.row for sample in samples) if most else ():
             if row.group is not None:
-                self.groups.setdefault(row.group, []).append(image_tokens(row, processor))
+                self.groups.setdefault(row.group, []).append(meter.image_tokens(row))
 
     def longest(self, student: Row) -> list[int]:
         """Image tokens of the largest photos of the student's group, at most as many as it has others."""
         others = sorted(self.groups.get(student.group or "", []), reverse=True)
         return others[: min(self.most, len(others) - 1)] if others else []
 
-    def tokens(self, photos: Sequence[int]) -> int:
-        """Tokens that these photos, by their image tokens, add to a turn, with the words about them."""
-        if not photos:
-            return 0
-        number = len(photos)
-        if number not in self.written:
-            counts = [_count([["[]"]], self.processor, context)[0] for context in (number, 0)]
-            self.written[number] = counts[0] - counts[1] - number  # the image tokens are counted by size
-        return self.written[number] + sum(photos)
+    def parts(self, photos: Sequence[int]) -> Parts:
+        """What these photos, by their image tokens, add to a turn, with the words about them."""
+        words = self.meter.frame(len(photos)) - self.meter.frame() - len(photos)  # the frame has one token for each
+        return words + sum(photos), sum(photos), len(photos)
 
 
-def turn_lengths(rows: Sequence[Row], processor: ChatProcessor) -> tuple[int, list[int]]:
-    """Tokens before the first turn, and of every row's turn: photo, question and answer.
-
-    Turns are parted by tokens of their own, so their lengths add up whatever stands beside them.
-    """
-    if not rows:
-        return 0, []
-    once, twice = (_count([[_answer(rows[0], processor)] * times], processor)[0] for times in (1, 2))
-    system = 2 * once - twice
-    turns: list[int] = []
-    for start in range(0, len(rows), BATCH):
-        batch = rows[start : start + BATCH]
-        counts = _count([[_answer(row, processor)] for row in batch], processor)
-        # the template writes one image token, which stands for all of the photo's
-        turns += [n - system - 1 + image_tokens(row, processor) for n, row in zip(counts, batch, strict=True)]
-    return system, turns
+def length_findings(lengths: TokenLengths, samples: Sequence[Sample], budgets: Budgets) -> list[Finding]:
+    """Samples over data.max_length or larger than a planned pack, whatever the teachers, and those that may be."""
+    found = _over("sample_too_long", lengths, samples, "tokens", lengths.max_length)
+    for what, limit in budgets.limits.items():
+        found += _over("sample_larger_than_pack", lengths, samples, what, limit)
+    return found
 
 
-def _count(conversations: Sequence[Sequence[str]], processor: ChatProcessor, context: int = 0) -> list[int]:
-    """Tokens of whole conversations by their answers, every photo as the one token that the template writes."""
-    texts = [
-        str(
-            processor.tokenizer.apply_chat_template(
-                build_messages(processor.spec, answers[:-1], answers[-1], context),
-                chat_template=processor.spec.chat_template,
-                tokenize=False,
-            )
-        )
-        for answers in conversations
-    ]
-    return [len(ids) for ids in processor.tokenizer(texts, add_special_tokens=False)["input_ids"]]
-
-
-def plan(row: Row, processor: ChatProcessor) -> ImageGeometry:
-    """How a row's photo, unturned, maps to the model."""
-    spec = processor.spec
-    return ImageGeometry.plan(
-        row.width, row.height, factor=processor.factor, min_pixels=spec.min_pixels, max_pixels=spec.max_pixels
-    )
-
-
-def image_tokens(row: Row, processor: ChatProcessor) -> int:
-    """Tokens of a row's photo."""
-    geometry = plan(row, processor)
-    return geometry.model_width * geometry.model_height // processor.factor**2
-
-
-def _answer(row: Row, processor: ChatProcessor) -> str:
-    boxes = np.array([item.box for item in row.objects], dtype=np.float64).reshape(-1, 4)
-    written = text_boxes(plan(row, processor), boxes, processor.spec.box_convention)
-    return answer_text(written, [item.desc for item in row.objects])
-
-
-def length_findings(lengths: TokenLengths, samples: Sequence[Sample]) -> list[Finding]:
-    """Samples that do not fit, whatever the teachers, and those that do not fit with long ones."""
-    limit, longest = lengths.max_length, max(lengths.longest, default=0)
+def _over(code: str, lengths: TokenLengths, samples: Sequence[Sample], what: str, limit: int) -> list[Finding]:
+    alone, longest = (getattr(which, what).tolist() for which in (lengths.alone, lengths.longest))
     certain, possible = [], []
-    for sample, alone, most in zip(samples, lengths.alone, lengths.longest, strict=True):
-        if alone > limit:
-            certain.append(Example(sample.where, sample.name, detail=f"{alone} tokens"))
+    for sample, size, most in zip(samples, alone, longest, strict=True):
+        if size > limit:
+            certain.append(Example(sample.where, sample.name, detail=f"{size} {what}"))
         elif most > limit:
-            possible.append(Example(sample.where, sample.name, detail=f"{alone} tokens, up to {most}"))
-    values: dict[str, Any] = {"max_length": limit, "longest": longest}
-    found = [finding("sample_too_long", certain, **values)] if certain else []
-    return found + ([finding("sample_too_long_with_teachers", possible, **values)] if possible else [])
+            possible.append(Example(sample.where, sample.name, detail=f"{size} {what}, up to {most}"))
+    values: dict[str, Any] = {"what": what, "limit": limit, "longest": max(longest, default=0)}
+    found = [finding(code, certain, **values)] if certain else []
+    return found + ([finding(f"{code}_with_teachers", possible, **values)] if possible else [])

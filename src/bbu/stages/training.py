@@ -186,10 +186,9 @@ def _stream(
 def plan_packs(config: Config, stream: Any, processor: Any, model: Any, ranks: int) -> PackedRun | None:
     """The planned packs of the run, which set the stream's length; None where a pack is the next samples."""
     from bbu.data.lengths import LengthMeter, StreamLengths
-    from bbu.data.packing import CostModel, PackedRun
-    from bbu.training.trainer import pack_budgets
+    from bbu.data.packing import Budgets, CostModel, PackedRun
 
-    training, budgets = config.training, pack_budgets(config)
+    training, budgets = config.training, Budgets.of(config.training)
     if not budgets.limits:
         return None
     meter = LengthMeter(processor, config.data.augment, taxonomy_of(config).mirror)

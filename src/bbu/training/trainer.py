@@ -242,7 +242,7 @@ def training_arguments(config: Config, *, use_cpu: bool, bf16: bool, has_val: bo
     args = TrainingArguments(
         output_dir=config.output_dir,
         max_steps=training.max_steps,
-        per_device_train_batch_size=1 if pack_budgets(config).limits else training.batch_size,  # a pack is one item
+        per_device_train_batch_size=1 if Budgets.of(training).limits else training.batch_size,  # a pack is one item
         gradient_accumulation_steps=training.gradient_accumulation,
         learning_rate=max(vars(training.learning_rates).values()),
         lr_scheduler_type=training.schedule,
@@ -279,12 +279,6 @@ def training_arguments(config: Config, *, use_cpu: bool, bf16: bool, has_val: bo
     )
     args._n_gpu = min(args.n_gpu, 1)  # one process, one GPU: never nn.DataParallel, which would split a pack
     return args
-
-
-def pack_budgets(config: Config) -> Budgets:
-    """The most that a pack may hold."""
-    training = config.training
-    return Budgets(training.pack_tokens, training.pack_pixels, training.pack_images)
 
 
 def _deepspeed_settings(path: str) -> dict[str, Any] | None:
