@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 from PIL import Image
@@ -145,7 +146,8 @@ def place(tmp_path: Path, trained: Path) -> Iterator[Place]:
     for split in ("train", "test"):
         place.lines(f"data/{split}.jsonl", row())
     place.lines("predictions.jsonl", prediction())
-    yield place
+    with patch.dict(os.environ):  # commands set up their process by it
+        yield place
     from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
     unset_hf_deepspeed_config()  # transformers remembers a half-read one for the whole process

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import socket
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -127,7 +128,10 @@ def _quiet_trackers(config: Config) -> None:
 def _single_process_rendezvous(config: Config) -> None:
     """DeepSpeed wants a process group; without torchrun, a group of one."""
     if config.training.deepspeed and "RANK" not in os.environ:
-        alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
+        with socket.socket() as free:  # a fixed port would stop a second run on this machine
+            free.bind(("127.0.0.1", 0))
+            port = str(free.getsockname()[1])
+        alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
         os.environ.update({name: os.environ.get(name, value) for name, value in alone.items()})
 
 

@@ -1,0 +1,153 @@
+"""Commands that look at photos with a trained model."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+
+from bbu.cli.arguments import Commands, not_negative, positive, share
+from bbu.config import EvaluationConfig
+from bbu.errors import UserError
+
+
+def add_commands(commands: Commands) -> None:
+    """Commands whose first argument is a model folder."""
+    _add_predict(commands)
+    serve = commands.add_parser("serve", help="a web page and HTTP endpoint for a trained model: docs/serve.md")
+    serve.set_defaults(action=_serve)
+    serve.add_argument("model", help="a run's model folder, e.g. outputs/demo/model")
+    serve.add_argument("--host", default="127.0.0.1", help="listen here (default 127.0.0.1: only this machine)")
+    serve.add_argument("--port", type=not_negative, default=8000, help="default 8000; 0: a free one")
+    serve.add_argument("--max-megabytes", type=positive, default=20, help="most bytes of a request (default 20)")
+    serve.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto")
+
+
+def _add_predict(commands: Commands) -> None:
+    predict = commands.add_parser("predict", help="predict photos with a trained model: docs/prediction.md")
+    predict.set_defaults(action=_predict)
+    predict.add_argument("model", help="a run's model folder, e.g. outputs/demo/model")
+    predict.add_argument("photos", help="a folder, a quoted glob, one photo, a JSONL of records, or a .txt of paths")
+    predict.add_argument("output", help="predictions JSONL to write; started again, a stopped prediction goes on")
+    predict.add_argument("--image-root", help="folder that paths in a JSONL or .txt are relative to (default: its own)")
+    predict.add_argument("--teachers", help="JSONL of annotated rows shown as worked examples")
+    predict.add_argument("--top-k", type=positive, default=100, help="most boxes a photo (default 100)")
+    predict.add_argument(
+        "--duplicate-iou",
+        type=share,
+        default=EvaluationConfig.duplicate_iou,
+        help="overlap that makes a box a duplicate; 1: none",
+    )
+    predict.add_argument("--batch-size", type=positive, default=8, help="photos or tiles at a time (default 8)")
+    predict.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto")
+    predict.add_argument("--workers", type=not_negative, default=2, help="processes that read photos (default 2)")
+    predict.add_argument("--tiles", help="look at overlapping tiles too: auto, or columns x rows, such as 3x2")
+    predict.add_argument("--tile-size", type=positive, default=0, help="pixels a side of an auto tile")
+    predict.add_argument("--tile-overlap", type=share, default=0.2, help="least share that neighbours have in common")
+    predict.add_argument("--flips", action="store_true", help="look at everything mirrored left to right too")
+    predict.add_argument("--taxonomy", help="whose mirror words --flips swaps (default: left and right)")
+    predict.add_argument(
+        "--descriptions",
+        default="free",
+        help="free: any words; known: only those of the model's list; or a file, one a line (default free)",
+    )
+    predict.add_argument("--no-calibration", action="store_true", help="raw scores, though the model has a calibration")
+    predict.add_argument("--min-score", type=share, default=0.0, help="leave out predictions below (default 0: none)")
+    predict.add_argument("--operating-points", help="JSON of `bbu thresholds`: leave out what is below its threshold")
+    predict.add_argument("--pictures", help="folder for a picture of every photo with boxes, words and scores")
+    predict.add_argument("--threshold", type=share, default=0.3, help="score that --pictures draws from (default 0.3)")
+    predict.add_argument("--export", metavar="FORMAT", help="write the predictions in this format too, such as yolo")
+    predict.add_argument("--export-to", metavar="FOLDER", help="new folder for --export")
+
+
+def _predict(arguments: argparse.Namespace) -> int:
+    _check_export(arguments)
+    from bbu.inference import Inference, list_photos
+    from bbu.models.predictor import PredictOptions, teacher_photos
+    from bbu.models.tiling import Tiles
+    from bbu.models.vocabulary import choose_vocabulary
+    from bbu.prediction.job import predict_to_file, settings_of
+    from bbu.prediction.operating_points import OperatingPoints
+    from bbu.records import read_rows
+    from bbu.taxonomy import MirrorRules
+    from data_conversion.__main__ import load_taxonomy
+
+    if arguments.tile_size and not arguments.tiles:
+        raise UserError("--tile-size is a part of --tiles auto; give both")
+    names, root = list_photos(arguments.photos)
+    root = arguments.image_root or root
+    tiles = Tiles.parse(arguments.tiles, arguments.tile_size, arguments.tile_overlap) if arguments.tiles else None
+    options = PredictOptions(
+        batch_size=arguments.batch_size,
+        top_k=arguments.top_k,
+        duplicate_iou=arguments.duplicate_iou,
+        tiles=tiles,
+        flips=arguments.flips,
+        mirror=load_taxonomy(arguments.taxonomy).mirror if arguments.taxonomy else MirrorRules(),
+        min_score=arguments.min_score,
+    )
+    points = OperatingPoints.load(arguments.operating_points) if arguments.operating_points else None
+    teachers = read_rows(arguments.teachers) if arguments.teachers else []
+    inference = Inference(
+        arguments.model, precision=arguments.precision, calibrated=not arguments.no_calibration, options=options
+    )
+    words = choose_vocabulary(arguments.descriptions, Path(arguments.model), inference.processor)
+    inference.predictor.options = replace(inference.predictor.options, vocabulary=words)
+    count, failed = predict_to_file(
+        inference,
+        names,
+        root,
+        arguments.output,
+        settings=settings_of(inference, arguments.model, arguments.teachers, arguments.operating_points),
+        teachers=teacher_photos(teachers, root),
+        operating_points=points,
+        workers=arguments.workers,
+    )
+    print(f"{count} photos, {failed} of them failed; written to {arguments.output}")
+    _show_predictions(arguments, root)
+    return 1 if failed else 0
+
+
+def _check_export(arguments: argparse.Namespace) -> None:
+    """What would stop the export is better known before hours of predicting."""
+    if (arguments.export is None) != (arguments.export_to is None):
+        raise UserError("--export FORMAT and --export-to FOLDER: give both or neither")
+    if arguments.export is None:
+        return
+    from data_conversion.formats import FORMATS
+
+    names = [name for name, entry in FORMATS.items() if entry.write]
+    if arguments.export not in names:
+        raise UserError(f"--export {arguments.export!r}: formats that can be written: {', '.join(names)}")
+    folder = Path(arguments.export_to)
+    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+        raise UserError(f"--export-to {folder}: is there and not an empty folder; name a new one")
+
+
+def _show_predictions(arguments: argparse.Namespace, root: str) -> None:
+    """Pictures and another format, of what the output holds."""
+    if arguments.pictures:
+        from bbu.prediction.pictures import draw_file
+
+        drawn, gone = draw_file(
+            arguments.output, root, arguments.pictures, threshold=arguments.threshold, workers=arguments.workers
+        )
+        print(f"{drawn} pictures in {arguments.pictures}" + (f"; {gone} photos are gone" if gone else ""))
+    if arguments.export:
+        from data_conversion.export import export
+
+        report = export(arguments.export, arguments.output, arguments.export_to, image_root=root)
+        print(f"{arguments.export} in {arguments.export_to}\n{report.summary()}")
+
+
+def _serve(arguments: argparse.Namespace) -> int:
+    from bbu.serve.server import serve
+
+    serve(
+        arguments.model,
+        host=arguments.host,
+        port=arguments.port,
+        precision=arguments.precision,
+        max_megabytes=arguments.max_megabytes,
+    )
+    return 0

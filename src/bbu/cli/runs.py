@@ -1,0 +1,168 @@
+"""Commands that work on a config: train, look at data, compare, profile."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+
+from bbu.cli.arguments import Commands, not_negative, positive
+
+
+def add_commands(commands: Commands) -> None:
+    """Commands whose first argument is a config."""
+    for name, action, text in (
+        ("run", _run, "prepare data, train, predict, score, draw: the whole job of a config"),
+        ("prepare", _prepare, "only make the rows that a config trains on"),
+        ("score", _score, "predict, score and draw again with the model a run has trained"),
+        ("check", _check, "read a config and its overrides, and stop"),
+    ):
+        command = commands.add_parser(name, help=text, description=text)
+        command.set_defaults(action=action)
+        command.add_argument("config", help="a YAML file, e.g. configs/demo.yaml")
+        command.add_argument("overrides", nargs="*", help="dotted keys, e.g. training.max_steps=10")
+
+    doctor = commands.add_parser("doctor", help="say what is wrong with the data of a config, before training")
+    doctor.set_defaults(action=_doctor)
+    doctor.add_argument("config", help="a YAML file, e.g. configs/demo.yaml")
+    doctor.add_argument("overrides", nargs="*", help="dotted keys, e.g. data.source.path=/data/bbu")
+    doctor.add_argument("--html", help="write the report as one page that opens in a browser")
+    doctor.add_argument("--json", help="write the report as JSON")
+    doctor.add_argument("--strict", action="store_true", help="exit status 1 on warnings too, not only on errors")
+    doctor.add_argument("--samples", type=not_negative, default=12, help="photos to prove and draw (default 12)")
+
+    augment = commands.add_parser("augment", help="draw a sheet of training photos as augmentation makes them")
+    augment.set_defaults(action=_augment)
+    augment.add_argument("config", help="a YAML file, e.g. configs/bccd.yaml")
+    augment.add_argument("overrides", nargs="*", help="dotted keys, e.g. data.augment.rotate=10")
+    augment.add_argument("--output", default="augment.png", help="PNG or JPEG to write (default augment.png)")
+    augment.add_argument("--photos", type=positive, default=6, help="rows of the sheet (default 6)")
+    augment.add_argument("--views", type=positive, default=4, help="epochs, a column each (default 4)")
+    augment.add_argument("--epoch", type=not_negative, default=0, help="the first of them (default 0)")
+
+    profile = commands.add_parser("profile", help="say where the time of a training step goes: docs/profiling.md")
+    profile.set_defaults(action=_profile)
+    profile.add_argument("config", help="a YAML file, e.g. configs/demo.yaml")
+    profile.add_argument("overrides", nargs="*", help="dotted keys, e.g. training.batch_size=4")
+    profile.add_argument("--warm-up", type=positive, default=3, help="steps before the one that is traced (default 3)")
+
+    baselines = commands.add_parser("baselines", help="compare the model a run has trained with simpler answers")
+    baselines.set_defaults(action=_baselines)
+    baselines.add_argument("config", help="a YAML file, e.g. configs/demo.yaml")
+    baselines.add_argument("overrides", nargs="*", help="dotted keys, e.g. evaluation.split=val")
+    baselines.add_argument("--limit", type=positive, help="only so many photos, the first ones (default all)")
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    from bbu.config import load_config
+
+    config = load_config(arguments.config, arguments.overrides)
+    from bbu import stages
+
+    return stages.run(config)
+
+
+def _prepare(arguments: argparse.Namespace) -> int:
+    from bbu import stages
+    from bbu.config import load_config
+
+    data = stages.prepare(load_config(arguments.config, arguments.overrides))
+    print(f"rows in {data.folder}, photos under {data.image_root}")
+    return 0
+
+
+def _score(arguments: argparse.Namespace) -> int:
+    from bbu import stages
+    from bbu.config import load_config
+    from bbu.evaluation import summary_table
+
+    config = load_config(arguments.config, arguments.overrides)
+    data = stages.prepare(config)
+    stages.calibrate(config, data)
+    stages.predict(config, data)
+    print(summary_table(stages.score(config, data)))
+    stages.draw(config, data)
+    return 0
+
+
+def _check(arguments: argparse.Namespace) -> int:
+    from bbu.config import load_config
+
+    config = load_config(arguments.config, arguments.overrides)
+    print(f"{arguments.config}: fine; writes to {config.output_dir}")
+    return 0
+
+
+def _doctor(arguments: argparse.Namespace) -> int:
+    import tempfile
+
+    from bbu.config import load_config
+
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")  # it looks at what is here, and downloads no model
+    config = load_config(arguments.config, arguments.overrides)
+    from bbu import stages
+    from bbu.doctor.examination import examine
+    from bbu.doctor.page import write_page
+    from bbu.doctor.preparation import doctor_config
+    from bbu.jsonl import write_json
+
+    mirror = stages.taxonomy_of(config).mirror
+    with tempfile.TemporaryDirectory(prefix="bbu-doctor-") as folder:
+        data = stages.prepare(doctor_config(config, Path(folder)))
+        report = examine(config, data.folder, data.image_root, mirror, samples=arguments.samples)
+        print(f"\n{report.to_text()}", flush=True)
+        if arguments.html:
+            write_page(arguments.html, report)
+        if arguments.json:
+            write_json(arguments.json, report.to_json())
+    for path in (arguments.html, arguments.json):
+        if path:
+            print(f"{'written':<10}{path}")
+    return report.exit_status(arguments.strict)
+
+
+def _augment(arguments: argparse.Namespace) -> int:
+    from bbu import stages
+    from bbu.config import load_config
+    from bbu.data.augment import Augmenter
+    from bbu.data.contact_sheet import draw_contact_sheet, save_contact_sheet
+
+    config = load_config(arguments.config, arguments.overrides)
+    data = stages.prepare(config)
+    rows = [sample.student for sample in data.samples("train")]
+    training, mirror = config.training, stages.taxonomy_of(config).mirror
+    augmenter = Augmenter(config.data.augment, config.seed, pool=rows, image_root=data.image_root, mirror=mirror)
+    run = training.max_steps * training.batch_size * training.gradient_accumulation
+    epochs = range(arguments.epoch, arguments.epoch + arguments.views)
+    done = {epoch: min((epoch + 0.5) * len(rows) / run, 1.0) for epoch in epochs}
+    sheet = draw_contact_sheet(rows, data.image_root, augmenter, photos=arguments.photos, epochs=done)
+    save_contact_sheet(sheet, arguments.output)
+    print(f"{min(arguments.photos, len(rows))} photos, epochs {epochs[0]} to {epochs[-1]}: {arguments.output}")
+    return 0
+
+
+def _baselines(arguments: argparse.Namespace) -> int:
+    from bbu import stages
+    from bbu.baselines import Material, baselines_table, compare
+    from bbu.config import load_config
+
+    config = load_config(arguments.config, arguments.overrides)
+    data = stages.prepare(config)
+    students = [sample.student for sample in data.samples("train")]
+    rows = data.rows(config.evaluation.split)[: arguments.limit]
+    material = Material(config, rows, students, data.rows("teacher"), data.image_root)
+    report = compare(material, Path(config.output_dir) / stages.MODEL_FOLDER)
+    print(f"\n{len(rows)} photos of the {config.evaluation.split} split\n{baselines_table(report)}")
+    print(f"written: {Path(config.output_dir) / 'baselines.json'}, baselines/*.jsonl")
+    return 0
+
+
+def _profile(arguments: argparse.Namespace) -> int:
+    from bbu.config import load_config
+
+    config = load_config(arguments.config, arguments.overrides)
+    from bbu.stages.profiling import profile
+
+    tables, folder = profile(config, arguments.warm_up)
+    print(f"\n{tables}\n\nwritten: {folder}; open its trace.json in https://ui.perfetto.dev or chrome://tracing")
+    return 0

@@ -1,0 +1,153 @@
+"""Commands on saved predictions alone: docs/evaluation.md."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from bbu.cli.arguments import Commands, not_negative, positive
+from bbu.errors import UserError
+
+
+def add_commands(commands: Commands) -> None:
+    """Commands whose first argument is a file of annotated rows."""
+    _add_evaluate(commands)
+    compare = commands.add_parser("compare", help="what predictions B do better or worse than A, and on which photos")
+    compare.set_defaults(action=_compare)
+    compare.add_argument("truth", help="JSONL of annotated rows")
+    compare.add_argument("a", help="predictions JSONL")
+    compare.add_argument("b", help="predictions JSONL of the same photos")
+    compare.add_argument("--output", help="write the comparison as JSON, with every photo that changed")
+    compare.add_argument("--threshold", type=float, default=0.3, help="score that counts as found (default 0.3)")
+    compare.add_argument("--resamples", type=not_negative, default=1000, help="of the intervals (default 1000)")
+
+    calibrate = commands.add_parser("calibrate", help="fit scores to the share that is right, for a model folder")
+    calibrate.set_defaults(action=_calibrate)
+    calibrate.add_argument("truth", help="JSONL of annotated rows, best a val split")
+    calibrate.add_argument("predictions", help="predictions JSONL made without calibration")
+    calibrate.add_argument("--output", required=True, help="calibration.json to write")
+    calibrate.add_argument("--kind", choices=("temperature", "isotonic"), default="temperature")
+
+    thresholds = commands.add_parser("thresholds", help="choose the score to ask for, description by description")
+    thresholds.set_defaults(action=_thresholds)
+    thresholds.add_argument("truth", help="JSONL of annotated rows, best a val split")
+    thresholds.add_argument("predictions", help="predictions JSONL, scored as the model will score")
+    goal = thresholds.add_mutually_exclusive_group(required=True)
+    goal.add_argument("--precision", type=float, help="lowest threshold with at least this precision")
+    goal.add_argument("--recall", type=float, help="highest threshold with at least this recall")
+    goal.add_argument("--alarms", type=float, help="at most so many false alarms a photo, all descriptions together")
+    thresholds.add_argument("--minimum", type=positive, default=10, help="annotated boxes for an own threshold (10)")
+    thresholds.add_argument("--output", help="write operating points as JSON, for predict --operating-points")
+
+
+def _add_evaluate(commands: Commands) -> None:
+    evaluate = commands.add_parser("evaluate", help="score saved predictions; needs no weights")
+    evaluate.set_defaults(action=_evaluate)
+    evaluate.add_argument("truth", help="JSONL of annotated rows")
+    evaluate.add_argument("predictions", help="predictions JSONL")
+    evaluate.add_argument("--output", help="write all metrics as JSON")
+    evaluate.add_argument("--threshold", type=float, default=0.3, help="score that counts as an alarm (default 0.3)")
+    evaluate.add_argument("--precision", type=float, default=0.9, help="report recall at this precision (default 0.9)")
+    evaluate.add_argument(
+        "--alarms",
+        type=float,
+        nargs="+",
+        default=[1.0, 0.1],
+        metavar="N",
+        help="report what is missed at so many false alarms a photo (default 1 0.1)",
+    )
+    evaluate.add_argument(
+        "--resamples", type=not_negative, default=1000, help="of the bootstrap intervals; 0: none (default 1000)"
+    )
+    evaluate.add_argument("--dense", action="store_true", help="dense-captioning mAP too: docs/dense_captioning.md")
+    evaluate.add_argument(
+        "--meteor",
+        choices=("approximate", "exact"),
+        help="how --dense compares words (default approximate; exact: English, needs Java and pycocoevalcap)",
+    )
+    evaluate.add_argument("--pictures", help="folder for pictures of truth beside prediction")
+    evaluate.add_argument("--report", help="write one HTML page with figures, curves and photos: docs/report.md")
+    evaluate.add_argument("--image-root", help="photos of --pictures and --report (default: the truth's folder)")
+
+
+def _evaluate(arguments: argparse.Namespace) -> int:
+    from bbu.evaluation import evaluate, summary_table, write_metrics
+    from bbu.records import read_predictions, read_rows
+
+    if arguments.meteor and not arguments.dense:
+        raise UserError(f"--meteor {arguments.meteor} is a part of --dense; give both")
+    truth, predictions = read_rows(arguments.truth), read_predictions(arguments.predictions)
+    metrics = evaluate(
+        truth,
+        predictions,
+        score_threshold=arguments.threshold,
+        precision=arguments.precision,
+        alarms=arguments.alarms,
+        resamples=arguments.resamples,
+    )
+    print(summary_table(metrics))
+    if arguments.dense:
+        from bbu.evaluation.dense_captioning import dense_metrics, dense_table
+
+        metrics |= dense_metrics(truth, predictions, meteor=arguments.meteor or "approximate")
+        print(f"\n{dense_table(metrics)}")
+    if arguments.output:
+        write_metrics(arguments.output, metrics)
+    if arguments.pictures:
+        from bbu.evaluation.pictures import save_pictures
+
+        root = arguments.image_root or str(Path(arguments.truth).parent)
+        written = save_pictures(truth, predictions, root, arguments.pictures, threshold=arguments.threshold)
+        print(f"{len(written)} pictures in {arguments.pictures}")
+    if arguments.report:
+        from bbu.evaluation.page import write_report
+
+        root, title = arguments.image_root or str(Path(arguments.truth).parent), Path(arguments.truth).name
+        page = write_report(arguments.report, truth, predictions, metrics, image_root=root, title=title)
+        print(f"{page.shown} of {page.photos} photos shown in {arguments.report}")
+    return 0
+
+
+def _compare(arguments: argparse.Namespace) -> int:
+    from bbu.evaluation.compare import compare, comparison_table
+    from bbu.jsonl import write_json
+    from bbu.records import read_predictions, read_rows
+
+    comparison = compare(
+        read_rows(arguments.truth),
+        read_predictions(arguments.a),
+        read_predictions(arguments.b),
+        score_threshold=arguments.threshold,
+        resamples=arguments.resamples,
+    )
+    print(comparison_table(comparison))
+    if arguments.output:
+        write_json(arguments.output, comparison)
+    return 0
+
+
+def _calibrate(arguments: argparse.Namespace) -> int:
+    from bbu.evaluation.calibration import fit_calibration
+    from bbu.records import read_predictions, read_rows
+
+    truth, predictions = read_rows(arguments.truth), read_predictions(arguments.predictions)
+    calibration = fit_calibration(truth, predictions, kind=arguments.kind, split=Path(arguments.truth).stem)
+    calibration.save(arguments.output)
+    print(f"{calibration.summary()}; written to {arguments.output}")
+    return 0
+
+
+def _thresholds(arguments: argparse.Namespace) -> int:
+    from bbu.evaluation.operating_points import operating_points, operating_table
+    from bbu.jsonl import write_json
+    from bbu.records import read_predictions, read_rows
+
+    goals = {name: getattr(arguments, name) for name in ("precision", "recall", "alarms")}
+    ((goal, value),) = ((name, value) for name, value in goals.items() if value is not None)
+    points = operating_points(
+        read_rows(arguments.truth), read_predictions(arguments.predictions), goal, value, minimum=arguments.minimum
+    )
+    print(operating_table(points))
+    if arguments.output:
+        write_json(arguments.output, points)
+    return 0
