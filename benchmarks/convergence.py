@@ -1,7 +1,7 @@
 """Average precision against training time: this project's detector, its plain learned-query form, DETR and RT-DETR.
 
     .venv/bin/python benchmarks/convergence.py [--seconds 300] [--seeds 17 18] [--arms ours learned detr rtdetr]
-                                               [--plot docs/images/convergence.png] [--clock cpu] [--quick]
+                                               [--plot docs/images/convergence.png] [--clock cpu] [--jobs 2] [--quick]
 
 Real blood-cell photos as configs/bccd.yaml reads them: trained on train and val, scored on test, everything from
 random weights. All arms see the same photos in the same order and the same random views, for the same seconds:
@@ -20,8 +20,10 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 
 import torch
@@ -41,8 +43,8 @@ TITLES = {"ours": "this project", "learned": "learned queries, same model", "det
 ARMS: dict[str, Callable[[Config, PreparedData], Arm]] = {
     "ours": OwnArm,
     "learned": LearnedQueryArm,
-    "detr": partial(DetrArm, rate=3e-4, batch=8),
-    "rtdetr": partial(RTDetrArm, rate=1e-3, batch=8),
+    "detr": partial(DetrArm, rate=3e-4, batch=2),
+    "rtdetr": partial(RTDetrArm, rate=3e-4, batch=2),
 }
 
 
@@ -106,8 +108,16 @@ def load(arguments: argparse.Namespace, folder: Path) -> tuple[Config, PreparedD
         return config, prepare(config)
 
 
-def run(config: Config, data: PreparedData, arguments: argparse.Namespace) -> list[Curve]:
+def train_all(arguments: argparse.Namespace) -> list[Curve]:
     """Every arm with every seed, one after another."""
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    with tempfile.TemporaryDirectory(prefix="bbu-benchmark-") as folder:
+        return run(*load(arguments, Path(folder)), arguments)
+
+
+def run(config: Config, data: PreparedData, arguments: argparse.Namespace) -> list[Curve]:
+    """The same on photos that are prepared."""
     rows, clock = data.rows("test"), cpu_seconds if arguments.clock == "cpu" else wall_seconds
     warm_up = config.training.warmup_steps / config.training.max_steps
     curves = []
@@ -192,6 +202,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--evaluations", type=int, default=5, help="spread evenly over the seconds")
     parser.add_argument("--clock", choices=("wall", "cpu"), default="wall", help="cpu: CPU time / threads")
     parser.add_argument("--threads", type=int, default=0, help="0 = all cores")
+    parser.add_argument("--jobs", type=int, default=1, help="seeds side by side, each on its share of the threads")
     parser.add_argument("--plot", type=Path, help="PNG of the curves")
     parser.add_argument(
         "--held-out", action="store_true", help="train on train, score on val: to choose, not to report"
@@ -205,11 +216,14 @@ def main() -> None:
     arguments = parse()
     if arguments.quick:
         arguments.seconds, arguments.evaluations, arguments.seeds = 0.01, 1, arguments.seeds[:1]
-    if arguments.threads:
-        torch.set_num_threads(arguments.threads)
-    with tempfile.TemporaryDirectory(prefix="bbu-benchmark-") as folder:
-        config, data = load(arguments, Path(folder))
-        curves = run(config, data, arguments)
+    alone = [argparse.Namespace(**{**vars(arguments), "seeds": [seed]}) for seed in arguments.seeds]
+    if arguments.jobs > 1:
+        for one in alone:
+            one.threads = max(1, (arguments.threads or torch.get_num_threads()) // arguments.jobs)
+        with ProcessPoolExecutor(arguments.jobs, get_context("spawn")) as pool:
+            curves = [curve for curves in pool.map(train_all, alone) for curve in curves]
+    else:
+        curves = train_all(arguments)
     print(table(curves))
     if arguments.plot:
         plot(curves, arguments.plot, arguments.clock)

@@ -143,14 +143,14 @@ class DetrArm(PeerArm):
         model = DetrForObjectDetection(
             DetrConfig(
                 backbone_config=ResNetConfig(
-                    embedding_size=32,
-                    hidden_sizes=[32, 64, 128, 256],
+                    embedding_size=40,
+                    hidden_sizes=[40, 80, 160, 320],
                     depths=[2, 2, 2, 2],
                     layer_type="basic",
                     out_features=["stage4"],
                 ),
                 d_model=192,
-                encoder_layers=2,
+                encoder_layers=3,
                 encoder_ffn_dim=768,
                 encoder_attention_heads=6,
                 decoder_layers=3,
@@ -173,11 +173,11 @@ class RTDetrArm(PeerArm):
 
     def build(self, classes: int, config: Config) -> nn.Module:
         detection = config.model.detection
-        widths = [32, 64, 128, 256]
+        widths = [40, 80, 160, 320]
         model = RTDetrForObjectDetection(
             RTDetrConfig(
                 backbone_config=RTDetrResNetConfig(
-                    embedding_size=32,
+                    embedding_size=40,
                     hidden_sizes=widths,
                     depths=[2, 2, 2, 2],
                     layer_type="basic",
@@ -185,12 +185,12 @@ class RTDetrArm(PeerArm):
                 ),
                 freeze_backbone_batch_norms=False,
                 encoder_in_channels=widths[1:],
-                encoder_hidden_dim=96,
-                encoder_ffn_dim=384,
+                encoder_hidden_dim=120,
+                encoder_ffn_dim=480,
                 encoder_attention_heads=6,
                 hidden_expansion=0.5,
                 d_model=192,
-                decoder_in_channels=[96, 96, 96],
+                decoder_in_channels=[120, 120, 120],
                 decoder_ffn_dim=768,
                 decoder_layers=3,
                 decoder_attention_heads=6,

@@ -93,7 +93,7 @@ def test_a_near_box_is_to_become_its_part_and_a_far_one_no_part() -> None:
     def sums(denoising: Denoising | None) -> torch.Tensor:
         found = detection_sums(
             nothing, nothing[..., 0], nothing[0, 0], nothing[0, 0, :, 0], [0], part, [1],
-            costs=MatchCosts(), proposals_per_object=1, denoising=denoising,
+            costs=MatchCosts(), denoising=denoising,
         )  # fmt: skip
         return torch.stack([found.bbox_l1, found.bbox_giou, found.objectness])
 

@@ -28,7 +28,7 @@ def test_terms_of_one_part_are_those_worked_out_by_hand() -> None:
     sums = detection_sums(
         predicted[None, None, None], logit[None, None, None],
         torch.stack([part, box(0.9, 0.9, 0.1, 0.1)]), box(math.log(3), -20.0), [2], part[None], [1],
-        costs=COSTS, proposals_per_object=1,
+        costs=COSTS,
     )  # fmt: skip
     assert sums.bbox_l1.item() == pytest.approx(0.1)
     assert sums.bbox_giou.item() == pytest.approx(1 - 0.3 / 0.5)  # the hull is the union: GIoU = IoU = 0.6
@@ -37,16 +37,14 @@ def test_terms_of_one_part_are_those_worked_out_by_hand() -> None:
     assert (sums.final.samples.tolist(), sums.final.predictions.tolist(), sums.final.parts.tolist()) == ([0], [0], [0])
 
 
-def test_layers_are_matched_once_and_proposals_several_times() -> None:
-    """Three layers of two queries and four proposals, one part, two proposals for each part, which share one vote."""
+def test_each_layer_and_the_proposals_are_matched_once() -> None:
+    """Three layers of two queries and four proposals, one part."""
     part, near, far = box(0.5, 0.5, 0.2, 0.2), box(0.5, 0.5, 0.2, 0.3), box(0.5, 0.5, 0.2, 0.4)
     layers = torch.stack([torch.stack([far, near]), torch.stack([near, far]), torch.stack([far, near])])[:, None]
     proposals = torch.stack([near, far, near, far])
     low = torch.full((3, 1, 2), -30.0, dtype=torch.float64)
-    sums = detection_sums(
-        layers, low, proposals, low.new_full((4,), -30.0), [4], part[None], [1], costs=COSTS, proposals_per_object=2
-    )
-    nears = 3 + 2 / 2  # the near query of three layers; both near proposals
+    sums = detection_sums(layers, low, proposals, low.new_full((4,), -30.0), [4], part[None], [1], costs=COSTS)
+    nears = 3 + 1  # the near query of three layers; one of the near proposals
     assert sums.bbox_l1.item() == pytest.approx(0.1 * nears)
     assert sums.bbox_giou.item() == pytest.approx((1 - 2 / 3) * nears)
     # p = 0 and quality q: q² · 30 q
@@ -58,7 +56,7 @@ def test_a_decoder_of_one_layer_works() -> None:
     part = box(0.5, 0.5, 0.2, 0.2)
     sums = detection_sums(
         part[None, None, None], torch.zeros(1, 1, 1), part[None], torch.zeros(1), [1], part[None], [1],
-        costs=COSTS, proposals_per_object=4,
+        costs=COSTS,
     )  # fmt: skip
     assert sums.bbox_l1.item() == 0
     assert sums.final.parts.tolist() == [0]
@@ -69,7 +67,7 @@ def test_giou_sum_equals_torchvisions() -> None:
     predicted, parts = (torch.rand(6, 4, dtype=torch.float64) * 0.3 + 0.2 for _ in range(2))
     sums = detection_sums(
         predicted[None, None], torch.zeros(1, 1, 6), predicted[:1], torch.zeros(1), [1], parts, [6],
-        costs=COSTS, proposals_per_object=1,
+        costs=COSTS,
     )  # fmt: skip
     layer, proposal = hungarian_matcher(
         [Round(predicted[None, None], torch.zeros(1, 1, 6)), Round(predicted[None, None, :1], torch.zeros(1, 1, 1))],
@@ -104,12 +102,10 @@ def test_a_photo_without_parts_teaches_only_objectness() -> None:
     objectness = torch.randn(2, 1, 3, dtype=torch.float64, requires_grad=True)
     proposals = torch.rand(5, 4, dtype=torch.float64, requires_grad=True)
     scores = torch.randn(5, dtype=torch.float64, requires_grad=True)
-    sums = detection_sums(
-        boxes, objectness, proposals, scores, [5], torch.zeros(0, 4), [0], costs=COSTS, proposals_per_object=2
-    )
+    sums = detection_sums(boxes, objectness, proposals, scores, [5], torch.zeros(0, 4), [0], costs=COSTS)
     assert sums.bbox_l1.item() == sums.bbox_giou.item() == 0
     expected = quality_focal_loss(objectness, torch.zeros_like(objectness)).sum()
-    expected = expected + quality_focal_loss(scores, torch.zeros_like(scores)).sum() / 2  # they share one vote
+    expected = expected + quality_focal_loss(scores, torch.zeros_like(scores)).sum()
     assert sums.objectness.item() == pytest.approx(expected.item())
     for gradient in torch.autograd.grad(sums.bbox_l1 + sums.bbox_giou, (boxes, proposals), allow_unused=True):
         assert gradient is not None and gradient.abs().max() == 0
@@ -121,7 +117,7 @@ def test_padding_of_proposals_counts_nowhere() -> None:
     layers, scores = torch.rand(2, 2, 4, 4, dtype=torch.float64) * 0.4 + 0.3, torch.randn(2, 2, 4, dtype=torch.float64)
     proposals, logits = torch.rand(9, 4, dtype=torch.float64) * 0.4 + 0.3, torch.randn(9, dtype=torch.float64)
     parts = torch.rand(5, 4, dtype=torch.float64) * 0.4 + 0.3
-    options = {"costs": COSTS, "proposals_per_object": 2}
+    options = {"costs": COSTS}
     both = detection_sums(layers, scores, proposals, logits, [2, 7], parts, [3, 2], **options)
     one = detection_sums(layers[:, :1], scores[:, :1], proposals[:2], logits[:2], [2], parts[:3], [3], **options)
     two = detection_sums(layers[:, 1:], scores[:, 1:], proposals[2:], logits[2:], [7], parts[3:], [2], **options)
@@ -135,7 +131,7 @@ def test_gradients_push_a_box_towards_its_part_but_not_through_its_quality() -> 
     logit = torch.zeros(1, 1, 1, dtype=torch.float64, requires_grad=True)
     sums = detection_sums(
         predicted[None, None, None], logit, predicted.detach()[None], torch.zeros(1), [1],
-        box(0.5, 0.5, 0.2, 0.2)[None], [1], costs=COSTS, proposals_per_object=1,
+        box(0.5, 0.5, 0.2, 0.2)[None], [1], costs=COSTS,
     )  # fmt: skip
     (gradient,) = torch.autograd.grad(sums.bbox_l1 + sums.bbox_giou, predicted, retain_graph=True)
     assert gradient[0] > 0

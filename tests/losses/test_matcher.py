@@ -32,11 +32,9 @@ def cost(box: torch.Tensor, logit: torch.Tensor, part: torch.Tensor, costs: Matc
     return costs.l1 * l1 - costs.giou * overlap - costs.objectness * float(logit.sigmoid())
 
 
-def brute_force(table: np.ndarray, copies: int) -> float:
-    """The least total over all ways to give every part (times copies) its own prediction, or the other way round."""
-    wide = np.tile(table, (1, copies))
-    if wide.shape[0] < wide.shape[1]:
-        wide = wide.T
+def brute_force(table: np.ndarray) -> float:
+    """The least total over all ways to give every part its own prediction, or the other way round."""
+    wide = table if table.shape[0] >= table.shape[1] else table.T
     rows, columns = wide.shape
     return min(
         sum(wide[row, column] for column, row in enumerate(chosen))
@@ -57,15 +55,14 @@ def pairs_of(matches: Matches, layer: int, sample: int) -> list[tuple[int, int]]
     seed=st.integers(0, 2**20),
     predictions=st.integers(1, 6),
     counts=st.lists(st.integers(0, 3), min_size=1, max_size=3),
-    copies=st.integers(1, 2),
     layers=st.integers(1, 2),
     cut=st.booleans(),
     twins=st.booleans(),
 )
 def test_matching_is_the_brute_force_optimum(
-    seed: int, predictions: int, counts: list[int], copies: int, layers: int, cut: bool, twins: bool
+    seed: int, predictions: int, counts: list[int], layers: int, cut: bool, twins: bool
 ) -> None:
-    """Any numbers of predictions and parts, more parts than predictions, duplicate boxes, several copies."""
+    """Any numbers of predictions and parts, more parts than predictions, duplicate boxes."""
     generator = torch.Generator().manual_seed(seed)
     boxes = random_boxes(generator, layers, len(counts), predictions)
     objectness = torch.randn(layers, len(counts), predictions, generator=generator, dtype=torch.float64)
@@ -73,7 +70,7 @@ def test_matching_is_the_brute_force_optimum(
     if twins and sum(counts):
         parts[:] = parts[0].clone()
     real = [max(1, predictions - number) for number in range(len(counts))] if cut else None
-    (matches,) = hungarian_matcher([Round(boxes, objectness, real, copies)], parts, counts, COSTS)
+    (matches,) = hungarian_matcher([Round(boxes, objectness, real)], parts, counts, COSTS)
     first = 0
     for sample, count in enumerate(counts):
         rows = real[sample] if real else predictions
@@ -88,13 +85,13 @@ def test_matching_is_the_brute_force_optimum(
                 ]
             ).reshape(rows, count)
             found = pairs_of(matches, layer, sample)
-            assert len(found) == min(rows, count * copies)
+            assert len(found) == min(rows, count)
             assert len({q for q, _ in found}) == len(found), "a prediction is used twice"
             assert all(q < rows for q, _ in found), "padding is matched"
             assert all(first <= n < first + count for _, n in found), "a part of another photo"
-            assert all(sum(n == part for _, n in found) <= copies for part in range(first, first + count))
+            assert len({n for _, n in found}) == len(found), "a part is found twice"
             total = sum(table[q, n - first] for q, n in found)
-            best = brute_force(table, copies) if count else 0.0
+            best = brute_force(table) if count else 0.0
             assert total == pytest.approx(best, abs=1e-9)
         first += count
 
@@ -125,7 +122,7 @@ def test_samples_costed_together_are_matched_as_each_alone(at_once: int, monkeyp
     counts, parts = [2, 0, 7, 1, 3], random_boxes(generator, 13)
     rounds = [
         Round(random_boxes(generator, 3, 5, 6), torch.randn(3, 5, 6, generator=generator)),
-        Round(random_boxes(generator, 1, 5, 9), torch.randn(1, 5, 9, generator=generator), [9, 5, 2, 7, 1], copies=3),
+        Round(random_boxes(generator, 1, 5, 9), torch.randn(1, 5, 9, generator=generator), [9, 5, 2, 7, 1]),
     ]
     alone = hungarian_matcher(rounds, parts, counts, COSTS)
     monkeypatch.setitem(matcher.SAMPLES_AT_ONCE, "cpu", at_once)
@@ -136,7 +133,7 @@ def test_samples_costed_together_are_matched_as_each_alone(at_once: int, monkeyp
 
 def test_no_parts_at_all_match_nothing() -> None:
     boxes = random_boxes(torch.Generator().manual_seed(0), 2, 3, 4)
-    for entries in ([Round(boxes, boxes[..., 0])], [Round(boxes, boxes[..., 0], copies=4)] * 2):
+    for entries in ([Round(boxes, boxes[..., 0])], [Round(boxes, boxes[..., 0])] * 2):
         for matches in hungarian_matcher(entries, torch.zeros(0, 4), [0, 0, 0], COSTS):
             assert all(len(index) == 0 for index in columns(matches))
 
@@ -191,7 +188,7 @@ def test_everything_crosses_to_the_host_at_once(monkeypatch: pytest.MonkeyPatch)
     generator = torch.Generator().manual_seed(0)
     rounds = [
         Round(random_boxes(generator, 3, 4, 6), torch.zeros(3, 4, 6)),
-        Round(random_boxes(generator, 1, 4, 9), torch.zeros(1, 4, 9), counts=[9, 5, 2, 7], copies=3),
+        Round(random_boxes(generator, 1, 4, 9), torch.zeros(1, 4, 9), counts=[9, 5, 2, 7]),
     ]
     found = hungarian_matcher(rounds, random_boxes(generator, 5), [2, 0, 1, 2], COSTS)
     monkeypatch.undo()

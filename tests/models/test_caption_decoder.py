@@ -125,7 +125,7 @@ def test_the_caption_loss_is_that_of_shifted_tokens_of_the_matched_part(family: 
             torch.stack([layer.boxes for layer in output.layers]),
             torch.stack([layer.objectness for layer in output.layers]),
             output.proposals.boxes, output.proposals.objectness, output.proposal_counts,
-            batch["boxes"], batch["box_counts"], costs=MatchCosts(), proposals_per_object=4,
+            batch["boxes"], batch["box_counts"], costs=MatchCosts(),
         ).final  # fmt: skip
         expected = torch.zeros((), dtype=torch.float64)
         for sample, query, part in zip(

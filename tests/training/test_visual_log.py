@@ -239,7 +239,7 @@ def test_matches_are_those_that_training_teaches_by(tmp_path: Path) -> None:
         torch.stack([layer.boxes for layer in output.layers]),
         torch.stack([layer.objectness for layer in output.layers]),
         output.proposals.boxes, output.proposals.objectness, output.proposal_counts, batch["boxes"],
-        batch["box_counts"], costs=MatchCosts(), proposals_per_object=1,
+        batch["box_counts"], costs=MatchCosts(),
     ).final  # fmt: skip
     names = query_names(output)
     expected = {

@@ -40,7 +40,7 @@ AT_LEAST_ONE = (
     "model.detection.points", "model.detection.caption_layers", "model.detection.caption_region_cells",
     "model.detection.caption_max_tokens", "training.max_steps", "training.batch_size",
     "training.gradient_accumulation", "training.keep_checkpoints", "training.log_every",
-    "evaluation.batch_size", "evaluation.captions_per_photo", "loss.proposals_per_object", "data.augment.paste_parts",
+    "evaluation.batch_size", "evaluation.captions_per_photo", "data.augment.paste_parts",
 )  # fmt: skip
 NOT_NEGATIVE = (
     "seed", "data.workers", "data.source.max_teachers", "data.source.image_max_pixels",

@@ -170,7 +170,6 @@ class LossConfig:
     match_l1: float = 5.0
     match_giou: float = 2.0
     match_objectness: float = 2.0
-    proposals_per_object: int = 4  # image tokens that learn to propose each part
     denoising_groups: int = 3  # pairs of noisy boxes from which the decoder learns to find each part; 0 = none
 
 

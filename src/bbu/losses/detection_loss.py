@@ -76,19 +76,16 @@ def detection_sums(
     part_counts: Sequence[int],
     *,
     costs: MatchCosts,
-    proposals_per_object: int,
     names: Sequence[str] = (),
     denoising: Denoising | None = None,
 ) -> DetectionSums:
     """Match every layer and the proposals, then sum their terms and those of denoising.
 
-    Layers are matched one to one, so that a part is named once. Each part is matched to several proposals
-    (one-to-many, as in hybrid matching, Jia et al. 2023, arXiv:2207.13080): they only have to offer good boxes.
+    Layers and proposals alike are matched one to one: a part is named once, and offered once. Several good
+    proposals of each part would take the places of parts that are rare and small (docs/convergence.md).
 
     Args:
         proposal_counts: image tokens of each sample; the proposals of all samples lie end to end.
-        proposals_per_object: proposals matched to each part; their terms are divided by it, so that they
-            weigh as much as one layer.
         names: photos, for messages.
         denoising: what became of parts with noise; the terms of its groups together weigh as much as the layers'.
     """
@@ -98,12 +95,11 @@ def detection_sums(
         _pad(proposal_boxes_S4, proposal_counts)[None],
         _pad(proposal_objectness_S, proposal_counts)[None],
         counts=proposal_counts,
-        copies=proposals_per_object,
     )
     layer_matches, proposal_matches = hungarian_matcher([layers, proposals], part_boxes_N4, part_counts, costs, names)
     of_layers = _round_sums(layers, layer_matches, part_boxes_N4)
     of_proposals = _round_sums(proposals, proposal_matches, part_boxes_N4)
-    l1, overlap, objectness = (a + b / proposals_per_object for a, b in zip(of_layers, of_proposals, strict=True))
+    l1, overlap, objectness = (a + b for a, b in zip(of_layers, of_proposals, strict=True))
     if denoising is not None:
         of_hints = _round_sums(denoising.round(), denoising.matches(), part_boxes_N4)
         shares = (term / denoising.noisy.groups for term in of_hints)

@@ -40,13 +40,11 @@ class Round:
         boxes: (K, B, Q, 4) cxcywh.
         objectness: (K, B, Q) logits.
         counts: real predictions of each sample where Q is padded; None = all Q.
-        copies: each part may take this many predictions (one-to-many; Jia et al. 2023, arXiv:2207.13080).
     """
 
     boxes: torch.Tensor
     objectness: torch.Tensor
     counts: Sequence[int] | None = None
-    copies: int = 1
 
 
 @dataclass
@@ -166,9 +164,9 @@ def _solve(entry: Round, tables: Sequence[np.ndarray], part_counts: Sequence[int
             )
     for layer in range(entry.boxes.shape[0]):
         for sample, table in enumerate(tables):
-            parts, predictions = linear_sum_assignment(np.tile(table[layer], (entry.copies, 1)))
+            parts, predictions = linear_sum_assignment(table[layer])
             pairs = np.empty((4, len(parts)), dtype=np.int64)
             pairs[0], pairs[1], pairs[2] = layer, sample, predictions
-            pairs[3] = parts % max(table.shape[1], 1) + first_part[sample]
+            pairs[3] = parts + first_part[sample]
             found.append(pairs)
     return np.concatenate(found, axis=1)

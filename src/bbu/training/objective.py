@@ -48,7 +48,6 @@ class DetectionObjective(nn.Module):
             part_boxes,
             batch["box_counts"],
             costs=MatchCosts(self.loss_config.match_l1, self.loss_config.match_giou, self.loss_config.match_objectness),
-            proposals_per_object=self.loss_config.proposals_per_object,
             names=batch["names"],
             denoising=Denoising(noisy, output.hinted) if noisy else None,
         )
