@@ -216,8 +216,8 @@ def main() -> None:
     arguments = parse()
     if arguments.quick:
         arguments.seconds, arguments.evaluations, arguments.seeds = 0.01, 1, arguments.seeds[:1]
-    alone = [argparse.Namespace(**{**vars(arguments), "seeds": [seed]}) for seed in arguments.seeds]
     if arguments.jobs > 1:
+        alone = [argparse.Namespace(**{**vars(arguments), "seeds": [seed]}) for seed in arguments.seeds]
         for one in alone:
             one.threads = max(1, (arguments.threads or torch.get_num_threads()) // arguments.jobs)
         with ProcessPoolExecutor(arguments.jobs, get_context("spawn")) as pool:

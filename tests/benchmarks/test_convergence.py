@@ -27,7 +27,7 @@ def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]
 
 
 def test_every_detector_trains_and_is_scored_drawn_and_written_down(tmp_path: Path) -> None:
-    done = run("--quick", "--threads", "1", "--plot", str(tmp_path / "curves.png"))
+    done = run("--quick", "--threads", "2", "--jobs", "2", "--plot", str(tmp_path / "curves.png"))
     assert done.returncode == 0, done.stderr
     figures = json.loads(done.stdout.splitlines()[-1])
     assert figures.pop("benchmark") == "convergence"

@@ -4,53 +4,47 @@ from __future__ import annotations
 
 import argparse
 import os
+from collections.abc import Callable
 from pathlib import Path
 
-from bbu.cli.arguments import Commands, not_negative, positive
+from bbu.cli.arguments import Commands, Parser, not_negative, positive
 
 
 def add_commands(commands: Commands) -> None:
     """Commands whose first argument is a config."""
-    for name, action, text in (
-        ("run", _run, "prepare data, train, predict, score, draw: the whole job of a config"),
-        ("prepare", _prepare, "only make the rows that a config trains on"),
-        ("score", _score, "predict, score and draw again with the model a run has trained"),
-        ("check", _check, "read a config and its overrides, and stop"),
-    ):
-        command = commands.add_parser(name, help=text, description=text)
-        command.set_defaults(action=action)
-        command.add_argument("config", help="a YAML file, e.g. configs/demo.yaml")
-        command.add_argument("overrides", nargs="*", help="dotted keys, e.g. training.max_steps=10")
+    _of_config(commands, "run", _run, "prepare data, train, predict, score, draw: the whole job of a config")
+    _of_config(commands, "prepare", _prepare, "only make the rows that a config trains on")
+    _of_config(commands, "score", _score, "predict, score and draw again with the model a run has trained")
+    _of_config(commands, "check", _check, "read a config and its overrides, and stop")
 
-    doctor = commands.add_parser("doctor", help="say what is wrong with the data of a config, before training")
-    doctor.set_defaults(action=_doctor)
-    doctor.add_argument("config", help="a YAML file, e.g. configs/demo.yaml")
-    doctor.add_argument("overrides", nargs="*", help="dotted keys, e.g. data.source.path=/data/bbu")
+    doctor = _of_config(commands, "doctor", _doctor, "say what is wrong with the data of a config, before training")
     doctor.add_argument("--html", help="write the report as one page that opens in a browser")
     doctor.add_argument("--json", help="write the report as JSON")
     doctor.add_argument("--strict", action="store_true", help="exit status 1 on warnings too, not only on errors")
     doctor.add_argument("--samples", type=not_negative, default=12, help="photos to prove and draw (default 12)")
 
-    augment = commands.add_parser("augment", help="draw a sheet of training photos as augmentation makes them")
-    augment.set_defaults(action=_augment)
-    augment.add_argument("config", help="a YAML file, e.g. configs/bccd.yaml")
-    augment.add_argument("overrides", nargs="*", help="dotted keys, e.g. data.augment.rotate=10")
+    augment = _of_config(commands, "augment", _augment, "draw a sheet of training photos as augmentation makes them")
     augment.add_argument("--output", default="augment.png", help="PNG or JPEG to write (default augment.png)")
     augment.add_argument("--photos", type=positive, default=6, help="rows of the sheet (default 6)")
     augment.add_argument("--views", type=positive, default=4, help="epochs, a column each (default 4)")
     augment.add_argument("--epoch", type=not_negative, default=0, help="the first of them (default 0)")
 
-    profile = commands.add_parser("profile", help="say where the time of a training step goes: docs/profiling.md")
-    profile.set_defaults(action=_profile)
-    profile.add_argument("config", help="a YAML file, e.g. configs/demo.yaml")
-    profile.add_argument("overrides", nargs="*", help="dotted keys, e.g. training.batch_size=4")
+    profile = _of_config(commands, "profile", _profile, "say where the time of a training step goes: docs/profiling.md")
     profile.add_argument("--warm-up", type=positive, default=3, help="steps before the one that is traced (default 3)")
 
-    baselines = commands.add_parser("baselines", help="compare the model a run has trained with simpler answers")
-    baselines.set_defaults(action=_baselines)
-    baselines.add_argument("config", help="a YAML file, e.g. configs/demo.yaml")
-    baselines.add_argument("overrides", nargs="*", help="dotted keys, e.g. evaluation.split=val")
+    baselines = _of_config(
+        commands, "baselines", _baselines, "compare the model a run has trained with simpler answers"
+    )
     baselines.add_argument("--limit", type=positive, help="only so many photos, the first ones (default all)")
+
+
+def _of_config(commands: Commands, name: str, action: Callable[[argparse.Namespace], int], text: str) -> Parser:
+    """A command that takes a config and overrides of its keys."""
+    command = commands.add_parser(name, help=text, description=text)
+    command.set_defaults(action=action)
+    command.add_argument("config", help="a YAML file, e.g. configs/demo.yaml")
+    command.add_argument("overrides", nargs="*", help="dotted keys, e.g. training.max_steps=10")
+    return command
 
 
 def _run(arguments: argparse.Namespace) -> int:
