@@ -22,7 +22,7 @@ from transformers import Qwen2_5_VLProcessor, Qwen2VLImageProcessor, Qwen2VLVide
 from bbu.config import Config
 from bbu.data.chat_processor import ChatProcessor, ChatProcessorOutput
 from bbu.data.photo import Photo
-from bbu.data.prompts import answer_text, build_messages, text_boxes
+from bbu.families.prompts import answer_text, build_messages, text_boxes
 from bbu.geometry import ImageGeometry
 from bbu.models.build import build_processor
 from bbu.records import FewShotSample, ObjectRow, Row

@@ -83,7 +83,7 @@ def train(arm: Arm, seconds: float, evaluations: int, warm_up: float, clock: Cal
 
 def average_precision(arm: Arm, rows: Sequence[Row]) -> float:
     """AP50 by description."""
-    value = evaluate(rows, arm.predict(rows), resamples=0)["AP50"]
+    value = evaluate(rows, arm.predict(rows), bootstrap_samples=0)["AP50"]
     return 0.0 if value is None else float(value)
 
 

@@ -17,16 +17,16 @@ from torch import nn
 from bbu.config import Config
 from bbu.data.collators import PackedDataCollator
 from bbu.data.dataset import TrainingStream
-from bbu.losses.total import count_terms, term_weights, weigh
+from bbu.inference.predictor import Predictor
+from bbu.losses.weighting import count_terms, term_weights, weigh
 from bbu.models.build import build_model, build_processor
 from bbu.models.detection_head import BoxPrediction, DetectionHead, HeadOutput, Hints
 from bbu.models.memory import Memory
-from bbu.models.predictor import Predictor
+from bbu.models.precision import compute_device, use_bf16
 from bbu.records import FewShotSample, PredictionRow, Row
 from bbu.stages import PreparedData
 from bbu.training.objective import DetectionObjective
 from bbu.training.param_groups import optimizer_groups
-from bbu.training.precision import compute_device, use_bf16
 
 
 class Arm(ABC):
@@ -110,8 +110,8 @@ class OwnArm(Arm):
             model,
             processor,
             batch_size=config.evaluation.batch_size,
-            top_k=config.evaluation.captions_per_photo,
-            duplicate_iou=config.evaluation.duplicate_iou,
+            max_detections=config.evaluation.max_detections,
+            nms_iou=config.evaluation.nms_iou,
             autocast=torch.bfloat16 if self.autocast else None,
         )
         training = config.training
@@ -158,8 +158,8 @@ def learn_queries(head: DetectionHead) -> None:
 class LearnedQueryHead(DetectionHead):
     """Learned queries and reference boxes, the same for every photo."""
 
-    def forward(self, memory: Memory, engine: str, hints: Hints | None = None) -> HeadOutput:
-        output = super().forward(memory, engine, hints)
+    def forward(self, memory: Memory, backend: str, hints: Hints | None = None) -> HeadOutput:
+        output = super().forward(memory, backend, hints)
         output.proposal_counts = [0] * len(output.proposal_counts)
         return output
 

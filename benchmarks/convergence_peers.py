@@ -33,9 +33,9 @@ from transformers import (
 from bbu.config import Config
 from bbu.data.photo import Augment, Photo, open_photo
 from bbu.geometry import thicken, xyxy_to_cxcywh
+from bbu.models.precision import compute_device, use_bf16
 from bbu.records import FewShotSample, PredictedObject, PredictionRow, Row
 from bbu.stages import PreparedData
-from bbu.training.precision import compute_device, use_bf16
 
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, as both image processors take them
 

@@ -29,11 +29,11 @@ from bbu.config import ScratchConfig, load_config
 from bbu.data.photo import Photo
 from bbu.errors import UserError
 from bbu.inference import Inference
+from bbu.inference.predictor import Predictor
 from bbu.models.build import build_model, build_processor
-from bbu.models.predictor import Predictor
+from bbu.models.checkpoint import save_model
+from bbu.models.precision import compute_device, use_bf16
 from bbu.records import FewShotSample, ObjectRow, Row, read_rows
-from bbu.training.checkpoint import save_model
-from bbu.training.precision import compute_device, use_bf16
 
 DEMO = Path(__file__).resolve().parents[1] / "configs" / "demo.yaml"
 BOXES, HEADLINE = (5, 20, 40), 20
@@ -91,7 +91,9 @@ def make_steps(inference: Inference, photo: Photo) -> tuple[dict[str, Step], dic
     processor, count = inference.processor, len(photo.objects)
     place = next(inference.model.parameters()).device
     autocast = torch.bfloat16 if use_bf16("auto", place) else None
-    predictor = Predictor(inference.model, processor, batch_size=1, top_k=count, duplicate_iou=1.0, autocast=autocast)
+    predictor = Predictor(
+        inference.model, processor, batch_size=1, max_detections=count, nms_iou=1.0, autocast=autocast
+    )
     span = processor.process_photos([], photo, with_answer=True).student_span
     assert span is not None
     tokens = span[1] - span[0]

@@ -18,7 +18,7 @@ import transformers
 
 from bbu.errors import ConfigError
 from bbu.jsonl import atomic_writer
-from bbu.models.attention import ENGINES, choose_engine
+from bbu.layers.attention import ATTENTION_BACKENDS, choose_attention_backend
 
 # Dense bfloat16 FLOP/s of the vendor's datasheets, by the name that the driver gives. Others: no MFU.
 PEAK_FLOPS = {
@@ -102,14 +102,14 @@ class Setting:
         peak = torch.cuda.max_memory_allocated(self.device)
         return peak, peak - before
 
-    def engines(self) -> list[str]:
-        """Attention engines that compute in bfloat16 here."""
-        return [name for name in ENGINES if _runs(name, self.device)]
+    def backends(self) -> list[str]:
+        """Attention backends that compute in bfloat16 here."""
+        return [name for name in ATTENTION_BACKENDS if _runs(name, self.device)]
 
 
-def _runs(engine: str, device: torch.device) -> bool:
+def _runs(backend: str, device: torch.device) -> bool:
     try:
-        return choose_engine(engine, device, torch.bfloat16) == engine
+        return choose_attention_backend(backend, device, torch.bfloat16) == backend
     except ConfigError:
         return False
 
@@ -140,7 +140,7 @@ def facts(setting: Setting, findings: Findings) -> None:
         torch=torch.__version__,
         cuda=torch.version.cuda,
         transformers=transformers.__version__,
-        engines=setting.engines(),
+        backends=setting.backends(),
     )
     findings.add(**_smi_facts() if on_gpu else {})
     size = 512 if setting.tiny else 8192

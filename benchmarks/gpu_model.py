@@ -25,14 +25,14 @@ from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 from bbu.config import Config, DetectionConfig, LearningRates, LossConfig
 from bbu.data.chat_processor import ChatProcessor, ChatProcessorOutput
 from bbu.data.collators import Batch, PackedDataCollator, StandardDataCollator
-from bbu.data.packing import CostModel
+from bbu.data.packing.planner import CostModel
 from bbu.data.photo import Photo
+from bbu.families.qwen2_5_vl.backbone import Qwen25VL
+from bbu.layers.attention import choose_attention_backend
 from bbu.losses.language_loss import answer_loss_sum
-from bbu.losses.total import TERMS, count_terms, term_weights, weigh
-from bbu.models.attention import choose_engine
-from bbu.models.backbones.qwen2_5_vl import Qwen25VL
+from bbu.losses.weighting import TERMS, count_terms, term_weights, weigh
+from bbu.models.acceleration.checkpointing import checkpoint_activations
 from bbu.models.build import build_processor
-from bbu.models.checkpointing import checkpoint_activations
 from bbu.models.wrapper import DetectionVLM
 from bbu.records import FewShotSample, ObjectRow, Row
 from bbu.training.objective import DetectionObjective
@@ -178,7 +178,7 @@ class Bench:
         self.cost = CostModel.of(config)
         with torch.device(setting.device):
             vlm = Qwen2_5_VLForConditionalGeneration._from_config(config, dtype=torch.bfloat16)
-            backbone = Qwen25VL(vlm, choose_engine("auto", setting.device, torch.bfloat16))
+            backbone = Qwen25VL(vlm, choose_attention_backend("auto", setting.device, torch.bfloat16))
             detector = DetectionVLM(backbone, real_detection() if real else TINY_DETECTION)
         for name, part in detector.named_children():
             if name != "backbone":  # whose rotary frequencies stay float32

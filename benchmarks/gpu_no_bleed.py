@@ -1,4 +1,4 @@
-"""Packing never changes a sample, in bfloat16 on every attention engine that runs here.
+"""Packing never changes a sample, in bfloat16 on every attention backend that runs here.
 
 Called by benchmarks/gpu.py. The float64 tests of tests/models/test_no_bleed.py ask for equality; 16-bit kernels round
 differently for differently shaped inputs, so here
@@ -29,8 +29,8 @@ from scipy.optimize import linear_sum_assignment
 
 from bbu.data.chat_processor import ChatProcessorOutput
 from bbu.data.collators import Batch
-from bbu.models.attention import ENGINES
-from bbu.models.postprocess import model_inputs
+from bbu.inference.postprocess import model_inputs
+from bbu.layers.attention import ATTENTION_BACKENDS
 from bbu.models.wrapper import DetectionOutput, DetectionVLM
 
 NOISE = 2.0  # factor between the errors of two runs that round differently
@@ -50,23 +50,23 @@ def use_our_tests() -> None:
 
 
 def no_bleed(setting: Setting, findings: Findings) -> None:
-    """Every engine by itself; then, for themselves, the engines' parity with a plain softmax."""
+    """Every backend by itself; then, for themselves, the backends' parity with a plain softmax."""
     use_our_tests()
     from tests.tiny import FAMILIES
 
-    for engine in setting.engines():
+    for backend in setting.backends():
         for family in FAMILIES:
             try:
-                found = check(setting, family, engine)
-            except Exception as error:  # the other engines go on
+                found = check(setting, family, backend)
+            except Exception as error:  # the other backends go on
                 found = {"passed": False, "error": f"{type(error).__name__}: {error}"[:500]}
-            findings.add(**{f"{engine} {family}": found})
+            findings.add(**{f"{backend} {family}": found})
     findings.add(passed=all(found["passed"] for found in findings.figures.values()))
-    findings.add(parity=engine_parity(setting))
+    findings.add(parity=backend_parity(setting))
 
 
-def check(setting: Setting, family: str, engine: str) -> dict[str, Any]:
-    """Errors and leaks of one engine, and whether they are what they should be."""
+def check(setting: Setting, family: str, backend: str) -> dict[str, Any]:
+    """Errors and leaks of one backend, and whether they are what they should be."""
     from tests.models.test_no_bleed import context_sample
     from tests.tiny import mixed_samples, tiny_model, tiny_processor
 
@@ -74,7 +74,7 @@ def check(setting: Setting, family: str, engine: str) -> dict[str, Any]:
     tokens = max(int(sample.image_grid_thw[-1].prod()) for sample in samples)
     options: dict[str, Any] = {"model": {"detection.queries": tokens * 5 // 4}}  # both vision levels
     exact = Runner(tiny_model(family, torch.float64, **options), setting, low=False)
-    runner = Runner(tiny_model(family, torch.float32, engine, **options), setting, low=True)
+    runner = Runner(tiny_model(family, torch.float32, backend, **options), setting, low=True)
     everything = list(range(len(samples)))
     reference = [exact.outcomes([sample])[0] for sample in samples]
     alone = [runner.outcomes([sample])[0] for sample in samples]
@@ -263,23 +263,23 @@ def score(outcome: Outcome) -> torch.Tensor:
     return torch.stack([value.float().square().mean() for value in outcome.values()]).sum()
 
 
-# ---------------------------------------------------------------- engines
+# ---------------------------------------------------------------- backends
 
 
-def engine_parity(setting: Setting) -> dict[str, Any]:
-    """The cases of tests/models/test_attention.py: every engine against a plain masked softmax."""
-    from tests.models.test_attention import DEVICE, PARITY, test_engine_equals_a_plain_masked_softmax
+def backend_parity(setting: Setting) -> dict[str, Any]:
+    """The cases of tests/layers/test_attention.py: every backend against a plain masked softmax."""
+    from tests.models.test_attention import DEVICE, PARITY, test_backend_equals_a_plain_masked_softmax
 
     failures, ran = [], 0
-    for engine, case, causal in PARITY:
+    for backend, case, causal in PARITY:
         for heads in (4, 2, 1):
             for scale in (None, 0.3):
                 ran += 1
                 try:
-                    test_engine_equals_a_plain_masked_softmax(engine, case, causal, heads, scale)
+                    test_backend_equals_a_plain_masked_softmax(backend, case, causal, heads, scale)
                 except Exception as error:
-                    words = f"{engine}, {case}, causal {causal}, {heads} heads, scale {scale}: {error}"
+                    words = f"{backend}, {case}, causal {causal}, {heads} heads, scale {scale}: {error}"
                     failures.append(" ".join(words.split())[:300])
-    engines = sorted({engine for engine, *_ in PARITY}, key=list(ENGINES).index)
+    backends = sorted({backend for backend, *_ in PARITY}, key=list(ATTENTION_BACKENDS).index)
     same_device = DEVICE.type == setting.device.type
-    return {"passed": not failures and same_device, "ran": ran, "engines": engines, "failures": failures}
+    return {"passed": not failures and same_device, "ran": ran, "backends": backends, "failures": failures}

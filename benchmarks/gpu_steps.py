@@ -26,7 +26,7 @@ ARMS = ("padded", "packed", "objective")
 def step(setting: Setting, findings: Findings) -> None:
     """All three arms on as many samples as fit, with and without gradient checkpointing."""
     bench = Bench(setting, real=not setting.tiny)
-    findings.add(parameters=bench.parameters, engine=bench.backbone.engine)
+    findings.add(parameters=bench.parameters, backend=bench.backbone.attention_backend)
     findings.add(**states_agree(bench, bench.samples(2)))
     for mode in reversed(MODES):
         bench.use(mode)

@@ -100,9 +100,9 @@ def row(found: Mapping[str, Any], name: str) -> str:
 
 
 def _no_bleed(part: Mapping[str, Any]) -> str:
-    """Whether packing changes a sample, and how many of the engines' own cases are not a plain softmax's."""
+    """Whether packing changes a sample, and how many of the backends' own cases are not a plain softmax's."""
     parity = part.get("parity", {})
-    failed = f"; {len(parity['failures'])} of {parity['ran']} engine cases differ" if parity.get("failures") else ""
+    failed = f"; {len(parity['failures'])} of {parity['ran']} backend cases differ" if parity.get("failures") else ""
     said = {True: "yes", False: "**no**", None: NOTHING}[part.get("passed")]
     return said + failed
 

@@ -14,7 +14,7 @@ from gpu_machine import Findings, Setting
 from gpu_model import PROJECT, Bench
 from torch.profiler import ProfilerActivity, profile, schedule
 
-from bbu.training.trace import STEP_MARK, Gap, read_events, step_gaps
+from bbu.monitoring.trace import STEP_MARK, Gap, read_events, step_gaps
 
 LONGEST = 20  # gaps that are listed
 SHORTEST_US = 10.0  # shorter ones are between any two kernels

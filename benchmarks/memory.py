@@ -34,9 +34,9 @@ def make_step(arm: str, tokens: int, width: int, depth: int, folder: str) -> Cal
     import torch
 
     from bbu.config import ScratchConfig
-    from bbu.models.backbones.qwen2_5_vl import Qwen25VL
-    from bbu.models.checkpointing import checkpoint_activations
-    from bbu.models.feature_cache import FeatureCache
+    from bbu.families.feature_cache import FeatureCache
+    from bbu.families.qwen2_5_vl.backbone import Qwen25VL
+    from bbu.models.acceleration.checkpointing import checkpoint_activations
 
     torch.set_num_threads(1)
     torch.manual_seed(0)

@@ -32,11 +32,11 @@ from bbu.config import Config
 from bbu.data.chat_processor import ChatProcessorOutput
 from bbu.data.collators import PackedDataCollator, StandardDataCollator
 from bbu.data.photo import Photo
+from bbu.families.qwen2_5_vl.backbone import Qwen25VL
 from bbu.losses.language_loss import answer_loss_sum
-from bbu.models.backbones.qwen2_5_vl import Qwen25VL
 from bbu.models.build import build_processor
+from bbu.models.precision import use_bf16
 from bbu.records import FewShotSample, ObjectRow, Row
-from bbu.training.precision import use_bf16
 
 DESCRIPTIONS = ("螺丝连接点/BBU安装螺丝/安装正确", "标签贴纸/可识别", "线缆/蛇形管")
 PIXELS = (224 * 224, 448 * 448)  # of a photo: 64 to 256 image tokens of 28 x 28

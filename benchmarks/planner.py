@@ -22,7 +22,7 @@ from types import SimpleNamespace
 import numpy as np
 from harness import last_line
 
-from bbu.data.packing import Budgets, CostModel, Lengths, plan_steps
+from bbu.data.packing.planner import Budgets, CostModel, Lengths, plan_steps
 from bbu.geometry import smart_resize
 
 RANKS = 8

@@ -37,12 +37,12 @@ from bbu.config import Config, LearningRates, load_config
 from bbu.data.chat_processor import ChatProcessor, ChatProcessorOutput
 from bbu.data.collators import PackedDataCollator
 from bbu.data.photo import Photo
-from bbu.losses.total import TERMS, count_terms, term_weights, weigh
+from bbu.losses.weighting import TERMS, count_terms, term_weights, weigh
 from bbu.models.build import build_model, build_processor
+from bbu.models.precision import use_bf16
 from bbu.records import FewShotSample, ObjectRow, Row
 from bbu.training.objective import DetectionObjective
 from bbu.training.param_groups import optimizer_groups
-from bbu.training.precision import use_bf16
 
 DEMO = Path(__file__).resolve().parents[1] / "configs" / "demo.yaml"
 WORDS = ("螺丝连接点/BBU安装螺丝/安装正确", "标签贴纸/可识别", "线缆/蛇形管", "挡风板")

@@ -1,7 +1,7 @@
 """Scoring of many photos: seconds and peak memory of `bbu evaluate`, and of its bootstrap intervals apart.
 
     python benchmarks/scoring.py                                # 10,000 photos, 100 predictions each
-    python benchmarks/scoring.py --photos 1000 --resamples 100
+    python benchmarks/scoring.py --photos 1000 --bootstrap-samples 100
 
 Every photo has 8 parts of 24 descriptions in 3 levels; 30 of its predictions are near a part, the others anywhere.
 ``seconds`` is from two JSONL files to all metrics without intervals, in a process of its own on as many cores as it
@@ -60,7 +60,7 @@ def guesses(random: np.random.Generator, count: int, boxes: np.ndarray, labels: 
     ]
 
 
-def score_once(folder: Path, resamples: int) -> None:
+def score_once(folder: Path, bootstrap_samples: int) -> None:
     """Run in a process of its own, whose peak memory is its own; prints what it took."""
     from bbu.evaluation import evaluate
     from bbu.records import read_predictions, read_rows
@@ -68,10 +68,10 @@ def score_once(folder: Path, resamples: int) -> None:
     started = time.perf_counter()
     truth, found = read_rows(folder / "truth.jsonl"), read_predictions(folder / "found.jsonl")
     read = time.perf_counter()
-    metrics = evaluate(truth, found, resamples=0)
+    metrics = evaluate(truth, found, bootstrap_samples=0)
     scored = time.perf_counter()
     peak = peak_bytes() / 2**20
-    evaluate(truth, found, resamples=resamples)
+    evaluate(truth, found, bootstrap_samples=bootstrap_samples)
     intervals = time.perf_counter() - scored - (scored - read)
     result = {"read": read - started, "score": scored - read, "peak": peak, "intervals": intervals, "AP": metrics["AP"]}
     print(json.dumps(result))
@@ -81,25 +81,29 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--photos", type=int, default=10_000)
     parser.add_argument("--predictions", type=int, default=100, help="a photo (default 100)")
-    parser.add_argument("--resamples", type=int, default=1000)
-    parser.add_argument("--quick", action="store_true", help="50 photos, 20 resamples: shows that it runs")
+    parser.add_argument("--bootstrap-samples", type=int, default=1000)
+    parser.add_argument("--quick", action="store_true", help="50 photos, 20 bootstrap_samples: shows that it runs")
     parser.add_argument("--once", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.once:
-        score_once(Path(arguments.once), arguments.resamples)
+        score_once(Path(arguments.once), arguments.bootstrap_samples)
         return
     if arguments.quick:
-        arguments.photos, arguments.resamples = 50, 20
+        arguments.photos, arguments.bootstrap_samples = 50, 20
     with tempfile.TemporaryDirectory() as folder:
         write_files(Path(folder), arguments.photos, arguments.predictions)
-        command = [sys.executable, __file__, "--once", folder, "--resamples", str(arguments.resamples)]
+        command = [sys.executable, __file__, "--once", folder, "--bootstrap-samples", str(arguments.bootstrap_samples)]
         path = os.pathsep.join([str(PROJECT / "src"), str(PROJECT)])
         done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path})
     if done.returncode:
         raise SystemExit(done.stderr)
     took = json.loads(done.stdout.splitlines()[-1])
     print(f"{arguments.photos} photos, {arguments.predictions} predictions each, AP {took['AP']:.3f}")
-    for name, text in (("read", "reading"), ("score", "scoring"), ("intervals", f"{arguments.resamples} resamples")):
+    for name, text in (
+        ("read", "reading"),
+        ("score", "scoring"),
+        ("intervals", f"{arguments.bootstrap_samples} bootstrap_samples"),
+    ):
         print(f"{text:<16} {took[name]:>8.1f} s")
     print(f"{'peak memory':<16} {took['peak']:>8.0f} MiB")
     result = {

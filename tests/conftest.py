@@ -56,8 +56,8 @@ def shared_dir() -> Path:
 @pytest.fixture(scope="session")
 def tokenizer() -> PreTrainedTokenizerBase:
     """A byte-level BPE trained on the prompts and a few answers."""
-    from bbu.data.prompts import WORDING, answer_text
-    from bbu.data.tokenizer import train_tokenizer
+    from bbu.families.prompts import WORDING, answer_text
+    from bbu.families.tokenizer import train_tokenizer
 
     boxes = np.array([[1, 2, 30, 40], [5, 6, 70, 80], [9, 10, 111, 83], [0, 0, 56, 28]])
     answers = [answer_text(boxes[: number + 1], DESCRIPTIONS[: number + 1]) for number in range(len(DESCRIPTIONS))]
@@ -161,7 +161,7 @@ def build_chat_processor(
     from transformers import Qwen2VLImageProcessor
 
     from bbu.data.chat_processor import ChatProcessor
-    from bbu.data.prompts import PromptSpec
+    from bbu.families.prompts import PromptSpec
 
     return ChatProcessor(
         tokenizer,

@@ -124,8 +124,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     from bbu.config import load_config
     from bbu.models.build import build_model, build_processor
+    from bbu.models.checkpoint import save_model
     from bbu.records import FewShotSample, parse_row
-    from bbu.training.checkpoint import save_model
 
     torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("trained")
@@ -166,7 +166,7 @@ def edit_facts(change: Callable[[dict[str, Any]], Any]) -> Callable[[Path], None
 
 
 def swap_tokenizer(folder: Path) -> None:
-    from bbu.data.tokenizer import train_tokenizer
+    from bbu.families.tokenizer import train_tokenizer
 
     train_tokenizer(["another text altogether"] * 9, 400).save_pretrained(folder / "backbone")
 
@@ -412,7 +412,7 @@ PREDICT: list[Case] = [
         ["gone.png", "no such photo"],
     ),
     ("no photo at a time", lambda p: p.predict_with("--batch-size", "0"), ["--batch-size"]),
-    ("no box at all", lambda p: p.predict_with("--top-k", "0"), ["--top-k"]),
+    ("no box at all", lambda p: p.predict_with("--max-detections", "0"), ["--max-detections"]),
     ("predictions onto a folder", lambda p: [*p.predict_with()[:3], str(p.data)], ["here/data", "is a folder"]),
 ]
 

@@ -20,8 +20,8 @@ from bbu.evaluation import evaluate
 from bbu.evaluation.calibration import Calibration
 from bbu.inference import Inference
 from bbu.jsonl import write_jsonl
+from bbu.models.checkpoint import save_model
 from bbu.records import Row, read_predictions, read_rows
-from bbu.training.checkpoint import save_model
 from tests.tiny import FAMILIES, build_tiny, tiny_config, tiny_processor, write_samples
 
 NAMES = ["untrained", "trained", "trained_text", "commonest", *(f"trained_{n}_teachers" for n in (1, 3, 5))]
@@ -30,7 +30,7 @@ NAMES = ["untrained", "trained", "trained_text", "commonest", *(f"trained_{n}_te
 def material(folder: Path, *, max_length: int = 8192, **evaluation: Any) -> Material:
     """Four test and eight training photos, and a model in ``folder/model``."""
     rows = [sample.student for sample in write_samples(folder, 12)]
-    options = {"batch_size": 3, "score_threshold": 0.0, "captions_per_photo": 5, "resamples": 20, **evaluation}
+    options = {"batch_size": 3, "score_threshold": 0.0, "max_detections": 5, "bootstrap_samples": 20, **evaluation}
     config = tiny_config(evaluation=options)
     config.output_dir = str(folder)
     save_model(
@@ -72,7 +72,7 @@ def test_the_numbers_are_those_of_the_saved_predictions_scored_offline(
     assert json.loads((Path(given.config.output_dir) / "baselines.json").read_text(encoding="utf-8")) == report
     for entry in report["baselines"].values():
         again = evaluate(
-            truth, saved(given, entry), score_threshold=0.0, train_descriptions=given.trained_words, resamples=0
+            truth, saved(given, entry), score_threshold=0.0, train_descriptions=given.trained_words, bootstrap_samples=0
         )
         assert {key: entry["metrics"][key] for key in ("AP", "AP50_agnostic", "false_alarms")} == {
             key: again[key] for key in ("AP", "AP50_agnostic", "false_alarms")
@@ -86,7 +86,7 @@ def test_the_numbers_are_those_of_the_saved_predictions_scored_offline(
 def test_the_trained_model_is_predicted_as_inference_does(compared: tuple[Material, dict[str, Any]]) -> None:
     given, report = compared
     inference = Inference(
-        Path(given.config.output_dir) / "model", device="cpu", precision="fp32", batch_size=3, top_k=5
+        Path(given.config.output_dir) / "model", device="cpu", precision="fp32", batch_size=3, max_detections=5
     )
     expected = [row.to_json() for row in inference.predict_rows(given.names, given.image_root)]
     assert [row.to_json() for row in saved(given, report["baselines"]["trained"])] == expected
@@ -189,13 +189,13 @@ def test_a_photo_that_cannot_be_read_costs_only_itself(tmp_path: Path) -> None:
 def test_before_training_means_the_weights_that_training_starts_from(tmp_path: Path) -> None:
     given = material(tmp_path)
     calibration = Calibration("temperature", 2.0, (), "val", 1, 1, {}, {})
-    inference = Inference(tmp_path / "model", device="cpu", precision="fp32", top_k=7, calibration=calibration)
+    inference = Inference(tmp_path / "model", device="cpu", precision="fp32", max_detections=7, calibration=calibration)
     trained = inference.model
     restart(inference, given.config)
     fresh = build_tiny(given.config, shake=0.0).state_dict()
     found = inference.model.state_dict()
     assert inference.predictor.model is inference.model and not inference.model.training
-    assert inference.predictor.options.calibration is None and inference.predictor.options.top_k == 7
+    assert inference.predictor.options.calibration is None and inference.predictor.options.max_detections == 7
     assert all(torch.equal(found[name], fresh[name]) for name in fresh)
     assert any(not torch.equal(found[name], value) for name, value in trained.state_dict().items())
 

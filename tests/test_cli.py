@@ -98,7 +98,7 @@ def test_every_command_has_help_and_work(capsys: pytest.CaptureFixture[str]) -> 
         (["trainn"], "trainn"),
         (["check"], "config"),
         (["predict", "m"], "photos"),
-        (["predict", "m", "p", "o", "--top-k", "many"], "--top-k"),
+        (["predict", "m", "p", "o", "--max-detections", "many"], "--max-detections"),
         (["predict", "m", "p", "o", "--precision", "fp8"], "--precision"),
         (["evaluate", "t", "p", "--threshold", "high"], "--threshold"),
         (["evaluate", "t", "p", "--outputt", "x"], "--outputt"),

@@ -57,7 +57,7 @@ def test_every_shipped_config_parses_and_says_something(path: Path) -> None:
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
 def test_every_shipped_config_names_a_known_family_format_and_taxonomy(path: Path, project: Path) -> None:
-    from bbu.models.backbones import BACKBONES
+    from bbu.families.registry import BACKBONES
     from data_conversion.formats import FORMATS
 
     config = load_config(path)

@@ -15,7 +15,7 @@ from PIL import Image, ImageOps
 from bbu.config import AugmentConfig
 from bbu.data.augment import Augmenter
 from bbu.data.photo import Photo
-from bbu.data.prompts import boxes_from_text, text_boxes
+from bbu.families.prompts import boxes_from_text, text_boxes
 from bbu.geometry import (
     IDENTITY,
     MIN_BOX_THICKNESS,

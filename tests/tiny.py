@@ -22,15 +22,15 @@ from bbu.config import Config, DetectionConfig, LearningRates, ScratchConfig
 from bbu.data.chat_processor import ChatProcessor, ChatProcessorOutput
 from bbu.data.collators import Batch, PackedDataCollator
 from bbu.data.photo import Photo
-from bbu.data.prompts import PromptSpec, answer_text
-from bbu.data.tokenizer import train_tokenizer
 from bbu.errors import ConfigError
-from bbu.models.attention import ENGINES, choose_engine
-from bbu.models.backbones import BACKBONES
-from bbu.models.backbones.base import Backbone, BackboneOutput
+from bbu.families.base import Backbone, BackboneOutput
+from bbu.families.prompts import PromptSpec, answer_text
+from bbu.families.registry import BACKBONES
+from bbu.families.tokenizer import train_tokenizer
+from bbu.inference.postprocess import model_inputs
+from bbu.layers.attention import ATTENTION_BACKENDS, choose_attention_backend
+from bbu.models.acceleration.lora import add_lora
 from bbu.models.build import freeze
-from bbu.models.lora import add_lora
-from bbu.models.postprocess import model_inputs
 from bbu.models.wrapper import DetectionOutput, DetectionVLM
 from bbu.records import FewShotSample, ObjectRow, Row
 from bbu.training.objective import DetectionObjective
@@ -43,15 +43,15 @@ DESCRIPTIONS = ("screw/tight", "screw/loose", "标签/完整", "标签/不完整
 SYSTEM, INSTRUCTION = "Look.", "List the parts."
 
 
-def engine_runs(name: str, device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether an attention engine can run there."""
+def backend_runs(name: str, device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether an attention backend can run there."""
     try:
-        return choose_engine(name, device, dtype) == name
+        return choose_attention_backend(name, device, dtype) == name
     except ConfigError:
         return False
 
 
-EXACT_ENGINES = [name for name in ENGINES if engine_runs(name, torch.device("cpu"), torch.float64)]
+EXACT_BACKENDS = [name for name in ATTENTION_BACKENDS if backend_runs(name, torch.device("cpu"), torch.float64)]
 
 
 def tiny_config(**changes: Any) -> Config:
@@ -131,10 +131,10 @@ def _shake(parameters: Iterable[torch.nn.Parameter], by: float) -> None:
             parameter.add_(torch.randn_like(parameter) * by)
 
 
-def tiny_model(family: str, dtype: torch.dtype = torch.float64, engine: str = "sdpa", **changes: Any) -> DetectionVLM:
+def tiny_model(family: str, dtype: torch.dtype = torch.float64, backend: str = "sdpa", **changes: Any) -> DetectionVLM:
     """A shaken float64 model, ready to compare."""
     model = build_tiny(tiny_config(**{"model": {"family": family}, **changes}), dtype)
-    model.backbone.use_engine(engine)
+    model.backbone.use_attention_backend(backend)
     return model.eval()
 
 

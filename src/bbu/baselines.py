@@ -22,22 +22,22 @@ import torch
 from tqdm import tqdm
 
 from bbu.config import Config
-from bbu.data.episodes import EvaluationEpisodes, TeacherPool
 from bbu.data.photo import Photo
-from bbu.data.prompts import answer_text
-from bbu.data.similarity import hash_photos
+from bbu.data.sampling.episodes import EvaluationEpisodes, TeacherPool
+from bbu.data.sampling.similarity import hash_photos
 from bbu.errors import CheckpointError, ConfigError, UserError
 from bbu.evaluation import evaluate
 from bbu.evaluation.descriptions import most_frequent, ratio
+from bbu.families.prompts import answer_text
 from bbu.images import load_image
 from bbu.inference import Inference, TextResult
+from bbu.inference.predictor import Shown
 from bbu.jsonl import write_json, write_jsonl
 from bbu.models.build import build_model
-from bbu.models.predictor import Shown
+from bbu.models.checkpoint import FACTS_FILE
+from bbu.models.precision import use_bf16
 from bbu.models.vocabulary import choose_vocabulary
 from bbu.records import PredictedObject, PredictionRow, Row, read_predictions, resolve_image
-from bbu.training.checkpoint import FACTS_FILE
-from bbu.training.precision import use_bf16
 
 SHOTS = (0, 1, 3, 5)  # teachers of the few-shot curve
 ROOM_TO_WRITE = 1.25  # text is cut off at so many times the longest training answer
@@ -125,8 +125,8 @@ def compare(material: Material, model_folder: Path) -> dict[str, Any]:
         precision=config.training.precision,
         attention=config.model.attention,
         batch_size=config.evaluation.batch_size,
-        top_k=config.evaluation.captions_per_photo,
-        duplicate_iou=config.evaluation.duplicate_iou,
+        max_detections=config.evaluation.max_detections,
+        nms_iou=config.evaluation.nms_iou,
     )
     words = choose_vocabulary(config.evaluation.descriptions, model_folder, inference.processor)
     inference.predictor.options = replace(inference.predictor.options, vocabulary=words)
@@ -315,8 +315,8 @@ def _scored(material: Material, name: str, rows: Sequence[PredictionRow]) -> dic
         score_threshold=evaluation.score_threshold,
         train_descriptions=material.trained_words,
         precision=evaluation.target_precision,
-        alarms=evaluation.alarms_per_photo,
-        resamples=evaluation.resamples,
+        alarms=evaluation.fppi,
+        bootstrap_samples=evaluation.bootstrap_samples,
     )
     said = metrics["predictions_at_threshold"]
     right = said - metrics["false_alarms"]

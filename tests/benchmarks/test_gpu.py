@@ -53,7 +53,7 @@ def run(name: str, setting: Any) -> dict[str, Any]:
 
 def test_the_facts_name_versions_and_rates(setting: Any) -> None:
     found = run("facts", setting)
-    assert found["gpu"] == "cpu" and found["torch"] == torch.__version__ and "sdpa" in found["engines"]
+    assert found["gpu"] == "cpu" and found["torch"] == torch.__version__ and "sdpa" in found["backends"]
     assert found["matmul_flops"] > 0 and found["copy_bytes"] > 0
 
 
@@ -97,7 +97,7 @@ def test_the_timeline_is_a_trace_of_one_step(setting: Any) -> None:
 
 
 def _annotations(trace: Path) -> list[Any]:
-    from bbu.training.trace import read_events
+    from bbu.monitoring.trace import read_events
 
     return read_events(trace)["user_annotation"]
 
@@ -215,7 +215,7 @@ def test_states_that_differ_are_noticed(bench: Any) -> None:
     try:
         assert not steps.states_agree(bench, samples)["packed_equals_padded"]
     finally:
-        bench.backbone.use_engine("sdpa")
+        bench.backbone.use_attention_backend("sdpa")
 
 
 def test_an_arm_that_does_not_fit_is_left_out(bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:

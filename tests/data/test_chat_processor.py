@@ -17,8 +17,8 @@ import bbu.data.chat_processor as chat_processor_module
 from bbu.config import AugmentConfig
 from bbu.data.augment import Augmenter
 from bbu.data.photo import open_photo
-from bbu.data.prompts import CONTEXT_NOTES, WORDING, answer_text, boxes_from_text, parse_answer, text_boxes
 from bbu.errors import ImageError, SampleError
+from bbu.families.prompts import CONTEXT_NOTES, WORDING, answer_text, boxes_from_text, parse_answer, text_boxes
 from bbu.geometry import ImageGeometry, cxcywh_to_xyxy
 from bbu.images import load_image
 from bbu.records import FewShotSample, ObjectRow, Row
@@ -28,7 +28,7 @@ IGNORE = -100
 
 @pytest.fixture(scope="module")
 def published(shared_dir: Path) -> Any:
-    from bbu.data.tokenizer import load_tokenizer
+    from bbu.families.tokenizer import load_tokenizer
 
     return load_tokenizer(str(shared_dir / "data" / "qwen_tokenizer"))
 

@@ -206,7 +206,7 @@ def test_real_samples_collate_with_the_backbones_positions(
     import torch
 
     from bbu.data.collators import PackedDataCollator, StandardDataCollator, unpad
-    from bbu.models.backbones.qwen2_5_vl import mrope_positions
+    from bbu.families.qwen2_5_vl.backbone import mrope_positions
 
     function = partial(mrope_positions, image_token_id=chat_processor.image_token_id, merge=2)
     samples = [chat_processor.process_sample(make_sample(teachers, seed=seed)) for seed in (10, 20, 30)]

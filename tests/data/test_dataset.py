@@ -11,8 +11,8 @@ from PIL import Image
 
 from bbu.config import AugmentConfig, EpisodesConfig, SamplingConfig
 from bbu.data.dataset import TrainingStream
-from bbu.data.episodes import Episodes
 from bbu.data.photo import Augment, Photo
+from bbu.data.sampling.episodes import Episodes
 from bbu.errors import SampleError
 from bbu.records import FewShotSample, ObjectRow, Row
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bbu.data.similarity import hamming
+from bbu.data.sampling.similarity import hamming
 from bbu.doctor.copies import NEAR_DUPLICATE_BITS, near_pairs
 
 

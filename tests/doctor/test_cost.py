@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from bbu.config import Config
-from bbu.data.packing import Lengths
+from bbu.data.packing.planner import Lengths
 from bbu.doctor.cost import PackSizes, memory_report, model_size, pack_sizes, steps_report
 from bbu.doctor.report import size_text
 from bbu.models.build import build_model

@@ -68,7 +68,7 @@ def test_a_head_frame_that_is_off_by_more_than_half_a_pixel_is_caught(
 def test_text_that_loses_a_part_or_moves_it_is_caught(
     crowd: Sample, chat_processor: ChatProcessor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from bbu.data.prompts import text_boxes
+    from bbu.families.prompts import text_boxes
 
     monkeypatch.setattr("bbu.data.chat_processor.text_boxes", lambda *args: text_boxes(*args) + 1)
     assert "from the text" in prove(crowd, "drawn", chat_processor).problem

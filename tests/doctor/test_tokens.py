@@ -11,7 +11,7 @@ from bbu.data.chat_processor import ChatProcessor
 from bbu.doctor.charts import histogram, round_edges
 from bbu.doctor.reading import Sample
 from bbu.doctor.tokens import measure_lengths
-from bbu.models.backbones import BACKBONES
+from bbu.families.registry import BACKBONES
 from bbu.records import FewShotSample, Row
 from tests.tiny import tiny_config, tiny_processor, write_samples
 
@@ -35,7 +35,7 @@ def test_context_photos_are_counted(
 ) -> None:
     from dataclasses import replace
 
-    from bbu.data.prompts import CONTEXT_NOTES
+    from bbu.families.prompts import CONTEXT_NOTES
 
     processor = make_chat_processor()
     processor.spec = replace(processor.spec, context_note=CONTEXT_NOTES["zh"])
@@ -51,7 +51,7 @@ def test_the_bound_holds_for_every_choice_of_teachers_and_context(
     from dataclasses import replace
     from itertools import permutations
 
-    from bbu.data.prompts import CONTEXT_NOTES
+    from bbu.families.prompts import CONTEXT_NOTES
 
     processor = make_chat_processor()
     processor.spec = replace(processor.spec, context_note=CONTEXT_NOTES["zh"])

@@ -28,7 +28,7 @@ def headlines_of(truth: Sequence[Row], found: Sequence[PredictionRow]) -> Headli
 
 def expected(truth, found, names):
     """The figures as the ordinary evaluation has them, with objectness judged as a score of bare boxes."""
-    metrics = evaluate(truth, found, alarms=ALARMS, resamples=0)
+    metrics = evaluate(truth, found, alarms=ALARMS, bootstrap_samples=0)
     metrics |= {f"{name}_objectness": metrics["calibration"]["objectness"][name] for name in ("ECE", "Brier")}
     metrics |= {name: metrics["calibration"]["score"][name] for name in ("ECE", "Brier")}
     return {name: metrics[name] for name in names}
@@ -119,4 +119,4 @@ def test_one_photo_says_nothing_about_others():
 
 
 def test_without_resamples_there_are_no_intervals():
-    assert evaluate(*random_rows(6, photos=3), resamples=0)["intervals"] == {}
+    assert evaluate(*random_rows(6, photos=3), bootstrap_samples=0)["intervals"] == {}

@@ -94,7 +94,7 @@ def test_nothing_predicted_has_no_calibration():
 def test_a_prediction_is_right_with_a_free_box_of_its_own_words():
     truth = [photo("a.jpg", (cell(0), "a"), (cell(1), "b"))]
     found = [guess("a.jpg", (cell(0), "a", 0.9), (cell(0), "a", 0.8), (cell(1), "a", 0.7))]
-    calibration = evaluate(truth, found, resamples=0)["calibration"]
+    calibration = evaluate(truth, found, bootstrap_samples=0)["calibration"]
     assert calibration["score"]["Brier"] == pytest.approx((0.1**2 + 0.8**2 + 0.7**2) / 3)
     assert calibration["objectness"]["Brier"] == pytest.approx((0.1**2 + 0.8**2 + 0.3**2) / 3)
 
@@ -123,7 +123,7 @@ def test_it_holds_on_photos_that_taught_nothing(kind):
     calibration = fit_calibration(*overconfident(2.5, 2000, seed=1), kind=kind)
     truth, found = overconfident(2.5, 2000, seed=2)
     mended = [calibrated_row(calibration, row) for row in found]
-    before, after = (evaluate(truth, rows, resamples=0)["ECE"] for rows in (found, mended))
+    before, after = (evaluate(truth, rows, bootstrap_samples=0)["ECE"] for rows in (found, mended))
     assert before > 0.1 and after < 0.05
     assert after == pytest.approx(calibration.after["ECE"], abs=0.025)  # what it promised
 
@@ -133,7 +133,7 @@ def test_no_photo_judges_what_it_has_taught():
     random = np.random.default_rng(0)
     truth, found = rows_of(random.random(40), random.random(40) < 0.5)
     calibration = fit_calibration(truth, found, kind="isotonic")
-    itself = evaluate(truth, [calibrated_row(calibration, row) for row in found], resamples=0)["ECE"]
+    itself = evaluate(truth, [calibrated_row(calibration, row) for row in found], bootstrap_samples=0)["ECE"]
     assert itself < 0.01 < 0.1 < calibration.after["ECE"]
 
 
@@ -142,7 +142,7 @@ def test_temperature_leaves_every_ranking_figure_alone():
     calibration = fit_calibration(truth, found)
     assert calibration.temperature is not None and abs(calibration.temperature - 1) > 0.1
     mended = [calibrated_row(calibration, row) for row in found]
-    before, after = (evaluate(truth, rows, resamples=0) for rows in (found, mended))
+    before, after = (evaluate(truth, rows, bootstrap_samples=0) for rows in (found, mended))
     ranked = [name for name in before if name.startswith(("AP", "AR", "miss_rate", "description_"))]
     assert len(ranked) > 50 and {n: before[n] for n in ranked} == {n: after[n] for n in ranked}
     assert [row["recall_at_precision"] for row in before["per_description"].values()] == [
@@ -166,7 +166,9 @@ def test_isotonic_steps_have_the_least_squared_error_of_all_rising_maps():
     truth, found = random_rows(9, photos=50)
     isotonic = fit_calibration(truth, found, kind="isotonic")
     others = [isotonic, fit_calibration(truth, found, kind="temperature")]
-    briers = [evaluate(truth, [calibrated_row(one, row) for row in found], resamples=0)["Brier"] for one in others]
+    briers = [
+        evaluate(truth, [calibrated_row(one, row) for row in found], bootstrap_samples=0)["Brier"] for one in others
+    ]
     assert briers[0] < briers[1] and briers[0] < isotonic.before["Brier"]
 
 

@@ -15,7 +15,7 @@ from tests.evaluation.albums import cell, guess, photo, random_rows
 
 def test_predictions_do_not_differ_from_themselves():
     truth, found = random_rows(1, photos=20)
-    comparison = compare(truth, found, found, resamples=50)
+    comparison = compare(truth, found, found, bootstrap_samples=50)
     for name, row in comparison["figures"].items():
         assert row["difference"] == 0 and row["interval"] == [0, 0], name
     assert comparison["photos"] == [] and comparison["lost"] == 0
@@ -24,7 +24,10 @@ def test_predictions_do_not_differ_from_themselves():
 def test_changing_sides_changes_signs():
     truth, found_a = random_rows(2, photos=25)
     found_b = [row for row in found_a if int(row.images[0][:4]) % 3]
-    there, back = compare(truth, found_a, found_b, resamples=60), compare(truth, found_b, found_a, resamples=60)
+    there, back = (
+        compare(truth, found_a, found_b, bootstrap_samples=60),
+        compare(truth, found_b, found_a, bootstrap_samples=60),
+    )
     for name, row in there["figures"].items():
         assert back["figures"][name]["difference"] == pytest.approx(-row["difference"])
         assert back["figures"][name]["interval"] == pytest.approx([-value for value in row["interval"][::-1]]), name
@@ -35,9 +38,9 @@ def test_changing_sides_changes_signs():
 def test_figures_are_those_of_each_evaluation():
     truth, found_a = random_rows(3, photos=10)
     found_b = found_a[:5]
-    figures = compare(truth, found_a, found_b, resamples=0)["figures"]
+    figures = compare(truth, found_a, found_b, bootstrap_samples=0)["figures"]
     for side, found in (("a", found_a), ("b", found_b)):
-        metrics = evaluate(truth, found, resamples=0)
+        metrics = evaluate(truth, found, bootstrap_samples=0)
         assert {name: row[side] for name, row in figures.items()} == pytest.approx({k: metrics[k] for k in figures})
     assert {row["interval"] for row in figures.values()} == {None}
 
@@ -51,9 +54,9 @@ def test_pairing_makes_a_small_steady_gain_visible():
         truth.append(photo(name, *((cell(n), "a") for n in range(9))))
         found_a.append(guess(name, *((cell(n), "a" if n < right else "b", 0.9) for n in range(9))))
         found_b.append(guess(name, *((cell(n), "a" if n <= right else "b", 0.9) for n in range(9))))
-    low, high = compare(truth, found_a, found_b, resamples=300)["figures"]["description_accuracy"]["interval"]
+    low, high = compare(truth, found_a, found_b, bootstrap_samples=300)["figures"]["description_accuracy"]["interval"]
     assert low == pytest.approx(1 / 9) == pytest.approx(high)
-    alone = evaluate(truth, found_a, resamples=300)["intervals"]["description_accuracy"]
+    alone = evaluate(truth, found_a, bootstrap_samples=300)["intervals"]["description_accuracy"]
     assert alone[1] - alone[0] > 1 / 9
 
 
@@ -70,7 +73,7 @@ def test_photos_that_changed_come_worst_first():
         guess("better.jpg", *right), guess("broken.jpg", *right[:2], wrong[2]), guess("lost.jpg", right[0]),
         guess("mixed.jpg", wrong[0], right[1]), guess("same.jpg", *right),
     ]  # fmt: skip
-    comparison = compare(truth, found_a, found_b, resamples=10)
+    comparison = compare(truth, found_a, found_b, bootstrap_samples=10)
     assert comparison["photos"] == [
         {"photo": "lost.jpg", "found": 0, "lost": 2, "mended": 0, "broken": 0},
         {"photo": "broken.jpg", "found": 0, "lost": 0, "mended": 0, "broken": 1},
@@ -93,15 +96,15 @@ def test_only_what_is_said_aloud_counts_as_found():
 def test_the_order_of_rows_changes_nothing():
     truth, found_a = random_rows(4, photos=12)
     found_b = found_a[3:]
-    expected = compare(truth, found_a, found_b, resamples=20)
-    assert compare(truth[::-1], found_a[::-1], found_b[::-1], resamples=20) == expected
+    expected = compare(truth, found_a, found_b, bootstrap_samples=20)
+    assert compare(truth[::-1], found_a[::-1], found_b[::-1], bootstrap_samples=20) == expected
     json.dumps(expected, allow_nan=False)
 
 
 @pytest.mark.parametrize("photos", [0, 1])
 def test_too_few_photos_have_no_intervals(photos):
     truth, found = random_rows(5, photos=photos)
-    comparison = compare(truth, found, [], resamples=10)
+    comparison = compare(truth, found, [], bootstrap_samples=10)
     assert {row["interval"] for row in comparison["figures"].values()} == {None}
     assert comparison_table(comparison)
 

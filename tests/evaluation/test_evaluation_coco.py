@@ -96,7 +96,7 @@ LABELLINGS = {
 
 def assert_equal_to_reference(rows, predictions):
     """All twelve figures of pycocotools, under every labelling."""
-    metrics = evaluate(rows, predictions, resamples=0)
+    metrics = evaluate(rows, predictions, bootstrap_samples=0)
     for suffix, (label, rank_by) in LABELLINGS.items():
         run, names = reference_run(rows, predictions, label, rank_by)
         for key, value in zip(STATS, run.stats, strict=True):

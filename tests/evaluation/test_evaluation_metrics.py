@@ -293,7 +293,7 @@ def test_predictions_made_at_another_size_are_an_error():
     "arguments",
     [
         {"score_threshold": 1.5}, {"score_threshold": -1}, {"score_threshold": float("nan")}, {"max_detections": 0},
-        {"precision": 1.1}, {"precision": float("nan")}, {"resamples": -1}, {"alarms": [-1]},
+        {"precision": 1.1}, {"precision": float("nan")}, {"bootstrap_samples": -1}, {"alarms": [-1]},
         {"alarms": [float("nan")]},
     ],
 )  # fmt: skip
@@ -345,9 +345,9 @@ def test_order_of_lines_objects_and_predictions_changes_nothing(album, random):
     def shuffled(items):
         return random.sample(items, len(items))
 
-    expected = evaluate(*rows_of(album), resamples=20)
+    expected = evaluate(*rows_of(album), bootstrap_samples=20)
     truth, predictions = rows_of([(shuffled(objects), shuffled(found)) for objects, found in album])
-    assert evaluate(shuffled(truth), shuffled(predictions), resamples=20) == expected
+    assert evaluate(shuffled(truth), shuffled(predictions), bootstrap_samples=20) == expected
 
 
 def test_order_of_two_parts_in_one_box_changes_nothing():
@@ -359,7 +359,7 @@ def test_order_of_two_parts_in_one_box_changes_nothing():
 @given(albums)
 def test_every_number_is_in_range_and_the_counts_add_up(album):
     truth, predictions = rows_of(album)
-    metrics = evaluate(truth, predictions, resamples=50)
+    metrics = evaluate(truth, predictions, bootstrap_samples=50)
     json.dumps(metrics, allow_nan=False)
     for key, value in metrics.items():
         if isinstance(value, float) and not key.endswith("_per_photo"):
@@ -378,7 +378,7 @@ def test_every_number_is_in_range_and_the_counts_add_up(album):
 @given(albums)
 def test_matched_boxes_are_those_of_the_class_agnostic_ranking(album):
     truth, predictions = rows_of(album)
-    metrics = evaluate(truth, predictions, resamples=0)
+    metrics = evaluate(truth, predictions, bootstrap_samples=0)
     bare = rank(collect(pair(truth, predictions).photos), part, "objectness_M", 100)
     tables = tables_of(bare, 100, (0.5,), ("all",))
     assert metrics["matched_boxes"] == pytest.approx((tables.average_recall(100) or 0) * metrics["truth_boxes"])

@@ -46,7 +46,7 @@ def test_recall_at_the_precision_asked_for():
     found = [guess("a.jpg", *((box, "label", score) for box, score in boxes))]
 
     def at(precision):
-        row = evaluate(truth, found, precision=precision, resamples=0)["per_description"]["label"]
+        row = evaluate(truth, found, precision=precision, bootstrap_samples=0)["per_description"]["label"]
         return row["threshold_at_precision"], row["recall_at_precision"]
 
     assert at(1) == (0.8, 0.5)
@@ -58,7 +58,7 @@ def test_recall_at_the_precision_asked_for():
 def test_a_threshold_cannot_tell_equal_scores_apart():
     truth = [photo("a.jpg", (cell(0), "label"), (cell(1), "label"))]
     found = [guess("a.jpg", (cell(0), "label", 0.5), (cell(8), "label", 0.5), (cell(1), "label", 0.5))]
-    metrics = evaluate(truth, found, alarms=[0, 1], resamples=0)
+    metrics = evaluate(truth, found, alarms=[0, 1], bootstrap_samples=0)
     assert (metrics["miss_rate_at_0"], metrics["miss_rate_at_1"]) == (1, 0)
     assert metrics["per_description"]["label"]["recall_at_precision"] is None
 
@@ -71,7 +71,7 @@ def test_miss_rates_count_alarms_a_photo_over_all_words_and_for_each():
         # the words of the other part: two alarms, though the boxes are right
     ]
     found[1] = guess("1.jpg", (cell(0), "label", 0.8), (cell(1), "label", 0.7), (cell(0), "screw", 0.6))
-    metrics = evaluate(truth, found, alarms=[0.1, 0], resamples=0)
+    metrics = evaluate(truth, found, alarms=[0.1, 0], bootstrap_samples=0)
     assert metrics["miss_rate_at_0"] == 1  # the surest of all is wrong
     assert metrics["miss_rate_at_0.1"] == pytest.approx(1 - 10 / 20)
     assert metrics["miss_rate_agnostic_at_0"] == pytest.approx(1 - 11 / 20)
@@ -91,20 +91,20 @@ def test_second_boxes_on_a_part_are_duplicates_whatever_their_words():
             (cell(1), "screw", 0.4),  # wrong words, but the first here
         ),
     ]  # fmt: skip
-    metrics = evaluate(truth, found, resamples=0)
+    metrics = evaluate(truth, found, bootstrap_samples=0)
     assert (metrics["duplicates"], metrics["duplicates_per_photo"]) == (2, 1.0)
 
 
 def test_an_unsure_box_under_the_threshold_makes_no_duplicate_of_a_sure_one():
     truth = [photo("a.jpg", (cell(0), "label"))]
     found = [guess("a.jpg", (cell(0), "label", 0.1, 0.9), (cell(0), "label", 0.8, 0.2))]
-    assert evaluate(truth, found, resamples=0)["duplicates"] == 0
+    assert evaluate(truth, found, bootstrap_samples=0)["duplicates"] == 0
 
 
 def test_confusions_say_what_was_called_what():
     truth = [photo("a.jpg", (cell(0), "a"), (cell(1), "a"), (cell(2), "a"), (cell(3), "b"))]
     found = [guess("a.jpg", (cell(0), "a", 0.9), (cell(1), "b", 0.9), (cell(3), "noise", 0.9))]
-    assert evaluate(truth, found, resamples=0)["confusions"] == [
+    assert evaluate(truth, found, bootstrap_samples=0)["confusions"] == [
         {"annotated": "a", "predicted": None, "count": 1},
         {"annotated": "a", "predicted": "a", "count": 1},
         {"annotated": "a", "predicted": "b", "count": 1},
@@ -114,7 +114,7 @@ def test_confusions_say_what_was_called_what():
 
 @given(albums)
 def test_inspection_agrees_with_the_other_figures(album):
-    metrics = evaluate(*album, score_threshold=0.5, alarms=[1e5], resamples=0)
+    metrics = evaluate(*album, score_threshold=0.5, alarms=[1e5], bootstrap_samples=0)
     correct = sum(row["count"] for row in metrics["confusions"] if row["predicted"] == row["annotated"])
     missed = sum(row["count"] for row in metrics["confusions"] if row["predicted"] is None)
     assert correct == sum(row["correct"] for row in metrics["per_description"].values())

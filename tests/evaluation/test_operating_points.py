@@ -32,7 +32,7 @@ def tally(truth, found, desc):
     only = [
         PredictionRow(r.images, r.width, r.height, tuple(i for i in r.predictions if i.desc == desc)) for r in found
     ]
-    metrics = evaluate(truth, only, score_threshold=0, resamples=0)
+    metrics = evaluate(truth, only, score_threshold=0, bootstrap_samples=0)
     wrong, said = metrics["false_alarms"], metrics["predictions_at_threshold"]
     return said - wrong, wrong, sum(item.desc == desc for row in truth for item in row.objects)
 
@@ -48,7 +48,7 @@ def test_the_figures_of_each_point_are_those_of_the_predictions_it_keeps(goal, v
         right, wrong, annotated = tally(truth, kept, desc)
         assert (point["truth"], point["predicted"]) == (annotated, right + wrong)
         assert point["recall"] == pytest.approx(right / annotated)
-        assert point["alarms_per_photo"] == pytest.approx(wrong / 60)
+        assert point["fppi"] == pytest.approx(wrong / 60)
         assert point["precision"] == (pytest.approx(right / (right + wrong)) if right + wrong else None)
         if point["reached"] or goal != "precision":
             assert point["pooled"] == (annotated < minimum)
@@ -93,7 +93,7 @@ def test_alarms_of_all_descriptions_and_strange_words_together_keep_to_the_goal(
     truth, found = random_rows(2, photos=80)
     assert any(item.desc == "noise" for row in found for item in row.predictions)
     points = operating_points(truth, found, "alarms", alarms, minimum=minimum)
-    kept = evaluate(truth, cut(found, points), score_threshold=0, resamples=0)
+    kept = evaluate(truth, cut(found, points), score_threshold=0, bootstrap_samples=0)
     assert kept["false_alarms_per_photo"] <= alarms + 1e-9
     assert all(point["reached"] for point in points["points"].values())
 
@@ -116,7 +116,7 @@ def test_few_examples_share_the_threshold_of_the_pool():
     assert points["default"]["truth"] == 23
     assert points["points"]["rare"] == {
         "threshold": 0.9, "pooled": True, "reached": False, "truth": 3, "predicted": 0, "precision": None,
-        "recall": 0.0, "alarms_per_photo": 0.0,
+        "recall": 0.0, "fppi": 0.0,
     }  # fmt: skip
 
 

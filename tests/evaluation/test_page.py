@@ -77,7 +77,7 @@ def content_of(path: Path) -> dict[str, Any]:
 def write(
     path: Path, rows: list[Row], predictions: list[PredictionRow], root: Path | str = "nowhere", **options: Any
 ) -> dict[str, Any]:
-    metrics = evaluate(rows, predictions, resamples=0, **options)
+    metrics = evaluate(rows, predictions, bootstrap_samples=0, **options)
     write_report(path, rows, predictions, metrics, image_root=root, title="Test")
     return metrics
 
@@ -115,7 +115,7 @@ def test_hostile_text_comes_back_as_text_and_closes_nothing(
     said = PredictionRow(row.images, row.width, row.height, (PredictedObject((1, 2, 30, 40), half, 0.5, 0.5),))
     failed = PredictionRow((HOSTILE + ".jpg",), error=HOSTILE)
     rows = [row, Row((HOSTILE + ".jpg",), (), 10, 10)]
-    metrics = evaluate(rows, [said, failed], resamples=0)
+    metrics = evaluate(rows, [said, failed], bootstrap_samples=0)
     write_report(tmp_path / "p.html", rows, [said, failed], metrics, image_root=photo_folder, title=HOSTILE)
     content = content_of(tmp_path / "p.html")
     assert content["descriptions"] == sorted([half, HOSTILE])
@@ -259,7 +259,7 @@ def test_a_run_draws_the_page_of_its_evaluation_split(
     predictions = perturbed(rows)
     write_jsonl(tmp_path / "rows" / "test.jsonl", rows)
     write_jsonl(run / "predictions.jsonl", predictions)
-    write_metrics(run / "metrics.json", evaluate(rows, predictions, score_threshold=0.2, resamples=20))
+    write_metrics(run / "metrics.json", evaluate(rows, predictions, score_threshold=0.2, bootstrap_samples=20))
     assert len(stages.draw(config, stages.PreparedData(tmp_path / "rows", str(photo_folder)))) == 1
     html = (run / "report.html").read_text(encoding="utf-8")
     assert "<title>demo, test split: evaluation</title>" in html and content_of(run / "report.html")["threshold"] == 0.2

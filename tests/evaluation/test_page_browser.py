@@ -71,7 +71,7 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
 def write_case(
     path: Path, rows: Sequence[Row], predictions: Sequence[PredictionRow], root: Path | str = "nowhere"
 ) -> Case:
-    metrics = evaluate(rows, predictions, resamples=0)
+    metrics = evaluate(rows, predictions, bootstrap_samples=0)
     write_report(path, rows, predictions, metrics, image_root=root, title="Test")
     return Case(path, rows, predictions)
 
@@ -95,7 +95,7 @@ def cells(tmp_path_factory: pytest.TempPathFactory, shared_dir: Path) -> Case:
 
 def python_counts(case: Case, threshold: float) -> dict[str, Any]:
     """The same counts by the scorer, and by what the comparison pictures draw."""
-    metrics = evaluate(case.rows, case.predictions, score_threshold=threshold, resamples=0)
+    metrics = evaluate(case.rows, case.predictions, score_threshold=threshold, bootstrap_samples=0)
     said, alarms = metrics["predictions_at_threshold"], metrics["false_alarms"]
     predicted = {row.images[0]: row.predictions for row in case.predictions}
     marks: Counter[str] = Counter()

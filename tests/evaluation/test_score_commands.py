@@ -32,10 +32,10 @@ def written(path: str) -> dict:
 
 
 def test_evaluate_takes_what_inspection_asks_for(place, capsys):
-    asked = ["--precision", "0.8", "--alarms", "2", "0.5", "--resamples", "20", "--output", "m.json"]
+    asked = ["--precision", "0.8", "--alarms", "2", "0.5", "--bootstrap-samples", "20", "--output", "m.json"]
     assert main(["evaluate", "truth.jsonl", "a.jsonl", *asked]) == 0
     metrics = written("m.json")
-    assert (metrics["target_precision"], metrics["alarms_per_photo"], metrics["resamples"]) == (0.8, [2, 0.5], 20)
+    assert (metrics["target_precision"], metrics["fppi"], metrics["bootstrap_samples"]) == (0.8, [2, 0.5], 20)
     assert {"miss_rate_at_2", "miss_rate_agnostic_at_0.5"} < set(metrics["intervals"])
     shown = capsys.readouterr().out
     low, high = metrics["intervals"]["AP50"]
@@ -43,7 +43,7 @@ def test_evaluate_takes_what_inspection_asks_for(place, capsys):
 
 
 def test_compare_prints_differences_and_writes_every_photo_that_changed(place, capsys):
-    arguments = ["compare", "truth.jsonl", "a.jsonl", "b.jsonl", "--resamples", "20", "--output", "c.json"]
+    arguments = ["compare", "truth.jsonl", "a.jsonl", "b.jsonl", "--bootstrap-samples", "20", "--output", "c.json"]
     assert main(arguments) == 0
     comparison, shown = written("c.json"), capsys.readouterr().out
     assert comparison["lost"] > 0 == comparison["found"]
@@ -75,7 +75,7 @@ def test_thresholds_writes_operating_points(place, capsys, goal, value):
     [
         (["evaluate", "truth.jsonl", "a.jsonl", "--precision", "2"], ["precision", "2"]),
         (["evaluate", "truth.jsonl", "a.jsonl", "--alarms", "-1"], ["alarms", "-1"]),
-        (["evaluate", "truth.jsonl", "a.jsonl", "--resamples", "-1"], ["--resamples", "-1"]),
+        (["evaluate", "truth.jsonl", "a.jsonl", "--bootstrap-samples", "-1"], ["--bootstrap-samples", "-1"]),
         (["compare", "truth.jsonl", "a.jsonl"], ["b"]),
         (["compare", "truth.jsonl", "a.jsonl", "gone.jsonl"], ["gone.jsonl", "does not exist"]),
         (["compare", "truth.jsonl", "a.jsonl", "b.jsonl", "--threshold", "nan"], ["score_threshold", "nan"]),
@@ -108,11 +108,11 @@ def test_sets_with_nothing_in_them_are_scored_and_compared(place, rows):
 @pytest.mark.parametrize(
     ("override", "word"),
     [
-        ("evaluation.alarms_per_photo=[1,-1]", "a million"),
-        ("evaluation.alarms_per_photo=[.nan]", "a million"),
+        ("evaluation.fppi=[1,-1]", "a million"),
+        ("evaluation.fppi=[.nan]", "a million"),
         ("evaluation.calibration=platt", "temperature"),
         ("evaluation.target_precision=2", "between 0 and 1"),
-        ("evaluation.resamples=-1", "must not be negative"),
+        ("evaluation.bootstrap_samples=-1", "must not be negative"),
     ],
 )
 def test_a_config_that_could_not_be_scored_is_refused_before_training(tmp_path, capsys, override, word):

@@ -18,8 +18,8 @@ from bbu.config import DetectionConfig, LossConfig, ScratchConfig
 from bbu.data.chat_processor import ChatProcessor
 from bbu.data.photo import Photo
 from bbu.geometry import iou_matrix
-from bbu.losses.total import TERMS, count_terms, term_weights, weigh
-from bbu.models.predictor import Predictor
+from bbu.inference.predictor import Predictor
+from bbu.losses.weighting import TERMS, count_terms, term_weights, weigh
 from bbu.records import ObjectRow
 from bbu.training.objective import DetectionObjective
 from tests.tiny import FAMILIES, build_tiny, pack, tiny_config, tiny_processor
@@ -121,7 +121,7 @@ def train(family: str, steps: int = STEPS, seed: int = 17) -> Trained:
         optimizer.zero_grad()
         if __name__ == "__main__" and step % 20 == 0:
             print(step, {term: round(value.item(), 3) for term, value in components.items()}, flush=True)
-    return Trained(Predictor(model, processor, batch_size=8, top_k=10), processor)
+    return Trained(Predictor(model, processor, batch_size=8, max_detections=10), processor)
 
 
 @pytest.fixture(scope="module", params=FAMILIES)

@@ -9,12 +9,12 @@ import torch
 
 from bbu.data.chat_processor import ChatProcessor, ChatProcessorOutput
 from bbu.data.photo import Photo
-from bbu.models.postprocess import model_inputs
+from bbu.inference.postprocess import model_inputs
 from bbu.models.wrapper import DetectionOutput, DetectionVLM
 from bbu.records import ObjectRow
-from tests.tiny import EXACT_ENGINES, FAMILIES, noise_photo, pack, run_model, tiny_model, tiny_processor
+from tests.tiny import EXACT_BACKENDS, FAMILIES, noise_photo, pack, run_model, tiny_model, tiny_processor
 
-ENGINE_OF_FAMILY = [(family, engine) for family in FAMILIES for engine in EXACT_ENGINES]
+ENGINE_OF_FAMILY = [(family, backend) for family in FAMILIES for backend in EXACT_BACKENDS]
 
 
 def with_objects(photo: Photo, *objects: tuple[str, tuple[float, float, float, float]]) -> Photo:
@@ -42,7 +42,7 @@ def see(
     return sample, output, captions.token_ids, captions.log_probs
 
 
-@pytest.mark.parametrize(("family", "engine"), ENGINE_OF_FAMILY)
+@pytest.mark.parametrize(("family", "backend"), ENGINE_OF_FAMILY)
 @pytest.mark.parametrize(
     ("before", "after"),
     [
@@ -53,9 +53,9 @@ def see(
     ids=["words", "box", "both"],
 )
 def test_an_edit_of_equal_length_to_the_answer_changes_no_bit(
-    family: str, engine: str, before: list[tuple[str, tuple[float, ...]]], after: list[tuple[str, tuple[float, ...]]]
+    family: str, backend: str, before: list[tuple[str, tuple[float, ...]]], after: list[tuple[str, tuple[float, ...]]]
 ) -> None:
-    model, processor = tiny_model(family, engine=engine), tiny_processor(family)
+    model, processor = tiny_model(family, backend=backend), tiny_processor(family)
     one = see(model, processor, with_objects(STUDENT, *before), TEACHERS)
     other = see(model, processor, with_objects(STUDENT, *after), TEACHERS)
     assert len(one[0].input_ids) == len(other[0].input_ids), "the edit is not of equal length"
@@ -69,10 +69,10 @@ def test_an_edit_of_equal_length_to_the_answer_changes_no_bit(
     assert torch.equal(one[2], other[2]) and torch.equal(one[3], other[3])
 
 
-@pytest.mark.parametrize(("family", "engine"), ENGINE_OF_FAMILY)
+@pytest.mark.parametrize(("family", "backend"), ENGINE_OF_FAMILY)
 @pytest.mark.parametrize("count", [0, 1, 4])
-def test_an_answer_of_any_length_changes_nothing(family: str, engine: str, count: int) -> None:
-    model, processor = tiny_model(family, engine=engine), tiny_processor(family)
+def test_an_answer_of_any_length_changes_nothing(family: str, backend: str, count: int) -> None:
+    model, processor = tiny_model(family, backend=backend), tiny_processor(family)
     longer = [("标签/不完整", BOX), ("screw/tight", OTHER_BOX), ("line", BOX), ("screw/loose", BOX)][:count]
     one = see(model, processor, with_objects(STUDENT, ("screw/tight", BOX), ("line", OTHER_BOX)), TEACHERS)
     other = see(model, processor, with_objects(STUDENT, *longer), TEACHERS)
@@ -84,10 +84,10 @@ def test_an_answer_of_any_length_changes_nothing(family: str, engine: str, count
     torch.testing.assert_close(one[3], other[3], rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize(("family", "engine"), ENGINE_OF_FAMILY)
-def test_training_and_inference_see_the_same(family: str, engine: str) -> None:
+@pytest.mark.parametrize(("family", "backend"), ENGINE_OF_FAMILY)
+def test_training_and_inference_see_the_same(family: str, backend: str) -> None:
     """With the answer in the conversation and without it, detection gives the same."""
-    model, processor = tiny_model(family, engine=engine), tiny_processor(family)
+    model, processor = tiny_model(family, backend=backend), tiny_processor(family)
     student = with_objects(STUDENT, ("screw/tight", BOX))
     found = []
     for with_answer in (True, False):
@@ -98,10 +98,10 @@ def test_training_and_inference_see_the_same(family: str, engine: str) -> None:
     torch.testing.assert_close(found[0].pred_objectness, found[1].pred_objectness, rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize(("family", "engine"), ENGINE_OF_FAMILY)
+@pytest.mark.parametrize(("family", "backend"), ENGINE_OF_FAMILY)
 @pytest.mark.parametrize("teacher", [0, 1])
-def test_a_teachers_answer_moves_what_is_detected(family: str, engine: str, teacher: int) -> None:
-    model, processor = tiny_model(family, engine=engine), tiny_processor(family)
+def test_a_teachers_answer_moves_what_is_detected(family: str, backend: str, teacher: int) -> None:
+    model, processor = tiny_model(family, backend=backend), tiny_processor(family)
     student = with_objects(STUDENT, ("screw/tight", BOX))
     changed = list(TEACHERS)
     changed[teacher] = with_objects(TEACHERS[teacher], ("标签/完整", (1.0, 2.0, 33.0, 44.0)), ("line", BOX))

@@ -15,11 +15,11 @@ from torch import nn
 
 from bbu.data.chat_processor import ChatProcessorOutput
 from bbu.data.collators import Batch, StandardDataCollator
-from bbu.losses.total import TERMS
+from bbu.losses.weighting import TERMS
 from bbu.models.wrapper import DetectionOutput, DetectionVLM
 from bbu.training.objective import DetectionObjective
 from tests.tiny import (
-    EXACT_ENGINES,
+    EXACT_BACKENDS,
     FAMILIES,
     Conversation,
     conversation,
@@ -119,8 +119,8 @@ class Alone:
 
 
 @cache
-def alone(family: str, engine: str) -> Alone:
-    model = tiny_model(family, engine=engine)
+def alone(family: str, backend: str) -> Alone:
+    model = tiny_model(family, backend=backend)
     objective = DetectionObjective(model, tiny_config().loss)
     samples = [*mixed_samples(tiny_processor(family)), context_sample(family)]
     found, sums, total = [], [], None
@@ -139,14 +139,14 @@ def added(first: Gradients, second: Gradients) -> Gradients:
     return {term: [a + b for a, b in zip(first[term], second[term], strict=True)] for term in first}
 
 
-@pytest.mark.parametrize("engine", EXACT_ENGINES)
+@pytest.mark.parametrize("backend", EXACT_BACKENDS)
 @pytest.mark.parametrize("family", FAMILIES)
 @settings(max_examples=6)
 @given(grouping=GROUPINGS)
 def test_outputs_of_a_sample_do_not_depend_on_its_pack(
-    family: str, engine: str, grouping: tuple[list[int], set[int]]
+    family: str, backend: str, grouping: tuple[list[int], set[int]]
 ) -> None:
-    reference = alone(family, engine)
+    reference = alone(family, backend)
     for group in groups_of(*grouping):
         batch = pack(reference.model, [reference.samples[number] for number in group])
         with torch.no_grad():
@@ -156,14 +156,14 @@ def test_outputs_of_a_sample_do_not_depend_on_its_pack(
                 close(value, getattr(reference.outcomes[number], name), f"{name} of sample {number} in {group}")
 
 
-@pytest.mark.parametrize("engine", EXACT_ENGINES)
+@pytest.mark.parametrize("backend", EXACT_BACKENDS)
 @pytest.mark.parametrize("family", FAMILIES)
 @settings(max_examples=4)
 @given(grouping=GROUPINGS)
 def test_losses_and_gradients_do_not_depend_on_the_packs(
-    family: str, engine: str, grouping: tuple[list[int], set[int]]
+    family: str, backend: str, grouping: tuple[list[int], set[int]]
 ) -> None:
-    reference = alone(family, engine)
+    reference = alone(family, backend)
     total: Gradients | None = None
     for group in groups_of(*grouping):
         sums = reference.objective(**pack(reference.model, [reference.samples[number] for number in group]))
@@ -208,14 +208,14 @@ def conversations(family: str) -> list[Conversation]:
     ]
 
 
-@pytest.mark.parametrize("engine", EXACT_ENGINES)
+@pytest.mark.parametrize("backend", EXACT_BACKENDS)
 @pytest.mark.parametrize("family", FAMILIES)
 @settings(max_examples=8)
 @given(grouping=GROUPINGS)
 def test_backbone_keeps_samples_apart_whatever_they_hold(
-    family: str, engine: str, grouping: tuple[list[int], set[int]]
+    family: str, backend: str, grouping: tuple[list[int], set[int]]
 ) -> None:
-    backbone = alone(family, engine).model.backbone
+    backbone = alone(family, backend).model.backbone
     parts = conversations(family)
     with torch.no_grad():
         single = [run_backbone(backbone, [part]) for part in parts]

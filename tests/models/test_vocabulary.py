@@ -12,11 +12,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bbu.data.prompts import SPECIAL_TOKENS
 from bbu.errors import UserError
+from bbu.families.prompts import SPECIAL_TOKENS
+from bbu.inference.postprocess import known_words
 from bbu.models import caption_decoder
 from bbu.models.caption_decoder import CaptionDecoder
-from bbu.models.postprocess import known_words
+from bbu.models.checkpoint import BACKBONE_FOLDER, FACTS_FILE, HEAD_FILE
 from bbu.models.vocabulary import (
     DESCRIPTIONS_FILE,
     DescriptionVocabulary,
@@ -26,7 +27,7 @@ from bbu.models.vocabulary import (
     read_descriptions,
 )
 from bbu.taxonomy import LevelRule, Taxonomy, prefix, split_path
-from bbu.training.checkpoint import BACKBONE_FOLDER, FACTS_FILE, HEAD_FILE, publish
+from bbu.training.recovery import publish
 from tests.tiny import FAMILIES, tiny_processor, tiny_tokenizer
 
 END, MAX_TOKENS = 0, 9

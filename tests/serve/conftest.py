@@ -34,7 +34,7 @@ def picture(data: bytes) -> Image.Image:
 
 @pytest.fixture(scope="session")
 def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from bbu.training.checkpoint import save_model
+    from bbu.models.checkpoint import save_model
     from tests.tiny import FAMILIES, build_tiny, tiny_config, tiny_processor
 
     place = tmp_path_factory.mktemp("serve") / "tiny" / "model"

@@ -81,9 +81,9 @@ def test_threshold_and_top_k_keep_the_head_of_the_list(
         return [item["desc"] for item in answer.json()["predictions"]]
 
     names = [item.desc for item in found]  # scores 0.9, 0.7, 0.5, 0.3
-    assert kept("") == kept("threshold=0") == kept("top_k=10000") == names
-    assert kept("top_k=3") == kept("threshold=0.4") == names[:3]
-    assert kept("threshold=0.4&top_k=1") == names[:1]
+    assert kept("") == kept("threshold=0") == kept("max_detections=10000") == names
+    assert kept("max_detections=3") == kept("threshold=0.4") == names[:3]
+    assert kept("threshold=0.4&max_detections=1") == names[:1]
     assert kept("threshold=0.9") == names[:1], "a score at the threshold is kept"
     assert kept("threshold=1") == []
 

@@ -59,9 +59,9 @@ QUERIES = {
     "threshold=inf": "threshold must be",
     "threshold=-0.1": "threshold must be",
     "threshold=": "threshold must be",
-    "top_k=0": "top_k must be",
-    "top_k=2.5": "top_k must be",
-    "top_k=" + "9" * 5000: "top_k must be",
+    "max_detections=0": "max_detections must be",
+    "max_detections=2.5": "max_detections must be",
+    "max_detections=" + "9" * 5000: "max_detections must be",
     "treshold=0.5": "'treshold' is not known",
 }
 

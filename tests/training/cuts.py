@@ -12,7 +12,7 @@ from transformers.trainer_utils import SaveStrategy
 
 from bbu.config import LossConfig
 from bbu.data.chat_processor import ChatProcessor, ChatProcessorOutput
-from bbu.losses.total import TERMS, term_weights
+from bbu.losses.weighting import TERMS, term_weights
 from tests.tiny import FAMILIES, Recorder, build_tiny, mixed_samples, tiny_config, tiny_processor, tiny_trainer
 
 

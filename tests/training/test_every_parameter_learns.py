@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from bbu.losses.total import TERMS
+from bbu.losses.weighting import TERMS
 from bbu.models.build import build_model
 from bbu.training.objective import DetectionObjective
 from tests.tiny import (

@@ -13,9 +13,9 @@ import pytest
 from transformers import Qwen2_5_VLForConditionalGeneration
 
 from bbu.config import GROUP_NAMES, ScratchConfig, load_config
-from bbu.data.tokenizer import train_tokenizer
+from bbu.families.qwen2_5_vl.backbone import Qwen25VL
+from bbu.families.tokenizer import train_tokenizer
 from bbu.inference import Inference
-from bbu.models.backbones.qwen2_5_vl import Qwen25VL
 from data_conversion.cabinet_photos import draw_data_set
 
 RunJob = Callable[..., subprocess.CompletedProcess[str]]

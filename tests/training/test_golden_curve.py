@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from bbu.data.dataset import TrainingStream
-from bbu.losses.total import TERMS
+from bbu.losses.weighting import TERMS
 from tests.tiny import FAMILIES, build_tiny, tiny_config, tiny_processor, tiny_trainer, write_samples
 
 STORED = Path(__file__).with_name("golden_curve.json")

@@ -10,7 +10,7 @@ import torch
 from transformers import TrainerCallback
 
 from bbu.config import GROUP_NAMES
-from bbu.losses.total import TERMS, count_terms
+from bbu.losses.weighting import TERMS, count_terms
 from bbu.training.trainer import BBUTrainer
 from tests.tiny import FAMILIES, mixed_samples, tiny_config, tiny_processor, tiny_trainer
 

@@ -13,11 +13,11 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from bbu.families.feature_cache import FeatureCache
+from bbu.families.registry import qwen2_5_vl
+from bbu.layers import attention
 from bbu.losses import matcher
-from bbu.models import attention
-from bbu.models.backbones import qwen2_5_vl
 from bbu.models.build import freeze
-from bbu.models.feature_cache import FeatureCache
 from bbu.training.objective import DetectionObjective
 from tests.tiny import FAMILIES, build_tiny, mixed_samples, pack, tiny_config, tiny_processor
 
@@ -82,7 +82,9 @@ def run_step(
         objective.model.backbone.feature_cache = FeatureCache(features)
         objective(**batch)
     watch = Watch()
-    excuse(monkeypatch, watch, attention.ENGINES, "sdpa")  # reads the edges, which a GPU's kernels do on the device
+    excuse(
+        monkeypatch, watch, attention.ATTENTION_BACKENDS, "sdpa"
+    )  # reads the edges, which a GPU's kernels do on the device
     excuse(monkeypatch, watch, FeatureCache, "get")  # reads a file; what it gives is on the host
     for owner, name in ON_THE_HOST[family]:
         excuse(monkeypatch, watch, owner, name)

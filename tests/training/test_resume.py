@@ -14,7 +14,7 @@ from bbu import stages
 from bbu.config import Config
 from bbu.errors import ConfigError
 from bbu.jsonl import iter_json_lines, write_jsonl
-from bbu.training import precision
+from bbu.models import precision
 from bbu.training.trainer import BBUTrainer
 from tests.tiny import FAMILIES, tiny_config, write_samples
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from bbu.losses.total import TERMS
+from bbu.losses.weighting import TERMS
 from bbu.training.objective import DetectionObjective
 from tests.tiny import FAMILIES, build_tiny, pack, tiny_config, tiny_processor
 from tests.training.cuts import CUTS, WEIGHTS, four_samples, gradients_of_cut

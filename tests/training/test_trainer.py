@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from bbu.config import LossConfig
 from bbu.errors import ConfigError, SampleError
-from bbu.losses.total import TERMS
+from bbu.losses.weighting import TERMS
 from bbu.models.build import build_model
 from bbu.training.objective import DetectionObjective
 from bbu.training.trainer import merge_shards
@@ -96,7 +96,7 @@ def test_training_that_blows_up_names_the_photo() -> None:
         DetectionObjective(model, LossConfig())(**batch)
 
 
-def test_an_engine_that_cannot_run_is_refused_when_the_model_is_built() -> None:
+def test_an_backend_that_cannot_run_is_refused_when_the_model_is_built() -> None:
     config = tiny_config(model={"attention": "torch_varlen"})
     with pytest.raises(ConfigError, match=r"model\.attention: torch_varlen cannot run here"):
         build_model(config, tiny_tokenizer(), device=torch.device("cpu"), dtype=torch.float32)

@@ -31,11 +31,11 @@ def _add_predict(commands: Commands) -> None:
     predict.add_argument("output", help="predictions JSONL to write; started again, a stopped prediction goes on")
     predict.add_argument("--image-root", help="folder that paths in a JSONL or .txt are relative to (default: its own)")
     predict.add_argument("--teachers", help="JSONL of annotated rows shown as worked examples")
-    predict.add_argument("--top-k", type=positive, default=100, help="most boxes a photo (default 100)")
+    predict.add_argument("--max-detections", type=positive, default=100, help="most boxes a photo (default 100)")
     predict.add_argument(
-        "--duplicate-iou",
+        "--nms-iou",
         type=share,
-        default=EvaluationConfig.duplicate_iou,
+        default=EvaluationConfig.nms_iou,
         help="overlap that makes a box a duplicate; 1: none",
     )
     predict.add_argument("--batch-size", type=positive, default=8, help="photos or tiles at a time (default 8)")
@@ -62,12 +62,13 @@ def _add_predict(commands: Commands) -> None:
 
 def _predict(arguments: argparse.Namespace) -> int:
     _check_export(arguments)
-    from bbu.inference import Inference, list_photos
-    from bbu.models.predictor import PredictOptions, teacher_photos
-    from bbu.models.tiling import Tiles
+    from bbu.inference import Inference
+    from bbu.inference.job import predict_to_file, settings_of
+    from bbu.inference.operating_points import OperatingPoints
+    from bbu.inference.photo_lists import list_photos
+    from bbu.inference.predictor import PredictOptions, teacher_photos
+    from bbu.inference.tiling import Tiles
     from bbu.models.vocabulary import choose_vocabulary
-    from bbu.prediction.job import predict_to_file, settings_of
-    from bbu.prediction.operating_points import OperatingPoints
     from bbu.records import read_rows
     from bbu.taxonomy import MirrorRules
     from data_conversion.__main__ import load_taxonomy
@@ -79,8 +80,8 @@ def _predict(arguments: argparse.Namespace) -> int:
     tiles = Tiles.parse(arguments.tiles, arguments.tile_size, arguments.tile_overlap) if arguments.tiles else None
     options = PredictOptions(
         batch_size=arguments.batch_size,
-        top_k=arguments.top_k,
-        duplicate_iou=arguments.duplicate_iou,
+        max_detections=arguments.max_detections,
+        nms_iou=arguments.nms_iou,
         tiles=tiles,
         flips=arguments.flips,
         mirror=load_taxonomy(arguments.taxonomy).mirror if arguments.taxonomy else MirrorRules(),
@@ -127,7 +128,7 @@ def _check_export(arguments: argparse.Namespace) -> None:
 def _show_predictions(arguments: argparse.Namespace, root: str) -> None:
     """Pictures and another format, of what the output holds."""
     if arguments.pictures:
-        from bbu.prediction.pictures import draw_file
+        from bbu.inference.pictures import draw_file
 
         drawn, gone = draw_file(
             arguments.output, root, arguments.pictures, threshold=arguments.threshold, workers=arguments.workers

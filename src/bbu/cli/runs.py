@@ -119,7 +119,7 @@ def _augment(arguments: argparse.Namespace) -> int:
     from bbu import stages
     from bbu.config import load_config
     from bbu.data.augment import Augmenter
-    from bbu.data.contact_sheet import draw_contact_sheet, save_contact_sheet
+    from bbu.data.augment.contact_sheet import draw_contact_sheet, save_contact_sheet
 
     config = load_config(arguments.config, arguments.overrides)
     data = stages.prepare(config)

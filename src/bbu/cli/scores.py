@@ -19,7 +19,7 @@ def add_commands(commands: Commands) -> None:
     compare.add_argument("b", help="predictions JSONL of the same photos")
     compare.add_argument("--output", help="write the comparison as JSON, with every photo that changed")
     compare.add_argument("--threshold", type=float, default=0.3, help="score that counts as found (default 0.3)")
-    compare.add_argument("--resamples", type=not_negative, default=1000, help="of the intervals (default 1000)")
+    compare.add_argument("--bootstrap-samples", type=not_negative, default=1000, help="of the intervals (default 1000)")
 
     calibrate = commands.add_parser("calibrate", help="fit scores to the share that is right, for a model folder")
     calibrate.set_defaults(action=_calibrate)
@@ -57,7 +57,10 @@ def _add_evaluate(commands: Commands) -> None:
         help="report what is missed at so many false alarms a photo (default 1 0.1)",
     )
     evaluate.add_argument(
-        "--resamples", type=not_negative, default=1000, help="of the bootstrap intervals; 0: none (default 1000)"
+        "--bootstrap-samples",
+        type=not_negative,
+        default=1000,
+        help="of the bootstrap intervals; 0: none (default 1000)",
     )
     evaluate.add_argument("--dense", action="store_true", help="dense-captioning mAP too: docs/dense_captioning.md")
     evaluate.add_argument(
@@ -83,7 +86,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
         score_threshold=arguments.threshold,
         precision=arguments.precision,
         alarms=arguments.alarms,
-        resamples=arguments.resamples,
+        bootstrap_samples=arguments.bootstrap_samples,
     )
     print(summary_table(metrics))
     if arguments.dense:
@@ -118,7 +121,7 @@ def _compare(arguments: argparse.Namespace) -> int:
         read_predictions(arguments.a),
         read_predictions(arguments.b),
         score_threshold=arguments.threshold,
-        resamples=arguments.resamples,
+        bootstrap_samples=arguments.bootstrap_samples,
     )
     print(comparison_table(comparison))
     if arguments.output:

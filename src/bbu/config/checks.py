@@ -40,12 +40,12 @@ AT_LEAST_ONE = (
     "model.detection.points", "model.detection.caption_layers", "model.detection.caption_region_cells",
     "model.detection.caption_max_tokens", "training.max_steps", "training.batch_size",
     "training.gradient_accumulation", "training.keep_checkpoints", "training.log_every",
-    "evaluation.batch_size", "evaluation.captions_per_photo", "data.augment.paste_parts",
+    "evaluation.batch_size", "evaluation.max_detections", "data.augment.paste_parts",
 )  # fmt: skip
 NOT_NEGATIVE = (
     "seed", "data.workers", "data.source.max_teachers", "data.source.image_max_pixels",
     "data.episodes.near_duplicate_bits",
-    "data.episodes.context_photos", "data.sampling.level", "evaluation.teachers", "evaluation.resamples",
+    "data.episodes.context_photos", "data.sampling.level", "evaluation.teachers", "evaluation.bootstrap_samples",
     "training.warmup_steps", "training.eval_every", "training.save_every", "training.visual_every",
     "training.weight_decay", "training.threads", "evaluation.pictures",
     "training.pack_tokens", "training.pack_pixels", "training.pack_images",
@@ -59,8 +59,8 @@ FRACTIONS = (
     "data.augment.flip_vertical", "data.augment.brightness", "data.augment.contrast",
     *(f"data.augment.{key}" for key in ("saturation", "sharpness", "grey", "blur", "jpeg", "crop", "object_crop",
     "min_visible", "mosaic", "copy_paste", "paste_margin", "paste_cover")),
-    *(f"data.augment.curriculum.{key}" for key in ("start", "full_at", "calm_end")),
-    "evaluation.score_threshold", "evaluation.duplicate_iou", "evaluation.target_precision",
+    *(f"data.augment.curriculum.{key}" for key in ("start", "full_at", "close_mosaic")),
+    "evaluation.score_threshold", "evaluation.nms_iou", "evaluation.target_precision",
     "training.adam_beta2", "model.lora.dropout", "data.sampling.threshold",
 )  # fmt: skip
 
@@ -114,9 +114,9 @@ def check_values(config: Config) -> None:
         raise ConfigError("training.adam_beta2: must be below 1, or the optimizer never learns a scale")
     _check_episodes(config)
     _check_augment(config)
-    for limit in config.evaluation.alarms_per_photo:
+    for limit in config.evaluation.fppi:
         if not 0 <= limit <= 1e6:
-            raise ConfigError(f"evaluation.alarms_per_photo: must lie between 0 and a million, is {limit}")
+            raise ConfigError(f"evaluation.fppi: must lie between 0 and a million, is {limit}")
     for split, count in config.data.source.photos.items():
         if count < 0:
             raise ConfigError(f"data.source.photos: {split} must not be negative, is {count}")

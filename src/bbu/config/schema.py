@@ -32,7 +32,7 @@ class CurriculumConfig:
 
     start: float = 1.0  # strength at the first step: probabilities are scaled by it, and ± ranges
     full_at: float = 0.0  # where strength, rising evenly, reaches 1
-    calm_end: float = 0.0  # the last share of the run goes without mosaic and copy_paste
+    close_mosaic: float = 0.0  # the last share of the run goes without mosaic and copy_paste
 
 
 @dataclass
@@ -220,13 +220,13 @@ class EvaluationConfig:
     split: str = "test"
     teachers: int = 0  # worked examples for each photo, chosen as data.episodes.choose says (random: label_cover)
     batch_size: int = 8
-    captions_per_photo: int = 100  # boxes, by objectness, that get words and are written
-    duplicate_iou: float = 0.7  # overlap with a surer box above which a box is the same part again; 1 keeps all
+    max_detections: int = 100  # boxes, by objectness, that get words and are written
+    nms_iou: float = 0.7  # overlap with a surer box above which a box is the same part again; 1 keeps all
     descriptions: str = "free"  # free | known: any words, or only those of the model's list (docs/descriptions.md)
     score_threshold: float = 0.3  # for pictures, false alarms and rates; AP uses every prediction
     target_precision: float = 0.9  # at which the recall of each description is reported
-    alarms_per_photo: list[float] = field(default_factory=lambda: [1.0, 0.1])  # at which miss rates are reported
-    resamples: int = 1000  # of the bootstrap intervals; 0 = no intervals
+    fppi: list[float] = field(default_factory=lambda: [1.0, 0.1])  # at which miss rates are reported
+    bootstrap_samples: int = 1000  # of the bootstrap intervals; 0 = no intervals
     calibration: str = "temperature"  # none | temperature | isotonic: how scores are mended by what val shows
     pictures: int = 8
 

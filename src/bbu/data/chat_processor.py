@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from bbu.data.patches import Patchifier
 from bbu.data.photo import Augment, Photo, open_photo
-from bbu.data.prompts import PromptSpec, answer_text, build_messages, refuse_special_tokens, text_boxes
 from bbu.errors import ImageError, SampleError
+from bbu.families.patches import Patchifier
+from bbu.families.prompts import PromptSpec, answer_text, build_messages, refuse_special_tokens, text_boxes
 from bbu.geometry import ImageGeometry, thicken, xyxy_to_cxcywh
 from bbu.records import FewShotSample
 

@@ -9,9 +9,9 @@ from torch.utils.data import Dataset
 from bbu.config import AugmentConfig, SamplingConfig
 from bbu.data.augment import Augmenter
 from bbu.data.chat_processor import ChatProcessor, ChatProcessorOutput
-from bbu.data.episodes import Episodes
-from bbu.data.packing import Pack
-from bbu.data.sampling import EpochOrder
+from bbu.data.packing.planner import Pack
+from bbu.data.sampling.episodes import Episodes
+from bbu.data.sampling.order import EpochOrder
 from bbu.errors import SampleError
 from bbu.records import FewShotSample
 from bbu.taxonomy import MirrorRules

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from bbu.config import EpisodesConfig
-from bbu.data.similarity import HASH_BITS
+from bbu.data.sampling.similarity import HASH_BITS
 from bbu.doctor.findings import Example, Finding, finding
 from bbu.doctor.photos import PhotoFacts
 from bbu.doctor.reading import LEARNT, Sample

@@ -13,16 +13,16 @@ from transformers import AutoConfig, AutoModelForImageTextToText
 
 from bbu.config import Config
 from bbu.data.chat_processor import ChatProcessor
-from bbu.data.packing import Budgets, Lengths, fill_packs
-from bbu.data.sampling import expected_views
+from bbu.data.packing.planner import Budgets, Lengths, fill_packs
+from bbu.data.sampling.order import expected_views
 from bbu.doctor.findings import Example, Finding, finding
+from bbu.models.acceleration.lora import add_lora
 from bbu.models.build import backbone_class, freeze
-from bbu.models.lora import add_lora
 from bbu.models.wrapper import DetectionVLM
 from bbu.records import Row
 
 # Bytes kept for the backward pass by one transformer layer, for each token and unit of width, in bf16: 34 without
-# attention scores, which no engine here keeps; 2 with recomputation (Korthikanti et al. 2022, arXiv:2205.05198).
+# attention scores, which no backend here keeps; 2 with recomputation (Korthikanti et al. 2022, arXiv:2205.05198).
 LAYER_BYTES = 34
 # keys are those of model.gradient_checkpointing; selective keeps what products with weights and attention give
 LAYER_BYTES_WITH = {"none": LAYER_BYTES, "selective": 20, "full": 2}

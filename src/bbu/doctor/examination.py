@@ -8,8 +8,8 @@ from pathlib import Path
 
 from bbu.config import Config
 from bbu.data.chat_processor import ChatProcessor
-from bbu.data.episodes import most_teachers
-from bbu.data.packing import Budgets
+from bbu.data.packing.planner import Budgets
+from bbu.data.sampling.episodes import most_teachers
 from bbu.doctor.boxes import contradiction_findings, measure_sizes, query_findings
 from bbu.doctor.conversion import conversion_findings
 from bbu.doctor.copies import find_copies

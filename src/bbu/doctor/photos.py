@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import chain
 
-from bbu.data.similarity import photo_hash
+from bbu.data.sampling.similarity import photo_hash
 from bbu.doctor.findings import Example, Finding, finding
 from bbu.doctor.reading import Rows, Sample
 from bbu.errors import ImageError, UserError

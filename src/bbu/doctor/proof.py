@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bbu.data.chat_processor import ChatProcessor, ChatProcessorOutput
-from bbu.data.prompts import boxes_from_text
 from bbu.doctor.findings import Example, Finding, finding
 from bbu.doctor.photos import PhotoFacts
 from bbu.doctor.reading import Sample
 from bbu.errors import UserError
+from bbu.families.prompts import boxes_from_text
 from bbu.geometry import cxcywh_to_xyxy, thicken
 
 if TYPE_CHECKING:

@@ -10,9 +10,9 @@ import numpy as np
 
 from bbu.config import Config
 from bbu.data.chat_processor import ChatProcessor
-from bbu.data.episodes import most_teachers
-from bbu.data.lengths import LengthMeter
-from bbu.data.packing import Budgets, Lengths
+from bbu.data.packing.lengths import LengthMeter
+from bbu.data.packing.planner import Budgets, Lengths
+from bbu.data.sampling.episodes import most_teachers
 from bbu.doctor.charts import Bar, histogram, round_edges
 from bbu.doctor.findings import Example, Finding, finding
 from bbu.doctor.reading import Sample

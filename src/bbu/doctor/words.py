@@ -8,11 +8,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from bbu.config import AugmentConfig
-from bbu.data.prompts import SPECIAL_TOKENS
 from bbu.doctor.boxes import counted
 from bbu.doctor.findings import Example, Finding, finding
 from bbu.doctor.reading import Rows, Sample
 from bbu.evaluation.descriptions import level_count
+from bbu.families.prompts import SPECIAL_TOKENS
 from bbu.taxonomy import MirrorRules, prefix
 
 FEW = 10  # training objects; under this a state is rarely learnt

@@ -59,23 +59,23 @@ class Headlines:
         return {name: None if np.isnan(v[0]) else float(v[0]) for name, v in self(np.ones((1, self.photos))).items()}
 
 
-def resample(headlines: Sequence[Headlines], resamples: int, seed: int) -> list[Figures]:
+def resample(headlines: Sequence[Headlines], bootstrap_samples: int, seed: int) -> list[Figures]:
     """Figures of resampled photos, the same draws for all ``headlines``, which are of the same photos."""
     random = np.random.default_rng(seed)
     chunks: list[list[Figures]] = [[] for _ in headlines]
-    for weights_BP in _draws(random, headlines[0].photos, resamples, max(item.width for item in headlines)):
+    for weights_BP in _draws(random, headlines[0].photos, bootstrap_samples, max(item.width for item in headlines)):
         for found, item in zip(chunks, headlines, strict=True):
             found.append(item(weights_BP))
     return [{name: np.concatenate([chunk[name] for chunk in found]) for name in found[0]} for found in chunks]
 
 
-def _draws(random: np.random.Generator, photos: int, resamples: int, width: int) -> Iterator[np.ndarray]:
-    """(B, P) weights, a few resamples at a time; what is drawn does not depend on how many."""
+def _draws(random: np.random.Generator, photos: int, bootstrap_samples: int, width: int) -> Iterator[np.ndarray]:
+    """(B, P) weights, a few bootstrap_samples at a time; what is drawn does not depend on how many."""
     step = max(1, CHUNK // width)
-    for start in range(0, resamples, step):
+    for start in range(0, bootstrap_samples, step):
         counts = [
             np.bincount(random.integers(photos, size=photos), minlength=photos)
-            for _ in range(min(step, resamples - start))
+            for _ in range(min(step, bootstrap_samples - start))
         ]
         yield np.array(counts, dtype=np.float64)
 
@@ -89,14 +89,14 @@ def interval(values_B: np.ndarray) -> Interval:
     return [low, high]
 
 
-def intervals(headlines: Headlines, resamples: int, seed: int) -> dict[str, Interval]:
+def intervals(headlines: Headlines, bootstrap_samples: int, seed: int) -> dict[str, Interval]:
     """Figure → its interval; None from fewer than two photos, which say nothing about others."""
     point = headlines.point()
-    if not resamples:
+    if not bootstrap_samples:
         return {}
     if headlines.photos < 2:
         return dict.fromkeys(point)
-    (drawn,) = resample([headlines], resamples, seed)
+    (drawn,) = resample([headlines], bootstrap_samples, seed)
     return {name: None if point[name] is None else interval(drawn[name]) for name in point}
 
 
@@ -169,7 +169,7 @@ class _MissRates:
         self.ends_S = np.append(0, tie_ends(ranking.confidence_D[order]) + 1)
         self.truth_photo_G = ranking.album.truth_photo_G
         self.alarms, self.suffix = alarms, suffix
-        # Few resamples need more predictions than twice the alarms asked for; those few are given all.
+        # Few bootstrap_samples need more predictions than twice the alarms asked for; those few are given all.
         wrong_S = self.ends_S - np.append(0, np.cumsum(self.right_D))[self.ends_S]
         most = 2 * max(alarms, default=0) * len(ranking.album.names)
         self.enough = min(int(np.searchsorted(wrong_S, most, side="right")) + 1, len(self.ends_S))

@@ -30,7 +30,7 @@ def compare(
     score_threshold: float = 0.3,
     max_detections: int = 100,
     alarms: Sequence[float] = ALARMS,
-    resamples: int = 1000,
+    bootstrap_samples: int = 1000,
     seed: int = 0,
 ) -> dict[str, Any]:
     """Compare predictions B with predictions A.
@@ -44,7 +44,7 @@ def compare(
         UserError: as ``evaluate``.
     """
     check_between("score_threshold", score_threshold, 0, 1)
-    check_between("resamples", resamples, 0, float("inf"))
+    check_between("bootstrap_samples", bootstrap_samples, 0, float("inf"))
     rows = list(truth)
     sets = [pair(rows, predictions).photos for predictions in (predictions_a, predictions_b)]
     albums = [collect(photos) for photos in sets]
@@ -54,8 +54,8 @@ def compare(
     return {
         "photos_compared": len(rows),
         "score_threshold": score_threshold,
-        "resamples": resamples,
-        "figures": _differences(headlines, resamples, seed),
+        "bootstrap_samples": bootstrap_samples,
+        "figures": _differences(headlines, bootstrap_samples, seed),
         **{name: sum(row[name] for row in changes) for name in CHANGES},
         "photos": changes,
     }
@@ -66,9 +66,9 @@ def _headlines(album: Album, max_detections: int, alarms: Sequence[float]) -> He
     return Headlines(described, Matched.at(rank(album, part, "objectness_M", max_detections), IOU_THRESHOLDS), alarms)
 
 
-def _differences(headlines: Sequence[Headlines], resamples: int, seed: int) -> dict[str, dict[str, Any]]:
+def _differences(headlines: Sequence[Headlines], bootstrap_samples: int, seed: int) -> dict[str, dict[str, Any]]:
     points = [item.point() for item in headlines]
-    drawn = resample(headlines, resamples, seed) if resamples and headlines[0].photos > 1 else None
+    drawn = resample(headlines, bootstrap_samples, seed) if bootstrap_samples and headlines[0].photos > 1 else None
     figures: dict[str, dict[str, Any]] = {}
     for name, a in points[0].items():
         b = points[1][name]

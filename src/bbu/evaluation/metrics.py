@@ -49,7 +49,7 @@ def evaluate(
     max_detections: int = 100,
     precision: float = 0.9,
     alarms: Sequence[float] = ALARMS,
-    resamples: int = 1000,
+    bootstrap_samples: int = 1000,
     seed: int = 0,
 ) -> dict[str, Any]:
     """Compare saved predictions with annotated rows.
@@ -65,7 +65,7 @@ def evaluate(
         max_detections: best predictions kept a photo (and description, where those count).
         precision: at which the recall of each description is wanted.
         alarms: false alarms a photo at which the miss rates are wanted.
-        resamples: of the bootstrap intervals, drawn with ``seed``; 0 leaves intervals out.
+        bootstrap_samples: of the bootstrap intervals, drawn with ``seed``; 0 leaves intervals out.
 
     Returns:
         JSON-able metrics, fractions in [0, 1]; None where a value is undefined, such as AP without annotated
@@ -75,7 +75,7 @@ def evaluate(
         UserError: a photo listed twice, a prediction for an unknown photo or at another image size, or an
             argument out of range.
     """
-    _check_arguments(score_threshold, max_detections, precision, alarms, resamples)
+    _check_arguments(score_threshold, max_detections, precision, alarms, bootstrap_samples)
     paired = pair(truth, predictions)
     album = collect(paired.photos)
     described = rank(album, str, "scores_M", max_detections)
@@ -96,15 +96,15 @@ def evaluate(
         "max_detections": max_detections,
         "match_iou": MATCH_IOU,
         "target_precision": precision,
-        "alarms_per_photo": list(alarms),
+        "fppi": list(alarms),
         **_photo_counts(paired),
         **coco,
         **description_scores(pairs, most_frequent(counts)),
         **alarm_scores(by_words, score_threshold, train_descriptions),
         **duplicate_scores(shown, score_threshold),
         **{name: value for name, value in headlines.point().items() if name.startswith(INSPECTION_PREFIXES)},
-        "intervals": intervals(headlines, resamples, seed),
-        "resamples": resamples,
+        "intervals": intervals(headlines, bootstrap_samples, seed),
+        "bootstrap_samples": bootstrap_samples,
         "calibration": calibration,
         "per_description": {desc: {**row, **inspected[desc]} for desc, row in description_table(pairs, ap50).items()},
         "confusions": confusions(pairs),
@@ -137,12 +137,12 @@ def check_between(name: str, value: float, least: float, most: float) -> None:
 
 
 def _check_arguments(
-    score_threshold: float, max_detections: int, precision: float, alarms: Sequence[float], resamples: int
+    score_threshold: float, max_detections: int, precision: float, alarms: Sequence[float], bootstrap_samples: int
 ) -> None:
     check_between("score_threshold", score_threshold, 0, 1)
     check_between("max_detections", max_detections, 1, math.inf)
     check_between("precision", precision, 0, 1)
-    check_between("resamples", resamples, 0, math.inf)
+    check_between("bootstrap_samples", bootstrap_samples, 0, math.inf)
     for limit in alarms:
         check_between("alarms", limit, 0, MOST_ALARMS)
 

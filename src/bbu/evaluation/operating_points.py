@@ -136,13 +136,13 @@ def _point(curve: Sweep, threshold: float, pooled: bool, goal: str, value: float
         "predicted": right + wrong,
         "precision": precision,
         "recall": recall,
-        "alarms_per_photo": wrong / photos,
+        "fppi": wrong / photos,
     }
 
 
 def operating_table(points: Mapping[str, Any]) -> str:
     """Plain text: a line for every description, most frequent first, and one for the pool."""
-    columns = ("threshold", "precision", "recall", "alarms_per_photo", "truth")
+    columns = ("threshold", "precision", "recall", "fppi", "truth")
     rows = [["description", *columns, "note"]]
     for desc, row in [*points["points"].items(), ("(all others)", points["default"])]:
         note = " ".join(

@@ -20,8 +20,8 @@ import numpy as np
 import torch
 
 from bbu.geometry import cxcywh_to_xyxy, xyxy_to_cxcywh
+from bbu.layers.transfer import to_device
 from bbu.models.detection_head import Hints
-from bbu.transfer import upload
 
 LEAST_SIDE = 1e-3  # of the photo
 LOW_BITS = 2**32 - 1
@@ -58,9 +58,9 @@ def noisy_parts(part_boxes_N4: torch.Tensor, part_counts: Sequence[int], groups:
         )
     )
     device = part_boxes_N4.device
-    boxes_R4 = part_boxes_N4.index_select(0, upload(parts, device))
-    is_far_R1 = upload(far, device)[:, None]
-    noisy_R4 = _shaken(boxes_R4, is_far_R1, _draw(boxes_R4, upload(2 * group + far, device)))
+    boxes_R4 = part_boxes_N4.index_select(0, to_device(parts, device))
+    is_far_R1 = to_device(far, device)[:, None]
+    noisy_R4 = _shaken(boxes_R4, is_far_R1, _draw(boxes_R4, to_device(2 * group + far, device)))
     hints = Hints(noisy_R4, [[2 * count] * groups for count in part_counts])
     near = np.flatnonzero(far == 0)
     return NoisyParts(hints, near, parts[near], groups)

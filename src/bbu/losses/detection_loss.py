@@ -13,10 +13,10 @@ import torch
 from torch.nn import functional as F
 
 from bbu.geometry import cxcywh_to_xyxy, giou, iou
+from bbu.layers.transfer import to_device
 from bbu.losses.denoising import NoisyParts
 from bbu.losses.matcher import MatchCosts, Matches, Round, hungarian_matcher
 from bbu.models.detection_head import BoxPrediction
-from bbu.transfer import upload
 
 __all__ = ["Denoising", "DetectionSums", "detection_sums", "hungarian_matcher", "quality_focal_loss"]
 
@@ -120,7 +120,7 @@ def _round_sums(
     quality[where] = iou(corners, part_corners).detach().clamp(0, 1).to(quality.dtype)
     objectness = quality_focal_loss(entry.objectness, quality)
     if entry.counts is not None:
-        counts_B1 = upload(entry.counts, objectness.device)[:, None]
+        counts_B1 = to_device(entry.counts, objectness.device)[:, None]
         objectness = objectness * (torch.arange(objectness.shape[-1], device=objectness.device) < counts_B1)
     return l1, overlap, objectness.sum()
 

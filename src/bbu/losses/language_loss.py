@@ -13,7 +13,7 @@ import torch
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from bbu.transfer import upload
+from bbu.layers.transfer import to_device
 
 Wanted = tuple[bool, bool]  # gradients by states and by weight
 
@@ -107,7 +107,7 @@ def _add_product(into_VW: torch.Tensor, slopes_VR: torch.Tensor, states_RW: torc
 
 def span_rows(spans: Sequence[tuple[int, int]], device: torch.device) -> torch.Tensor:
     """(R,) numbers of the tokens in half-open spans."""
-    return upload([row for start, stop in spans for row in range(start, stop)], device, torch.long)
+    return to_device([row for start, stop in spans for row in range(start, stop)], device, torch.long)
 
 
 def answer_loss_sum(

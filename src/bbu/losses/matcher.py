@@ -16,7 +16,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from bbu.errors import SampleError
 from bbu.geometry import cxcywh_to_xyxy, giou
-from bbu.transfer import upload
+from bbu.layers.transfer import to_device
 
 # A CPU costs one sample at a time: its table stays in cache and nothing is padded (1.6 times as fast as 16 samples
 # together, benchmarks/matcher.py). Other devices are launched once for all samples.
@@ -64,7 +64,7 @@ class Matches:
     @classmethod
     def of(cls, host: np.ndarray, device: torch.device) -> Matches:
         """Pairs found on the host."""
-        layers, samples, predictions, parts = upload(host, device)
+        layers, samples, predictions, parts = to_device(host, device)
         return cls(layers, samples, predictions, parts, host)
 
     def of_layer(self, layer: int) -> Matches:

@@ -9,17 +9,17 @@ from transformers import PreTrainedTokenizerBase
 
 from bbu.config import Config
 from bbu.data.chat_processor import ChatProcessor
-from bbu.data.prompts import PromptSpec, answer_text
-from bbu.data.tokenizer import load_tokenizer, train_tokenizer
 from bbu.errors import ConfigError
-from bbu.models.attention import choose_engine
-from bbu.models.backbones import BACKBONES
-from bbu.models.backbones.base import Backbone
-from bbu.models.checkpointing import checkpoint_activations
-from bbu.models.compiling import compile_parts
-from bbu.models.feature_cache import FeatureCache
-from bbu.models.liger import use_liger
-from bbu.models.lora import add_lora
+from bbu.families.base import Backbone
+from bbu.families.feature_cache import FeatureCache
+from bbu.families.prompts import PromptSpec, answer_text
+from bbu.families.registry import BACKBONES
+from bbu.families.tokenizer import load_tokenizer, train_tokenizer
+from bbu.layers.attention import choose_attention_backend
+from bbu.models.acceleration.checkpointing import checkpoint_activations
+from bbu.models.acceleration.compiling import compile_parts
+from bbu.models.acceleration.liger import use_liger
+from bbu.models.acceleration.lora import add_lora
 from bbu.models.wrapper import DetectionVLM
 from bbu.records import FewShotSample
 
@@ -75,7 +75,7 @@ def _training_text(samples: Sequence[FewShotSample], spec: PromptSpec) -> Iterab
 def build_model(
     config: Config, tokenizer: PreTrainedTokenizerBase, *, device: torch.device, dtype: torch.dtype
 ) -> DetectionVLM:
-    """The model on the CPU, with its attention engine chosen for ``device`` and ``dtype``; seeded by config.seed.
+    """The model on the CPU, with its attention backend chosen for ``device`` and ``dtype``; seeded by config.seed.
 
     Args:
         dtype: that attention will compute in; weights read from disk keep float32 unless DeepSpeed trains in bf16.
@@ -91,7 +91,7 @@ def build_model(
             raise ConfigError(f"model.path {model.path}: cannot be loaded: {str(error).splitlines()[0]}") from None
     else:
         backbone = family.from_scratch(model.scratch, len(tokenizer), tokenizer.get_vocab())
-    backbone.use_engine(choose_engine(model.attention, device, dtype))
+    backbone.use_attention_backend(choose_attention_backend(model.attention, device, dtype))
     if model.feature_cache:
         backbone.feature_cache = FeatureCache(model.feature_cache)
     wrapped = DetectionVLM(backbone, model.detection)

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from bbu.models.attention import dense_attention
+from bbu.layers.attention import dense_attention
 from bbu.models.memory import Memory, full_precision, sample_level, sine_embedding
 from bbu.models.vocabulary import DescriptionVocabulary
 

@@ -22,9 +22,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from bbu.models.attention import varlen_attention
+from bbu.layers.attention import varlen_attention
+from bbu.layers.transfer import to_device
 from bbu.models.memory import Memory, full_precision, grid_centres, sample_level, sine_embedding
-from bbu.transfer import upload
 
 ANCHOR_TOKENS = 3.0  # a token first guesses a box three tokens wide and high
 PRIOR_OBJECTNESS = 0.02  # share of image tokens that are parts, before anything is learned
@@ -103,13 +103,13 @@ class QueryRows:
         is_own = np.arange(len(owners)) - np.cumsum([0, *samples])[owners] < queries
         own, hinted = np.flatnonzero(is_own), np.flatnonzero(~is_own)
         return cls(
-            samples_R=upload(owners, device),
-            own=upload(own, device),
-            hinted=upload(hinted, device),
-            order=upload(np.argsort(np.concatenate((own, hinted))), device),
-            group_edges=upload([0, *accumulate(groups)], device, torch.int32),
+            samples_R=to_device(owners, device),
+            own=to_device(own, device),
+            hinted=to_device(hinted, device),
+            order=to_device(np.argsort(np.concatenate((own, hinted))), device),
+            group_edges=to_device([0, *accumulate(groups)], device, torch.int32),
             most_in_group=max(groups),
-            sample_edges=upload([0, *accumulate(samples)], device, torch.int32),
+            sample_edges=to_device([0, *accumulate(samples)], device, torch.int32),
             most_in_sample=max(samples),
         )
 
@@ -193,15 +193,15 @@ class DecoderLayer(nn.Module):
         boxes_R4: torch.Tensor,
         rows: QueryRows,
         memory: Memory,
-        engine: str,
+        backend: str,
     ) -> torch.Tensor:
         """One round of looking; boxes are the current references, cxcywh."""
-        queries_RD = queries_RD + self._look_at_queries(self.norm_self(queries_RD), places_RD, rows, engine)
+        queries_RD = queries_RD + self._look_at_queries(self.norm_self(queries_RD), places_RD, rows, backend)
         normed = self.norm_cross(queries_RD) + places_RD
         values_MD = self.cross_value(memory.tokens_MD)
         queries_RD = (
             queries_RD
-            + self._look_at_memory(normed, values_MD, rows, memory, engine)
+            + self._look_at_memory(normed, values_MD, rows, memory, backend)
             + self._look_at_points(normed, values_MD, boxes_R4, rows, memory)
         )
         return queries_RD + self.mlp(self.norm_mlp(queries_RD))  # type: ignore[no-any-return]
@@ -211,7 +211,7 @@ class DecoderLayer(nn.Module):
         return features.unflatten(-1, (self.heads, -1))
 
     def _look_at_queries(
-        self, queries_RD: torch.Tensor, places_RD: torch.Tensor, rows: QueryRows, engine: str
+        self, queries_RD: torch.Tensor, places_RD: torch.Tensor, rows: QueryRows, backend: str
     ) -> torch.Tensor:
         query, key = self.self_query_key(queries_RD + places_RD).chunk(2, dim=-1)
         attended = varlen_attention(
@@ -223,12 +223,12 @@ class DecoderLayer(nn.Module):
             max_seqlen_q=rows.most_in_group,
             max_seqlen_k=rows.most_in_group,
             causal=False,
-            engine=engine,
+            backend=backend,
         )
         return self.self_out(attended.flatten(1))  # type: ignore[no-any-return]
 
     def _look_at_memory(
-        self, queries_RD: torch.Tensor, values_MD: torch.Tensor, rows: QueryRows, memory: Memory, engine: str
+        self, queries_RD: torch.Tensor, values_MD: torch.Tensor, rows: QueryRows, memory: Memory, backend: str
     ) -> torch.Tensor:
         attended = varlen_attention(
             self._split(self.cross_query(queries_RD)),
@@ -239,7 +239,7 @@ class DecoderLayer(nn.Module):
             max_seqlen_q=rows.most_in_sample,
             max_seqlen_k=memory.max_seqlen,
             causal=False,
-            engine=engine,
+            backend=backend,
         )
         return self.cross_out(attended.flatten(1))  # type: ignore[no-any-return]
 
@@ -281,7 +281,7 @@ class DetectionHead(nn.Module):
         self.layers = nn.ModuleList(DecoderLayer(width, heads, points, levels) for _ in range(layers))
         self.box_heads = nn.ModuleList(BoxHead(width) for _ in range(layers))
 
-    def forward(self, memory: Memory, engine: str, hints: Hints | None = None) -> HeadOutput:
+    def forward(self, memory: Memory, backend: str, hints: Hints | None = None) -> HeadOutput:
         """Detect in every sample of the memory; hints change nothing but ``hinted``."""
         proposals = self._propose(memory)
         queries_BQD, boxes_BQ4 = self._choose(memory, proposals)
@@ -294,7 +294,7 @@ class DetectionHead(nn.Module):
         for layer, head in zip(self.layers, self.box_heads, strict=True):
             reference_R4 = boxes_R4.detach()  # each layer learns its own step
             places = self.box_place(sine_embedding(reference_R4, self.width // 2).to(queries_RD.dtype))
-            queries_RD = layer(queries_RD, places, reference_R4, rows, memory, engine)
+            queries_RD = layer(queries_RD, places, reference_R4, rows, memory, backend)
             found = head(queries_RD, reference_R4)
             boxes_R4 = found.boxes
             by_sample = found.at(rows.own)

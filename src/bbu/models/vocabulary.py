@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from bbu.data.prompts import refuse_special_tokens
 from bbu.errors import UserError
+from bbu.families.prompts import refuse_special_tokens
 from bbu.jsonl import decode_json
 from bbu.taxonomy import Children, Taxonomy, join_path, split_path
 

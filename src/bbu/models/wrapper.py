@@ -15,13 +15,13 @@ from torch import nn
 
 from bbu.config import DetectionConfig
 from bbu.errors import SampleError
-from bbu.models.adapters import LocalPyramid, ResidualMLP
-from bbu.models.backbones.base import Backbone, BackboneOutput, Grid, VisionLevel
+from bbu.families.base import Backbone, BackboneOutput, Grid, VisionLevel
+from bbu.layers.transfer import to_device
 from bbu.models.caption_decoder import CaptionDecoder, CaptionResult
 from bbu.models.detection_head import BoxPrediction, DetectionHead, Hints
 from bbu.models.memory import Memory, grid_centres, sine_embedding
+from bbu.models.pyramid import LocalPyramid, ResidualMLP
 from bbu.models.vocabulary import DescriptionVocabulary
-from bbu.transfer import upload
 
 Span = tuple[int, int]
 
@@ -115,7 +115,7 @@ class DetectionVLM(nn.Module):
         assert pixel_values is not None and image_grid_thw is not None  # every student has a photo
         patches = _patches_of_images(pixel_values, image_grid_thw, student_images)
         memory = self._remember(seen, patches, student_images, prompt_spans, photo_spans)
-        found = self.detection_head(memory, self.backbone.engine, hints)
+        found = self.detection_head(memory, self.backbone.attention_backend, hints)
         return DetectionOutput(
             pred_boxes=found.layers[-1].boxes,
             pred_objectness=found.layers[-1].objectness,
@@ -162,11 +162,11 @@ class DetectionVLM(nn.Module):
         return Memory(
             tokens_MD=_by_sample([*tokens, texts_SD], sizes),
             places_MD=_by_sample(places, sizes),
-            cu_seqlens=upload([0, *accumulate(lengths)], device, torch.int32),
+            cu_seqlens=to_device([0, *accumulate(lengths)], device, torch.int32),
             max_seqlen=max(lengths),
             level_starts=[rows[:-1] for rows in first_rows],
             level_grids=grids,
-            level_table_KB3=upload(table, device),
+            level_table_KB3=to_device(table, device),
         )
 
     def _adapt_language(

@@ -92,7 +92,7 @@ def answer(inference: Inference, question: Question, limits: Limits) -> tuple[Pr
         found = inference.predictor.predict_photos([photo], teachers)[0]
     except (MemoryError, torch.OutOfMemoryError):
         raise RequestError(503, "not enough memory for these photos; show fewer examples") from None
-    kept = [item for item in found if item.score >= question.threshold][: question.top_k]
+    kept = [item for item in found if item.score >= question.threshold][: question.max_detections]
     row = PredictionRow((photo.name,), *photo.image.size, tuple(kept))
     return row, time.perf_counter() - start
 

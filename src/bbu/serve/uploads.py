@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF")  # those of bbu.images.IMAGE_SUFFIXES
 FIELDS = ("photo", "teachers", "teacher_photo")
-OPTIONS = ("threshold", "top_k")
+OPTIONS = ("threshold", "max_detections")
 LONGEST_NAME = 200  # characters
 Number = TypeVar("Number", int, float)
 
@@ -46,14 +46,14 @@ class Question:
     Args:
         rows: annotated rows of the worked examples; the photo of each is the one of ``shown`` with its name.
         threshold: least score of a part in the answer, in [0, 1].
-        top_k: most parts in the answer, the surest; None = all.
+        max_detections: most parts in the answer, the surest; None = all.
     """
 
     photo: Upload
     rows: tuple[Row, ...] = ()
     shown: tuple[Upload, ...] = ()
     threshold: float = 0.0
-    top_k: int | None = None
+    max_detections: int | None = None
 
 
 # ---------------------------------------------------------------- reading a request
@@ -66,7 +66,7 @@ async def read_question(request: Request, limits: Limits) -> Question:
         RequestError: anything that is wrong without a look at the pixels; a body over the limit is not read on.
         RecordError: rows of examples that break the contract.
     """
-    threshold, top_k = _options(request.query_params)
+    threshold, max_detections = _options(request.query_params)
     try:
         async with asyncio.timeout(limits.upload_seconds):
             limited = Request(request.scope, _limited(request, limits))
@@ -80,7 +80,7 @@ async def read_question(request: Request, limits: Limits) -> Question:
         raise RequestError(400, "the upload broke off; send it again") from None
     if not photo.data:
         raise RequestError(400, "the photo has no bytes; send it as field 'photo' of a form, or as the body")
-    return Question(photo, rows, shown, threshold, top_k)
+    return Question(photo, rows, shown, threshold, max_detections)
 
 
 def _limited(request: Request, limits: Limits):  # type: ignore[no-untyped-def]
@@ -154,8 +154,8 @@ def _options(query: Mapping[str, str]) -> tuple[float, int | None]:
     if unknown:
         raise RequestError(400, f"query {unknown[0][:60]!r} is not known; known are {', '.join(OPTIONS)}")
     threshold = _number(query, "threshold", float, 0.0, 1.0)
-    top_k = _number(query, "top_k", int, 1, 10_000)
-    return threshold or 0.0, top_k
+    max_detections = _number(query, "max_detections", int, 1, 10_000)
+    return threshold or 0.0, max_detections
 
 
 def _number(query: Mapping[str, str], name: str, kind: type[Number], low: Number, high: Number) -> Number | None:

@@ -21,7 +21,7 @@ def profile(config: Config, warm_up: int) -> tuple[str, Path]:
     Raises:
         UserError: started with several processes, or in the folder of a run with other data.
     """
-    from bbu.training.profiling import FOLDER, profile_config, profile_step, write_report
+    from bbu.monitoring.profiling import FOLDER, profile_config, profile_step, write_report
     from bbu.training.trainer import training_arguments
 
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:

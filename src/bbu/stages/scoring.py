@@ -71,8 +71,8 @@ def _predict_split(config: Config, data: PreparedData, split: str, rows: Sequenc
         precision=config.training.precision,
         attention=config.model.attention,
         batch_size=config.evaluation.batch_size,
-        top_k=config.evaluation.captions_per_photo,
-        duplicate_iou=config.evaluation.duplicate_iou,
+        max_detections=config.evaluation.max_detections,
+        nms_iou=config.evaluation.nms_iou,
     )
     words = choose_vocabulary(config.evaluation.descriptions, output / MODEL_FOLDER, inference.processor)
     inference.predictor.options = replace(inference.predictor.options, vocabulary=words)
@@ -95,8 +95,8 @@ def score(config: Config, data: PreparedData) -> dict[str, Any]:
         score_threshold=config.evaluation.score_threshold,
         train_descriptions=seen,
         precision=config.evaluation.target_precision,
-        alarms=config.evaluation.alarms_per_photo,
-        resamples=config.evaluation.resamples,
+        alarms=config.evaluation.fppi,
+        bootstrap_samples=config.evaluation.bootstrap_samples,
     )
     summary = output / "train_summary.json"
     if summary.is_file():

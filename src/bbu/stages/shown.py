@@ -12,7 +12,7 @@ from bbu.records import Row
 from bbu.stages.preparation import PreparedData
 
 if TYPE_CHECKING:
-    from bbu.models.predictor import Shown
+    from bbu.inference.predictor import Shown
 
 
 def photo_hashes(config: Config, data: PreparedData, *, training: bool, split: str) -> dict[str, int]:
@@ -22,8 +22,8 @@ def photo_hashes(config: Config, data: PreparedData, *, training: bool, split: s
         training: whether photos are trained on now.
         split: which one is predicted now; "" = none.
     """
-    from bbu.data.episodes import most_teachers
-    from bbu.data.similarity import hash_photos
+    from bbu.data.sampling.episodes import most_teachers
+    from bbu.data.sampling.similarity import hash_photos
 
     episodes = config.data.episodes
     splits = {"train", episodes.pool} if training and most_teachers(episodes) else set()
@@ -35,7 +35,7 @@ def photo_hashes(config: Config, data: PreparedData, *, training: bool, split: s
 
 def shown_photos(config: Config, data: PreparedData, rows: Sequence[Row], hashes: Mapping[str, int]) -> Shown | None:
     """What is shown with each of the photos that are predicted; None = nothing."""
-    from bbu.data.episodes import EvaluationEpisodes, TeacherPool, pool_rows
+    from bbu.data.sampling.episodes import EvaluationEpisodes, TeacherPool, pool_rows
 
     episodes, count = config.data.episodes, config.evaluation.teachers
     if not count and not episodes.context_photos:

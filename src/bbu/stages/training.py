@@ -18,8 +18,8 @@ from bbu.stages.preparation import MODEL_FOLDER, PreparedData, prepare_once, tax
 from bbu.stages.shown import photo_hashes, shown_photos
 
 if TYPE_CHECKING:
-    from bbu.data.packing import PackedRun
-    from bbu.models.predictor import Predictor, Shown
+    from bbu.data.packing.planner import PackedRun
+    from bbu.inference.predictor import Predictor, Shown
 
 
 def train(config: Config) -> PreparedData:
@@ -65,7 +65,7 @@ def ready_device(config: Config) -> tuple[Any, bool]:
     """The device of this process, set up as the config asks, and whether it computes in bfloat16."""
     import torch
 
-    from bbu.training.precision import compute_device, use_bf16
+    from bbu.models.precision import compute_device, use_bf16
 
     if config.training.threads:
         torch.set_num_threads(config.training.threads)
@@ -99,7 +99,7 @@ def _seen_split(config: Config, data: PreparedData, evaluating: bool) -> str:
 
 def _check_output(config: Config, output: Path) -> None:
     """A fresh run does not mix with the checkpoints of an earlier one."""
-    from bbu.training.checkpoint import STATE_FILE
+    from bbu.training.recovery import STATE_FILE
 
     old = [path for path in sorted(output.glob("checkpoint-*")) if (path / STATE_FILE).is_file()]
     if int(os.environ.get("RANK", "0")) != 0 or config.training.resume or not old:
@@ -139,7 +139,7 @@ def _describe(config: Config, model: Any, device: Any, bf16: bool, photos: Seque
     """A few lines before the bar starts; also keeps the resolved config."""
     from omegaconf import OmegaConf
 
-    from bbu.data.sampling import balance_table, effective_balance
+    from bbu.data.sampling.order import balance_table, effective_balance
     from bbu.training.param_groups import assign_groups
 
     with atomic_writer(Path(config.output_dir) / "config.yaml") as stream:
@@ -147,7 +147,10 @@ def _describe(config: Config, model: Any, device: Any, bf16: bool, photos: Seque
     groups = {name: sum(p.numel() for p in members.values()) for name, members in assign_groups(model).items()}
     sizes = ", ".join(f"{name} {count / 1e6:.2f}M" for name, count in groups.items())
     precision = "bf16" if bf16 else "fp32"
-    print(f"{len(photos)} training photos, {val} val; {device.type}, {precision}, attention {model.backbone.engine}")
+    print(
+        f"{len(photos)} training photos, {val} val; {device.type}, {precision}, "
+        f"attention {model.backbone.attention_backend}"
+    )
     print(f"learning: {sizes}", flush=True)
     if config.data.sampling.method != "uniform":
         print(balance_table(effective_balance(photos, config.data.sampling)), flush=True)
@@ -172,7 +175,7 @@ def _stream(
     ranks: int,
 ) -> Any:
     from bbu.data.dataset import TrainingStream
-    from bbu.data.episodes import Episodes
+    from bbu.data.sampling.episodes import Episodes
 
     training, students = config.training, [sample.student for sample in samples]
     return TrainingStream(
@@ -189,8 +192,8 @@ def _stream(
 
 def plan_packs(config: Config, stream: Any, processor: Any, model: Any, ranks: int) -> PackedRun | None:
     """The planned packs of the run, which set the stream's length; None where a pack is the next samples."""
-    from bbu.data.lengths import LengthMeter, StreamLengths
-    from bbu.data.packing import Budgets, CostModel, PackedRun
+    from bbu.data.packing.lengths import LengthMeter, StreamLengths
+    from bbu.data.packing.planner import Budgets, CostModel, PackedRun
 
     training, budgets = config.training, Budgets.of(config.training)
     if not budgets.limits:
@@ -226,7 +229,7 @@ def build_trainer(
 ) -> Any:
     import torch
 
-    from bbu.models.predictor import Predictor
+    from bbu.inference.predictor import Predictor
     from bbu.training.objective import DetectionObjective
     from bbu.training.trainer import BBUTrainer
 
@@ -234,8 +237,8 @@ def build_trainer(
         model,
         processor,
         batch_size=config.evaluation.batch_size,
-        top_k=config.evaluation.captions_per_photo,
-        duplicate_iou=config.evaluation.duplicate_iou,
+        max_detections=config.evaluation.max_detections,
+        nms_iou=config.evaluation.nms_iou,
         autocast=torch.bfloat16 if bf16 and not config.training.deepspeed else None,
     )
 
@@ -243,23 +246,23 @@ def build_trainer(
         from bbu.evaluation import evaluate
 
         found = predict_rows(predictor, seen, root, args.process_index, args.world_size, shown)
-        metrics = evaluate(seen, found, resamples=0)
+        metrics = evaluate(seen, found, bootstrap_samples=0)
         return {name: metrics[name] for name in ("AP", "AP50", "AP50_agnostic", "description_accuracy")}
 
     objective = DetectionObjective(model, config.loss)
-    visual = None
-    if config.training.visual_every and args.process_index == 0:
-        visual = _visual_log(config, predictor, seen, root, shown, split)
     photos_per_epoch = round(stream.order.epoch_length)
-    return BBUTrainer(objective, config, args, stream, processor, score_val, photos_per_epoch, visual, packs)
+    trainer = BBUTrainer(objective, config, args, stream, processor, score_val, photos_per_epoch, packs)
+    if config.training.visual_every and args.process_index == 0:
+        _visual_log(config, predictor, seen, root, shown, split).attach(trainer.callback_handler.callbacks)
+    return trainer
 
 
 def _visual_log(
     config: Config, predictor: Predictor, seen: list[Row], root: str, shown: Shown | None, split: str
 ) -> Any:
     from bbu.losses.matcher import MatchCosts
-    from bbu.training.visual_log import VisualLog
-    from bbu.training.visual_probe import Probe, choose_probes
+    from bbu.monitoring.visual_log import VisualLog
+    from bbu.monitoring.visual_probe import Probe, choose_probes
 
     loss = config.loss
     probes = choose_probes(seen, config.training.visual_photos, config.seed)
@@ -285,7 +288,7 @@ def predict_rows(
 
 
 def _resume_from(config: Config, output: Path) -> str | None:
-    from bbu.training.checkpoint import newest_checkpoint
+    from bbu.training.recovery import newest_checkpoint
 
     if not config.training.resume:
         return None
@@ -298,7 +301,7 @@ def _resume_from(config: Config, output: Path) -> str | None:
 def _finish(config: Config, trainer: Any, output: Path, seconds: float, seen: set[str]) -> None:
     """Publish the best (or last) checkpoint as the run's model, with the descriptions it knows; keep the log."""
     from bbu.models.vocabulary import known_descriptions
-    from bbu.training.checkpoint import newest_checkpoint, publish
+    from bbu.training.recovery import newest_checkpoint, publish
 
     best = trainer.state.best_model_checkpoint if config.training.select_best else None
     checkpoint = Path(best) if best else newest_checkpoint(output)
@@ -306,7 +309,7 @@ def _finish(config: Config, trainer: Any, output: Path, seconds: float, seen: se
         raise UserError(f"{output}: training ended without a checkpoint")
     publish(checkpoint, output / MODEL_FOLDER, known_descriptions(seen, taxonomy_of(config)))
     if config.model.compile:
-        from bbu.models.compiling import compiled_graphs
+        from bbu.models.acceleration.compiling import compiled_graphs
 
         print(f"compiled: {compiled_graphs()} graphs of {', '.join(config.model.compile)}", flush=True)
     cache = trainer.unwrapped.model.backbone.feature_cache

@@ -8,7 +8,7 @@ from typing import Any
 from tqdm import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from bbu.losses.total import TERMS
+from bbu.losses.weighting import TERMS
 
 SHORT_NAMES = {
     "teacher_lm": "teach",

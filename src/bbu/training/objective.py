@@ -14,13 +14,13 @@ from torch import nn
 
 from bbu.config import LossConfig
 from bbu.data.collators import unpad
+from bbu.inference.postprocess import MODEL_KEYS
+from bbu.layers.transfer import to_device
 from bbu.losses.denoising import noisy_parts
 from bbu.losses.detection_loss import Denoising, detection_sums
 from bbu.losses.language_loss import answer_loss_sum, linear_cross_entropy_sum
 from bbu.losses.matcher import MatchCosts, Matches
-from bbu.models.postprocess import MODEL_KEYS
 from bbu.models.wrapper import DetectionOutput, DetectionVLM
-from bbu.transfer import upload
 
 
 class DetectionObjective(nn.Module):
@@ -82,7 +82,7 @@ class DetectionObjective(nn.Module):
         inputs = np.zeros(supervised.shape, dtype=np.int64)  # what stands behind the end of a caption is not learned
         inputs[supervised] = targets
         device = output.hidden_TD.device
-        states = self.model.describe_states(output, matches.samples, matches.predictions, upload(inputs, device))
-        rows = upload(supervised.ravel().nonzero()[0], device)
+        states = self.model.describe_states(output, matches.samples, matches.predictions, to_device(inputs, device))
+        rows = to_device(supervised.ravel().nonzero()[0], device)
         weight = self.model.backbone.token_embedding.weight
-        return linear_cross_entropy_sum(states.flatten(0, 1)[rows], weight, upload(targets, device))
+        return linear_cross_entropy_sum(states.flatten(0, 1)[rows], weight, to_device(targets, device))

@@ -10,22 +10,22 @@ from typing import Any
 import torch
 from torch import nn
 from torch.utils.data import Sampler, SequentialSampler
-from transformers import Trainer, TrainingArguments
+from transformers import PrinterCallback, Trainer, TrainingArguments
 
 from bbu.config import Config
 from bbu.data.chat_processor import ChatProcessor
 from bbu.data.collators import PackedDataCollator, StandardDataCollator
 from bbu.data.dataset import TrainingStream
-from bbu.data.packing import Budgets, PackedRun
+from bbu.data.packing.planner import Budgets, PackedRun
 from bbu.errors import ConfigError
 from bbu.jsonl import decode_json, write_json
-from bbu.losses.total import TERMS, count_terms, max_one, term_weights, weigh
+from bbu.layers.transfer import to_device
+from bbu.losses.weighting import TERMS, count_terms, max_one, term_weights, weigh
+from bbu.models.checkpoint import save_model
 from bbu.training.callbacks import EvaluateAtEnd, ProgressBar
-from bbu.training.checkpoint import PACKS_FILE, check_packs, load_for_training, save_model
 from bbu.training.objective import DetectionObjective
 from bbu.training.param_groups import optimizer_groups
-from bbu.training.visual_log import VisualLog
-from bbu.transfer import upload
+from bbu.training.recovery import PACKS_FILE, check_packs, load_for_training
 
 Evaluator = Callable[[], dict[str, float | None]]
 BEST_METRIC = "AP50"
@@ -44,7 +44,6 @@ class BBUTrainer(Trainer):
         processor: saved with the model.
         evaluator: scores the model on val; its metrics are logged as ``eval_…``.
         photos_per_epoch: to tell epochs in the log.
-        visual: the visual log, on the main rank alone.
         packs: of the whole run, over all ranks; None = each is the next ``batch_size`` samples.
     """
 
@@ -57,7 +56,6 @@ class BBUTrainer(Trainer):
         processor: ChatProcessor,
         evaluator: Evaluator | None = None,
         photos_per_epoch: int = 1,
-        visual: VisualLog | None = None,
         packs: PackedRun | None = None,
     ) -> None:
         positions = objective.model.backbone.position_function()
@@ -77,16 +75,10 @@ class BBUTrainer(Trainer):
         self.weights = term_weights(config.loss)
         self.model_accepts_loss_kwargs = True  # our loss is normalised over the accumulated batches already
         self.loss_is_scaled_for_ga = True  # the same, as newer transformers ask it
-        self.callback_handler.callbacks = [
-            callback
-            for callback in self.callback_handler.callbacks
-            if type(callback).__name__ not in ("PrinterCallback", "ProgressCallback")
-        ]
+        self.remove_callback(PrinterCallback)  # ours shows the weighted terms
         self.add_callback(EvaluateAtEnd())
         self.progress = ProgressBar()
         self.add_callback(self.progress)
-        if visual is not None:
-            visual.attach(self.callback_handler.callbacks)
         self._logged = torch.zeros(len(TERMS) + 1, dtype=torch.float64)
         self._logged_steps = 0
         self._rates: dict[str, float] = {}  # of the step being taken; the scheduler has moved on when it is logged
@@ -129,7 +121,7 @@ class BBUTrainer(Trainer):
                 break
             batches.append(batch)
         per_batch = [list(count_terms(batch).values()) for batch in batches] or [[0] * len(TERMS)]
-        counts = upload(per_batch, device, torch.float64).sum(0)
+        counts = to_device(per_batch, device, torch.float64).sum(0)
         if self.args.world_size > 1:
             torch.distributed.all_reduce(counts)
         self._logged_steps += 1

@@ -65,7 +65,7 @@ class Augmenter:
         if not self.active:
             return list
         strength = self.strength(progress)
-        mixer = self._mixer if progress < 1 - self.config.curriculum.calm_end else None
+        mixer = self._mixer if progress < 1 - self.config.curriculum.close_mosaic else None
         return partial(self._apply, key=(self.seed, _VIEW, epoch, number), strength=strength, mixer=mixer)
 
     @property

@@ -1,7 +1,7 @@
 """Turns, flips, zoom and crops: pixels by torchvision's transforms v2 on Pillow images, parts by the same affine map.
 
-Both count from the edge of the photo, not from the middle of its first pixel; tests/data/test_augment.py paints parts
-and looks where their pixels went.
+Both count from the edge of the photo, not from the middle of its first pixel: tests/data/augment/test_augmenter.py
+paints parts and looks where their pixels went.
 """
 
 from __future__ import annotations

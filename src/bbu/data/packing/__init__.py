@@ -1,0 +1,1 @@
+"""Which samples share a pack, and how long each will be."""

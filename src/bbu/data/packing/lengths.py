@@ -1,0 +1,278 @@
+"""How long a training sample will be, without opening a photo: tokens, pixels and photos, from the rows alone.
+
+Exact where augmentation changes only colours; otherwise an upper bound (docs/packing.md).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from bbu.config import AugmentConfig
+from bbu.data.packing.planner import CostModel, Lengths
+from bbu.errors import ImageError, RecordError
+from bbu.families.prompts import answer_text, build_messages, text_boxes
+from bbu.geometry import MAX_ASPECT_RATIO, ImageGeometry
+from bbu.jsonl import decode_json, write_json
+from bbu.records import FewShotSample, Row
+from bbu.taxonomy import MirrorRules
+
+if TYPE_CHECKING:
+    from bbu.data.chat_processor import ChatProcessor
+    from bbu.data.dataset import TrainingStream
+
+BATCH = 4096  # answers given to the tokenizer at a time, which shares them out over all cores
+# An answer that loses its last part, or whose parts change places, ends in other punctuation: at most so many tokens
+# more, since a description's own last signs may have been one token with what follows.
+ENDING = 4
+_CROPS = ("crop", "object_crop")
+_MOVES = ("flip_horizontal", "flip_vertical", "quarter_turns", "rotate", "scale", *_CROPS, "mosaic", "copy_paste")
+_OTHER_TILES = 3  # of a mosaic
+
+
+class LengthMeter:
+    """Tokens and photo sizes of rows under one processor and augmentation.
+
+    Args:
+        processor: tokenizer, prompt and resize policy.
+        augment: what may happen to photos; None = nothing.
+        mirror: what flips do to words.
+    """
+
+    def __init__(
+        self, processor: ChatProcessor, augment: AugmentConfig | None = None, mirror: MirrorRules | None = None
+    ) -> None:
+        self.processor, self.augment = processor, augment or AugmentConfig()
+        self.mirror = mirror or MirrorRules()
+        self.moves = any(getattr(self.augment, name) for name in _MOVES)
+        self.crops = any(getattr(self.augment, name) for name in _CROPS)
+        self._frames: dict[int, int] = {}
+
+    # ------------------------------------------------------------ tokens
+
+    @cached_property
+    def system(self) -> int:
+        """Tokens before the first turn."""
+        return 2 * self._conversation(1) - self._conversation(2)
+
+    def frame(self, context: int = 0) -> int:
+        """Tokens of a turn besides its answer, each of its 1 + ``context`` photos as one."""
+        if context not in self._frames:
+            empty = len(self._encode(["[]"])[0])
+            self._frames[context] = self._conversation(1, context) - self.system - empty
+        return self._frames[context]
+
+    def _conversation(self, turns: int, context: int = 0) -> int:
+        answers = ["[]"] * turns
+        text = self.processor.tokenizer.apply_chat_template(
+            build_messages(self.processor.spec, answers[:-1], answers[-1], context),
+            chat_template=self.processor.spec.chat_template,
+            tokenize=False,
+        )
+        return len(self._encode([str(text)])[0])
+
+    def _encode(self, texts: Sequence[str]) -> list[list[int]]:
+        return list(self.processor.tokenizer(list(texts), add_special_tokens=False)["input_ids"])
+
+    def answers(self, rows: Sequence[Row]) -> list[int]:
+        """Most tokens of each row's answer; the end token belongs to the frame."""
+        found: list[int] = []
+        for start in range(0, len(rows), BATCH):
+            batch = rows[start : start + BATCH]
+            counts = [len(ids) for ids in self._encode([self._answer(row) for row in batch])]
+            more = [ENDING if self.moves and row.objects else 0 for row in batch]
+            found += [count + extra for count, extra in zip(counts, more, strict=True)]
+        return found
+
+    def _answer(self, row: Row) -> str:
+        """As ChatProcessor writes it; where parts may move, with the longest numbers and words they can get."""
+        boxes = np.array([item.box for item in row.objects], dtype=np.float64).reshape(-1, 4)
+        written = text_boxes(self.plan(row), boxes, self.processor.spec.box_convention)
+        descs = [item.desc for item in row.objects]
+        if self.moves:
+            widest = self._widest_number(row)
+            written = np.where(written < 0, -widest, widest)
+            descs = [self._longest_words(desc) for desc in descs]
+        return answer_text(written, descs)
+
+    def _widest_number(self, row: Row) -> int:
+        """Nines, as many as the largest coordinate can have digits: one token each, as Qwen's tokenizers split them."""
+        largest = 1000
+        if self.processor.spec.box_convention == "model_pixels":
+            plan, factor = self.plan(row), self.processor.factor
+            largest = max(plan.model_width, plan.model_height)
+            if self.crops:  # not shrunk, or a sliver that is enlarged to min_pixels
+                sliver = math.sqrt(self.processor.spec.min_pixels * MAX_ASPECT_RATIO) + factor
+                largest = max(largest, row.width + factor, row.height + factor, math.ceil(sliver))
+        return int(10 ** len(str(largest)) - 1)
+
+    def _longest_words(self, desc: str) -> str:
+        """The description or a mirror image of it, whichever has most tokens."""
+        if desc not in self._words:
+            images = [desc]
+            for mirror, amount in (
+                ("horizontal", self.augment.flip_horizontal),
+                ("vertical", self.augment.flip_vertical),
+            ):
+                images += [self.mirror.swap(image, mirror) for image in images if amount]
+            counts = [len(ids) for ids in self._encode([f'"{image}"' for image in images])]
+            self._words[desc] = images[counts.index(max(counts))]
+        return self._words[desc]
+
+    @cached_property
+    def _words(self) -> dict[str, str]:
+        return {}
+
+    # ------------------------------------------------------------ photos
+
+    def plan(self, row: Row) -> ImageGeometry:
+        """How a row's photo, as it is, maps to the model."""
+        spec = self.processor.spec
+        try:
+            return ImageGeometry.plan(
+                row.width,
+                row.height,
+                factor=self.processor.factor,
+                min_pixels=spec.min_pixels,
+                max_pixels=spec.max_pixels,
+            )
+        except ValueError as error:
+            raise ImageError(f"{row.images[0]}: {error}") from None
+
+    def image_tokens(self, row: Row) -> int:
+        """Most tokens of a row's photo. A quarter turn has as many; a crop may have more than the shrunk whole."""
+        plan, factor = self.plan(row), self.processor.factor
+        tokens = plan.model_width * plan.model_height // factor**2
+        if not self.crops:
+            return tokens
+        rounded = max(1, round(row.width / factor)) * max(1, round(row.height / factor))
+        return max(tokens, min(rounded, self._largest), self._grown)
+
+    @cached_property
+    def _largest(self) -> int:
+        """Image tokens of any photo that is shrunk to max_pixels: of one row, where it is very long."""
+        spec, factor = self.processor.spec, self.processor.factor
+        line = math.sqrt(spec.max_pixels * MAX_ASPECT_RATIO) / factor
+        return math.floor(max(spec.max_pixels / factor**2, line))
+
+    @cached_property
+    def _grown(self) -> int:
+        """Image tokens of any photo that is enlarged to min_pixels: each side is rounded up, so (a + 1)(b + 1)."""
+        spec, factor = self.processor.spec, self.processor.factor
+        side, shape = math.sqrt(max(spec.min_pixels, 1)) / factor, math.sqrt(MAX_ASPECT_RATIO)
+        return math.floor(side**2 + side * (shape + 1 / shape) + 1)
+
+
+# ---------------------------------------------------------------- the table, kept on disk
+
+
+@dataclass(frozen=True)
+class LengthTable:
+    """(N,) answer tokens and image tokens of rows, in their order."""
+
+    answers: np.ndarray
+    images: np.ndarray
+
+
+def measure_rows(meter: LengthMeter, rows: Sequence[Row], cache: Path) -> LengthTable:
+    """Lengths of rows, read from the cache where prompt, tokenizer, augmentation and rows are those of then.
+
+    A damaged cache counts as none. It is written whole or not at all.
+    """
+    key = _key(meter, rows)
+    try:
+        known = decode_json(cache.read_text(encoding="utf-8"), str(cache))
+        if known["key"] == key and len(known["answers"]) == len(known["images"]) == len(rows):
+            return LengthTable(*(np.array(known[name], dtype=np.int64) for name in ("answers", "images")))
+    except (OSError, UnicodeDecodeError, RecordError, KeyError, TypeError, ValueError, OverflowError):
+        pass  # it can be made again
+    answers, images = meter.answers(rows), [meter.image_tokens(row) for row in rows]
+    write_json(cache, {"key": key, "answers": answers, "images": images})
+    return LengthTable(np.array(answers, dtype=np.int64), np.array(images, dtype=np.int64))
+
+
+def _key(meter: LengthMeter, rows: Iterable[Row]) -> str:
+    """SHA-256 of everything that a length depends on."""
+    processor = meter.processor
+    facts: list[Any] = [
+        processor.spec.hash,
+        processor.factor,
+        processor.tokenizer.backend_tokenizer.to_str(),
+        asdict(meter.augment),
+        asdict(meter.mirror),
+    ]
+    digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
+    for row in rows:
+        digest.update(json.dumps(row.to_json(), sort_keys=True).encode() + b"\n")
+    return digest.hexdigest()
+
+
+# ---------------------------------------------------------------- samples of a run
+
+
+class StreamLengths:
+    """Lengths of the samples of a stream, epoch by epoch, with the teachers and context that each gets there.
+
+    Args:
+        cost: of a sample, to balance ranks by.
+        cache: file of the rows' lengths.
+    """
+
+    def __init__(self, stream: TrainingStream, meter: LengthMeter, cost: CostModel, cache: Path) -> None:
+        self.stream, self.meter, self.cost = stream, meter, cost
+        rows = list({id(row): row for row in _rows_of(stream)}.values())
+        self._place = {id(row): number for number, row in enumerate(rows)}
+        self._table = measure_rows(meter, rows, cache)
+        patches = self._table.images * meter.processor.merge_size**2
+        self._photo_costs = cost.photos(patches)
+        self._mixed_in = self._most_mixed_in([sample.student for sample in stream.samples])
+
+    def _most_mixed_in(self, students: Sequence[Row]) -> int:
+        """Most tokens that mosaic and copy-paste add to a student's answer: all parts of the longest ones."""
+        augment = self.meter.augment
+        longest = sorted((int(self._table.answers[self._place[id(row)]]) for row in students), reverse=True)
+        added = sum(longest[:_OTHER_TILES]) if augment.mosaic else 0
+        return added + (augment.paste_parts * longest[0] if augment.copy_paste else 0)
+
+    def epoch(self, start: int) -> Lengths:
+        """Lengths of the samples from position ``start``, where an epoch begins, to its end."""
+        found: list[tuple[int, int, int, float]] = []
+        number, position = self.stream.order.at(start).epoch, start
+        while self.stream.order.at(position).epoch == number:
+            found.append(self._measure(self.stream.shown_at(position)))
+            position += 1
+        tokens, photo_tokens, images, photo_cost = (np.array(column) for column in zip(*found, strict=True))
+        pixels = photo_tokens * self.meter.processor.factor**2
+        return Lengths(tokens, pixels, images, self.cost.text(tokens) + photo_cost)
+
+    def name(self, position: int) -> str:
+        """The student's photo at a position."""
+        return self.stream.shown_at(position).student.images[0]
+
+    def _measure(self, sample: FewShotSample) -> tuple[int, int, int, float]:
+        """Tokens, image tokens, photos, FLOPs of the vision tower. A longer sample than max_length is never made."""
+        turns = [self._place[id(row)] for row in (*sample.teachers, sample.student)]
+        photos = [*turns, *(self._place[id(row)] for row in sample.context)]
+        shown = sum(self._table.images[photos].tolist())
+        tokens = self.meter.system + self.meter.frame() * len(sample.teachers) + self.meter.frame(len(sample.context))
+        tokens += sum(self._table.answers[turns].tolist()) + self._mixed_in + shown - len(photos)
+        most = self.meter.processor.max_length
+        return min(tokens, most), shown, len(photos), float(self._photo_costs[photos].sum())
+
+
+def _rows_of(stream: TrainingStream) -> Iterable[Row]:
+    """Every row that a sample can hold."""
+    for sample in stream.samples:
+        yield from (sample.student, *sample.teachers, *sample.context)
+    if stream.episodes is not None:
+        yield from stream.episodes.pool.rows if stream.episodes.pool else ()
+        for group in stream.episodes.groups.values():
+            yield from group

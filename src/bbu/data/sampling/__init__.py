@@ -1,0 +1,1 @@
+"""Which photos come when, and what is shown with them."""

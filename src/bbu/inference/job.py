@@ -1,0 +1,156 @@
+"""The job of ``bbu predict``: a list of photos in, a file of predictions out, whatever their number."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from itertools import groupby, islice
+from pathlib import Path
+from typing import Any
+
+from bbu.data.photo import Photo
+from bbu.errors import UserError
+from bbu.inference import Inference
+from bbu.inference.loading import Look, Ready, Views, in_parallel, plan_looks
+from bbu.inference.operating_points import OperatingPoints
+from bbu.inference.partial import PartialRows
+from bbu.inference.predictor import Predictor
+from bbu.records import PredictedObject, PredictionRow
+
+Found = list[PredictedObject]
+
+
+def predict_to_file(
+    inference: Inference,
+    names: Sequence[str],
+    image_root: str,
+    output: str | Path,
+    *,
+    settings: Mapping[str, Any],
+    teachers: Sequence[Photo] = (),
+    operating_points: OperatingPoints | None = None,
+    workers: int = 0,
+) -> tuple[int, int]:
+    """Predict photos into a JSONL file that appears whole, in the order given.
+
+    Args:
+        settings: all that predictions depend on besides names and root; the same ones go on where they stopped.
+        teachers: worked examples shown with every photo.
+        operating_points: predictions under their description's threshold are left out.
+        workers: processes that read, decode and resize photos; 0: none besides this one.
+
+    Returns:
+        photos, and how many of them failed.
+
+    Raises:
+        UserError: the output cannot be written.
+    """
+    from tqdm import tqdm
+
+    where = {"photos": digest(names), "image_root": str(Path(image_root).resolve())}
+    partial = PartialRows(output, {**settings, **where}, len(names))
+    try:
+        if partial.begun:
+            print(_begun(partial), file=sys.stderr)
+        workers = workers if len(names) > inference.predictor.options.batch_size else 0
+        looks = plan_looks(names, image_root, inference.predictor, partial.is_done)
+        ready = in_parallel(Views(inference.processor, image_root, teachers), looks, workers)
+        bar = tqdm(total=len(names), initial=partial.done(), desc="predict", unit="photo", file=sys.stderr)
+        with bar:
+            for index, row in predict_looks(inference.predictor, ready):
+                if operating_points is not None:
+                    row = replace(row, predictions=operating_points.passed(row.predictions))
+                bar.update(not partial.is_done(index))
+                partial.add(index, row)
+        partial.finish()
+        return len(names), len(partial.failed)
+    finally:
+        partial.close()
+
+
+def _begun(partial: PartialRows) -> str:
+    if partial.begun == "replaced":
+        return f"{partial.path}: of other settings; predicting all photos anew"
+    return f"going on: {partial.done()} of {partial.count} photos are done"
+
+
+def predict_looks(predictor: Predictor, ready: Iterable[Ready]) -> Iterator[tuple[int, PredictionRow]]:
+    """(place in the input, row) of every photo, group by group; a photo with a view that fails has an error row."""
+    for _, group in groupby(ready, key=lambda item: item[0].group):
+        found: dict[int, list[tuple[Look, Found | str]]] = {}
+        while pack := list(islice(group, predictor.options.batch_size)):
+            for look, items in _detect(predictor, pack):
+                found.setdefault(look.index, []).append((look, items))
+        for index, looks in found.items():
+            yield index, _row(predictor, looks)
+
+
+def _detect(predictor: Predictor, pack: Sequence[Ready]) -> Iterator[tuple[Look, Found | str]]:
+    """One pack; if a view breaks it, one by one, so that only that photo is lost."""
+    yield from ((look, sample) for look, sample in pack if isinstance(sample, str))
+    good = [(look, sample) for look, sample in pack if not isinstance(sample, str)]
+    if not good:
+        return
+    try:
+        yield from zip([look for look, _ in good], predictor.detect([sample for _, sample in good]), strict=True)
+    except UserError as error:
+        if len(good) == 1:
+            yield good[0][0], str(error)
+            return
+        for one in good:
+            yield from _detect(predictor, [one])
+
+
+def _row(predictor: Predictor, looks: Sequence[tuple[Look, Found | str]]) -> PredictionRow:
+    name = written_name(looks[0][0].name)
+    problem = next((items for _, items in looks if isinstance(items, str)), None)
+    if problem is not None:
+        return PredictionRow((name,), error=problem)
+    views = [look.view for look, _ in looks if look.view is not None]
+    merged = predictor.merge(views, [items for _, items in looks if not isinstance(items, str)])
+    return PredictionRow((name,), *views[0].photo, tuple(merged))
+
+
+def settings_of(inference: Inference, model: str | Path, *files: str | None) -> dict[str, Any]:
+    """All that predictions depend on besides the photos.
+
+    Args:
+        model: the folder that was loaded.
+        files: whose content matters too.
+    """
+    device = next(inference.model.parameters()).device.type
+    contents = [content_hash(path) if path else None for path in (model, *files)]
+    options = inference.predictor.options
+    words = digest(options.vocabulary.descriptions) if options.vocabulary else None
+    return {"contents": contents, "device": device, "words": words, "options": repr(replace(options, vocabulary=None))}
+
+
+def written_name(name: str) -> str:
+    """The name as UTF-8 can write it; a file name may hold bytes that are no text."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
+
+
+def digest(names: Iterable[str]) -> str:
+    """SHA-256 of names in their order."""
+    return hashlib.sha256("\0".join(names).encode("utf-8", "surrogateescape")).hexdigest()
+
+
+def content_hash(path: str | Path) -> str:
+    """SHA-256 of a file, or of a folder's files and their names.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    path = Path(path)
+    files = sorted(item for item in path.rglob("*") if item.is_file()) if path.is_dir() else [path]
+    total = hashlib.sha256()
+    try:
+        for item in files:
+            with item.open("rb") as stream:
+                total.update(f"{item.name}\0{hashlib.file_digest(stream, 'sha256').hexdigest()}\n".encode())
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+    return total.hexdigest()

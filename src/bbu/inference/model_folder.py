@@ -1,0 +1,202 @@
+"""Use a trained model: boxes, words and scores for photos; the language model's own text for comparison."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from bbu.data.chat_processor import ChatProcessor, ChatProcessorOutput
+from bbu.data.photo import Photo
+from bbu.errors import CheckpointError
+from bbu.evaluation.calibration import Calibration
+from bbu.families.prompts import boxes_from_text, parse_answer
+from bbu.images import load_image
+from bbu.inference.predictor import PredictOptions, Predictor, teacher_photos
+from bbu.layers.attention import choose_attention_backend
+from bbu.models.checkpoint import load_model, load_processor
+from bbu.models.precision import compute_device, use_bf16
+from bbu.models.wrapper import DetectionVLM
+from bbu.records import PredictionRow, Row
+
+__all__ = ["DetectionResult", "ImageLike", "Inference", "TextResult"]
+
+ImageLike = Image.Image | str | Path
+
+
+@dataclass(frozen=True)
+class DetectionResult:
+    """Predictions for one photo, best first; ``boxes, captions = result`` works.
+
+    Args:
+        boxes: (n, 4) xyxy in pixels of the photo as given (files: after the EXIF transpose).
+        captions: n descriptions.
+        scores: (n,) objectness × probability of the words.
+        objectness: (n,) how sure the model is that there is a part, whatever its state.
+    """
+
+    boxes: np.ndarray
+    captions: list[str]
+    scores: np.ndarray
+    objectness: np.ndarray
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter((self.boxes, self.captions))
+
+
+@dataclass(frozen=True)
+class TextResult:
+    """What the language model wrote by itself: boxes and captions without scores.
+
+    Args:
+        malformed: objects in the text that could not be read.
+        tokens: written, the end token included.
+        finished: whether the model ended its answer, rather than being cut off.
+    """
+
+    boxes: np.ndarray
+    captions: list[str]
+    text: str
+    malformed: int
+    tokens: int
+    finished: bool
+
+
+class Inference:
+    """A trained model folder, ready to predict.
+
+    Args:
+        folder: a ``model`` folder of a run, or one of its checkpoints.
+        device: default CUDA where there is one.
+        precision: auto, fp32 or bf16 (of matrix products).
+        attention: backend, as in the config.
+        calibrated: turn scores into shares that are right, where the folder has a calibration.json.
+        options: how the model is used; any of PredictOptions' fields can also be given by name (``max_detections=20``).
+
+    Raises:
+        CheckpointError: the folder is incomplete or was tampered with.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        *,
+        device: str | torch.device | None = None,
+        precision: str = "auto",
+        attention: str = "auto",
+        calibrated: bool = True,
+        options: PredictOptions | None = None,
+        **changes: Any,
+    ) -> None:
+        folder = Path(folder)
+        place = torch.device(device) if device is not None else compute_device()
+        bf16 = use_bf16(precision, place)
+        self.processor: ChatProcessor = load_processor(folder)
+        self.model: DetectionVLM = load_model(folder).to(place)
+        self.model.backbone.use_attention_backend(
+            choose_attention_backend(attention, place, torch.bfloat16 if bf16 else torch.float32)
+        )
+        calibration = Calibration.load(folder) if calibrated else None
+        own = {"autocast": torch.bfloat16 if bf16 else None, "calibration": calibration}
+        self.predictor = Predictor(self.model, self.processor, options, **own | changes)
+
+    def predict_detection(
+        self,
+        images: ImageLike | Sequence[ImageLike],
+        prompt: str | None = None,
+        teachers: Sequence[Row] = (),
+        image_root: str = ".",
+    ) -> DetectionResult | list[DetectionResult]:
+        """Find and describe the parts of one photo, or of many.
+
+        Args:
+            images: a photo (PIL or path), or a sequence of them; a sequence gives a list.
+            prompt: the instruction. None, or the one the model was trained with; another is refused, because
+                the model was not taught to follow it.
+            teachers: annotated rows shown as worked examples; their photos lie under ``image_root``.
+
+        Raises:
+            CheckpointError: another prompt.
+            ImageError: a photo cannot be read.
+        """
+        self._check_prompt(prompt)
+        single = isinstance(images, Image.Image | str | Path)
+        given: Sequence[ImageLike] = [images] if single else images  # type: ignore[assignment, list-item]
+        photos = [_photo(image, number) for number, image in enumerate(given)]
+        found = self.predictor.predict_photos(photos, teacher_photos(teachers, image_root))
+        results = [
+            DetectionResult(
+                boxes=np.array([item.box for item in items], dtype=np.float64).reshape(-1, 4),
+                captions=[item.desc for item in items],
+                scores=np.array([item.score for item in items]),
+                objectness=np.array([item.objectness for item in items]),
+            )
+            for items in found
+        ]
+        return results[0] if single else results
+
+    def _check_prompt(self, prompt: str | None) -> None:
+        trained = self.processor.spec.instruction
+        if prompt is not None and prompt != trained:
+            raise CheckpointError(
+                f"prompt {prompt!r}: the model was trained with {trained!r}; leave it out or pass that"
+            )
+
+    def predict_rows(
+        self, names: Sequence[str], image_root: str, teachers: Sequence[Row] = ()
+    ) -> Iterator[PredictionRow]:
+        """One prediction row a file; one that cannot be read becomes an error row."""
+        yield from self.predictor.predict_files(names, image_root, teacher_photos(teachers, image_root))
+
+    def generate_text(
+        self,
+        image: ImageLike,
+        teachers: Sequence[Row] = (),
+        image_root: str = ".",
+        max_new_tokens: int = 1024,
+    ) -> TextResult:
+        """The language model's own answer, token by token, parsed into boxes; for comparison."""
+        photo = _photo(image, 0)
+        sample = self.processor.process_photos(teacher_photos(teachers, image_root), photo, with_answer=False)
+        return self.write_answer(sample, max_new_tokens=max_new_tokens)
+
+    @torch.no_grad()
+    def write_answer(
+        self, sample: ChatProcessorOutput, *, max_new_tokens: int = 1024, min_new_tokens: int = 0
+    ) -> TextResult:
+        """As ``generate_text``, for a prompt that is made already. Greedy, with a key/value cache.
+
+        Args:
+            min_new_tokens: the answer does not end before; for timing.
+        """
+        vlm, end = self.model.backbone.vlm, self.processor.end_token_id
+        ids = sample.input_ids[None].to(vlm.device)
+        with self.predictor.precision():
+            written = vlm.generate(
+                input_ids=ids,
+                attention_mask=torch.ones_like(ids),
+                mm_token_type_ids=(ids == self.model.backbone.image_token_id).int(),
+                pixel_values=sample.pixel_values.to(vlm.device),
+                image_grid_thw=sample.image_grid_thw.to(vlm.device),
+                max_new_tokens=max_new_tokens,
+                min_new_tokens=min_new_tokens,
+                do_sample=False,
+                use_cache=True,
+                eos_token_id=end,
+            )[0, ids.shape[1] :].tolist()
+        text = str(self.processor.tokenizer.decode(written, skip_special_tokens=True))
+        parts, malformed = parse_answer(text)
+        numbers = np.array([box for box, _ in parts], dtype=np.float64).reshape(-1, 4)
+        boxes = boxes_from_text(sample.geometry, numbers, self.processor.spec.box_convention)
+        return TextResult(boxes, [label for _, label in parts], text, malformed, len(written), written[-1:] == [end])
+
+
+def _photo(image: ImageLike, number: int) -> Photo:
+    if isinstance(image, Image.Image):
+        return Photo(image.convert("RGB"), f"image {number}")
+    return Photo(load_image(image), str(image))

@@ -1,0 +1,139 @@
+"""Model output → predictions: boxes in displayed pixels, words, scores, how sure each level of the words is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torchvision.ops import nms
+
+from bbu.config import EvaluationConfig
+from bbu.data.collators import unpad
+from bbu.geometry import cxcywh_to_xyxy
+from bbu.models.caption_decoder import CaptionResult
+from bbu.models.vocabulary import DescriptionVocabulary, level_ends
+from bbu.models.wrapper import DetectionOutput, DetectionVLM
+from bbu.records import PredictedObject
+from bbu.taxonomy import split_path
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+NMS_IOU = EvaluationConfig.nms_iou  # the default: best AP on the demo's val split among 0.5, 0.6, … 1
+MODEL_KEYS = (
+    "input_ids", "pixel_values", "image_grid_thw", "cu_seqlens", "position_ids", "max_seqlen", "student_images",
+    "prompt_spans", "photo_spans", "image_keys",
+)  # fmt: skip
+
+
+def model_inputs(batch: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
+    """The part of a batch that the model's forward takes, on its device."""
+    packed = unpad(dict(batch))
+    return {key: packed[key].to(device) if isinstance(packed[key], torch.Tensor) else packed[key] for key in MODEL_KEYS}
+
+
+@dataclass(frozen=True)
+class Words:
+    """What is said of C boxes.
+
+    Args:
+        log_probs: (C,) of the words among all words there are. Scores take this one, also where a vocabulary
+            constrains the words: where nothing in it fits the box, its best fit is not worth much.
+        levels: probability of the first level, the first two, …; within the vocabulary where there is one.
+    """
+
+    texts: list[str]
+    log_probs: torch.Tensor
+    levels: list[tuple[float, ...]]
+
+
+def free_words(captions: CaptionResult, tokenizer: PreTrainedTokenizerBase, end_token_id: int) -> Words:
+    """Decoded captions. A level is as probable as the tokens up to the one that ends it."""
+    all_ids = [tuple(_until_end(ids, end_token_id)) for ids in captions.token_ids.tolist()]
+    read = {ids: level_ends(ids, tokenizer) for ids in set(all_ids)}  # few differ
+    so_far = captions.cumulative_CL.double().exp().clamp(max=1).tolist()
+    levels = [
+        tuple(row[min(end, len(row) - 1)] for end in read[ids][1]) for ids, row in zip(all_ids, so_far, strict=True)
+    ]
+    return Words([read[ids][0] for ids in all_ids], captions.log_probs, levels)
+
+
+def known_words(log_probs_CF: torch.Tensor, vocabulary: DescriptionVocabulary) -> Words:
+    """The most probable whole description for each box, given that it is one of the vocabulary.
+
+    Args:
+        log_probs_CF: of every description among all words.
+    """
+    log_probs_CF = log_probs_CF.double()
+    best_log_probs, best = log_probs_CF.max(dim=1)
+    levels_CG = vocabulary.level_probabilities(log_probs_CF.softmax(dim=1), best)
+    texts = [vocabulary.descriptions[number] for number in best.tolist()]
+    levels = [tuple(row[: len(split_path(text))]) for text, row in zip(texts, levels_CG.tolist(), strict=True)]
+    return Words(texts, best_log_probs, levels)
+
+
+@torch.no_grad()
+def detect(
+    model: DetectionVLM,
+    batch: Mapping[str, Any],
+    tokenizer: PreTrainedTokenizerBase,
+    end_token_id: int,
+    max_detections: int,
+    nms_iou: float = NMS_IOU,
+    vocabulary: DescriptionVocabulary | None = None,
+) -> list[list[PredictedObject]]:
+    """Predictions for every sample of a batch, best first.
+
+    Args:
+        max_detections: boxes, by objectness, that are considered.
+        nms_iou: a box that overlaps a surer one by more is the same part again and is left out; 1 keeps all.
+        vocabulary: only its descriptions are given; None: any words.
+    """
+    output = model(**model_inputs(batch, next(model.parameters()).device))
+    samples, queries = _choose(output, max_detections, nms_iou)
+    if vocabulary is None:
+        words = free_words(model.describe(output, samples, queries, end_token_id), tokenizer, end_token_id)
+    else:
+        words = known_words(model.weigh_descriptions(output, samples, queries, vocabulary), vocabulary)
+    objectness = output.pred_objectness[samples, queries].sigmoid().double()
+    scores = (objectness * words.log_probs.double().exp()).clamp(max=1)
+    unit_boxes = cxcywh_to_xyxy(output.pred_boxes[samples, queries]).double().clamp(0, 1).cpu().numpy()
+    owners = samples.cpu().numpy()
+    results = []
+    for sample, geometry in enumerate(batch["geometries"]):
+        rows = (owners == sample).nonzero()[0]
+        boxes = geometry.boxes_from_unit(unit_boxes[rows])
+        found = [
+            PredictedObject(
+                (float(box[0]), float(box[1]), float(box[2]), float(box[3])),
+                words.texts[row],
+                float(scores[row]),
+                float(objectness[row]),
+                words.levels[row],
+            )
+            for row, box in zip(rows.tolist(), boxes, strict=True)
+        ]
+        results.append(sorted(found, key=lambda item: -item.score))
+    return results
+
+
+def _choose(output: DetectionOutput, max_detections: int, nms_iou: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """Sample and query numbers of each sample's surest boxes, duplicates left out (greedy, whatever the words).
+
+    The decoder learns to name a part once; a short run has not quite learned it.
+    """
+    samples, queries = [], []
+    corners = cxcywh_to_xyxy(output.pred_boxes)
+    for sample, scores in enumerate(output.pred_objectness):
+        best = scores.topk(min(max_detections, len(scores))).indices
+        if nms_iou < 1:
+            best = best[nms(corners[sample, best], scores[best].to(corners.dtype), nms_iou)]
+        queries.append(best)
+        samples.append(torch.full_like(best, sample))
+    return torch.cat(samples), torch.cat(queries)
+
+
+def _until_end(ids: list[int], end_token_id: int) -> list[int]:
+    return ids[: ids.index(end_token_id)] if end_token_id in ids else ids

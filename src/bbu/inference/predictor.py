@@ -1,0 +1,196 @@
+"""Photos in, predictions out: the one way from pixels to PredictedObject, in evaluation and in inference."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+
+from bbu.data.chat_processor import ChatProcessor, ChatProcessorOutput
+from bbu.data.collators import PackedDataCollator
+from bbu.data.photo import Photo
+from bbu.errors import UserError
+from bbu.evaluation.calibration import Calibration
+from bbu.images import load_image
+from bbu.inference.postprocess import NMS_IOU, detect
+from bbu.inference.tiling import Size, Tiles, View, merge_views, views_of
+from bbu.models.vocabulary import DescriptionVocabulary
+from bbu.models.wrapper import DetectionVLM
+from bbu.records import PredictedObject, PredictionRow, Row, resolve_image
+from bbu.taxonomy import MirrorRules
+
+# A photo's path → what is shown before it: worked examples, and other photos of its site.
+Shown = Callable[[str], tuple[Sequence[Photo], Sequence[Photo]]]
+
+
+@dataclass(frozen=True)
+class PredictOptions:
+    """How a model is used.
+
+    Args:
+        batch_size: photos (or tiles) in a pack.
+        max_detections: most boxes a photo.
+        nms_iou: overlap with a surer box above which one is left out; 1 keeps all.
+        autocast: compute matrix products in this 16-bit dtype.
+        vocabulary: the only descriptions that may be given; None: any words.
+        tiles: look at overlapping tiles beside the whole photo.
+        flips: look at everything mirrored left to right too, where ``mirror`` allows it.
+        mirror: what a mirror does to words that name a side.
+        calibration: what scores are turned into, last of all.
+        min_score: predictions below it are left out.
+    """
+
+    batch_size: int = 8
+    max_detections: int = 100
+    nms_iou: float = NMS_IOU
+    autocast: torch.dtype | None = None
+    vocabulary: DescriptionVocabulary | None = None
+    tiles: Tiles | None = None
+    flips: bool = False
+    mirror: MirrorRules = field(default_factory=MirrorRules)
+    calibration: Calibration | None = None
+    min_score: float = 0.0
+
+
+class Predictor:
+    """A model with the processor it was trained with.
+
+    Args:
+        options: how it is used; any of them can also be given by name.
+    """
+
+    def __init__(
+        self, model: DetectionVLM, processor: ChatProcessor, options: PredictOptions | None = None, **changes: Any
+    ) -> None:
+        self.model, self.processor = model, processor
+        self.options = replace(options or PredictOptions(), **changes)
+        self.collator = PackedDataCollator(model.backbone.position_function())
+
+    # ------------------------------------------------------------ photos in memory
+
+    def predict_photos(
+        self, photos: Sequence[Photo], teachers: Sequence[Photo] = (), shown: Shown | None = None
+    ) -> list[list[PredictedObject]]:
+        """Predictions for photos in memory, best first.
+
+        Args:
+            teachers: the same worked examples for all.
+            shown: instead, what is shown with each photo.
+        """
+        views = [self.views(photo.image.size) for photo in photos]
+        looks = [(photo, view) for photo, some in zip(photos, views, strict=True) for view in some]
+        found: list[list[PredictedObject]] = []
+        for first in range(0, len(looks), self.options.batch_size):
+            pack = looks[first : first + self.options.batch_size]
+            found += self.detect([prepare(self.processor, *look, teachers, shown) for look in pack])
+        results = iter(found)
+        return [self.merge(some, [next(results) for _ in some]) for some in views]
+
+    def views(self, size: Size) -> list[View]:
+        """What of a photo of this width and height is looked at; the whole photo first."""
+        options = self.options
+        flips = options.flips and options.mirror.allows("horizontal", ())
+        return views_of(size, options.tiles, flips, self.processor.spec.max_pixels)
+
+    def detect(self, samples: Sequence[ChatProcessorOutput]) -> list[list[PredictedObject]]:
+        """One pack through the model: what each view shows, in the view's pixels, best first."""
+        options, training = self.options, self.model.training
+        if training:  # setting the mode visits every module
+            self.model.eval()
+        try:
+            with self.precision():
+                return detect(
+                    self.model,
+                    self.collator(samples),
+                    self.processor.tokenizer,
+                    self.processor.end_token_id,
+                    options.max_detections,
+                    options.nms_iou,
+                    options.vocabulary,
+                )
+        finally:
+            if training:
+                self.model.train()
+
+    def merge(self, views: Sequence[View], found: Sequence[Sequence[PredictedObject]]) -> list[PredictedObject]:
+        """What all views of a photo show, in the photo's pixels, with final scores, best first."""
+        options = self.options
+        items = merge_views(views, found, options.mirror)
+        if len(views) > 1:
+            surest = sorted(range(len(items)), key=lambda index: -items[index].objectness)[: options.max_detections]
+            items = [items[index] for index in sorted(surest)]
+        if options.calibration is not None:
+            scores = options.calibration.apply([item.score for item in items]).tolist()
+            items = [replace(item, score=score) for item, score in zip(items, scores, strict=True)]
+        return [item for item in items if item.score >= options.min_score]
+
+    def precision(self) -> contextlib.AbstractContextManager[object]:
+        """Within it matrix products are computed in the predictor's dtype."""
+        if self.options.autocast is None:
+            return contextlib.nullcontext()
+        return torch.autocast(next(self.model.parameters()).device.type, dtype=self.options.autocast)
+
+    # ------------------------------------------------------------ files
+
+    def predict_files(
+        self, names: Sequence[str], image_root: str, teachers: Sequence[Photo] = (), shown: Shown | None = None
+    ) -> Iterator[PredictionRow]:
+        """One row a file, in order; a photo that cannot be read gives a row with its error. As predict_photos."""
+        for first in range(0, len(names), self.options.batch_size):
+            photos: list[Photo] = []
+            errors: dict[str, str] = {}
+            chunk = names[first : first + self.options.batch_size]
+            for name in chunk:
+                try:
+                    photos.append(Photo(load_image(resolve_image(image_root, name)), name))
+                except UserError as error:
+                    errors[name] = str(error)
+            found = self._predict_each(photos, teachers, shown, errors)
+            for name in chunk:
+                if name in errors:
+                    yield PredictionRow((name,), error=errors[name])
+                else:
+                    photo, predictions = found[name]
+                    yield PredictionRow((name,), *photo.image.size, tuple(predictions))
+
+    def _predict_each(
+        self, photos: list[Photo], teachers: Sequence[Photo], shown: Shown | None, errors: dict[str, str]
+    ) -> dict[str, tuple[Photo, list[PredictedObject]]]:
+        """Predict a batch; if one photo breaks it, one by one, so that only that photo is lost."""
+        try:
+            return dict(
+                zip(
+                    [p.name for p in photos],
+                    zip(photos, self.predict_photos(photos, teachers, shown), strict=True),
+                    strict=True,
+                )
+            )
+        except UserError:
+            found = {}
+            for photo in photos:
+                try:
+                    found[photo.name] = (photo, self.predict_photos([photo], teachers, shown)[0])
+                except UserError as error:
+                    errors[photo.name] = str(error)
+            return found
+
+
+def prepare(
+    processor: ChatProcessor, photo: Photo, view: View, teachers: Sequence[Photo] = (), shown: Shown | None = None
+) -> ChatProcessorOutput:
+    """One view of a photo as the model takes it.
+
+    Raises:
+        SampleError, ImageError: it cannot be shown to the model.
+    """
+    examples, context = shown(photo.name) if shown else (teachers, ())
+    look = Photo(view.of(photo.image), photo.name)
+    return processor.process_photos(examples, look, context=context, with_answer=False)
+
+
+def teacher_photos(rows: Sequence[Row], image_root: str) -> list[Photo]:
+    """Worked examples from annotated rows."""
+    return [Photo(load_image(resolve_image(image_root, row.images[0])), row.images[0], row.objects) for row in rows]

@@ -1,0 +1,1 @@
+"""Layers that blocks of any family may use."""

@@ -1,0 +1,303 @@
+"""Variable-length attention: one interface, several backends, exact for packed samples on each.
+
+A pack holds several samples end to end. ``cu_seqlens`` (int32, segments + 1) marks their edges; a query
+sees the keys of its own segment and nothing else. The edges are always passed explicitly: what a library
+infers from position ids has let samples see each other (docs/critical_fixes.md).
+
+Shapes: T packed tokens, H query heads, K key/value heads, E width of a head.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import inspect
+import math
+from collections import defaultdict
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import torch
+from torch.nn import functional as F
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+from bbu.errors import ConfigError
+
+AttentionBackend = Callable[..., torch.Tensor]
+
+CPU_SCORES = 2**20  # most scores a head for which they are held at once on a CPU
+
+
+def varlen_attention(
+    query_THE: torch.Tensor,
+    key_TKE: torch.Tensor,
+    value_TKE: torch.Tensor,
+    *,
+    cu_seqlens_q: torch.Tensor,
+    cu_seqlens_k: torch.Tensor,
+    max_seqlen_q: int,
+    max_seqlen_k: int,
+    causal: bool,
+    backend: str,
+    scale: float | None = None,
+) -> torch.Tensor:
+    """Attention within segments, (Tq, H, E) → (Tq, H, E).
+
+    Args:
+        cu_seqlens_q, cu_seqlens_k: (segments + 1,) int32 edges; equal when ``causal``.
+        max_seqlen_q, max_seqlen_k: longest segment, as Python ints so that no layer waits for the device.
+        backend: a key of ATTENTION_BACKENDS.
+        scale: factor on the scores; 1/√E when None.
+
+    A query whose segment has no keys gets zeros.
+    """
+    device = query_THE.device.type
+    if torch.is_autocast_enabled(device):  # rotary embeddings hand back float32
+        dtype = torch.get_autocast_dtype(device)
+        query_THE, key_TKE, value_TKE = query_THE.to(dtype), key_TKE.to(dtype), value_TKE.to(dtype)
+    return ATTENTION_BACKENDS[backend](
+        query_THE,
+        key_TKE,
+        value_TKE,
+        cu_seqlens_q,
+        cu_seqlens_k,
+        max_seqlen_q,
+        max_seqlen_k,
+        causal,
+        scale if scale is not None else query_THE.shape[-1] ** -0.5,
+    )
+
+
+def dense_attention(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *, causal: bool = False, scale: float | None = None
+) -> torch.Tensor:
+    """Attention over a rectangle, (…, Lq, E) → (…, Lq, E): torch's own, but for short 16-bit rows on a CPU.
+
+    There two bfloat16 matrix products with a softmax between them take less than half the time of torch's kernel, where
+    the scores stay in the processor's cache (936 patches, 3 heads of 64: 10 against 25 ms forward and backward). The
+    softmax computes in float32 inside; scores copied to float32 and back would take 26 ms.
+    """
+    dtype = query.dtype
+    if query.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
+        dtype = torch.get_autocast_dtype("cpu")
+    scores = query.shape[-2] * key.shape[-2]
+    short = scores <= CPU_SCORES
+    if query.device.type != "cpu" or dtype != torch.bfloat16 or not short:
+        return F.scaled_dot_product_attention(query, key, value, is_causal=causal, scale=scale)
+    scale = scale if scale is not None else query.shape[-1] ** -0.5
+    at_once = max(1, CPU_SCORES // (scores * math.prod(query.shape[1:-2]) or 1))
+    rows = zip(*(x.to(dtype).split(at_once) for x in (query * scale, key, value)), strict=True)
+    with torch.autocast("cpu", enabled=False):  # it would copy the scores to float32 and back
+        parts = [_attend(*some, causal=causal) for some in rows]
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def _attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *, causal: bool) -> torch.Tensor:
+    """Attention written out; queries are scaled already."""
+    scores = query @ key.transpose(-1, -2)
+    if causal:
+        future = torch.ones(scores.shape[-2:], dtype=torch.bool).triu(1)
+        scores = scores.masked_fill(future, -torch.inf)
+    return scores.softmax(-1) @ value
+
+
+def _repeat_heads(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Grouped-query attention for backends without it: each key/value head serves H / K query heads."""
+    repeats = query.shape[1] // key.shape[1]
+    if repeats == 1:
+        return key, value
+    return key.repeat_interleave(repeats, dim=1), value.repeat_interleave(repeats, dim=1)
+
+
+def _sdpa_backend(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    cu_q: torch.Tensor,
+    cu_k: torch.Tensor,
+    max_q: int,
+    max_k: int,
+    causal: bool,
+    scale: float,
+) -> torch.Tensor:
+    """torch's scaled_dot_product_attention segment by segment; segments of one shape go as one batch.
+
+    Runs everywhere, also in float64. Vision windows are nearly all of one size, so a tower layer is a
+    handful of calls instead of one for each window.
+    """
+    key, value = _repeat_heads(query, key, value)
+    edges_q, edges_k = cu_q.tolist(), cu_k.tolist()
+    groups: dict[tuple[int, int], list[tuple[int, int]]] = defaultdict(list)
+    for index in range(len(edges_q) - 1):
+        shape = (edges_q[index + 1] - edges_q[index], edges_k[index + 1] - edges_k[index])
+        if shape[0] > 0:
+            groups[shape].append((edges_q[index], edges_k[index]))
+    parts: list[torch.Tensor] = []
+    order: list[torch.Tensor] = []
+    for (length_q, length_k), starts in groups.items():
+        rows_q = _segment_rows([start for start, _ in starts], length_q, query.device)
+        rows_k = _segment_rows([start for _, start in starts], length_k, query.device)
+        if length_k == 0:
+            attended = torch.zeros_like(_pick(query, rows_q))
+        else:
+            q, k, v = (_pick(x, rows).transpose(1, 2) for x, rows in ((query, rows_q), (key, rows_k), (value, rows_k)))
+            attended = dense_attention(q, k, v, causal=causal, scale=scale).transpose(1, 2)
+        parts.append(attended.reshape(-1, *query.shape[1:]))
+        order.append(rows_q.reshape(-1))
+    if not parts:
+        return torch.zeros_like(query)
+    if len(parts) == 1 and parts[0].shape == query.shape:
+        return parts[0]
+    return torch.zeros_like(query).index_copy(0, torch.cat(order), torch.cat(parts).to(query.dtype))
+
+
+def _pick(x: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    """``x[rows]``, whose gradient index_select adds up several times as fast on a CPU."""
+    return x.index_select(0, rows.flatten()).unflatten(0, rows.shape)
+
+
+def _segment_rows(starts: list[int], length: int, device: torch.device) -> torch.Tensor:
+    """(n, length) row numbers of n segments of one length."""
+    return torch.tensor(starts, device=device)[:, None] + torch.arange(length, device=device)
+
+
+@cache
+def _torch_varlen() -> tuple[Callable[..., Any], frozenset[str]] | None:
+    """torch.nn.attention.varlen.varlen_attn and its parameter names, or None where torch lacks it."""
+    try:
+        from torch.nn.attention.varlen import varlen_attn
+    except ImportError:
+        return None
+    return varlen_attn, frozenset(inspect.signature(varlen_attn).parameters)
+
+
+def _torch_varlen_backend(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    cu_q: torch.Tensor,
+    cu_k: torch.Tensor,
+    max_q: int,
+    max_k: int,
+    causal: bool,
+    scale: float,
+) -> torch.Tensor:
+    """The FlashAttention kernels inside torch (CUDA, 16-bit). The signature differs between releases."""
+    found = _torch_varlen()
+    if found is None:
+        raise ConfigError("attention backend torch_varlen: this torch has no torch.nn.attention.varlen; use sdpa")
+    function, names = found
+    options: dict[str, Any] = {}
+    if "enable_gqa" in names:
+        options["enable_gqa"] = query.shape[1] != key.shape[1]
+    else:
+        key, value = _repeat_heads(query, key, value)
+    if "window_size" in names:  # newer releases: (-1, 0) means "nothing to the right", that is causal
+        options["window_size"] = (-1, 0) if causal else (-1, -1)
+    else:
+        options["is_causal"] = causal
+    if "scale" in names:
+        options["scale"] = scale
+    elif scale != query.shape[-1] ** -0.5:
+        query = query * (scale * query.shape[-1] ** 0.5)
+    return function(query, key, value, cu_q, cu_k, max_q, max_k, **options)  # type: ignore[no-any-return]
+
+
+def _flash_attn_backend(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    cu_q: torch.Tensor,
+    cu_k: torch.Tensor,
+    max_q: int,
+    max_k: int,
+    causal: bool,
+    scale: float,
+) -> torch.Tensor:
+    """The optional flash-attn package (Dao 2023, arXiv:2307.08691)."""
+    from flash_attn import flash_attn_varlen_func
+
+    return flash_attn_varlen_func(  # type: ignore[no-any-return]
+        query, key, value, cu_q, cu_k, max_q, max_k, causal=causal, softmax_scale=scale
+    )
+
+
+ATTENTION_BACKENDS: dict[str, AttentionBackend] = {
+    "sdpa": _sdpa_backend,
+    "torch_varlen": _torch_varlen_backend,
+    "flash_attn": _flash_attn_backend,
+}
+
+
+def choose_attention_backend(requested: str, device: torch.device, dtype: torch.dtype) -> str:
+    """The backend to use: the one asked for, or with ``auto`` the fastest that runs here.
+
+    Raises:
+        ConfigError: an unknown backend, or one that cannot run on this device and dtype.
+    """
+    sixteen_bit_cuda = device.type == "cuda" and dtype in (torch.float16, torch.bfloat16)
+    has_package = importlib.util.find_spec("flash_attn") is not None
+    runs = {
+        "flash_attn": sixteen_bit_cuda and has_package,
+        "torch_varlen": sixteen_bit_cuda and _torch_varlen() is not None,
+        "sdpa": True,
+    }
+    if requested == "auto":
+        return next(name for name, possible in runs.items() if possible)
+    if requested not in runs:
+        raise ConfigError(f"model.attention: {requested!r} is not a backend; choose auto, {', '.join(runs)}")
+    if not runs[requested]:
+        why = (
+            "flash-attn is not installed"
+            if requested == "flash_attn" and not has_package
+            else (f"it needs CUDA and a 16-bit dtype, this run has {device.type} and {dtype}")
+        )
+        raise ConfigError(f"model.attention: {requested} cannot run here: {why}; use auto or sdpa")
+    return requested
+
+
+# ---------------------------------------------------------------- transformers' text layers
+
+
+def implementation_name(backend: str) -> str:
+    """The name under which transformers knows a backend (a name with "flash" in it would be refused)."""
+    return {"sdpa": "bbu_sdpa", "torch_varlen": "bbu_varlen", "flash_attn": "bbu_dao"}[backend]
+
+
+def _make_text_attention(backend: str) -> Callable[..., tuple[torch.Tensor, None]]:
+    def attend(
+        module: torch.nn.Module,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        scaling: float | None = None,
+        cu_seq_lens_q: torch.Tensor | None = None,
+        cu_seq_lens_k: torch.Tensor | None = None,
+        max_length_q: int | None = None,
+        max_length_k: int | None = None,
+        **kwargs: Any,
+    ) -> tuple[torch.Tensor, None]:
+        """(1, H, T, E) in transformers' layout → (1, T, H, E); without edges, transformers' own SDPA."""
+        if cu_seq_lens_q is None or cu_seq_lens_k is None or max_length_q is None or max_length_k is None:
+            return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
+        packed = varlen_attention(
+            *(x[0].transpose(0, 1) for x in (query, key, value)),
+            cu_seqlens_q=cu_seq_lens_q,
+            cu_seqlens_k=cu_seq_lens_k,
+            max_seqlen_q=max_length_q,
+            max_seqlen_k=max_length_k,
+            causal=True,
+            backend=backend,
+            scale=scaling,
+        )
+        return packed[None], None
+
+    return attend
+
+
+for _backend in ATTENTION_BACKENDS:
+    AttentionInterface.register(implementation_name(_backend), _make_text_attention(_backend))
+    AttentionMaskInterface.register(implementation_name(_backend), sdpa_mask)

@@ -1,0 +1,61 @@
+"""torch.compile for the blocks that most of a step is spent in. Shapes differ from pack to pack, so they stay symbols.
+
+Modules are compiled in place: names of parameters, checkpoints and low-rank weights do not change.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from bbu.errors import ConfigError
+from bbu.layers import attention
+from bbu.models.wrapper import DetectionVLM
+
+RECOMPILATIONS = 8  # of one piece of code; a piece that asks for more runs as it is
+
+
+def compile_parts(model: DetectionVLM, parts: Sequence[str], backend: str = "inductor") -> None:
+    """Compile the blocks of some parts at their first use.
+
+    Args:
+        parts: any of ``COMPILED_PARTS`` of the configuration.
+        backend: torch's name of what graphs are handed to.
+
+    Raises:
+        ConfigError: there is no C++ compiler, which torch.compile calls on any device.
+    """
+    if not parts:
+        return
+    if not any(shutil.which(name) for name in ("g++", "clang++")):
+        raise ConfigError(
+            "model.compile: needs a C++ compiler (g++ or clang++) and finds none; install one, or empty it"
+        )
+    torch._dynamo.config.recompile_limit = RECOMPILATIONS
+    _keep_attention_whole()
+    for part in parts:
+        for block in _blocks(model, part):
+            block.compile(dynamic=True, backend=backend)
+
+
+def compiled_graphs() -> int:
+    """How many graphs have been compiled so far; recompilations count."""
+    return int(torch._dynamo.utils.counters["stats"]["unique_graphs"])
+
+
+def _blocks(model: DetectionVLM, part: str) -> Sequence[nn.Module]:
+    if part == "decoder":
+        return list(model.detection_head.layers)
+    if part == "captions":
+        return list(model.caption_decoder.layers)
+    return model.backbone.blocks(part)
+
+
+def _keep_attention_whole() -> None:
+    """Attention backends are called, not traced: they loop over edges, and every pack would be compiled anew."""
+    for name, backend in attention.ATTENTION_BACKENDS.items():
+        if not getattr(backend, "_torchdynamo_disable", False):
+            attention.ATTENTION_BACKENDS[name] = torch.compiler.disable(backend)

@@ -1,0 +1,57 @@
+"""Liger kernels (Hsu et al. 2024, arXiv:2410.10989) for norms and gated MLPs of the backbone, where they are installed.
+
+The optional package liger-kernel needs CUDA and Triton. Its rotary kernel is for an interface that transformers has
+left, and its losses are not used: the heads' losses never build the logits either.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+from typing import Any
+
+import torch
+
+from bbu.errors import ConfigError
+from bbu.families.base import Backbone
+
+OFF = {"rope": False, "cross_entropy": False, "fused_linear_cross_entropy": False}
+
+
+def use_liger(backbone: Backbone, requested: str, device: torch.device) -> bool:
+    """Put the kernels into this instance; parameters and their names stay.
+
+    Args:
+        requested: ``none``; ``auto``: where they run; ``always``: or an error.
+
+    Returns:
+        Whether they are in use.
+
+    Raises:
+        ConfigError: asked for and not possible.
+    """
+    if requested == "none":
+        return False
+    function, why = _function(backbone.family, device)
+    if function is None:
+        if requested == "always":
+            raise ConfigError(f"model.liger: cannot be used here: {why}; set model.liger=none or auto")
+        return False
+    inner = backbone.vlm.model  # the outer class has lost the short ways by which the function finds its parts
+    names = vars(sys.modules[type(inner).__module__])
+    before = dict(names)
+    function(model=inner, rms_norm=True, swiglu=True, **OFF)
+    names.update(before)  # it also exchanges classes for all models that are built later
+    return True
+
+
+def _function(family: str, device: torch.device) -> tuple[Any, str]:
+    """The package's function for a family, or None and why."""
+    if device.type != "cuda":
+        return None, f"it needs CUDA, this run has {device.type}"
+    if importlib.util.find_spec("liger_kernel") is None:
+        return None, "liger-kernel is not installed"
+    name = f"apply_liger_kernel_to_{family}"
+    function = getattr(importlib.import_module("liger_kernel.transformers"), name, None)
+    return function, f"this liger-kernel has no {name}"

@@ -1,0 +1,174 @@
+"""The one checkpoint layout, written and read here alone.
+
+model/
+  backbone/                     a standard Hugging Face folder: weights, tokenizer, image processor, template
+  detection_head.safetensors    adapters, decoder, caption decoder
+  bbu.json                      sizes, prompt, resize policy, coordinate convention, hashes
+  descriptions.json             the descriptions it was trained with; only in a published model
+  lora.safetensors              the weights that learn, not merged; only in checkpoints of a run with LoRA
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from bbu.config import DetectionConfig
+from bbu.data.chat_processor import ChatProcessor
+from bbu.errors import CheckpointError
+from bbu.families.prompts import PromptSpec
+from bbu.families.tokenizer import load_tokenizer
+from bbu.jsonl import write_json
+from bbu.models.acceleration.lora import has_lora, merged_state
+from bbu.models.build import backbone_class
+from bbu.models.wrapper import DetectionVLM
+
+FORMAT = 1
+HEAD_FILE, FACTS_FILE, BACKBONE_FOLDER, LORA_FILE = (
+    "detection_head.safetensors",
+    "bbu.json",
+    "backbone",
+    "lora.safetensors",
+)
+FACTS = ("format", "prompt_hash", "vocabulary_hash", "pixels_hash", "family", "detection", "max_length")
+
+
+def vocabulary_hash(processor: ChatProcessor) -> str:
+    """SHA-256 of the token → id table."""
+    table = json.dumps(sorted(processor.tokenizer.get_vocab().items()), ensure_ascii=False)
+    return hashlib.sha256(table.encode()).hexdigest()
+
+
+def pixels_hash(processor: ChatProcessor) -> str:
+    """SHA-256 of how pixels are scaled and cut: what the image processor does besides the resize of the prompt."""
+    names = ("patch_size", "merge_size", "temporal_patch_size", "image_mean", "image_std", "rescale_factor", "resample")
+    settings = {name: str(getattr(processor.image_processor, name, None)) for name in names}
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+
+
+def save_model(
+    folder: Path, model: DetectionVLM, processor: ChatProcessor, state: Mapping[str, torch.Tensor] | None = None
+) -> None:
+    """Write the layout.
+
+    Args:
+        state: ``model``'s state where a wrapper (DeepSpeed) keeps it; default: the model's own.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    state = dict(model.state_dict() if state is None else state)
+    backbone_prefix = "backbone.vlm."
+    backbone = {n.removeprefix(backbone_prefix): v for n, v in state.items() if n.startswith(backbone_prefix)}
+    head = {n: v.contiguous() for n, v in state.items() if not n.startswith("backbone.")}
+    if has_lora(model):
+        save_file(_learned_backbone(model, backbone), folder / LORA_FILE)
+        backbone = merged_state(model, backbone)
+    model.backbone.save(folder / BACKBONE_FOLDER, backbone)
+    processor.tokenizer.save_pretrained(folder / BACKBONE_FOLDER)
+    processor.image_processor.save_pretrained(folder / BACKBONE_FOLDER)
+    save_file(head, folder / HEAD_FILE)
+    write_json(
+        folder / FACTS_FILE,
+        {
+            "format": FORMAT,
+            "family": model.backbone.family,
+            "detection": dataclasses.asdict(model.config),
+            "prompt": processor.spec.to_json(),
+            "prompt_hash": processor.spec.hash,
+            "vocabulary_hash": vocabulary_hash(processor),
+            "pixels_hash": pixels_hash(processor),
+            "max_length": processor.max_length,
+        },
+    )
+
+
+def _learned_backbone(model: DetectionVLM, backbone: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    learned = {name for name, parameter in model.backbone.vlm.named_parameters() if parameter.requires_grad}
+    return {name: value.contiguous() for name, value in backbone.items() if name in learned}
+
+
+def read_facts(folder: Path) -> dict[str, Any]:
+    """bbu.json of a model folder, checked.
+
+    Raises:
+        CheckpointError: missing, damaged, of another format, or its prompt was edited by hand.
+    """
+    path = folder / FACTS_FILE
+    if not path.is_file():
+        raise CheckpointError(f"{folder}: is no model folder: {FACTS_FILE} is missing")
+    try:
+        facts: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        spec = PromptSpec(**facts["prompt"])
+        known = [facts[key] for key in FACTS]
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path}: is damaged: {error}") from None
+    if known[0] != FORMAT:
+        raise CheckpointError(f"{path}: format {known[0]}, this version reads {FORMAT}")
+    if spec.hash != known[1]:
+        raise CheckpointError(
+            f"{path}: the prompt is not the one the model was trained with (its hash differs); restore the file"
+        )
+    return facts
+
+
+def load_processor(folder: Path, image_root: str = ".") -> ChatProcessor:
+    """The processor a model was trained with.
+
+    Raises:
+        CheckpointError: prompt, template, resize policy or vocabulary differ from training.
+    """
+    facts = read_facts(folder)
+    source = str(folder / BACKBONE_FOLDER)
+    try:
+        image_processor = backbone_class(facts["family"]).image_processor(source)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{source}: its image processor cannot be read: {str(error).splitlines()[0]}") from None
+    processor = ChatProcessor(
+        load_tokenizer(source),
+        image_processor,
+        PromptSpec(**facts["prompt"]),
+        image_root=image_root,
+        max_length=facts["max_length"],
+        caption_max_tokens=facts["detection"]["caption_max_tokens"],
+    )
+    if vocabulary_hash(processor) != facts["vocabulary_hash"]:
+        raise CheckpointError(f"{source}: the tokenizer is not the one the model was trained with; restore its files")
+    if pixels_hash(processor) != facts["pixels_hash"]:
+        raise CheckpointError(f"{source}: preprocessor_config.json is not the one of training; restore the file")
+    return processor
+
+
+def load_model(folder: Path, dtype: torch.dtype = torch.float32) -> DetectionVLM:
+    """A trained model, ready to predict.
+
+    Raises:
+        CheckpointError: files are missing, damaged or do not fit each other.
+    """
+    facts = read_facts(folder)
+    try:
+        backbone = backbone_class(facts["family"]).from_pretrained(str(folder / BACKBONE_FOLDER), dtype)
+        model = DetectionVLM(backbone, DetectionConfig(**facts["detection"])).to(dtype)
+        load_head(model, folder)
+    except CheckpointError:
+        raise
+    except Exception as error:  # safetensors, transformers and torch each raise their own kinds
+        raise CheckpointError(f"{folder}: cannot be loaded: {str(error).splitlines()[0]}") from None
+    return model.eval()
+
+
+def load_head(model: DetectionVLM, folder: Path) -> None:
+    """Read adapters, decoder and caption decoder into a model."""
+    path = folder / HEAD_FILE
+    if not path.is_file():
+        raise CheckpointError(f"{folder}: {HEAD_FILE} is missing")
+    head = load_file(path)
+    missing, unexpected = model.load_state_dict(head, strict=False)
+    missing = [name for name in missing if not name.startswith("backbone.")]
+    if missing or unexpected:
+        raise CheckpointError(f"{path}: does not fit the model: {', '.join([*missing, *unexpected][:5])}")

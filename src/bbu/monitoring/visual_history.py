@@ -1,0 +1,267 @@
+"""What the training log's page shows, and the page itself: one HTML file that holds its own history.
+
+Written whole at every update and read back when a run goes on. Its size is bounded whatever the run's length:
+LOOKS_KEPT looks and POINTS_KEPT points of a curve (first, last and every k-th between, k a power of two),
+MARKS_PER_LOOK predicted boxes a look, PHOTO_CHARACTERS a photo.
+"""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import io
+import json
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, TypeVar
+
+from PIL import Image
+
+from bbu.errors import UserError
+from bbu.evaluation.page.render import FOLDER as SHARED_SCRIPTS
+from bbu.evaluation.page.render import script_json
+from bbu.evaluation.page.typeface import glyphs_data_uri
+from bbu.evaluation.pictures import compare_marks
+from bbu.images import load_image
+from bbu.jsonl import atomic_writer
+from bbu.losses.weighting import TERMS
+from bbu.monitoring.visual_probe import METRICS, Seen, match_stability
+from bbu.records import PredictionRow, Row, resolve_image
+
+LOOKS_KEPT = 60
+POINTS_KEPT = 1000
+MARKS_PER_LOOK = 400  # predicted boxes; shared out over the photos, the surest are shown
+PHOTO_CHARACTERS = 400_000  # of base64; with 16 photos and everything else the page stays under 15 MB
+PHOTO_SIDES, PHOTO_QUALITY = (960, 640, 448), 80  # longer side in pixels, the first that fits; JPEG
+HERE = Path(__file__).parent
+Item = TypeVar("Item")
+
+
+@dataclass(frozen=True)
+class Thumbnail:
+    """A probe photo on the page; ``parts`` are [description, closed, x1, y1, x2, y2, …] in displayed pixels."""
+
+    name: str
+    width: int
+    height: int
+    parts: list[list[Any]]
+    jpeg: str
+
+
+@dataclass(frozen=True)
+class PhotoLook:
+    """A photo at one look, by the rules of the comparison pictures.
+
+    Args:
+        truth: [state, note] of each part, in the order of the photo's parts.
+        found: [x1, y1, x2, y2, description, state, note] of each shown prediction, surest first.
+        hidden: predictions that are not shown: below the threshold, or over MARKS_PER_LOOK.
+        queries: as in ``Seen``.
+        error: why the photo was not predicted.
+    """
+
+    truth: list[list[str]]
+    found: list[list[Any]]
+    hidden: int
+    queries: list[int] | None
+    error: str | None = None
+
+
+@dataclass(frozen=True)
+class Look:
+    """All probe photos after ``step`` optimizer steps; ``stability`` is against the look before, at step ``since``."""
+
+    step: int
+    photos: list[PhotoLook]
+    metrics: dict[str, float | None]
+    stability: float | None
+    since: int | None
+    seconds: float
+
+
+@dataclass
+class History:
+    """Content of the page.
+
+    Args:
+        facts: title, split, threshold, max_steps; every, log_every, eval_every: steps between looks, between
+            lines of the log and between evaluations.
+        losses: [step, loss, each of TERMS].
+        val: [step, each of METRICS], where val was evaluated.
+        failed: updates that failed.
+    """
+
+    facts: dict[str, Any]
+    photos: list[Thumbnail]
+    looks: list[Look] = field(default_factory=list)
+    losses: list[list[float]] = field(default_factory=list)
+    val: list[list[Any]] = field(default_factory=list)
+    failed: int = 0
+
+    def add_look(self, step: int, rows: Sequence[Row], seen: Seen) -> Look:
+        """Compare predictions with annotations and keep what the page shows."""
+        most = MARKS_PER_LOOK // max(len(rows), 1)
+        threshold = self.facts["threshold"]
+        photos = [
+            _photo_look(row, found, queries, threshold, most)
+            for row, found, queries in zip(rows, seen.predictions, seen.queries, strict=True)
+        ]
+        before = self.looks[-1] if self.looks else None
+        stability = match_stability([photo.queries for photo in before.photos], seen.queries) if before else None
+        look = Look(step, photos, seen.metrics, stability, before.step if before else None, round(seen.seconds, 2))
+        self.looks = thinned([*self.looks, look], lambda item: item.step, self.facts["every"], LOOKS_KEPT)
+        return look
+
+    def add_losses(self, step: int, logs: Mapping[str, float]) -> None:
+        """A line of the training log; not-a-number has no place on a curve and is left out."""
+        values = [logs["loss"], *(logs[f"loss/{term}"] for term in TERMS)]
+        if all(abs(value) < float("inf") for value in values):
+            self.losses.append([step, *(round(value, 5) for value in values)])
+            self.losses = thinned(self.losses, _step, self.facts["log_every"], POINTS_KEPT)
+
+    def add_val(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Scores of the whole val split, as the trainer names them."""
+        self.val.append([step, *(metrics.get(f"eval_{name}") for name in METRICS)])
+        self.val = thinned(self.val, _step, self.facts["eval_every"], POINTS_KEPT)
+
+    def forget_after(self, step: int) -> None:
+        """What a run that goes on from ``step`` will see once more."""
+        self.looks = [look for look in self.looks if look.step <= step]
+        self.losses = [point for point in self.losses if _step(point) <= step]
+        self.val = [point for point in self.val if _step(point) <= step]
+
+
+def _step(point: Sequence[Any]) -> int:
+    return int(point[0])
+
+
+def thinned(items: Sequence[Item], step_of: Callable[[Item], int], interval: int, most: int) -> list[Item]:
+    """The first, the last, and between them those at multiples of k · interval; the smallest k = 1, 2, 4, … that
+    leaves at most about ``most``. The same spacing from beginning to end, however often it is applied."""
+    first, last = step_of(items[0]), step_of(items[-1])
+    stride = interval
+    while (last - first) / stride + 1 > most:
+        stride *= 2
+    inner = [item for item in items[1:-1] if step_of(item) % stride == 0]
+    return [items[0], *inner, *([items[-1]] if len(items) > 1 else [])]
+
+
+def _photo_look(row: Row, found: PredictionRow, queries: list[int] | None, threshold: float, most: int) -> PhotoLook:
+    sure = sorted((item for item in found.predictions if item.score >= threshold), key=lambda item: -item.score)
+    truth, marks = compare_marks(row.objects, sure[:most], (row.width, row.height))
+    return PhotoLook(
+        truth=[[mark.state, mark.note] for mark in truth],
+        found=[
+            [*(round(value, 1) for value in item.box), mark.desc, mark.state, mark.note]
+            for item, mark in zip(sure, marks, strict=False)
+        ],
+        hidden=len(found.predictions) - len(marks),
+        queries=queries,
+        error=found.error,
+    )
+
+
+# ---------------------------------------------------------------- photos
+
+
+def thumbnail(row: Row, image_root: str) -> Thumbnail:
+    """A probe photo, small; an empty picture where it cannot be read: every look says why."""
+    parts = [
+        [item.desc, item.kind != "line", *(item.points if item.kind != "bbox_2d" else _corners(item.box))]
+        for item in row.objects
+    ]
+    try:
+        jpeg = _small_jpeg(load_image(resolve_image(image_root, row.images[0])))
+    except UserError:
+        jpeg = ""
+    return Thumbnail(row.images[0], row.width, row.height, parts, jpeg)
+
+
+def _corners(box: Sequence[float]) -> tuple[float, ...]:
+    x1, y1, x2, y2 = box
+    return x1, y1, x2, y1, x2, y2, x1, y2
+
+
+def _small_jpeg(image: Image.Image) -> str:
+    """Base64 JPEG of at most PHOTO_CHARACTERS, or of the smallest size."""
+    text = ""
+    for side in PHOTO_SIDES:
+        fitted, stream = image.copy(), io.BytesIO()
+        fitted.thumbnail((side, side), Image.Resampling.LANCZOS)
+        fitted.save(stream, format="JPEG", quality=PHOTO_QUALITY, optimize=True)
+        text = base64.b64encode(stream.getvalue()).decode("ascii")
+        if len(text) <= PHOTO_CHARACTERS:
+            break
+    return text
+
+
+# ---------------------------------------------------------------- the file
+
+
+def write_page(path: Path, history: History) -> None:
+    """Render and write the page, whole or not at all.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    from jinja2 import Environment, StrictUndefined
+
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    template = environment.from_string(_read(HERE / "visual_log.html.jinja"))
+    content = dataclasses.asdict(history) | {"terms": TERMS, "metrics": METRICS}
+    page = template.render(
+        facts=history.facts,
+        photos=len(history.photos),
+        style=_read(HERE / "visual_log.css"),
+        script=_read(SHARED_SCRIPTS / "elements.js") + _read(HERE / "visual_log.js"),
+        glyphs=_glyphs("".join(sorted({glyph for text in _texts(history) for glyph in text if ord(glyph) > 127}))),
+        data=script_json(content),
+    )
+    with atomic_writer(path) as stream:
+        stream.write(page)
+
+
+def read_page(path: Path) -> History:
+    """The history of a page that ``write_page`` wrote.
+
+    Raises:
+        UserError: the page is missing or damaged.
+    """
+    try:
+        found = re.search(r'<script type="application/json" id="data">(.*?)</script>', _read(path), re.DOTALL)
+        content = json.loads(found[1]) if found else {}
+        return History(
+            facts=content["facts"],
+            photos=[Thumbnail(**photo) for photo in content["photos"]],
+            looks=[
+                Look(**look | {"photos": [PhotoLook(**photo) for photo in look["photos"]]}) for look in content["looks"]
+            ],
+            losses=content["losses"],
+            val=content["val"],
+            failed=content["failed"],
+        )
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: is no training log that can be read ({type(error).__name__}: {error})") from None
+
+
+def _read(path: Path) -> str:
+    return path.read_text(encoding="utf-8")
+
+
+def _texts(history: History) -> Iterable[str]:
+    yield str(history.facts["title"])
+    for photo in history.photos:
+        yield from (photo.name, *(part[0] for part in photo.parts))
+    for look in history.looks:
+        for seen in look.photos:
+            yield from (mark[4] for mark in seen.found)
+            yield seen.error or ""
+
+
+@lru_cache(maxsize=1)
+def _glyphs(characters: str) -> str:
+    """Cutting a typeface down takes a moment, and the words are mostly those of the update before."""
+    return glyphs_data_uri(characters)

@@ -1,0 +1,179 @@
+"""The few photos that a training run is watched on, and a look at them with the current weights.
+
+Legend: N annotated parts of a photo, Q queries, S image tokens.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from bbu.data.photo import open_photo
+from bbu.errors import UserError
+from bbu.evaluation import evaluate
+from bbu.inference.postprocess import model_inputs
+from bbu.inference.predictor import Predictor, Shown
+from bbu.losses.matcher import MatchCosts, Round, hungarian_matcher
+from bbu.models.wrapper import DetectionOutput, DetectionVLM
+from bbu.records import PredictionRow, Row
+
+METRICS = ("AP", "AP50", "AP50_agnostic", "description_accuracy")
+UNMATCHED = -1  # more parts than queries
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What one look saw.
+
+    Args:
+        predictions: one row a probe photo, in their order.
+        queries: for each photo the (N,) query matched to each part, UNMATCHED where none is left; None where
+            the photo could not be read. See ``query_names``.
+        metrics: METRICS of the probe photos; None = undefined.
+        seconds: what the look cost.
+    """
+
+    predictions: list[PredictionRow]
+    queries: list[list[int] | None]
+    metrics: dict[str, float | None]
+    seconds: float
+
+
+class Probe:
+    """Looks at the same photos again and again, and leaves the training run as it was.
+
+    Works on the bare model, so no wrapper's collective runs: one rank can look while the others wait for it.
+
+    Args:
+        predictor: of the model that is being trained.
+        rows: the photos, annotated.
+        shown: what is shown with each photo.
+    """
+
+    def __init__(
+        self,
+        predictor: Predictor,
+        rows: Sequence[Row],
+        image_root: str,
+        costs: MatchCosts,
+        *,
+        shown: Shown | None = None,
+    ) -> None:
+        self.predictor, self.rows, self.image_root, self.costs = predictor, list(rows), image_root, costs
+        self.shown = shown
+
+    def look(self) -> Seen:
+        """Predict and match every photo.
+
+        Raises:
+            UserError: this rank does not hold the weights as a whole.
+        """
+        started, model = time.monotonic(), self.predictor.model
+        if any(hasattr(parameter, "ds_id") for parameter in model.parameters()):
+            raise UserError("training.visual_every: ZeRO-3 shares out the weights; use ZeRO-2, or set it to 0")
+        with undisturbed(model):
+            names = [row.images[0] for row in self.rows]
+            predictions = list(self.predictor.predict_files(names, self.image_root, shown=self.shown))
+            model.eval()
+            queries = [self._matched(row) for row in self.rows]
+        metrics = evaluate(self.rows, predictions, bootstrap_samples=0)
+        return Seen(predictions, queries, {name: metrics[name] for name in METRICS}, time.monotonic() - started)
+
+    @torch.no_grad()
+    def _matched(self, row: Row) -> list[int] | None:
+        """The query that training would teach each part of a photo, by the last layer."""
+        model, processor = self.predictor.model, self.predictor.processor
+        try:
+            teachers, context = self.shown(row.images[0]) if self.shown else ((), ())
+            sample = processor.process_photos(
+                teachers, open_photo(self.image_root, row), context=context, with_answer=True
+            )
+        except UserError:  # its prediction row says why
+            return None
+        batch = self.predictor.collator([sample])
+        with self.predictor.precision():
+            output = model(**model_inputs(batch, next(model.parameters()).device))
+        return matched_queries(output, batch["boxes"], self.costs)
+
+
+def matched_queries(output: DetectionOutput, part_boxes_N4: torch.Tensor, costs: MatchCosts) -> list[int]:
+    """(N,) names of the queries that the training matcher gives the parts of one sample, last layer."""
+    last = Round(output.pred_boxes[None], output.pred_objectness[None])
+    boxes_N4 = part_boxes_N4.to(output.pred_boxes)
+    (matches,) = hungarian_matcher([last], boxes_N4, [len(boxes_N4)], costs)
+    names_Q = query_names(output)
+    found = [UNMATCHED] * len(boxes_N4)
+    for part, query in zip(matches.parts.tolist(), matches.predictions.tolist(), strict=True):
+        found[part] = names_Q[query]
+    return found
+
+
+def query_names(output: DetectionOutput) -> list[int]:
+    """(Q,) what each query of one sample is: the image token it starts from; S and above for learned queries.
+
+    Queries are the best image tokens in order of their objectness (``DetectionHead._choose``), so a query's place
+    in that order says nothing, while its token is the same place of the photo at every look.
+    """
+    (tokens_S,) = output.proposals.objectness.split(output.proposal_counts)
+    queries = output.pred_boxes.shape[1]
+    taken = min(len(tokens_S), queries)
+    chosen: list[int] = tokens_S.topk(taken).indices.tolist()
+    return chosen + [len(tokens_S) + number for number in range(taken, queries)]
+
+
+def match_stability(before: Sequence[list[int] | None], now: Sequence[list[int] | None]) -> float | None:
+    """Share of annotated parts whose matched query is that of the look before; None without a part to compare.
+
+    One less DN-DETR's instability (Li et al. 2022, arXiv:2203.01305, section 3.2).
+    """
+    pairs = [
+        pair
+        for old, new in zip(before, now, strict=True)
+        if old is not None and new is not None
+        for pair in zip(old, new, strict=True)
+    ]
+    return sum(old == new != UNMATCHED for old, new in pairs) / len(pairs) if pairs else None
+
+
+def choose_probes(rows: Sequence[Row], count: int, seed: int) -> list[Row]:
+    """Photos that show most: each next one adds most descriptions that none before it has, rare ones first.
+
+    A description weighs 1 / (photos that have it); equals are drawn by seed. When all are shown, from the start.
+    """
+    left = [row for row in rows if row.objects]
+    random.Random(seed).shuffle(left)
+    descs = {id(row): {item.desc for item in row.objects} for row in left}
+    photos = Counter(desc for row in left for desc in descs[id(row)])
+    chosen: list[Row] = []
+    covered: set[str] = set()
+    while left and len(chosen) < count:
+        if covered >= set().union(*(descs[id(row)] for row in left)):
+            covered = set()
+        best = max(left, key=lambda row: sum(1 / photos[desc] for desc in descs[id(row)] - covered))
+        left.remove(best)
+        chosen.append(best)
+        covered |= descs[id(best)]
+    return chosen
+
+
+@contextlib.contextmanager
+def undisturbed(model: DetectionVLM) -> Iterator[None]:
+    """Whatever is drawn or switched inside, random states and every module's training mode are as before."""
+    modes = [(module, module.training) for module in model.modules()]
+    python, arrays = random.getstate(), np.random.get_state()
+    device = next(model.parameters()).device
+    try:
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(arrays)
+        for module, mode in modes:
+            module.training = mode

@@ -1,0 +1,134 @@
+"""Planning and loading: even packs, every view once, little in memory, whatever the header says."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Iterator
+from itertools import groupby
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from torch.utils.data import Dataset
+
+from bbu.errors import ImageError
+from bbu.images import load_image
+from bbu.inference.loading import Look, Views, in_parallel, photo_size, plan_looks
+from bbu.inference.predictor import Predictor
+from bbu.inference.tiling import Tiles
+from tests.tiny import FAMILIES, noise_photo, tiny_model, tiny_processor
+
+SIZES = [(112, 84), (56, 56), (168, 112), (60, 60), (110, 80), (160, 120), (58, 56)]
+
+
+@pytest.fixture(scope="module")
+def predictor() -> Predictor:
+    return Predictor(tiny_model(FAMILIES[0]), tiny_processor(FAMILIES[0], caption_max_tokens=24), batch_size=2)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = tmp_path_factory.mktemp("photos")
+    for number, size in enumerate(SIZES):
+        noise_photo(number, *size).image.save(place / f"{number}.png")
+    return place
+
+
+NAMES = [f"{number}.png" for number in range(len(SIZES))]
+
+
+def plan(predictor: Predictor, folder: Path, names: list[str], done: Collection[int] = ()) -> list[Look]:
+    return list(plan_looks(names, str(folder), predictor, lambda index: index in done))
+
+
+def groups(looks: list[Look]) -> list[list[int]]:
+    return [[look.index for look in some] for _, some in groupby(looks, key=lambda look: look.group)]
+
+
+def test_photos_of_similar_size_go_together(predictor: Predictor, folder: Path) -> None:
+    sizes = [[SIZES[i][0] * SIZES[i][1] for i in group] for group in groups(plan(predictor, folder, NAMES))]
+    flat = [min(size, predictor.processor.spec.max_pixels) for group in sizes for size in group]
+    assert flat == sorted(flat) and sorted(map(len, sizes)) == [1, 2, 2, 2]
+
+
+def test_what_is_done_is_left_out_by_whole_groups_and_the_others_stay_as_they_were(
+    predictor: Predictor, folder: Path
+) -> None:
+    everything = groups(plan(predictor, folder, NAMES))
+    first, second, *rest = everything
+    assert groups(plan(predictor, folder, NAMES, {*first, second[0]})) == [second, *rest]
+    assert plan(predictor, folder, NAMES, set(range(len(NAMES)))) == []
+
+
+def test_every_view_of_a_photo_follows_the_other(predictor: Predictor, folder: Path) -> None:
+    tiled = Predictor(predictor.model, predictor.processor, batch_size=2, tiles=Tiles(2, 1), flips=True)
+    looks = plan(tiled, folder, NAMES)
+    assert Counter(look.index for look in looks) == {index: len(tiled.views(size)) for index, size in enumerate(SIZES)}
+    assert len([index for index, _ in groupby(look.index for look in looks)]) == len(NAMES)
+
+
+def test_a_photo_that_cannot_be_read_keeps_its_place(predictor: Predictor, folder: Path) -> None:
+    (look,) = [look for look in plan(predictor, folder, [*NAMES, "gone.png", "../x.png"]) if look.index == 7]
+    assert look.view is None and "no such photo" in look.problem
+
+
+def test_planning_is_lazy(predictor: Predictor, folder: Path) -> None:
+    stream = plan_looks(NAMES * 500, str(folder), predictor, lambda _: False)
+    assert isinstance(next(stream), Look)
+
+
+# ---------------------------------------------------------------- sizes
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "tif"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_the_size_in_the_header_is_that_of_the_loaded_photo(suffix: str, orientation: int, tmp_path: Path) -> None:
+    path = tmp_path / f"photo.{suffix}"
+    image = Image.effect_noise((40, 30), 60).convert("RGB")
+    exif = image.getexif()
+    exif[274] = orientation
+    image.save(path, exif=exif)
+    assert photo_size(path) == load_image(path).size == ((30, 40) if orientation >= 5 else (40, 30))
+
+
+def test_a_header_that_cannot_be_read_gives_the_error_of_loading(tmp_path: Path) -> None:
+    (tmp_path / "note.png").write_text("no picture", encoding="utf-8")
+    with pytest.raises(ImageError, match=r"note\.png: is not an image"):
+        photo_size(tmp_path / "note.png")
+
+
+# ---------------------------------------------------------------- loading
+
+
+def test_workers_make_what_this_process_makes(predictor: Predictor, folder: Path) -> None:
+    looks = plan(predictor, folder, [*NAMES, "gone.png"])
+    views = Views(predictor.processor, str(folder), ())
+    here, there = (list(in_parallel(views, looks, workers)) for workers in (0, 2))
+    assert [look for look, _ in here] == [look for look, _ in there] == looks
+    for (_, one), (_, other) in zip(here, there, strict=True):
+        if isinstance(one, str):
+            assert one == other
+        else:
+            assert not isinstance(other, str)
+            assert torch.equal(one.pixel_values, other.pixel_values) and torch.equal(one.input_ids, other.input_ids)
+
+
+class Twice(Dataset[int]):
+    def __getitem__(self, item: int) -> int:
+        return 2 * item
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_no_more_is_drawn_than_is_needed(workers: int) -> None:
+    drawn = 0
+
+    def endless() -> Iterator[int]:
+        nonlocal drawn
+        while True:
+            yield drawn
+            drawn += 1
+
+    stream = in_parallel(Twice(), endless(), workers)
+    assert [next(stream) for _ in range(10)] == [2 * number for number in range(10)]
+    assert drawn <= 10 + 2 * workers + 1

@@ -1,0 +1,80 @@
+"""The one weighted sum: what is counted, what is divided by what, and that answers are told apart."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+
+from bbu.config import LossConfig
+from bbu.data.chat_processor import IGNORE
+from bbu.losses.weighting import TERMS, count_terms, term_weights, weigh
+from bbu.training.objective import DetectionObjective
+from tests.tiny import FAMILIES, mixed_samples, pack, run_model, tiny_config, tiny_model, tiny_processor
+
+WEIGHTS = dict(zip(TERMS, (0.1, 1.0, 5.0, 2.0, 3.0, 0.5), strict=True))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_supervised_token_belongs_to_exactly_one_answer_span(family: str) -> None:
+    model = tiny_model(family)
+    batch = pack(model, mixed_samples(tiny_processor(family)))
+    owners = torch.zeros(batch["labels"].shape[1], dtype=torch.long)
+    spans = [span for spans in batch["teacher_spans"] for span in spans] + batch["student_spans"]
+    for start, stop in spans:
+        owners[start:stop] += 1
+    assert torch.equal(owners, (batch["labels"][0] != IGNORE).long())
+    counts = count_terms(batch)
+    assert counts["teacher_lm"] + counts["student_lm"] == int((batch["labels"] != IGNORE).sum())
+    assert counts["teacher_lm"] > 0 and counts["student_lm"] > 0
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_counts_are_those_of_tokens_parts_and_words(family: str) -> None:
+    samples = mixed_samples(tiny_processor(family))
+    counts = count_terms(pack(tiny_model(family), samples))
+    parts = sum(len(sample.ground_truth_objects) for sample in samples)
+    words = sum(len(item.caption_ids) for sample in samples for item in sample.ground_truth_objects)
+    assert (counts["bbox_l1"], counts["bbox_giou"], counts["objectness"]) == (parts,) * 3
+    assert counts["caption"] == words
+    assert counts["student_lm"] == sum(b - a for a, b in (sample.student_span for sample in samples))
+
+
+def test_the_total_is_the_sum_of_weight_times_sum_over_count() -> None:
+    sums = {term: torch.tensor(10.0 + number) for number, term in enumerate(TERMS)}
+    counts = {term: torch.tensor(float(number + 1)) for number, term in enumerate(TERMS)}
+    found = weigh(sums, counts, WEIGHTS)
+    assert list(found) == list(TERMS)
+    for number, term in enumerate(TERMS):
+        assert found[term].item() == pytest.approx(WEIGHTS[term] * (10 + number) / (number + 1))
+
+
+def test_a_count_of_zero_divides_by_one() -> None:
+    sums = dict.fromkeys(TERMS, torch.tensor(3.0))
+    for zero in (0, torch.tensor(0.0)):
+        assert weigh(sums, dict.fromkeys(TERMS, zero), WEIGHTS)["objectness"].item() == pytest.approx(9.0)
+
+
+def test_weights_are_those_of_the_config_and_every_one_is_used() -> None:
+    weights = {f"{term}_weight": float(number) for number, term in enumerate(TERMS)}
+    assert term_weights(LossConfig(**weights)) == {term: float(number) for number, term in enumerate(TERMS)}
+    named = {field.name for field in dataclasses.fields(LossConfig) if field.name.endswith("_weight")}
+    assert named == set(weights)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_teachers_and_students_losses_are_summed_apart(family: str) -> None:
+    """Against a plain cross-entropy over all logits, told apart by span."""
+    model = tiny_model(family)
+    batch = pack(model, mixed_samples(tiny_processor(family)))
+    with torch.no_grad():
+        sums = DetectionObjective(model, tiny_config().loss)(**batch)
+        logits = run_model(model, batch).hidden_TD @ model.backbone.lm_head_weight.T
+    losses = torch.nn.functional.cross_entropy(logits[:-1], batch["labels"][0, 1:], reduction="none")
+    expected = {
+        "teacher_lm": sum(losses[a - 1 : b - 1].sum() for spans in batch["teacher_spans"] for a, b in spans),
+        "student_lm": sum(losses[a - 1 : b - 1].sum() for a, b in batch["student_spans"]),
+    }
+    for term, value in expected.items():
+        torch.testing.assert_close(sums[term], value, rtol=1e-9, atol=1e-9)

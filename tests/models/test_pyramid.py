@@ -1,0 +1,69 @@
+"""The pyramid sees the photo that the patches were cut from, each photo by itself."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from bbu.families.registry import BACKBONES
+from bbu.models.pyramid import LocalPyramid
+from tests.tiny import FAMILIES, build_tiny, noise_photo, tiny_config
+
+SIZES = [(84, 56), (112, 84), (84, 56), (56, 140)]  # width, height in pixels, multiples of 28
+
+
+def pyramid(width: int = 8) -> LocalPyramid:
+    torch.manual_seed(0)
+    return LocalPyramid(width, 2, 14).double()
+
+
+def images(sizes: list[tuple[int, int]]) -> tuple[list[torch.Tensor], list[torch.Tensor], list[list[tuple[int, int]]]]:
+    """Random patch rows, tokens and grids of photos."""
+    generator = torch.Generator().manual_seed(1)
+    fine = [(height // 14, width // 14) for width, height in sizes]
+    grids = [fine, [(rows // 2, columns // 2) for rows, columns in fine]]
+    patches = [torch.randn(rows * columns, 1176, generator=generator, dtype=torch.float64) for rows, columns in fine]
+    tokens = [
+        torch.randn(sum(rows * columns for rows, columns in level), 8, generator=generator, dtype=torch.float64)
+        for level in grids
+    ]
+    return patches, tokens, grids
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_picture_is_the_photo_that_the_patches_were_cut_from(family: str) -> None:
+    processor = BACKBONES[family].image_processor("")
+    processor.size = {"shortest_edge": 28 * 28, "longest_edge": 280 * 280}
+    image = noise_photo(3, 140, 84).image
+    seen = processor(images=[image], return_tensors="pt")
+    (_, rows, columns) = seen["image_grid_thw"][0].tolist()
+    model = build_tiny(tiny_config(model={"family": family}))
+    picture = model.local_pyramid.picture(seen["pixel_values"], (rows, columns))
+    expected = (np.asarray(image) / 255 - processor.image_mean) / processor.image_std
+    np.testing.assert_allclose(picture.permute(1, 2, 0).numpy(), expected, atol=1e-5)
+
+
+def test_a_photo_sees_nothing_of_its_neighbours() -> None:
+    model, (patches, tokens, grids) = pyramid(), images(SIZES)
+    together = model(patches, tokens, grids)
+    starts = [np.cumsum([0, *(rows * columns for rows, columns in level)]) for level in grids]
+    for number in range(len(SIZES)):
+        own = [level[first[number] : first[number + 1]] for level, first in zip(tokens, starts, strict=True)]
+        alone = model([patches[number]], own, [[level[number]] for level in grids])
+        for all_tokens, mine, first in zip(together, alone, starts, strict=True):
+            torch.testing.assert_close(all_tokens[first[number] : first[number + 1]], mine, rtol=1e-10, atol=1e-10)
+
+
+def test_a_token_follows_the_pixels_around_it_and_the_tokens_of_its_own_place() -> None:
+    model, (patches, tokens, grids) = pyramid(), images([(196, 196)])
+    before = model(patches, tokens, grids)
+    changed = [patches[0].clone()]
+    changed[0][0] += 1  # the patch in the upper left corner
+    moved = [(a - b).abs().sum(-1) for a, b in zip(model(changed, tokens, grids), before, strict=True)]
+    assert moved[0][0] > 0 and moved[1][0] > 0
+    assert moved[0][-1] == 0 and moved[1][-1] == 0  # far away nothing changes
+    shifted = [tokens[0].clone(), tokens[1]]
+    shifted[0][0] += 1
+    moved = [(a - b).abs().sum(-1) for a, b in zip(model(patches, shifted, grids), before, strict=True)]
+    assert moved[0][0] > 0 and moved[1][0] > 0  # the coarse level sees the fine one
