@@ -7,13 +7,12 @@ Pixel frames, in the order a box travels:
   stored     pixels as they lie in the file;
   displayed  after the EXIF transpose: the "raw pixels" of a record;
   canvas     after augmentation (equal to displayed when there is none); bbu.data.photo.Photo keeps the way there;
-  model      after smart_resize: what the patches are cut from;
-  unit       model pixels / model size, in [0, 1].
+  model      after the family's resize, on its canvas: what the patches are cut from;
+  unit       model pixels / size of the canvas, in [0, 1].
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -26,7 +25,7 @@ IDENTITY: Affine = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
 
 # A part seen edge-on, or a horizontal wire, has no height. GIoU and log-sizes need one.
 MIN_BOX_THICKNESS = 2.0  # displayed pixels, given to the detection head only; the record keeps the line
-MAX_ASPECT_RATIO = 200  # limit published with Qwen2-VL's smart_resize
+MAX_ASPECT_RATIO = 200  # of a photo that a model is shown: longer side over shorter
 
 
 def _namespace(array: Any) -> Any:
@@ -109,37 +108,6 @@ def thicken(box: Sequence[float], width: int, height: int) -> tuple[float, float
     x1, x2 = widen(float(box[0]), float(box[2]), width)
     y1, y2 = widen(float(box[1]), float(box[3]), height)
     return x1, y1, x2, y2
-
-
-def smart_resize(height: int, width: int, factor: int, min_pixels: int, max_pixels: int) -> tuple[int, int]:
-    """Model size of an image: sides are multiples of ``factor``, area within [min_pixels, max_pixels].
-
-    The rule published with Qwen2-VL, as transformers' image processor applies it (it cuts the patches, so the
-    two must never differ); ``factor`` = patch × merge, 28 for Qwen2.5-VL.
-
-    Returns:
-        (height, width) in pixels.
-
-    Raises:
-        ValueError: an empty image, or one more than 200 times longer than wide.
-    """
-    if min(height, width) < 1:
-        raise ValueError(f"image size {width}x{height} has no pixels")
-    if max(height, width) / min(height, width) > MAX_ASPECT_RATIO:
-        raise ValueError(
-            f"image size {width}x{height}: aspect ratio is over {MAX_ASPECT_RATIO}; crop it or split it into tiles"
-        )
-    new_height = round(height / factor) * factor
-    new_width = round(width / factor) * factor
-    if new_height * new_width > max_pixels:
-        shrink = math.sqrt(height * width / max_pixels)
-        new_height = max(factor, math.floor(height / shrink / factor) * factor)
-        new_width = max(factor, math.floor(width / shrink / factor) * factor)
-    elif new_height * new_width < max(min_pixels, 1):  # also a side under half a factor, which rounds to 0
-        grow = math.sqrt(max(min_pixels, 1) / (height * width))
-        new_height = math.ceil(height * grow / factor) * factor
-        new_width = math.ceil(width * grow / factor) * factor
-    return new_height, new_width
 
 
 def displayed_size(width: int, height: int, orientation: int) -> tuple[int, int]:
@@ -283,25 +251,30 @@ class ImageGeometry:
     """How one image's pixels reach the model and come back.
 
     Args:
-        width, height: of the photo as the processor is given it (of the canvas, where there is augmentation).
-        model_width, model_height: size after smart_resize.
+        width, height: of the photo as the processor is given it (after augmentation, where there is any).
+        model_width, model_height: of the resized photo.
+        canvas_width, canvas_height: of what the model sees, the resized photo in its upper left corner; 0 = the
+            resized photo is all of it.
     """
 
     width: int
     height: int
     model_width: int
     model_height: int
+    canvas_width: int = 0
+    canvas_height: int = 0
 
-    @classmethod
-    def plan(cls, width: int, height: int, *, factor: int, min_pixels: int, max_pixels: int) -> ImageGeometry:
-        """Geometry of an image under a resize policy."""
-        model_height, model_width = smart_resize(height, width, factor, min_pixels, max_pixels)
-        return cls(width, height, model_width, model_height)
+    @property
+    def photo_in_unit(self) -> tuple[float, float, float, float]:
+        """xyxy of the photo in the unit square: all of it, unless the canvas is larger."""
+        across, down = self._canvas
+        return (0.0, 0.0, self.model_width / across, self.model_height / down)
 
     @property
     def to_unit(self) -> Affine:
         """Pixels of the photo → unit square."""
-        return (1 / self.width, 0.0, 0.0, 0.0, 1 / self.height, 0.0)
+        _, _, across, down = self.photo_in_unit
+        return (across / self.width, 0.0, 0.0, 0.0, down / self.height, 0.0)
 
     def boxes_to_unit(self, boxes: np.ndarray) -> np.ndarray:
         """(n, 4) xyxy of the photo → (n, 4) unit xyxy."""
@@ -312,13 +285,17 @@ class ImageGeometry:
         return transform_boxes(np.asarray(boxes, dtype=np.float64).reshape(-1, 4), invert(self.to_unit))
 
     def boxes_to_model(self, boxes: np.ndarray) -> np.ndarray:
-        """(n, 4) xyxy of the photo → (n, 4) xyxy in pixels of the resized image (Qwen2.5-VL's text boxes)."""
+        """(n, 4) xyxy of the photo → (n, 4) xyxy in pixels of what the model sees."""
         return self.boxes_to_unit(boxes) * self._model_scale
 
     def boxes_from_model(self, boxes: np.ndarray) -> np.ndarray:
-        """(n, 4) xyxy in pixels of the resized image → (n, 4) xyxy of the photo."""
+        """(n, 4) xyxy in pixels of what the model sees → (n, 4) xyxy of the photo."""
         return self.boxes_from_unit(np.asarray(boxes, dtype=np.float64).reshape(-1, 4) / self._model_scale)
 
     @property
+    def _canvas(self) -> tuple[int, int]:
+        return self.canvas_width or self.model_width, self.canvas_height or self.model_height
+
+    @property
     def _model_scale(self) -> np.ndarray:
-        return np.array([self.model_width, self.model_height] * 2, dtype=np.float64)
+        return np.array(self._canvas * 2, dtype=np.float64)

@@ -20,7 +20,6 @@ from bbu.config.schema import (
     LossConfig,
     ModelConfig,
     SamplingConfig,
-    ScratchConfig,
     SourceConfig,
     TrainingConfig,
 )
@@ -44,7 +43,6 @@ __all__ = [
     "LossConfig",
     "ModelConfig",
     "SamplingConfig",
-    "ScratchConfig",
     "SourceConfig",
     "TrainingConfig",
     "all_keys",

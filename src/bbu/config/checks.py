@@ -8,6 +8,7 @@ from typing import Any
 
 from bbu.config.schema import COMPILED_PARTS, GROUP_NAMES, Config
 from bbu.errors import ConfigError
+from bbu.families.registry import scratch_sizes
 
 SCHEDULES = (
     "cosine", "linear", "constant", "constant_with_warmup", "cosine_with_restarts", "polynomial", "inverse_sqrt",
@@ -33,17 +34,14 @@ CHOICES = {
     "evaluation.calibration": ("none", "temperature", "isotonic"),
 }
 AT_LEAST_ONE = (
-    "data.min_pixels", "data.max_length", "model.detection.width", "model.detection.queries",
-    "model.detection.layers", "model.detection.heads", "model.lora.rank", "model.scratch.vision_width",
-    "model.scratch.vision_depth", "model.scratch.vision_heads", "model.scratch.text_width",
-    "model.scratch.text_depth", "model.scratch.text_heads", "model.scratch.text_kv_heads", "model.scratch.vocab_size",
-    "model.detection.points", "model.detection.caption_layers", "model.detection.caption_region_cells",
+    "data.max_length", "model.detection.width", "model.detection.queries",
+    "model.detection.layers", "model.detection.heads", "model.lora.rank", "model.detection.points", "model.detection.caption_layers", "model.detection.caption_region_cells",
     "model.detection.caption_max_tokens", "training.max_steps", "training.batch_size",
     "training.gradient_accumulation", "training.keep_checkpoints", "training.log_every",
     "evaluation.batch_size", "evaluation.max_detections", "data.augment.paste_parts",
 )  # fmt: skip
 NOT_NEGATIVE = (
-    "seed", "data.workers", "data.source.max_teachers", "data.source.image_max_pixels",
+    "seed", "data.min_pixels", "data.max_pixels", "data.workers", "data.source.max_teachers", "data.source.image_max_pixels",
     "data.episodes.near_duplicate_bits",
     "data.episodes.context_photos", "data.sampling.level", "evaluation.teachers", "evaluation.bootstrap_samples",
     "training.warmup_steps", "training.eval_every", "training.save_every", "training.visual_every",
@@ -106,7 +104,7 @@ def check_values(config: Config) -> None:
     for key in FRACTIONS:
         if not 0 <= value_at(config, key) <= 1:
             raise ConfigError(f"{key}: must lie between 0 and 1, is {value_at(config, key)}")
-    if config.data.max_pixels < config.data.min_pixels:
+    if 0 < config.data.max_pixels < config.data.min_pixels:
         raise ConfigError(
             f"data.max_pixels ({config.data.max_pixels}) is below data.min_pixels ({config.data.min_pixels})"
         )
@@ -138,17 +136,7 @@ def check_values(config: Config) -> None:
             f"leave {', '.join(recomputed)} out, or set model.gradient_checkpointing=none"
         )
     _check_feature_cache(config)
-    scratch = config.model.scratch
-    for whole, part, times in (
-        ("vision_width", "vision_heads", 4),  # rows and columns, each a sine and a cosine
-        ("text_width", "text_heads", 2),
-        ("text_heads", "text_kv_heads", 1),
-    ):
-        if getattr(scratch, whole) % (times * getattr(scratch, part)):
-            raise ConfigError(
-                f"model.scratch.{whole} ({getattr(scratch, whole)}) must be a multiple of "
-                f"{f'{times} x ' if times > 1 else ''}model.scratch.{part} ({getattr(scratch, part)})"
-            )
+    scratch_sizes(config.model.family, config.model.scratch)
     detection = config.model.detection
     if detection.width % (2 * detection.heads) or detection.width % 4:
         raise ConfigError(

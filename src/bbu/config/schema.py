@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
+
+from bbu.families.registry import DEFAULT_FAMILY
 
 COMPILED_PARTS = ("decoder", "captions", "llm", "vision")
 GROUP_NAMES = ("vision", "merger", "llm", "detection", "adapter")
@@ -95,25 +98,10 @@ class DataConfig:
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     image_root: str = ""  # image paths are relative to this; default: source.path
     language: str = "zh"  # of the prompts: zh | en
-    min_pixels: int = 56 * 56
-    max_pixels: int = 1280 * 28 * 28
+    min_pixels: int = 0  # least of a resized photo; 0 = as the model's family has it
+    max_pixels: int = 0  # most of a resized photo; 0 = as the model's family has it
     max_length: int = 8192  # tokens of one sample; a longer one is an error
     workers: int = 0  # processes that load photos
-
-
-@dataclass
-class ScratchConfig:
-    """Sizes of a randomly initialised Qwen2.5-VL, used when model.path is empty."""
-
-    vision_width: int = 192
-    vision_depth: int = 4
-    vision_heads: int = 3
-    vision_full_attention: list[int] = field(default_factory=lambda: [1, 3])
-    text_width: int = 128
-    text_depth: int = 2
-    text_heads: int = 4
-    text_kv_heads: int = 2
-    vocab_size: int = 800  # upper bound; the byte-level BPE is trained on the training text
 
 
 @dataclass
@@ -142,11 +130,11 @@ class LoraConfig:
 
 @dataclass
 class ModelConfig:
-    family: str = "qwen2_5_vl"
+    family: str = DEFAULT_FAMILY
     path: str = ""  # local folder or hub name; empty = from scratch
     tokenizer: str = ""  # folder; empty = the one in path, or trained on the data when from scratch
     trust_remote_code: bool = False
-    scratch: ScratchConfig = field(default_factory=ScratchConfig)
+    scratch: dict[str, Any] = field(default_factory=dict)  # sizes where path is empty; keys are the family's
     detection: DetectionConfig = field(default_factory=DetectionConfig)
     lora: LoraConfig = field(default_factory=LoraConfig)
     attention: str = "auto"  # auto | sdpa | torch_varlen | flash_attn

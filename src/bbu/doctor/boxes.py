@@ -10,16 +10,16 @@ from typing import Any
 
 import numpy as np
 
-from bbu.config import Config
 from bbu.doctor.charts import Bar, histogram
 from bbu.doctor.findings import INFO, MAX_EXAMPLES, Example, Finding, finding
 from bbu.doctor.reading import Rows, Sample
-from bbu.geometry import iou_matrix, smart_resize
+from bbu.families.photo_plan import PhotoPlan
+from bbu.geometry import iou_matrix
 from bbu.records import ObjectRow
 
 SAME_PLACE_IOU = 0.9  # two annotators' boxes of one part rarely agree better
 TINY_SHARE = 0.02  # of all objects; fewer tiny ones are an info, more a warning
-MAX_ADVISED_PIXELS = 16384 * 28 * 28  # the longest advice: image tokens that no sample could hold
+MAX_ADVISED_TOKENS = 16384  # of a photo: more than any sample could hold
 
 
 @dataclass(frozen=True)
@@ -53,19 +53,20 @@ class ObjectSizes:
         }
 
 
-def measure_sizes(samples: Sequence[Sample], factor: int, config: Config) -> tuple[ObjectSizes, list[Finding]]:
-    """How large objects are for the model, at this config's pixel budget."""
+def measure_sizes(samples: Sequence[Sample], plan: PhotoPlan) -> tuple[ObjectSizes, list[Finding]]:
+    """How large objects are for the model, at the plan's pixel budget."""
+    cell = plan.token_size
     places = [(number, item) for number, sample in enumerate(samples) for item in sample.row.objects]
     sides_N2 = np.array([_sides(item) for _, item in places], dtype=np.float64).reshape(-1, 2)
     photos = [(sample.row.width, sample.row.height) for sample in samples]
     owner_N = np.array([number for number, _ in places], dtype=np.int64)
-    seen_N2 = sides_N2 * _scales(photos, factor, config.data.min_pixels, config.data.max_pixels)[owner_N]
-    small_N = _under_a_cell(seen_N2, factor)
-    saving = _saving_pixels(sides_N2[small_N], [photos[n] for n in owner_N[small_N]], factor, config)
+    seen_N2 = sides_N2 * _scales(photos, plan)[owner_N]
+    small_N = _under_a_cell(seen_N2, cell)
+    saving = _saving_pixels(sides_N2[small_N], [photos[n] for n in owner_N[small_N]], plan)
     tiny = Counter(places[n][1].desc for n in np.flatnonzero(small_N))
-    bars = histogram(np.sqrt(seen_N2.prod(axis=1)), _edges(factor))
-    in_area = int((seen_N2[small_N].prod(axis=1) < factor**2).sum())
-    sizes = ObjectSizes(factor, bars, dict(tiny.most_common()), in_area, len(places), saving)
+    bars = histogram(np.sqrt(seen_N2.prod(axis=1)), _edges(cell))
+    in_area = int((seen_N2[small_N].prod(axis=1) < cell**2).sum())
+    sizes = ObjectSizes(cell, bars, dict(tiny.most_common()), in_area, len(places), saving)
     smallest = [n for n in np.argsort(seen_N2.min(axis=1), kind="stable") if small_N[n]]
     examples = [
         Example(
@@ -76,7 +77,7 @@ def measure_sizes(samples: Sequence[Sample], factor: int, config: Config) -> tup
         )
         for n in smallest[:MAX_EXAMPLES]
     ]
-    return sizes, _tiny_findings(sizes, examples, int(small_N.sum()), config)
+    return sizes, _tiny_findings(sizes, examples, int(small_N.sum()), plan.max_pixels)
 
 
 def _sides(item: ObjectRow) -> tuple[float, float]:
@@ -86,40 +87,41 @@ def _sides(item: ObjectRow) -> tuple[float, float]:
     return (longer, longer) if item.kind == "line" else (x2 - x1, y2 - y1)
 
 
-def _scales(photos: Sequence[tuple[int, int]], factor: int, least: int, most: int) -> np.ndarray:
+def _scales(photos: Sequence[tuple[int, int]], plan: PhotoPlan) -> np.ndarray:
     """(photos, 2) model pixels for each displayed pixel, across and down."""
-    known = {size: smart_resize(size[1], size[0], factor, least, most) for size in set(photos)}
-    return np.array([(known[w, h][1] / w, known[w, h][0] / h) for w, h in photos]).reshape(-1, 2)
+    known = {size: plan.plan(*size) for size in set(photos)}
+    return np.array([(known[w, h].model_width / w, known[w, h].model_height / h) for w, h in photos]).reshape(-1, 2)
 
 
-def _under_a_cell(sides_N2: np.ndarray, factor: int) -> np.ndarray:
+def _under_a_cell(sides_N2: np.ndarray, cell: int) -> np.ndarray:
     """Smaller than an image token in either side."""
-    return np.asarray((sides_N2 < factor).any(axis=1))
+    return np.asarray((sides_N2 < cell).any(axis=1))
 
 
-def _saving_pixels(sides_N2: np.ndarray, photos: Sequence[tuple[int, int]], factor: int, config: Config) -> int | None:
+def _saving_pixels(sides_N2: np.ndarray, photos: Sequence[tuple[int, int]], plan: PhotoPlan) -> int | None:
     """Least max_pixels, a whole number of tokens, at which half of these objects reach a cell."""
     if not len(sides_N2):
         return None
+    area = plan.token_size**2
 
     def saved(tokens: int) -> bool:
-        scales = _scales(photos, factor, config.data.min_pixels, tokens * factor**2)
-        return bool(_under_a_cell(sides_N2 * scales, factor).mean() <= 0.5)
+        scales = _scales(photos, plan.with_max_pixels(tokens * area))
+        return bool(_under_a_cell(sides_N2 * scales, plan.token_size).mean() <= 0.5)
 
-    low, high = math.ceil(config.data.max_pixels / factor**2), MAX_ADVISED_PIXELS // factor**2
+    low, high = math.ceil(plan.max_pixels / area), MAX_ADVISED_TOKENS
     if low >= high or not saved(high):
         return None
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (low, middle) if saved(middle) else (middle, high)
-    return high * factor**2
+    return high * area
 
 
-def _edges(factor: int) -> list[float]:
-    return [0, factor / 2, *(factor * 2**step for step in range(7)), math.inf]
+def _edges(cell: int) -> list[float]:
+    return [0, cell / 2, *(cell * 2**step for step in range(7)), math.inf]
 
 
-def _tiny_findings(sizes: ObjectSizes, examples: list[Example], count: int, config: Config) -> list[Finding]:
+def _tiny_findings(sizes: ObjectSizes, examples: list[Example], count: int, max_pixels: int) -> list[Finding]:
     if not count:
         return []
     if sizes.saving_pixels is None:
@@ -131,7 +133,7 @@ def _tiny_findings(sizes: ObjectSizes, examples: list[Example], count: int, conf
         advice = f"data.max_pixels={sizes.saving_pixels} saves half of them; each doubling doubles the image tokens."
     share = count / sizes.objects
     severity = None if share > TINY_SHARE else INFO
-    values = {"max_pixels": config.data.max_pixels, "cell": sizes.cell, "share": f"{share:.1%}"}
+    values = {"max_pixels": max_pixels, "cell": sizes.cell, "share": f"{share:.1%}"}
     values |= {"area": sizes.tiny_area, "advice": advice}
     return [finding("tiny_objects", examples, count, severity, labels=counted(sizes.tiny), **values)]
 

@@ -12,7 +12,7 @@ from bbu.doctor.boxes import counted
 from bbu.doctor.findings import Example, Finding, finding
 from bbu.doctor.reading import Rows, Sample
 from bbu.evaluation.descriptions import level_count
-from bbu.families.prompts import SPECIAL_TOKENS
+from bbu.families.conversation import Conversation
 from bbu.taxonomy import MirrorRules, prefix
 
 FEW = 10  # training objects; under this a state is rarely learnt
@@ -41,10 +41,10 @@ def balance_by_level(rows: Rows) -> list[Balance]:
     return levels
 
 
-def word_findings(rows: Rows) -> list[Finding]:
+def word_findings(rows: Rows, conversation: Conversation) -> list[Finding]:
     """Unspeakable, unseen, rare and dominating descriptions."""
     learnt = _counts(rows.of("train", "teacher"))
-    special = [example for sample in rows.samples for example in special_tokens(sample)]
+    special = [example for sample in rows.samples for example in special_tokens(sample, conversation)]
     found = [finding("special_token", special)] if special else []
     unseen = [
         Example(sample.where, sample.name, item.desc)
@@ -79,13 +79,13 @@ def _counts(samples: Iterable[Sample]) -> dict[str, int]:
     return dict(Counter(item.desc for sample in samples for item in sample.row.objects))
 
 
-def special_tokens(sample: Sample) -> list[Example]:
+def special_tokens(sample: Sample, conversation: Conversation) -> list[Example]:
     """Descriptions of a sample that hold a token which marks turns or photos."""
     return [
         Example(sample.where, row.images[0], item.desc, token)
         for row in sample.shown
         for item in row.objects
-        for token in SPECIAL_TOKENS
+        for token in conversation.special_tokens
         if token in item.desc
     ]
 

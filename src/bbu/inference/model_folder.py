@@ -174,21 +174,16 @@ class Inference:
         Args:
             min_new_tokens: the answer does not end before; for timing.
         """
-        vlm, end = self.model.backbone.vlm, self.processor.end_token_id
-        ids = sample.input_ids[None].to(vlm.device)
+        end = self.processor.end_token_id
         with self.predictor.precision():
-            written = vlm.generate(
-                input_ids=ids,
-                attention_mask=torch.ones_like(ids),
-                mm_token_type_ids=(ids == self.model.backbone.image_token_id).int(),
-                pixel_values=sample.pixel_values.to(vlm.device),
-                image_grid_thw=sample.image_grid_thw.to(vlm.device),
+            written = self.model.backbone.generate(
+                sample.input_ids,
+                sample.pixel_values,
+                sample.image_grid_thw,
+                end_token_id=end,
                 max_new_tokens=max_new_tokens,
                 min_new_tokens=min_new_tokens,
-                do_sample=False,
-                use_cache=True,
-                eos_token_id=end,
-            )[0, ids.shape[1] :].tolist()
+            )
         text = str(self.processor.tokenizer.decode(written, skip_special_tokens=True))
         parts, malformed = parse_answer(text)
         numbers = np.array([box for box, _ in parts], dtype=np.float64).reshape(-1, 4)

@@ -193,14 +193,14 @@ def _stream(
 def plan_packs(config: Config, stream: Any, processor: Any, model: Any, ranks: int) -> PackedRun | None:
     """The planned packs of the run, which set the stream's length; None where a pack is the next samples."""
     from bbu.data.packing.lengths import LengthMeter, StreamLengths
-    from bbu.data.packing.planner import Budgets, CostModel, PackedRun
+    from bbu.data.packing.planner import Budgets, PackedRun
 
     training, budgets = config.training, Budgets.of(config.training)
     if not budgets.limits:
         return None
     meter = LengthMeter(processor, config.data.augment, taxonomy_of(config).mirror)
     cache = Path(config.output_dir) / "data" / "lengths.json"
-    lengths = StreamLengths(stream, meter, CostModel.of(model.backbone.vlm.config), cache)
+    lengths = StreamLengths(stream, meter, model.backbone.cost(), cache)
     packs = PackedRun(
         lengths.epoch,
         budgets,

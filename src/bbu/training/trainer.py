@@ -61,8 +61,7 @@ class BBUTrainer(Trainer):
         positions = objective.model.backbone.position_function()
         collator: PackedDataCollator | StandardDataCollator = PackedDataCollator(positions)
         if not config.training.packed:
-            pad = processor.tokenizer.get_vocab()["<|endoftext|>"]
-            collator = StandardDataCollator(positions, pad)
+            collator = StandardDataCollator(positions, processor.pad_token_id)
         super().__init__(
             model=objective,
             args=args,
