@@ -27,11 +27,11 @@ class VisionLevel:
     """Tokens of all images at one resolution, images end to end, each in raster order.
 
     Args:
-        tokens_ND: (N, D) features.
+        tokens_SD: (S, D) features.
         grids: (rows, columns) of each image; N = Σ rows · columns.
     """
 
-    tokens_ND: torch.Tensor
+    tokens_SD: torch.Tensor
     grids: list[tuple[int, int]]
 
 
