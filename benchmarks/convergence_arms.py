@@ -20,7 +20,7 @@ from bbu.data.dataset import TrainingStream
 from bbu.inference.predictor import Predictor
 from bbu.losses.weighting import count_terms, term_weights, weigh
 from bbu.models.build import build_model, build_processor
-from bbu.models.detection_head import BoxPrediction, DetectionHead, HeadOutput, Hints
+from bbu.models.detection_head import BoxPrediction, DenoisingQueries, DetectionHead, HeadOutput
 from bbu.models.memory import Memory
 from bbu.models.precision import compute_device, use_bf16
 from bbu.records import FewShotSample, PredictionRow, Row
@@ -158,8 +158,8 @@ def learn_queries(head: DetectionHead) -> None:
 class LearnedQueryHead(DetectionHead):
     """Learned queries and reference boxes, the same for every photo."""
 
-    def forward(self, memory: Memory, backend: str, hints: Hints | None = None) -> HeadOutput:
-        output = super().forward(memory, backend, hints)
+    def forward(self, memory: Memory, backend: str, denoising_queries: DenoisingQueries | None = None) -> HeadOutput:
+        output = super().forward(memory, backend, denoising_queries)
         output.proposal_counts = [0] * len(output.proposal_counts)
         return output
 

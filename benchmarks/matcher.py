@@ -20,7 +20,7 @@ import torch
 from harness import interleaved_medians, last_line
 from transformers.loss.loss_for_object_detection import HungarianMatcher
 
-from bbu.losses.matcher import MatchCosts, Matches, Round, hungarian_matcher
+from bbu.losses.matcher import MatchCosts, Matches, PredictionSet, hungarian_matcher
 
 COSTS = MatchCosts()
 Pairs = set[tuple[int, int, int, int]]  # layer, photo, prediction, part of the photo
@@ -59,7 +59,7 @@ def make_arms(
         ]
 
     def ours() -> Matches:
-        return hungarian_matcher([Round(boxes, logits)], together, counts, COSTS)[0]
+        return hungarian_matcher([PredictionSet(boxes, logits)], together, counts, COSTS)[0]
 
     return theirs, ours
 
@@ -75,7 +75,7 @@ def their_pairs(found: list[Any]) -> Pairs:
 
 def our_pairs(found: Matches, parts: list[torch.Tensor]) -> Pairs:
     first = torch.tensor([0, *(len(one) for one in parts)]).cumsum(0)
-    columns = (found.layers, found.samples, found.predictions, found.parts - first[found.samples])
+    columns = (found.layers, found.samples, found.predictions, found.targets - first[found.samples])
     return set(zip(*(column.tolist() for column in columns), strict=True))
 
 

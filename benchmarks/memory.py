@@ -70,7 +70,7 @@ def make_step(arm: str, tokens: int, width: int, depth: int, folder: str) -> Cal
         backbone.zero_grad()
         seen = backbone(ids, positions, pixels, grids, edges, length, image_keys=keys)
         (
-            seen.hidden_TD.square().mean() + sum(level.tokens_ND.square().mean() for level in seen.vision_levels)
+            seen.hidden_TD.square().mean() + sum(level.tokens_SD.square().mean() for level in seen.vision_levels)
         ).backward()
         return {name: p.grad for name, p in backbone.named_parameters() if p.grad is not None}
 

@@ -129,7 +129,7 @@ def test_the_caption_loss_is_that_of_shifted_tokens_of_the_matched_part(family: 
         ).final  # fmt: skip
         expected = torch.zeros((), dtype=torch.float64)
         for sample, query, part in zip(
-            matches.samples.tolist(), matches.predictions.tolist(), matches.parts.tolist(), strict=True
+            matches.samples.tolist(), matches.predictions.tolist(), matches.targets.tolist(), strict=True
         ):
             words = batch["caption_ids"][part]
             assert words[-1] == processor.end_token_id
@@ -138,7 +138,7 @@ def test_the_caption_loss_is_that_of_shifted_tokens_of_the_matched_part(family: 
                 ids = torch.tensor([[*words[:length], 9]])
                 state = model.describe_states(output, torch.tensor([sample]), torch.tensor([query]), ids)[0, -1]
                 expected -= (model.backbone.token_embedding.weight @ state).log_softmax(-1)[words[length]]
-    assert len(matches.parts) == 8
+    assert len(matches.targets) == 8
     torch.testing.assert_close(found.double(), expected, rtol=1e-9, atol=1e-9)
 
 

@@ -28,12 +28,12 @@ def make_memory() -> Memory:
     table = [[(starts[s][level], *GRIDS[s][level]) for s in range(len(GRIDS))] for level in range(2)]
     return Memory(
         tokens_MD=torch.randn(row, HEADS * WIDTH, dtype=torch.float64),
-        places_MD=torch.zeros(row, HEADS * WIDTH, dtype=torch.float64),
+        pos_embed_MD=torch.zeros(row, HEADS * WIDTH, dtype=torch.float64),
         cu_seqlens=torch.tensor(edges, dtype=torch.int32),
         max_seqlen=max(b - a for a, b in itertools.pairwise(edges)),
         level_starts=starts,
         level_grids=GRIDS,
-        level_table_KB3=torch.tensor(table),
+        level_table_LvB3=torch.tensor(table),
     )
 
 

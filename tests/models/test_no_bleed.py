@@ -224,7 +224,7 @@ def test_backbone_keeps_samples_apart_whatever_they_hold(
             close(packed.hidden_TD, torch.cat([single[n].hidden_TD for n in group]), f"hidden states of {group}")
             for level, found in enumerate(packed.vision_levels):
                 seen = [single[n].vision_levels[level] for n in group if single[n].vision_levels]
-                close(found.tokens_ND, torch.cat([x.tokens_ND for x in seen]), f"level {level} of {group}")
+                close(found.tokens_SD, torch.cat([x.tokens_SD for x in seen]), f"level {level} of {group}")
                 assert found.grids == [grid for x in seen for grid in x.grids]
 
 

@@ -244,7 +244,7 @@ def test_matches_are_those_that_training_teaches_by(tmp_path: Path) -> None:
     ).final  # fmt: skip
     names = query_names(output)
     expected = {
-        part: names[query] for part, query in zip(trained.parts.tolist(), trained.predictions.tolist(), strict=True)
+        part: names[query] for part, query in zip(trained.targets.tolist(), trained.predictions.tolist(), strict=True)
     }
     assert dict(enumerate(matched_queries(output, batch["boxes"], MatchCosts()))) == expected
     assert len(set(expected.values())) == 4

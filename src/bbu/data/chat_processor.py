@@ -188,7 +188,7 @@ class ChatProcessor:
     def _answer(self, photo: Photo, geometry: ImageGeometry, boxes: np.ndarray) -> str:
         written = text_boxes(geometry, boxes, self.spec.box_convention)
         answer = answer_text(written, [item.desc for item in photo.objects])
-        refuse_special_tokens(answer, self.conversation, f"{photo.name}: ")
+        refuse_special_tokens(answer, self.conversation.special_tokens, f"{photo.name}: ")
         return answer
 
     def messages(self, teacher_answers: Sequence[str], student_answer: str | None, context: int = 0) -> list[Message]:

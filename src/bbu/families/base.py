@@ -1,6 +1,7 @@
 """What a vision-language family must offer; everything above this room is the same for all families.
 
-Shapes: T packed tokens, L tokens of one sample or caption, D feature width, P patch rows, I images, R rows.
+Shapes: T packed tokens, L tokens of one sample or caption, D feature width, P patch rows, I images, S image
+tokens, X numbers of a patch row, V vocabulary entries, Y height in pixels or tokens, Z width in pixels or tokens.
 """
 
 from __future__ import annotations
@@ -34,11 +35,11 @@ class VisionLevel:
     """Tokens of all images at one resolution, images end to end, each in raster order.
 
     Args:
-        tokens_RD: features, R = Σ rows · columns.
+        tokens_SD: features, S = Σ rows · columns.
         grids: (rows, columns) of each image.
     """
 
-    tokens_RD: torch.Tensor
+    tokens_SD: torch.Tensor
     grids: list[tuple[int, int]]
 
 
@@ -125,6 +126,10 @@ class Backbone(nn.Module, ABC):
     @abstractmethod
     def level_sides(self) -> list[int]:
         """Side in pixels of what a token of each level stands for; the first is even, each divides the next."""
+
+    @abstractmethod
+    def picture(self, rows_PX: torch.Tensor, grid: Grid) -> torch.Tensor:
+        """A photo's patch rows → (3, Y, Z) pixels of what the model sees, normalised as they are."""
 
     @property
     @abstractmethod

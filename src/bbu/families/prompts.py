@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -161,7 +161,7 @@ def build_messages(
         opening = "" if apart or turn else f"{spec.system}\n"
         messages.append(_question(spec, opening, context_photos if turn == len(answers) - 1 else 0))
         if answer is not None:
-            refuse_special_tokens(answer, conversation)
+            refuse_special_tokens(answer, conversation.special_tokens)
             messages.append({"role": "assistant", "content": answer})
     return messages
 
@@ -176,7 +176,7 @@ def _question(spec: PromptSpec, opening: str, context_photos: int) -> Message:
     return {"role": "user", "content": [{"type": "image"}] * (context_photos + 1) + [{"type": "text", "text": text}]}
 
 
-def refuse_special_tokens(answer: str, conversation: Conversation, where: str = "") -> None:
+def refuse_special_tokens(answer: str, special_tokens: Iterable[str], where: str = "") -> None:
     """What is said must not end its turn or show a photo.
 
     Args:
@@ -185,6 +185,6 @@ def refuse_special_tokens(answer: str, conversation: Conversation, where: str = 
     Raises:
         SampleError: names the token.
     """
-    found = next((token for token in conversation.special_tokens if token in answer), None)
+    found = next((token for token in special_tokens if token in answer), None)
     if found:
         raise SampleError(f"{where}a description contains {found}, which marks turns in the conversation; remove it")

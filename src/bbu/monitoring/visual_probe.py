@@ -20,7 +20,7 @@ from bbu.errors import UserError
 from bbu.evaluation import evaluate
 from bbu.inference.postprocess import model_inputs
 from bbu.inference.predictor import Predictor, Shown
-from bbu.losses.matcher import MatchCosts, Round, hungarian_matcher
+from bbu.losses.matcher import MatchCosts, PredictionSet, hungarian_matcher
 from bbu.models.wrapper import DetectionOutput, DetectionVLM
 from bbu.records import PredictionRow, Row
 
@@ -105,12 +105,12 @@ class Probe:
 
 def matched_queries(output: DetectionOutput, part_boxes_N4: torch.Tensor, costs: MatchCosts) -> list[int]:
     """(N,) names of the queries that the training matcher gives the parts of one sample, last layer."""
-    last = Round(output.pred_boxes[None], output.pred_objectness[None])
+    last = PredictionSet(output.pred_boxes[None], output.pred_objectness[None])
     boxes_N4 = part_boxes_N4.to(output.pred_boxes)
     (matches,) = hungarian_matcher([last], boxes_N4, [len(boxes_N4)], costs)
     names_Q = query_names(output)
     found = [UNMATCHED] * len(boxes_N4)
-    for part, query in zip(matches.parts.tolist(), matches.predictions.tolist(), strict=True):
+    for part, query in zip(matches.targets.tolist(), matches.predictions.tolist(), strict=True):
         found[part] = names_Q[query]
     return found
 

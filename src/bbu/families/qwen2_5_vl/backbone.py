@@ -1,7 +1,7 @@
 """Qwen2.5-VL (Bai et al. 2025, arXiv:2502.13923) behind the backbone protocol.
 
-Shapes: T packed tokens, L tokens of one sample or caption, D feature width, P patch rows, R rows, X numbers of a patch
-row.
+Shapes: T packed tokens, L tokens of one sample or caption, D feature width, P patch rows, S image tokens, X numbers of
+a patch row.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from transformers.vision_utils import get_vision_cu_seqlens, get_vision_position
 
 from bbu.families.base import Backbone, Grid, PositionFunction, VisionLevel
 from bbu.families.cost import CostModel
-from bbu.families.patches import units_to_raster
+from bbu.families.patches import units_to_picture, units_to_raster
 from bbu.families.photo_plan import MergedPlan
 from bbu.families.prompts import PromptSpec
 from bbu.families.qwen2_5_vl.codec import QWEN, Qwen25VLSizes
@@ -189,6 +189,9 @@ class Qwen25VL(Backbone):
         patch = int(self._vision.patch_size)
         return [patch, patch * int(self._vision.spatial_merge_size)]
 
+    def picture(self, rows_PX: torch.Tensor, grid: Grid) -> torch.Tensor:
+        return units_to_picture(rows_PX, grid, int(self._vision.patch_size), int(self._vision.spatial_merge_size))
+
     @property
     def image_token_id(self) -> int:
         return int(self.vlm.config.image_token_id)
@@ -257,11 +260,11 @@ class Qwen25VL(Backbone):
         tower, device = self.vlm.model.visual, states_PD.device
         merge = tower.spatial_merge_size
         unit_rows = torch.argsort(_tower_plan(tower, tuple(grids))["window_index"])
-        merged_RD = tower.merger(states_PD)[to_device(unit_rows, device)]
+        merged_SD = tower.merger(states_PD)[to_device(unit_rows, device)]
         fine_PD = states_PD[to_device(units_to_raster(unit_rows, grids, merge), device)]
         return [
             VisionLevel(fine_PD, [(t * h, w) for t, h, w in grids]),
-            VisionLevel(merged_RD, [(t * h // merge, w // merge) for t, h, w in grids]),
+            VisionLevel(merged_SD, [(t * h // merge, w // merge) for t, h, w in grids]),
         ]
 
     def read(
@@ -275,7 +278,7 @@ class Qwen25VL(Backbone):
         embeds_1TD = self.token_embedding(input_ids)
         if levels:
             is_image = (input_ids == self.image_token_id).unsqueeze(-1)
-            embeds_1TD = embeds_1TD.masked_scatter(is_image, levels[-1].tokens_RD.to(embeds_1TD.dtype))
+            embeds_1TD = embeds_1TD.masked_scatter(is_image, levels[-1].tokens_SD.to(embeds_1TD.dtype))
         hidden_1TD = self.vlm.model.language_model(
             inputs_embeds=embeds_1TD,
             position_ids=position_ids,
