@@ -33,9 +33,9 @@ def make_step(arm: str, tokens: int, width: int, depth: int, folder: str) -> Cal
     """Forward and backward of an arm, ready to run; returns the gradients of what learns."""
     import torch
 
-    from bbu.config import ScratchConfig
     from bbu.families.feature_cache import FeatureCache
     from bbu.families.qwen2_5_vl.backbone import Qwen25VL
+    from bbu.families.qwen2_5_vl.codec import Qwen25VLSizes
     from bbu.models.acceleration.checkpointing import checkpoint_activations
 
     torch.set_num_threads(1)
@@ -43,7 +43,7 @@ def make_step(arm: str, tokens: int, width: int, depth: int, folder: str) -> Cal
     text = arm in RECOMPUTED
     big, small = (width, depth), (64, 1)
     (text_width, text_depth), (vision_width, vision_depth) = (big, small) if text else (small, big)
-    sizes = ScratchConfig(
+    sizes = Qwen25VLSizes(
         vision_width=vision_width, vision_depth=vision_depth, vision_heads=vision_width // 64,
         vision_full_attention=[vision_depth - 1], text_width=text_width, text_depth=text_depth,
         text_heads=text_width // 64, text_kv_heads=max(1, text_width // 128),

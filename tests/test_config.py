@@ -57,11 +57,11 @@ def test_every_shipped_config_parses_and_says_something(path: Path) -> None:
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
 def test_every_shipped_config_names_a_known_family_format_and_taxonomy(path: Path, project: Path) -> None:
-    from bbu.families.registry import BACKBONES
+    from bbu.families.registry import FAMILIES
     from data_conversion.formats import FORMATS
 
     config = load_config(path)
-    assert config.model.family in BACKBONES
+    assert config.model.family in FAMILIES
     assert config.data.source.format in {"records", "cabinet_photos", *FORMATS}
     taxonomy = config.data.source.taxonomy
     assert not taxonomy or (project / "data_conversion" / "taxonomies" / f"{taxonomy}.yaml").is_file()

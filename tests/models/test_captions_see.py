@@ -14,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
-from bbu.config import DetectionConfig, LossConfig, ScratchConfig
+from bbu.config import DetectionConfig, LossConfig
 from bbu.data.chat_processor import ChatProcessor
 from bbu.data.photo import Photo
 from bbu.geometry import iou_matrix
@@ -94,10 +94,7 @@ class Trained:
 def train(family: str, steps: int = STEPS, seed: int = 17) -> Trained:
     config = tiny_config(model={"family": family})
     config.seed = seed
-    config.model.scratch = ScratchConfig(
-        vision_width=64, vision_depth=2, vision_heads=2, vision_full_attention=[1],
-        text_width=64, text_depth=1, text_heads=4, text_kv_heads=2,
-    )  # fmt: skip
+    config.model.scratch |= {"vision_width": 64, "text_depth": 1}
     config.model.detection = DetectionConfig(
         width=64, queries=10, layers=2, heads=4, points=2, caption_layers=1, caption_region_cells=3
     )

@@ -184,7 +184,7 @@ def test_losses_and_gradients_do_not_depend_on_the_packs(
 def test_a_padded_batch_gives_what_a_packed_one_gives(family: str) -> None:
     reference = alone(family, "sdpa")
     model = reference.model
-    pad = model.backbone.vlm.config.text_config.pad_token_id
+    pad = tiny_processor(family).pad_token_id
     padded = StandardDataCollator(model.backbone.position_function(), pad)(reference.samples)
     packed = pack(model, reference.samples)
     with torch.no_grad():

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bbu.errors import UserError
-from bbu.families.prompts import SPECIAL_TOKENS
+from bbu.families.qwen2_5_vl.codec import QWEN
 from bbu.inference.postprocess import known_captions
 from bbu.models import caption_decoder
 from bbu.models.caption_decoder import CaptionDecoder
@@ -279,7 +279,7 @@ def test_the_real_tokenizer_has_the_separator_inside_its_tokens() -> None:
         ([], "there are none to choose from"),
         (["", " / "], "there are none to choose from"),
         (["a" * MAX_TOKENS], f"has {MAX_TOKENS + 1} tokens with its end; the model writes at most {MAX_TOKENS}"),
-        ([f"a/{SPECIAL_TOKENS[0]}"], "marks turns"),
+        ([f"a/{QWEN.special_tokens[0]}"], "marks turns"),
     ],
 )
 def test_descriptions_the_model_cannot_write_are_refused(texts: list[str], words: str) -> None:

@@ -97,7 +97,9 @@ class MergedPlan(PhotoPlan):
         self.patch_width = 3 * int(image_processor.temporal_patch_size) * self.patch_size**2
 
     def plan(self, width: int, height: int) -> ImageGeometry:
-        return resized(width, height, factor=self.token_size, min_pixels=self.min_pixels, max_pixels=self.max_pixels)
+        return plan_resize(
+            width, height, factor=self.token_size, min_pixels=self.min_pixels, max_pixels=self.max_pixels
+        )
 
     def grid(self, geometry: ImageGeometry) -> Grid:
         return 1, geometry.model_height // self.patch_size, geometry.model_width // self.patch_size
@@ -155,7 +157,7 @@ class MergedPlan(PhotoPlan):
         self.image_processor.save_pretrained(folder)
 
 
-def resized(width: int, height: int, *, factor: int, min_pixels: int, max_pixels: int) -> ImageGeometry:
+def plan_resize(width: int, height: int, *, factor: int, min_pixels: int, max_pixels: int) -> ImageGeometry:
     """Geometry of a photo under ``smart_resize``."""
     model_height, model_width = smart_resize(height, width, factor, min_pixels, max_pixels)
     return ImageGeometry(width, height, model_width, model_height)

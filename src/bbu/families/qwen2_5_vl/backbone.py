@@ -22,7 +22,7 @@ from bbu.families.cost import CostModel
 from bbu.families.patches import units_to_picture, units_to_raster
 from bbu.families.photo_plan import MergedPlan
 from bbu.families.prompts import PromptSpec
-from bbu.families.qwen2_5_vl.codec import QWEN, Qwen25VLSizes
+from bbu.families.qwen2_5_vl.codec import QWEN, Qwen25VLSizes, cost_of
 from bbu.layers.attention import implementation_name, varlen_attention
 from bbu.layers.lean_layers import make_lean
 from bbu.layers.transfer import to_device
@@ -205,22 +205,7 @@ class Qwen25VL(Backbone):
         return int(self._text.num_hidden_layers), int(self._text.hidden_size)
 
     def cost(self) -> CostModel:
-        text, vision = self._text, self._vision
-        heads, layers, width = text.num_attention_heads, text.num_hidden_layers, text.hidden_size
-        head = getattr(text, "head_dim", None) or width // heads
-        projections = width * head * (2 * heads + 2 * text.num_key_value_heads)
-        depth, narrow = vision.depth, vision.hidden_size
-        whole = len(vision.fullatt_block_indexes)  # blocks without windows
-        block = 4 * narrow**2 + 3 * narrow * vision.intermediate_size
-        merger = vision.spatial_merge_size**2 * narrow**2 + narrow * width
-        pixels = 3 * vision.temporal_patch_size * vision.patch_size**2
-        window = (vision.window_size // vision.patch_size) ** 2  # patches
-        return CostModel(
-            token=2.0 * layers * (projections + 3 * width * text.intermediate_size),
-            token_pair=2.0 * layers * heads * head,  # 4 for scores and sums, half of it hidden by the causal mask
-            patch=2.0 * (pixels * narrow + depth * block + merger) + 4.0 * (depth - whole) * narrow * window,
-            patch_pair=4.0 * whole * narrow,
-        )
+        return cost_of(self.vlm.config)
 
     def position_function(self) -> PositionFunction:
         merge = int(self._vision.spatial_merge_size)

@@ -1,12 +1,14 @@
-"""Qwen2.5-VL's conversation and its sizes from scratch. Needs no torch."""
+"""Qwen2.5-VL's conversation, sizes from scratch and cost. Needs no torch."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from bbu.errors import ConfigError
 from bbu.families.conversation import Conversation
+from bbu.families.cost import CostModel
 
 QWEN = Conversation(
     template=Path(__file__).with_name("chat_template.jinja").read_text(encoding="utf-8"),
@@ -59,3 +61,23 @@ class Qwen25VLSizes:
                     f"model.scratch.{whole} ({getattr(self, whole)}) must be a multiple of "
                     f"{f'{times} x ' if times > 1 else ''}model.scratch.{part} ({getattr(self, part)})"
                 )
+
+
+def cost_of(config: Any) -> CostModel:
+    """FLOPs of a sample, from the model's config."""
+    text, vision = config.text_config, config.vision_config
+    heads, layers, width = text.num_attention_heads, text.num_hidden_layers, text.hidden_size
+    head = getattr(text, "head_dim", None) or width // heads
+    projections = width * head * (2 * heads + 2 * text.num_key_value_heads)
+    depth, narrow = vision.depth, vision.hidden_size
+    whole = len(vision.fullatt_block_indexes)  # blocks without windows
+    block = 4 * narrow**2 + 3 * narrow * vision.intermediate_size
+    merger = vision.spatial_merge_size**2 * narrow**2 + narrow * width
+    pixels = 3 * vision.temporal_patch_size * vision.patch_size**2
+    window = (vision.window_size // vision.patch_size) ** 2  # patches
+    return CostModel(
+        token=2.0 * layers * (projections + 3 * width * text.intermediate_size),
+        token_pair=2.0 * layers * heads * head,  # 4 for scores and sums, half of it hidden by the causal mask
+        patch=2.0 * (pixels * narrow + depth * block + merger) + 4.0 * (depth - whole) * narrow * window,
+        patch_pair=4.0 * whole * narrow,
+    )
