@@ -31,6 +31,7 @@ from bbu.families.prompts import PromptSpec
 from bbu.families.registry import FAMILIES, Family
 from bbu.geometry import MAX_ASPECT_RATIO, ImageGeometry
 from bbu.layers.attention import implementation_name, varlen_attention
+from bbu.layers.lean_layers import make_lean
 
 PATCH, MERGE = 10, 3
 CELL = PATCH * MERGE
@@ -209,6 +210,8 @@ class ToyBackbone(Backbone):
     def __init__(self, vlm: ToyModel) -> None:
         super().__init__()
         self.vlm = vlm
+        layer = vlm.model.layers[0]
+        make_lean(vlm, {type(layer.input_layernorm)}, {type(layer.mlp)})
         self.use_attention_backend("sdpa")
 
     # ------------------------------------------------------------ construction

@@ -67,7 +67,7 @@ def cache_of(model: DetectionVLM) -> FeatureCache:
 def count_runs(model: DetectionVLM) -> list[int]:
     """Rows that went through the tower's first block, for each run of it."""
     runs: list[int] = []
-    block = model.backbone.vlm.model.visual.blocks[0]
+    block = model.backbone.blocks("vision")[0]
     block.register_forward_pre_hook(lambda _, inputs: runs.append(len(inputs[0])))
     return runs
 

@@ -67,7 +67,7 @@ def copy(saved: Path, tmp_path: Path) -> Path:
 
 
 def predict(model: DetectionVLM, processor: Any, teachers: tuple[Photo, ...] = ()) -> list[list[PredictedObject]]:
-    return Predictor(model, processor, batch_size=2).predict_photos(PHOTOS, teachers)
+    return Predictor(model, processor, batch_size=2, nms_iou=1.0).predict_photos(PHOTOS, teachers)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -21,7 +21,7 @@ def with_objects(photo: Photo, *objects: tuple[str, tuple[float, float, float, f
     return replace(photo, objects=tuple(ObjectRow(desc, "bbox_2d", box) for desc, box in objects))
 
 
-BOX, OTHER_BOX = (10.0, 20.0, 40.0, 60.0), (50.0, 30.0, 80.0, 70.0)  # the same number of digits
+BOX, OTHER_BOX = (20.0, 20.0, 40.0, 60.0), (50.0, 30.0, 80.0, 70.0)  # the same number of digits in any family
 TEACHERS = [
     with_objects(noise_photo(1, 84, 84), ("screw/tight", (10.0, 10.0, 50.0, 50.0))),
     with_objects(noise_photo(2, 112, 84), ("screw/loose", (20.0, 10.0, 60.0, 50.0))),
@@ -126,10 +126,14 @@ def test_detection_of_a_student_with_context_looks_at_one_photo_that_has_seen_th
         with torch.no_grad():
             found.append(run_model(model, pack(model, [sample])))
     memories = [output.memory for output in found]
-    assert memories[0].level_grids == memories[1].level_grids == [[(8, 8), (4, 4)]], "112 x 112 pixels"
-    fine, coarse = slice(0, 64), slice(64, 80)
-    assert torch.equal(memories[0].tokens_MD[fine], memories[1].tokens_MD[fine])
-    assert (memories[0].tokens_MD[coarse] - memories[1].tokens_MD[coarse]).abs().max() > 1e-6
+    seen = processor.photo_plan.plan(112, 112)
+    width = seen.canvas_width or seen.model_width
+    sides = [width // side for side in model.backbone.level_sides]
+    assert memories[0].level_grids == memories[1].level_grids == [[(side, side) for side in sides]], "112 x 112 pixels"
+    coarse, text = sides[0] ** 2, sum(side**2 for side in sides)
+    vision = coarse if model.backbone.language_at_image else text
+    assert torch.equal(memories[0].tokens_MD[:vision], memories[1].tokens_MD[:vision])
+    assert (memories[0].tokens_MD[vision:] - memories[1].tokens_MD[vision:]).abs().max() > 1e-6
     assert (found[0].pred_boxes - found[1].pred_boxes).abs().max() > 1e-6
 
 

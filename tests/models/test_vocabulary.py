@@ -53,7 +53,7 @@ class Pieces:
 
 def build(descriptions: Sequence[str], *pieces: str) -> DescriptionVocabulary:
     tokenizer: Any = Pieces(*pieces)
-    return DescriptionVocabulary.build(descriptions, tokenizer, END, MAX_TOKENS)
+    return DescriptionVocabulary.build(descriptions, tokenizer, END, MAX_TOKENS, QWEN.special_tokens)
 
 
 class Speaker:

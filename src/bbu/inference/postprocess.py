@@ -107,7 +107,7 @@ def detect(
     results = []
     for sample, geometry in enumerate(batch["geometries"]):
         rows = (owners == sample).nonzero()[0]
-        boxes = geometry.boxes_from_unit(unit_boxes[rows])
+        boxes = geometry.boxes_from_unit(unit_boxes[rows].clip(max=geometry.photo_in_unit[2:] * 2))
         found = [
             PredictedObject(
                 (float(box[0]), float(box[1]), float(box[2]), float(box[3])),

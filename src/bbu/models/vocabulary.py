@@ -50,12 +50,18 @@ class DescriptionVocabulary:
 
     @classmethod
     def build(
-        cls, descriptions: Iterable[str], tokenizer: PreTrainedTokenizerBase, end_token_id: int, max_tokens: int
+        cls,
+        descriptions: Iterable[str],
+        tokenizer: PreTrainedTokenizerBase,
+        end_token_id: int,
+        max_tokens: int,
+        special_tokens: Iterable[str] = (),
     ) -> DescriptionVocabulary:
         """Build the tree.
 
         Args:
             max_tokens: tokens of the longest caption, its end token included.
+            special_tokens: none of them may be in a description.
 
         Raises:
             UserError: no description, or one that is too long or holds a special token.
@@ -65,11 +71,12 @@ class DescriptionVocabulary:
             raise UserError("descriptions: there are none to choose from; name a file with one per line")
         by_ids: dict[tuple[int, ...], str] = {}  # texts that differ only in Unicode form share tokens
         for text in texts:
-            refuse_special_tokens(text, tokenizer.all_special_tokens, "descriptions: ")
+            refuse_special_tokens(text, special_tokens, "descriptions: ")
             ids = (*tokenizer(text, add_special_tokens=False)["input_ids"], end_token_id)
             if len(ids) > max_tokens:
                 raise UserError(
-                    f"descriptions: {text!r} has {len(ids)} tokens with its end, the model writes {max_tokens}; "
+                    f"descriptions: {text!r} has {len(ids)} tokens with its end, the model writes at most "
+                    f"{max_tokens}; "
                     "leave it out or train with a larger model.detection.caption_max_tokens"
                 )
             by_ids.setdefault(ids, text)
@@ -190,7 +197,11 @@ def choose_vocabulary(choice: str, folder: Path, processor: ChatProcessor) -> De
         raise UserError(f"{path}: is missing; pass a file of descriptions, one per line, instead of 'known'")
     descriptions = read_descriptions(path)
     return DescriptionVocabulary.build(
-        descriptions, processor.tokenizer, processor.end_token_id, processor.caption_max_tokens
+        descriptions,
+        processor.tokenizer,
+        processor.end_token_id,
+        processor.caption_max_tokens,
+        processor.conversation.special_tokens,
     )
 
 
