@@ -124,7 +124,7 @@ def model_size(config: Config, tokenizer: Any) -> ModelSize | None:
         family: Any = backbone_class(model.family)
         if model.path:
             try:
-                sizes = AutoConfig.from_pretrained(model.path, trust_remote_code=model.trust_remote_code)
+                sizes = AutoConfig.from_pretrained(model.path)
             except OSError:
                 return None
             backbone = family(AutoModelForImageTextToText.from_config(sizes))

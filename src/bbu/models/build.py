@@ -47,7 +47,7 @@ def build_processor(config: Config, samples: Sequence[FewShotSample], image_root
         context=config.data.episodes.context_photos > 0,
     )
     if model.tokenizer or model.path:
-        tokenizer = load_tokenizer(model.tokenizer or model.path, model.trust_remote_code)
+        tokenizer = load_tokenizer(model.tokenizer or model.path)
     else:
         tokenizer = train_tokenizer(_training_text(samples, spec), model.scratch.vocab_size)
     return ChatProcessor(
@@ -86,7 +86,7 @@ def build_model(
     if model.path:
         weights = torch.bfloat16 if config.training.deepspeed and dtype == torch.bfloat16 else torch.float32
         try:
-            backbone = family.from_pretrained(model.path, weights, model.trust_remote_code)
+            backbone = family.from_pretrained(model.path, weights)
         except OSError as error:
             raise ConfigError(f"model.path {model.path}: cannot be loaded: {str(error).splitlines()[0]}") from None
     else:
