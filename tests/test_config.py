@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from bbu.config import (
     GROUP_NAMES,
@@ -372,3 +373,45 @@ def test_a_missing_file_names_the_nearest_one(config_file: Path) -> None:
 def test_a_folder_or_a_place_that_is_not_there_is_no_config(tmp_path: Path) -> None:
     assert "does not exist" in message(tmp_path)
     assert "does not exist" in message(tmp_path / "no" / "such.yaml")
+
+
+# ---------------------------------------------------------------- what the pages say
+
+
+def cells(page: str) -> list[list[str]]:
+    """Rows of a page's tables, without backticks."""
+    lines = (PROJECT / "docs" / page).read_text(encoding="utf-8").splitlines()
+    return [[cell.strip().replace("`", "") for cell in line[1:-1].split(" | ")] for line in lines if line[:1] == "|"]
+
+
+@pytest.mark.parametrize("group", GROUP_NAMES)
+def test_the_training_page_states_the_rates_of_the_configs(group: str) -> None:
+    (stated,) = [row for row in cells("training.md") if row[0] == group]
+    for text, name in zip(stated[2:], ("bbu", "demo"), strict=True):
+        rates = load_config(PROJECT / "configs" / f"{name}.yaml").training.learning_rates
+        assert float(text.split()[0]) == getattr(rates, group), f"{name}.yaml, {group}"
+
+
+def test_the_training_page_states_the_values_of_the_full_job_and_the_defaults() -> None:
+    page = (PROJECT / "docs" / "training.md").read_text(encoding="utf-8")
+    full, demo = (load_config(PROJECT / "configs" / f"{name}.yaml").training for name in ("bbu", "demo"))
+    assert f"`training.pack_tokens={full.pack_tokens}`" in page and f"`training.pack_pixels={full.pack_pixels}`" in page
+    assert f"`training.eval_every={full.eval_every}`" in page and f"`training.deepspeed={full.deepspeed}`" in page
+    assert f"batches of {demo.batch_size} at 5e-4" in page and demo.learning_rates.llm == 5e-4
+    assert f"`training.adam_beta2` stays at {Config().training.adam_beta2}:" in page
+    assert {full.adam_beta2, demo.adam_beta2} == {Config().training.adam_beta2}
+
+
+@pytest.mark.parametrize(
+    ("page", "section"),
+    [("augmentation.md", "data.augment"), ("episodes.md", "data.episodes"), ("episodes.md", "data.sampling")],
+)
+def test_a_page_states_every_key_of_its_section_with_its_default(page: str, section: str) -> None:
+    stated = {}
+    for row in cells(page):
+        names = row[0].split(", ")
+        if f"{section}.{names[0]}" in RULES:
+            values = yaml.safe_load(f"[{row[1]}]")
+            stated |= dict(zip(names, values * len(names) if len(values) == 1 else values, strict=True))
+    prefix = f"{section}."
+    assert stated == {key.removeprefix(prefix): value_at(Config(), key) for key in RULES if key.startswith(prefix)}

@@ -237,7 +237,7 @@ class TrainingConfig:
     packed: bool = True  # False: padded batches
     learning_rates: LearningRates = field(default_factory=LearningRates)
     weight_decay: float = ranged(0.01)
-    adam_beta2: float = ranged(0.999, most=0.99999, note="the decay of Adam's second moment")
+    adam_beta2: float = ranged(0.999, most=0.99999, note="at 1 Adam never learns a scale")
     warmup_steps: int = ranged(50)
     schedule: str = choice("cosine", SCHEDULES)
     max_grad_norm: float = ranged(1.0)
