@@ -249,7 +249,7 @@ def test_a_span_is_two_numbers_in_order_within_its_ends(config_file: Path, key: 
         "[0, 1]",
         f"[1, {int(most) + 1}]",
     ):
-        assert f"{key}: must be two numbers, [from, to], from {least} to {most}" in message(
+        assert f"{key}: must be two numbers, [from, to], between {least} and {most}" in message(
             config_file, f"{key}={value}"
         )
 

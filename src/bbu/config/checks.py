@@ -77,7 +77,7 @@ def _check_value(key: str, value: Any, rule: Mapping[str, Any]) -> None:
 def _check_span(key: str, value: list[float], least: float, most: float) -> None:
     if len(value) != 2 or not least <= value[0] <= value[1] <= most:
         raise ConfigError(
-            f"{key}: must be two numbers, [from, to], from {least} to {most} and not falling, is {list(value)}"
+            f"{key}: must be two numbers, [from, to], between {least} and {most} and in order, is {list(value)}"
         )
 
 
@@ -87,7 +87,7 @@ def _check_data(config: Config) -> None:
         raise ConfigError(f"data.max_pixels ({data.max_pixels}) is below data.min_pixels ({data.min_pixels})")
     for count in data.episodes.counts:
         if count < 0:
-            raise ConfigError(f"data.episodes.counts: {count} teachers cannot be; write 0 or more")
+            raise ConfigError(f"data.episodes.counts: a sample cannot have {count} teachers; write 0 or more")
 
 
 def _check_model(config: Config) -> None:

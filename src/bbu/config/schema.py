@@ -40,7 +40,7 @@ def fraction(default: float) -> Any:
 
 
 def span(default: list[Any], least: float, most: float) -> Any:
-    """Two numbers, [from, to], within ``least`` and ``most`` and not falling."""
+    """Two numbers, [from, to], between ``least`` and ``most`` and in order."""
     return _checked(default, span=(least, most))
 
 
