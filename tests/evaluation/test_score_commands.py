@@ -108,8 +108,8 @@ def test_sets_with_nothing_in_them_are_scored_and_compared(place, rows):
 @pytest.mark.parametrize(
     ("override", "word"),
     [
-        ("evaluation.fppi=[1,-1]", "a million"),
-        ("evaluation.fppi=[.nan]", "a million"),
+        ("evaluation.fppi=[1,-1]", "between 0 and 1,000,000"),
+        ("evaluation.fppi=[.nan]", "finite number"),
         ("evaluation.calibration=platt", "temperature"),
         ("evaluation.target_precision=2", "between 0 and 1"),
         ("evaluation.bootstrap_samples=-1", "must not be negative"),

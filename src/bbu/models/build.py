@@ -80,7 +80,7 @@ def build_model(
     if model.path:
         weights = torch.bfloat16 if config.training.deepspeed and dtype == torch.bfloat16 else torch.float32
         try:
-            backbone = family.from_pretrained(model.path, weights, model.trust_remote_code)
+            backbone = family.from_pretrained(model.path, weights)
         except OSError as error:
             raise ConfigError(f"model.path {model.path}: cannot be loaded: {str(error).splitlines()[0]}") from None
     else:

@@ -391,8 +391,8 @@ def test_a_model_trained_without_context_is_not_scored_with_it(run: Any, tmp_pat
     ("override", "words"),
     [
         ("data.episodes.counts={-1: 1}", ("data.episodes.counts", "-1 teachers")),
-        ("data.episodes.counts={2: -0.1}", ("data.episodes.counts", "share of 2", "-0.1")),
-        ("data.episodes.counts={2: .nan}", ("data.episodes.counts", "share of 2", "nan")),
+        ("data.episodes.counts={2: -0.1}", ("data.episodes.counts.2", "not be negative", "-0.1")),
+        ("data.episodes.counts={2: .nan}", ("data.episodes.counts.2", "finite", "nan")),
         ("data.episodes.counts={many: 1}", ("data.episodes.counts", "many")),
         ("data.episodes.counts=2", ("data.episodes.counts",)),
         ("data.episodes.near_duplicate_bits=64", ("data.episodes.near_duplicate_bits", "64 bits")),
