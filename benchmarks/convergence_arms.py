@@ -1,6 +1,6 @@
 """What benchmarks/convergence.py trains: the arm that all share, the product's model, and its plain learned-query form.
 
-Shape legend: B samples, D width, Q queries.
+Shapes: B samples, D feature width, M memory tokens, Q queries of one sample, S image tokens.
 """
 
 from __future__ import annotations

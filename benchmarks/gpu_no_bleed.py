@@ -11,7 +11,7 @@ differently for differently shaped inputs, so here
 All image tokens become queries, so that rounding does not decide which do; queries are compared in the order in which
 they fit the float64 run's best. The models are tiny, of the real classes.
 
-Shape legend: Q queries, K decoder layers, C captions, T packed tokens, P patch rows.
+Shapes: D feature width, T packed tokens.
 """
 
 from __future__ import annotations

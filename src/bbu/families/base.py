@@ -28,7 +28,7 @@ class VisionLevel:
 
     Args:
         tokens_SD: (S, D) features.
-        grids: (rows, columns) of each image; N = Σ rows · columns.
+        grids: (rows, columns) of each image; S = Σ rows · columns.
     """
 
     tokens_SD: torch.Tensor
