@@ -26,7 +26,7 @@ LEGEND = read_legend()
 
 
 def suffixes(tree: ast.Module) -> dict[str, str]:
-    """Name → suffix of all variables, parameters, attributes and fields that end in a shape; no classes, no constants."""
+    """Name → suffix of every variable, parameter, attribute and field that ends in a shape; no classes or constants."""
     found = {}
     for node in ast.walk(tree):
         match node:
