@@ -3,6 +3,8 @@
 Three arms share one set of weights and one optimizer: `padded` is transformers' own class, a padded batch, SDPA and its
 own loss; `packed` is this project's backbone and language loss on the same samples; `objective` is `packed` with the
 whole detection branch, as it is trained.
+
+Shapes: D feature width, T packed tokens.
 """
 
 from __future__ import annotations

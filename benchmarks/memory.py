@@ -5,6 +5,8 @@
 A language model and a tower, each 512 wide and 8 blocks deep, float32, on a CPU. Peak: resident memory at its highest
 less that before the step, each arm in a process of its own, with freed memory given back at once. Time: CPU seconds of
 one thread at a quarter of the tokens, the arms taking turns. Gradients of the arms are compared before.
+
+Shapes: D feature width, S image tokens, T packed tokens.
 """
 
 from __future__ import annotations
@@ -125,7 +127,7 @@ def show(title: str, found: dict[str, tuple[float, float]]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--quick", action="store_true", help="tiny, in seconds: only to see that it runs")
     parser.add_argument("--arms", nargs=5, help=argparse.SUPPRESS)
     options = parser.parse_args()

@@ -1,4 +1,4 @@
-"""Box and objectness terms against sums worked out by hand."""
+"""Box and objectness terms against hand-worked sums."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def box(*values: float) -> torch.Tensor:
     return torch.tensor(values, dtype=torch.float64)
 
 
-def test_terms_of_one_target_are_those_worked_out_by_hand() -> None:
+def test_terms_of_one_target_equal_a_hand_worked_example() -> None:
     """One layer, one query, one target: the same square moved by a quarter of its side."""
     target, predicted = box(0.4, 0.5, 0.4, 0.4), box(0.5, 0.5, 0.4, 0.4)
     logit = torch.zeros((), dtype=torch.float64)
@@ -32,7 +32,7 @@ def test_terms_of_one_target_are_those_worked_out_by_hand() -> None:
     )  # fmt: skip
     assert sums.bbox_l1.item() == pytest.approx(0.1)
     assert sums.bbox_giou.item() == pytest.approx(1 - 0.3 / 0.5)  # the hull is the union: GIoU = IoU = 0.6
-    # layer: |0.6 − 0.5|² · ln 2; matched proposal: |1 − 0.75|² · ln(4/3); the other: next to nothing
+    # layer: |0.6 − 0.5|² · ln 2; matched proposal: |1 − 0.75|² · ln(4/3); the other: almost 0
     assert sums.objectness.item() == pytest.approx(0.01 * math.log(2) + 0.0625 * math.log(4 / 3), abs=1e-9)
     assert (sums.final.samples.tolist(), sums.final.predictions.tolist(), sums.final.targets.tolist()) == (
         [0],
@@ -91,7 +91,7 @@ def test_giou_sum_equals_torchvisions() -> None:
 
 
 @given(st.lists(st.tuples(st.floats(-20, 20), st.booleans()), min_size=1, max_size=8))
-def test_with_quality_zero_or_one_it_is_the_focal_loss(pairs: list[tuple[float, bool]]) -> None:
+def test_quality_focal_loss_with_quality_zero_or_one_is_the_focal_loss(pairs: list[tuple[float, bool]]) -> None:
     logits = torch.tensor([logit for logit, _ in pairs], dtype=torch.float64)
     quality = torch.tensor([float(whole) for _, whole in pairs], dtype=torch.float64)
     expected = sigmoid_focal_loss(logits, quality, alpha=-1, gamma=2)
@@ -105,7 +105,7 @@ def test_quality_focal_loss_is_least_where_the_score_is_the_quality() -> None:
     assert loss.min().item() == pytest.approx(0.0, abs=1e-4)
 
 
-def test_a_photo_without_targets_teaches_only_objectness() -> None:
+def test_a_photo_without_targets_trains_only_objectness() -> None:
     torch.manual_seed(0)
     boxes = torch.rand(2, 1, 3, 4, dtype=torch.float64, requires_grad=True)
     objectness = torch.randn(2, 1, 3, dtype=torch.float64, requires_grad=True)
@@ -120,8 +120,8 @@ def test_a_photo_without_targets_teaches_only_objectness() -> None:
         assert gradient is not None and gradient.abs().max() == 0
 
 
-def test_padding_of_proposals_counts_nowhere() -> None:
-    """Samples with unlike numbers of proposals together = the sum of each alone."""
+def test_padded_proposals_do_not_count() -> None:
+    """Samples with different numbers of proposals give the sum of each alone."""
     torch.manual_seed(1)
     layers, scores = torch.rand(2, 2, 4, 4, dtype=torch.float64) * 0.4 + 0.3, torch.randn(2, 2, 4, dtype=torch.float64)
     proposals, logits = torch.rand(9, 4, dtype=torch.float64) * 0.4 + 0.3, torch.randn(9, dtype=torch.float64)

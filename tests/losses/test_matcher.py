@@ -1,4 +1,4 @@
-"""Hungarian matching: the optimum, its odd cases, one transfer to the host."""
+"""Hungarian matching: optimality, edge cases, one transfer to the host."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ def random_boxes(generator: torch.Generator, *shape: int) -> torch.Tensor:
 
 
 def cost(box: torch.Tensor, logit: torch.Tensor, target: torch.Tensor, costs: MatchCosts = COSTS) -> float:
-    """Of one prediction for one target."""
+    """Matching cost of one prediction and one target."""
     l1 = float((box - target).abs().sum())
     overlap = float(giou(cxcywh_to_xyxy(box), cxcywh_to_xyxy(target)))
     return costs.l1 * l1 - costs.giou * overlap - costs.objectness * float(logit.sigmoid())
 
 
 def brute_force(table: np.ndarray) -> float:
-    """The least total over all ways to give every target its own prediction, or the other way round."""
+    """The least total cost over all one-to-one assignments, by enumeration."""
     wide = table if table.shape[0] >= table.shape[1] else table.T
     rows, columns = wide.shape
     return min(
@@ -86,17 +86,17 @@ def test_matching_is_the_brute_force_optimum(
             ).reshape(rows, count)
             found = pairs_of(matches, layer, sample)
             assert len(found) == min(rows, count)
-            assert len({q for q, _ in found}) == len(found), "a prediction is used twice"
+            assert len({q for q, _ in found}) == len(found), "a prediction is matched twice"
             assert all(q < rows for q, _ in found), "padding is matched"
             assert all(first <= n < first + count for _, n in found), "a target of another photo"
-            assert len({n for _, n in found}) == len(found), "a target is found twice"
+            assert len({n for _, n in found}) == len(found), "a target is matched twice"
             total = sum(table[q, n - first] for q, n in found)
             best = brute_force(table) if count else 0.0
             assert total == pytest.approx(best, abs=1e-9)
         first += count
 
 
-def test_matching_equals_the_one_of_detr_in_transformers() -> None:
+def test_matching_equals_that_of_detr_in_transformers() -> None:
     """With two classes, target and background, softmax of (logit, 0) is our sigmoid."""
     generator = torch.Generator().manual_seed(0)
     counts = [3, 0, 5, 1]
@@ -116,36 +116,36 @@ def test_matching_equals_the_one_of_detr_in_transformers() -> None:
 
 
 @pytest.mark.parametrize("at_once", [2, 3, 5])
-def test_samples_costed_together_are_matched_as_each_alone(at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Other devices cost all samples at once, the small ones padded; a CPU costs one at a time."""
+def test_samples_costed_together_match_as_each_alone(at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A CPU costs one sample at a time; other devices cost all at once, with padding."""
     generator = torch.Generator().manual_seed(at_once)
     counts, targets = [2, 0, 7, 1, 3], random_boxes(generator, 13)
-    rounds = [
+    sets = [
         PredictionSet(random_boxes(generator, 3, 5, 6), torch.randn(3, 5, 6, generator=generator)),
         PredictionSet(random_boxes(generator, 1, 5, 9), torch.randn(1, 5, 9, generator=generator), [9, 5, 2, 7, 1]),
     ]
-    alone = hungarian_matcher(rounds, targets, counts, COSTS)
+    alone = hungarian_matcher(sets, targets, counts, COSTS)
     monkeypatch.setitem(matcher.SAMPLES_AT_ONCE, "cpu", at_once)
-    together = hungarian_matcher(rounds, targets, counts, COSTS)
+    together = hungarian_matcher(sets, targets, counts, COSTS)
     for one, other in zip(alone, together, strict=True):
         assert len(one.targets) and all(torch.equal(a, b) for a, b in zip(columns(one), columns(other), strict=True))
 
 
-def test_no_targets_at_all_match_nothing() -> None:
+def test_no_targets_give_no_matches() -> None:
     boxes = random_boxes(torch.Generator().manual_seed(0), 2, 3, 4)
     for entries in ([PredictionSet(boxes, boxes[..., 0])], [PredictionSet(boxes, boxes[..., 0])] * 2):
         for matches in hungarian_matcher(entries, torch.zeros(0, 4), [0, 0, 0], COSTS):
             assert all(len(index) == 0 for index in columns(matches))
 
 
-def test_with_more_targets_than_predictions_the_best_fitting_are_taken() -> None:
+def test_with_more_targets_than_predictions_the_best_fitting_targets_are_matched() -> None:
     targets = random_boxes(torch.Generator().manual_seed(2), 6)
     boxes = targets[[4, 1]][None, None]
     (matches,) = hungarian_matcher([PredictionSet(boxes, torch.zeros(1, 1, 2))], targets, [6], COSTS)
     assert sorted(pairs_of(matches, 0, 0)) == [(0, 4), (1, 1)]
 
 
-def test_duplicate_boxes_are_given_to_different_predictions() -> None:
+def test_duplicate_targets_match_different_predictions() -> None:
     target = torch.tensor([[0.5, 0.5, 0.2, 0.2]] * 3, dtype=torch.float64)
     boxes = torch.tensor([[0.5, 0.5, 0.2, 0.2]] * 5, dtype=torch.float64)[None, None]
     (matches,) = hungarian_matcher([PredictionSet(boxes, torch.zeros(1, 1, 5))], target, [3], COSTS)
@@ -155,7 +155,7 @@ def test_duplicate_boxes_are_given_to_different_predictions() -> None:
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 @pytest.mark.parametrize("where", ["box", "objectness", "target"])
-def test_a_cost_that_is_not_finite_names_the_photo(where: str, bad: float) -> None:
+def test_a_non_finite_cost_is_an_error_that_names_the_photo(where: str, bad: float) -> None:
     generator = torch.Generator().manual_seed(0)
     boxes, targets = random_boxes(generator, 1, 2, 3), random_boxes(generator, 3)
     objectness = torch.zeros(1, 2, 3)
@@ -169,7 +169,7 @@ def test_a_cost_that_is_not_finite_names_the_photo(where: str, bad: float) -> No
         hungarian_matcher([PredictionSet(boxes, objectness)], targets, [2, 1], COSTS, ["first.png", "second.png"])
 
 
-def test_padding_that_is_not_finite_harms_nothing() -> None:
+def test_non_finite_padding_is_ignored() -> None:
     generator = torch.Generator().manual_seed(0)
     boxes, targets = random_boxes(generator, 1, 2, 3), random_boxes(generator, 2)
     boxes[0, 1, 2] = float("nan")
@@ -177,7 +177,7 @@ def test_padding_that_is_not_finite_harms_nothing() -> None:
     assert len(matches.targets) == 2
 
 
-def test_everything_crosses_to_the_host_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_costs_cross_to_the_host_in_one_transfer(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
     real = torch.Tensor.cpu
     monkeypatch.setattr(torch.Tensor, "cpu", lambda self, *a, **k: (calls.append(self.shape), real(self, *a, **k))[1])
@@ -186,11 +186,11 @@ def test_everything_crosses_to_the_host_at_once(monkeypatch: pytest.MonkeyPatch)
             continue  # of what .cpu() returned
         monkeypatch.setattr(torch.Tensor, name, lambda self, n=name: pytest.fail(f"Tensor.{n} waits for the device"))
     generator = torch.Generator().manual_seed(0)
-    rounds = [
+    sets = [
         PredictionSet(random_boxes(generator, 3, 4, 6), torch.zeros(3, 4, 6)),
         PredictionSet(random_boxes(generator, 1, 4, 9), torch.zeros(1, 4, 9), counts=[9, 5, 2, 7]),
     ]
-    found = hungarian_matcher(rounds, random_boxes(generator, 5), [2, 0, 1, 2], COSTS)
+    found = hungarian_matcher(sets, random_boxes(generator, 5), [2, 0, 1, 2], COSTS)
     monkeypatch.undo()
     assert len(calls) == 1
     assert len(found[0].targets) == 3 * 5

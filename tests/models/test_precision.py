@@ -1,4 +1,4 @@
-"""bfloat16 where asked for: matrix products alone, boxes and losses in full precision."""
+"""bfloat16 is used for matrix products only; boxes and losses stay in full precision."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The pyramid sees the photo that the patches were cut from, each photo by itself."""
+"""The pyramid reads each photo's pixels from its patches, independent of other photos."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_levels_may_be_of_any_sides_that_divide_each_other(sides: tuple[int, ...
     assert [level.shape for level in found] == [level.shape for level in tokens]
 
 
-def test_a_photo_sees_nothing_of_its_neighbours() -> None:
+def test_a_photo_does_not_depend_on_the_photos_beside_it() -> None:
     model, (patches, tokens, grids) = pyramid(), images(SIZES)
     together = model(patches, tokens, grids)
     starts = [np.cumsum([0, *(rows * columns for rows, columns in level)]) for level in grids]
@@ -67,7 +67,7 @@ def test_a_photo_sees_nothing_of_its_neighbours() -> None:
             torch.testing.assert_close(all_tokens[first[number] : first[number + 1]], mine, rtol=1e-10, atol=1e-10)
 
 
-def test_a_token_follows_the_pixels_around_it_and_the_tokens_of_its_own_place() -> None:
+def test_a_token_follows_the_pixels_around_it_and_the_towers_tokens_of_its_position() -> None:
     model, (patches, tokens, grids) = pyramid(), images([(196, 196)])
     before = model(patches, tokens, grids)
     changed = [patches[0].clone()]

@@ -278,7 +278,7 @@ def test_the_real_tokenizer_has_the_separator_inside_its_tokens() -> None:
     [
         ([], "there are none to choose from"),
         (["", " / "], "there are none to choose from"),
-        (["a" * MAX_TOKENS], f"has {MAX_TOKENS + 1} tokens with its end; the model writes at most {MAX_TOKENS}"),
+        (["a" * MAX_TOKENS], f"has {MAX_TOKENS + 1} tokens with its end; the model can write {MAX_TOKENS}"),
         ([f"a/{QWEN.special_tokens[0]}"], "marks turns"),
     ],
 )

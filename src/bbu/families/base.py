@@ -35,8 +35,8 @@ class VisionLevel:
     """Tokens of all images at one resolution, images end to end, each in raster order.
 
     Args:
-        tokens_SD: features, S = Σ rows · columns.
-        grids: (rows, columns) of each image.
+        tokens_SD: (S, D) features.
+        grids: (rows, columns) of each image; S = Σ rows · columns.
     """
 
     tokens_SD: torch.Tensor

@@ -63,7 +63,8 @@ class Matches:
     @classmethod
     def of(cls, host: np.ndarray, device: torch.device) -> Matches:
         """From indices on the host."""
-        return cls(*to_device(host, device), host)
+        layers, samples, predictions, targets = to_device(host, device)
+        return cls(layers, samples, predictions, targets, host)
 
     def of_layer(self, layer: int) -> Matches:
         """The pairs of one layer, which are contiguous."""

@@ -4,8 +4,8 @@ A caption starts from its query's final state and attends to memory features sam
 follows the pixels there. Token embedding and output layer are the language model's embedding. ``generate`` decodes
 freely; ``score_descriptions`` scores every description of a vocabulary.
 
-Shapes: C captions, Ce cells of a region, Ch children of a node, D feature width, De descriptions of a vocabulary,
-L tokens of one sample or caption, Lv levels, M memory tokens, No nodes of the description tree, R rows,
+Shapes: B samples, C captions, Ce cells of a region, Ch children of a node, D feature width, De descriptions of a
+vocabulary, L tokens of one sample or caption, Lv levels, M memory tokens, No nodes of the description tree, R rows,
 V vocabulary entries, W width of the language model.
 """
 

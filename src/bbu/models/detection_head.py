@@ -120,18 +120,6 @@ class QueryRows:
         return torch.cat((matching, denoising)).index_select(0, self.order)
 
 
-def inverse_sigmoid(unit: torch.Tensor) -> torch.Tensor:
-    """Logit of numbers in [0, 1], finite at 0 and 1."""
-    return torch.logit(unit, eps=1e-4)
-
-
-def mlp(in_width: int, hidden: int, out_width: int) -> nn.Sequential:
-    """MLP with two hidden layers, like DETR's box head."""
-    return nn.Sequential(
-        nn.Linear(in_width, hidden), nn.GELU(), nn.Linear(hidden, hidden), nn.GELU(), nn.Linear(hidden, out_width)
-    )
-
-
 class BoxHead(nn.Module):
     """Features → objectness logit and a box offset in logit space, zero at initialisation."""
 
@@ -139,17 +127,17 @@ class BoxHead(nn.Module):
         super().__init__()
         self.norm = nn.LayerNorm(width)
         self.objectness = nn.Linear(width, 1)
-        self.step = mlp(width, width, 4)
+        self.step = nn.Sequential(
+            nn.Linear(width, width), nn.GELU(), nn.Linear(width, width), nn.GELU(), last := nn.Linear(width, 4)
+        )
         nn.init.constant_(self.objectness.bias, -math.log((1 - PRIOR_OBJECTNESS) / PRIOR_OBJECTNESS))
-        last = self.step[-1]
-        assert isinstance(last, nn.Linear)
         nn.init.zeros_(last.weight)
         nn.init.zeros_(last.bias)
 
     def forward(self, features: torch.Tensor, reference: torch.Tensor) -> BoxPrediction:
         """(…, D) features and (…, 4) reference boxes → predictions in float32 or better."""
         features = self.norm(features)
-        boxes = (inverse_sigmoid(reference) + full_precision(self.step(features))).sigmoid()
+        boxes = (torch.logit(reference, eps=1e-4) + full_precision(self.step(features))).sigmoid()
         return BoxPrediction(boxes, full_precision(self.objectness(features)).squeeze(-1))
 
 

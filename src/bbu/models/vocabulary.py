@@ -75,8 +75,7 @@ class DescriptionVocabulary:
             ids = (*tokenizer(text, add_special_tokens=False)["input_ids"], end_token_id)
             if len(ids) > max_tokens:
                 raise UserError(
-                    f"descriptions: {text!r} has {len(ids)} tokens with its end, the model writes at most "
-                    f"{max_tokens}; "
+                    f"descriptions: {text!r} has {len(ids)} tokens with its end; the model can write {max_tokens}; "
                     "leave it out or train with a larger model.detection.caption_max_tokens"
                 )
             by_ids.setdefault(ids, text)

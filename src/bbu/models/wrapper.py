@@ -1,8 +1,7 @@
 """The vision-language detector: backbone, adapters, detection head and caption decoder. It computes no loss.
 
-Shapes: B samples, C captions, Ce cells of a region, D feature width, L tokens of one sample or caption, Lv levels,
-M memory tokens, P patch rows, Q queries of one sample, R rows, S image tokens, T packed tokens, X numbers of a patch
-row.
+Shapes: B samples, C captions, Ce cells of a region, D feature width, L tokens of one sample or caption, P patch rows,
+Q queries of one sample, R rows, S image tokens, T packed tokens, X numbers of a patch row.
 """
 
 from __future__ import annotations
