@@ -36,7 +36,6 @@ from bbu.jsonl import write_json, write_jsonl
 from bbu.models.build import build_model
 from bbu.models.checkpoint import FACTS_FILE
 from bbu.models.precision import use_bf16
-from bbu.models.vocabulary import choose_vocabulary
 from bbu.records import PredictedObject, PredictionRow, Row, read_predictions, resolve_image
 
 SHOTS = (0, 1, 3, 5)  # teachers of the few-shot curve
@@ -120,16 +119,7 @@ def compare(material: Material, model_folder: Path) -> dict[str, Any]:
         raise ConfigError(f"evaluation.split: there is no {config.evaluation.split} split with photos in it")
     if not (model_folder / FACTS_FILE).is_file():
         raise CheckpointError(f"{model_folder}: there is no trained model; train one first with: bbu run CONFIG")
-    inference = Inference(
-        model_folder,
-        precision=config.training.precision,
-        attention=config.model.attention,
-        batch_size=config.evaluation.batch_size,
-        max_detections=config.evaluation.max_detections,
-        nms_iou=config.evaluation.nms_iou,
-    )
-    words = choose_vocabulary(config.evaluation.descriptions, model_folder, inference.processor)
-    inference.predictor.options = replace(inference.predictor.options, vocabulary=words)
+    inference = Inference.as_configured(model_folder, config)
     (output / "baselines.json").unlink(missing_ok=True)
     shutil.rmtree(output / "baselines", ignore_errors=True)
     write_jsonl(output / "baselines" / "truth.jsonl", material.rows)

@@ -270,7 +270,7 @@ def run(tmp_path, monkeypatch):
         config = Config(output_dir=str(tmp_path / "run"))
         config.evaluation.calibration = kind
         monkeypatch.setattr(scoring, "_predict_split", lambda *_: iter(found))
-        stages.calibrate(config, stages.PreparedData(tmp_path / "rows", str(tmp_path)))
+        stages.calibrate(stages.Run(config, stages.PreparedData(tmp_path / "rows", str(tmp_path))))
         return tmp_path / "run"
 
     return calibrate

@@ -260,7 +260,7 @@ def test_a_run_draws_the_page_of_its_evaluation_split(
     write_jsonl(tmp_path / "rows" / "test.jsonl", rows)
     write_jsonl(run / "predictions.jsonl", predictions)
     write_metrics(run / "metrics.json", evaluate(rows, predictions, score_threshold=0.2, bootstrap_samples=20))
-    assert len(stages.draw(config, stages.PreparedData(tmp_path / "rows", str(photo_folder)))) == 1
+    assert len(stages.draw(stages.Run(config, stages.PreparedData(tmp_path / "rows", str(photo_folder))))) == 1
     html = (run / "report.html").read_text(encoding="utf-8")
     assert "<title>demo, test split: evaluation</title>" in html and content_of(run / "report.html")["threshold"] == 0.2
     assert html.count('id="small-') == len(rows)

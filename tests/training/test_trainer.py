@@ -13,8 +13,8 @@ from bbu.config import LossConfig
 from bbu.errors import ConfigError, SampleError
 from bbu.losses.weighting import TERMS
 from bbu.models.build import build_model
+from bbu.training.distributed import merge_shards
 from bbu.training.objective import DetectionObjective
-from bbu.training.trainer import merge_shards
 from tests.tiny import (
     FAMILIES,
     build_tiny,

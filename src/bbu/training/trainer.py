@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from bbu.layers.transfer import to_device
 from bbu.losses.weighting import TERMS, count_terms, max_one, term_weights, weigh
 from bbu.models.checkpoint import save_model
 from bbu.training.callbacks import EvaluateAtEnd, ProgressBar
+from bbu.training.distributed import sum_over_ranks, world_size
 from bbu.training.objective import DetectionObjective
 from bbu.training.param_groups import optimizer_groups
 from bbu.training.recovery import PACKS_FILE, check_packs, load_for_training
@@ -121,8 +122,7 @@ class BBUTrainer(Trainer):
             batches.append(batch)
         per_batch = [list(count_terms(batch).values()) for batch in batches] or [[0] * len(TERMS)]
         counts = to_device(per_batch, device, torch.float64).sum(0)
-        if self.args.world_size > 1:
-            torch.distributed.all_reduce(counts)
+        counts = sum_over_ranks(counts)
         self._logged_steps += 1
         if self.optimizer is not None:
             self._rates = {g["group"]: g["lr"] for g in self.optimizer.param_groups}
@@ -151,7 +151,7 @@ class BBUTrainer(Trainer):
             counts = dict(count_terms(inputs))
         components = weigh(sums, counts, self.weights)
         self._remember_components(components, sums, counts)
-        loss = torch.stack([components[term] for term in TERMS]).sum() * self.args.world_size
+        loss = torch.stack([components[term] for term in TERMS]).sum() * world_size()
         return (loss, components) if return_outputs else loss
 
     def _remember_components(
@@ -166,9 +166,7 @@ class BBUTrainer(Trainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the weighted components (they sum to ``loss``) and the plain ``lm_loss``."""
         if "loss" in logs:
-            totals = self._logged.clone()
-            if self.args.world_size > 1:
-                torch.distributed.all_reduce(totals)
+            totals = sum_over_ranks(self._logged.clone())
             means = (totals / max(self._logged_steps, 1)).tolist()
             logs.update({f"loss/{term}": value for term, value in zip(TERMS, means[:-1], strict=True)})
             logs["lm_loss"] = means[-1]
@@ -184,7 +182,7 @@ class BBUTrainer(Trainer):
     @property
     def _samples_per_step(self) -> float:
         per_pack = self.packs.samples_per_pack if self.packs else self.args.per_device_train_batch_size
-        return per_pack * self.args.gradient_accumulation_steps * self.args.world_size
+        return per_pack * self.args.gradient_accumulation_steps * world_size()
 
     # ------------------------------------------------------------ optimizer, evaluation, checkpoints
 
@@ -282,9 +280,3 @@ def _deepspeed_settings(path: str) -> dict[str, Any] | None:
     if not isinstance(settings, dict):
         raise ConfigError(f"training.deepspeed: {path} must hold a JSON object")
     return settings
-
-
-def merge_shards(shards: Sequence[Sequence[Any]]) -> list[Any]:
-    """Undo round-robin sharding: shard r held items r, r + ranks, …"""
-    total = sum(len(shard) for shard in shards)
-    return [shards[number % len(shards)][number // len(shards)] for number in range(total)]
