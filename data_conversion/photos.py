@@ -112,15 +112,14 @@ def points_to_displayed(
             f"declared size {declared[0]}x{declared[1]} is the photo ({frame[0]}x{frame[1]}) on its side, and no EXIF "
             "turn explains it; restore the photo's EXIF tag or correct the declared size"
         )
-    if relative:
-        pixels, notes = points_to_displayed(photo, declared, already_displayed)
-        return compose((float(declared[0]), 0.0, 0.0, 0.0, float(declared[1]), 0.0), pixels), notes
-    turn = exif_affine(1 if already_displayed else photo.orientation, *declared)
+    affine = exif_affine(1 if already_displayed else photo.orientation, *declared)
     width, height = declared if already_displayed else displayed_size(*declared, photo.orientation)
-    if (width, height) == displayed:
-        return turn, notes
-    notes.append(RESCALED if _same_shape((width, height), displayed) else STRETCHED)
-    return compose(turn, (displayed[0] / width, 0.0, 0.0, 0.0, displayed[1] / height, 0.0)), notes
+    if (width, height) != displayed:
+        notes.append(RESCALED if _same_shape((width, height), displayed) else STRETCHED)
+        affine = compose(affine, (displayed[0] / width, 0.0, 0.0, 0.0, displayed[1] / height, 0.0))
+    if relative:
+        affine = compose((float(declared[0]), 0.0, 0.0, 0.0, float(declared[1]), 0.0), affine)
+    return affine, notes
 
 
 def _same_shape(a: tuple[int, int], b: tuple[int, int]) -> bool:

@@ -89,6 +89,12 @@ def test_points_already_displayed_are_not_turned_again() -> None:
     assert affine == (1, 0, 0, 0, 1, 0)
 
 
+def test_relative_points_keep_the_note_that_their_frame_is_the_displayed_photo() -> None:
+    affine, notes = points_to_displayed(photo(orientation=6), (100, 200), already_displayed=False, relative=True)
+    assert transform_points(np.array([0.5, 0.25]), affine) == pytest.approx((100, 100)), "shares of 200x400 pixels"
+    assert notes == ["size_declared_as_displayed", "rescaled"]
+
+
 def test_a_photo_on_its_side_without_an_exif_turn_is_an_error() -> None:
     with pytest.raises(ImageError, match=r"declared size 200x400 is the photo \(400x200\) on its side"):
         points_to_displayed(photo(), (200, 400), already_displayed=False)
