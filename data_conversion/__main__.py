@@ -8,28 +8,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bbu.errors import UserError
-from bbu.taxonomy import Taxonomy
-from bbu.taxonomy_file import read_taxonomy
 from data_conversion.formats import FORMATS
 from data_conversion.photo_files import MODES
 from data_conversion.pipeline import convert
+from data_conversion.taxonomies import load_taxonomy
 
-TAXONOMIES = Path(__file__).parent / "taxonomies"
 DONE, TERMS_OUTSIDE, FAILED = 0, 1, 2  # exit status
-
-
-def load_taxonomy(name: str) -> Taxonomy:
-    """A taxonomy file, or a shipped one by name.
-
-    Raises:
-        UserError: neither; the message lists the shipped names.
-    """
-    if Path(name).is_file():
-        return read_taxonomy(name)
-    shipped = {path.stem: path for path in sorted(TAXONOMIES.glob("*.yaml"))}
-    if name not in shipped:
-        raise UserError(f"taxonomy {name!r} is neither a file nor one of the shipped: {', '.join(shipped)}")
-    return read_taxonomy(shipped[name])
 
 
 def parse_splits_argument(text: str) -> dict[str, str]:
