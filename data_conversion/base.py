@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bbu.errors import RecordError
+from bbu.errors import RecordError, shown
 from bbu.images import IMAGE_SUFFIXES as IMAGE_SUFFIXES  # for the formats: what counts as a photo is one truth
 
 SPLITS = ("train", "val", "test")
@@ -211,13 +211,13 @@ def check_number(value: Any, where: str, field: str) -> float:
         RecordError: anything else.
     """
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise RecordError(where, field, f"must be a number, is {_show(value)}")
+        raise RecordError(where, field, f"must be a number, is {shown(value)}")
     try:
         number = float(value)
     except OverflowError:
         number = math.inf
     if not abs(number) <= MAX_COORDINATE:
-        raise RecordError(where, field, f"must be a pixel coordinate, is {_show(value)}")
+        raise RecordError(where, field, f"must be a pixel coordinate, is {shown(value)}")
     return number
 
 
@@ -230,10 +230,5 @@ def check_text(value: str, where: str, field: str) -> str:
     try:
         value.encode("utf-8")
     except UnicodeEncodeError:
-        raise RecordError(where, field, f"holds a broken character, is {_show(value)}; type it again") from None
+        raise RecordError(where, field, f"holds a broken character, is {shown(value)}; type it again") from None
     return value
-
-
-def _show(value: Any) -> str:
-    text = ascii(value) if isinstance(value, str) else repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import ExifTags, Image
 
 from bbu.errors import UserError
 from bbu.geometry import exif_affine, invert, transform_points
@@ -30,7 +30,6 @@ from data_conversion.cabinet.scene import Part, arrange, compose
 TURNED_SHARE = 0.05  # photos stored with EXIF orientation 3, 6 or 8
 RESIZED_SHARE = 0.03  # photos whose JSON gives another size than the file
 RESIZED_BY = (0.5, 0.75, 1.5, 2.0)
-ORIENTATION_TAG = 0x0112
 STORED = {3: Image.Transpose.ROTATE_180, 6: Image.Transpose.ROTATE_90, 8: Image.Transpose.ROTATE_270}
 EPOCH_MS = 1_680_000_000_000  # a fixed day, so that the files do not depend on when they were drawn
 FEWEST_FOR_POOL = 24  # starting processes costs more than drawing this many photos
@@ -117,7 +116,7 @@ def _save_photo(job: tuple[str, int], folder: Path, seed: int) -> None:
     stem = folder / split / f"cabinet_{split}_{index:05d}"
     exif = Image.Exif()
     if photo.orientation != 1:
-        exif[ORIENTATION_TAG] = photo.orientation
+        exif[ExifTags.Base.Orientation] = photo.orientation
     photo.image.save(stem.with_suffix(".jpg"), quality=photo.quality, exif=exif)
     text = json.dumps(photo.annotation, ensure_ascii=False, allow_nan=False)
     stem.with_suffix(".json").write_text(text + "\n", encoding="utf-8", newline="\n")

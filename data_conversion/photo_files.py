@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import shutil
-import tempfile
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from PIL import Image
+
 from bbu.errors import ImageError
 from bbu.images import load_image
+from bbu.jsonl import atomic_file
 from data_conversion.base import SourceImage
 
 KEEP, LINK, COPY, REENCODE, WITHOUT = "keep", "link", "copy", "reencode", "none"
@@ -55,12 +56,11 @@ def store_photo(
     target = (folder / item.image).resolve()
     if not target.is_relative_to(folder.resolve()):
         raise ImageError(f"{item.image}: leaves the folder of photos; give it a name inside")
-    target.parent.mkdir(parents=True, exist_ok=True)
     if mode == REENCODE:
         return _reencode(item, path, target, max_pixels, size)
     if item.content is not None:
-        content = item.content
-        _whole(target, lambda temporary: temporary.write_bytes(content))
+        with atomic_file(target) as file:
+            file.write_bytes(item.content)
         return Stored(item.image, size)
     assert path is not None
     return Stored(item.image, size, _place(path, target, link=mode == LINK))
@@ -69,33 +69,29 @@ def store_photo(
 def _place(path: Path, target: Path, link: bool) -> tuple[str, ...]:
     if link:
         try:
-            _whole(target, lambda temporary: _link(path, temporary))
+            with atomic_file(target) as file:
+                file.unlink()
+                os.link(path, file)
             return ()
-        except OSError:  # another disk, or one without links
+        except OSError:  # another disk, or one without hard links
             pass
-    _whole(target, lambda temporary: shutil.copyfile(path, temporary))
+    with atomic_file(target) as file:
+        shutil.copyfile(path, file)
     return (COPIED_NOT_LINKED,) if link else ()
 
 
-def _link(path: Path, temporary: Path) -> None:
-    temporary.unlink()
-    os.link(path, temporary)
-
-
 def _reencode(item: SourceImage, path: Path | None, target: Path, max_pixels: int, size: tuple[int, int]) -> Stored:
-    from PIL import Image
-
     image = load_image(path if path is not None else item.content or b"", item.image)
     width, height = fit(size, max_pixels)
     if (width, height) != image.size:
         image = image.resize((width, height), Image.Resampling.LANCZOS)
     name = item.image
-    if target.suffix.lower() == ".png":
-        _whole(target, lambda temporary: image.save(temporary, format="PNG"))
-    else:
-        if target.suffix.lower() not in (".jpg", ".jpeg"):
-            name, target = f"{name}.jpg", target.with_name(f"{target.name}.jpg")
-        _whole(target, lambda temporary: image.save(temporary, format="JPEG", quality=QUALITY, subsampling=0))
+    suffix = target.suffix.lower()
+    if suffix not in (".png", ".jpg", ".jpeg"):
+        name, target = f"{name}.jpg", target.with_name(f"{target.name}.jpg")
+    how = {"format": "PNG"} if suffix == ".png" else {"format": "JPEG", "quality": QUALITY, "subsampling": 0}
+    with atomic_file(target) as file:
+        image.save(file, **how)
     return Stored(name, (width, height))
 
 
@@ -106,17 +102,3 @@ def fit(size: tuple[int, int], max_pixels: int) -> tuple[int, int]:
         return size
     scale = (max_pixels / (width * height)) ** 0.5
     return max(1, int(width * scale)), max(1, int(height * scale))
-
-
-def _whole(target: Path, write: Callable[[Path], object]) -> None:
-    """A file that appears whole or not at all."""
-    descriptor, name = tempfile.mkstemp(dir=target.parent, prefix=".new.")
-    os.close(descriptor)
-    temporary = Path(name)
-    try:
-        write(temporary)
-        if temporary.stat().st_nlink == 1:  # a linked file's rights are the source's
-            temporary.chmod(0o644)
-        os.replace(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)

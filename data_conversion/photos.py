@@ -11,10 +11,12 @@ import io
 from dataclasses import dataclass
 from pathlib import Path
 
+from PIL import Image
+
 from bbu.errors import ImageError
 from bbu.geometry import Affine, compose, displayed_size, exif_affine
+from bbu.images import exif_orientation
 
-ORIENTATION_TAG = 274  # EXIF 0x0112
 SHAPE_TOLERANCE = 0.02  # relative difference of two aspect ratios that rounding of a resize may cause
 
 # Notes, counted in the report
@@ -48,8 +50,6 @@ def read_photo(source: Path | bytes, name: str = "") -> Photo:
     Raises:
         ImageError: not there, or not a whole image; the message says why.
     """
-    from PIL import Image
-
     name = name or (source.name if isinstance(source, Path) else "photo")
     try:
         raw = source.read_bytes() if isinstance(source, Path) else source
@@ -60,15 +60,13 @@ def read_photo(source: Path | bytes, name: str = "") -> Photo:
             width, height = image.size
             if image.format == "TIFF":  # of a turned one Pillow gives the displayed size, and the tag all the same
                 width, height = image.tag_v2[256], image.tag_v2[257]  # type: ignore[attr-defined]
-            orientation = image.getexif().get(ORIENTATION_TAG, 1)
+            orientation = exif_orientation(image)
             # An eighth of the size is the cheapest decoding of a JPEG that still reads every byte.
             image.draft(None, (max(1, width // 8), max(1, height // 8)))
             image.load()
     except Exception as error:  # Pillow raises many kinds for damaged files
         reason = str(error).partition(" <_io")[0].partition(" (")[0]
         raise ImageError(f"{name}: is not a whole image: {reason or type(error).__name__}") from None
-    # Written as a fraction, 6 is still 6; anything else means 1, as in Pillow's exif_transpose.
-    orientation = next((number for number in range(1, 9) if number == orientation), 1)
     return Photo(width, height, orientation, hashlib.sha256(raw).hexdigest())
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from bbu.errors import shortened
 from bbu.geometry import (
     Affine,
     clip_box,
@@ -89,14 +90,14 @@ def _place(
     # The last bits of a share or a percentage must not put a corner outside the image, where it would be cut.
     points = np.round(_to_displayed(item, affine), 6)
     if not _extent(item.kind, points) > 0:
-        return _drop(item, "zero_area", f"{item.kind} {_show(points)} has no extent")
+        return _drop(item, "zero_area", f"{item.kind} {_listed(points)} has no extent")
     cut = _clip(item.kind, points, size)
     if not len(cut):
-        return _drop(item, "outside_image", f"{item.kind} {_show(points)} lies outside {size[0]}x{size[1]}")
+        return _drop(item, "outside_image", f"{item.kind} {_listed(points)} lies outside {size[0]}x{size[1]}")
     # + 0.0 turns -0.0 into 0.0; rounding here makes the order that of the written numbers.
     cut = _without_repeats(item.kind, np.round(cut, DECIMALS) + 0.0)
     if _extent(item.kind, cut) < MIN_SIDE:
-        return _drop(item, "too_small", f"{item.kind} {_show(cut)} is under {MIN_SIDE:g} pixel")
+        return _drop(item, "too_small", f"{item.kind} {_listed(cut)} is under {MIN_SIDE:g} pixel")
     beyond = np.maximum(-points, points - size).max()
     if beyond > BOUNDS_TOLERANCE:
         notes.append(CLIPPED)
@@ -140,6 +141,5 @@ def _without_repeats(kind: str, points: np.ndarray) -> np.ndarray:
     return points[keep]
 
 
-def _show(points: np.ndarray) -> str:
-    text = ", ".join(f"{value:g}" for value in points.ravel())
-    return f"[{text if len(text) <= 60 else text[:57] + '...'}]"
+def _listed(points: np.ndarray) -> str:
+    return f"[{shortened(', '.join(f'{value:g}' for value in points.ravel()))}]"

@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, unquote_plus
 
-from bbu.errors import RecordError
+from bbu.errors import RecordError, shown
 from bbu.taxonomy import ATTRIBUTE_SEPARATOR, SEPARATOR
 from data_conversion.base import (
     IMAGE_SUFFIXES,
@@ -183,7 +183,7 @@ def _read_results(results: list[Any], where: str, place: str) -> tuple[list[_Reg
         here = f"{place}[{index}]"
         item = as_mapping(value, where, here)
         if not isinstance(item.get("type"), str):
-            raise RecordError(where, f"{here}.type", f"must be text, is {_show(item.get('type'))}")
+            raise RecordError(where, f"{here}.type", f"must be text, is {shown(item.get('type'))}")
         if not _is_shape(item["type"]):
             others.append((item, here))
             continue
@@ -235,7 +235,7 @@ def _words(item: Mapping[str, Any], key: str, where: str, here: str) -> list[str
 
 def _text(value: Any, where: str, name: str) -> str:
     if not isinstance(value, str):
-        raise RecordError(where, name, f"must be text, is {_show(value)}")
+        raise RecordError(where, name, f"must be text, is {shown(value)}")
     return check_text(value.strip(), where, name)
 
 
@@ -373,10 +373,3 @@ def _paths(reference: str) -> list[str]:
     if path.startswith("/data/upload/"):
         return [path.lstrip("/"), unquote(path.lstrip("/"))]
     return [reference, unquote(reference)]
-
-
-def _show(value: Any) -> str:
-    if isinstance(value, list | dict):
-        return type(value).__name__
-    text = ascii(value)
-    return text if len(text) <= 60 else text[:57] + "..."

@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 
-from bbu.errors import RecordError
+from bbu.errors import RecordError, shown
 from bbu.geometry import cxcywh_to_xyxy
 from data_conversion.base import (
     IMAGE_SUFFIXES,
@@ -134,7 +134,7 @@ def _read_yaml(root: Path, where: str) -> _Description:
         raise RecordError(where, "kpt_shape", "says that rows hold key points; only boxes and polygons are read")
     names = _class_names(value.get("names"), where)
     if value.get("nc", str(len(names))) != str(len(names)):
-        raise RecordError(where, "nc", f"is {_show(value['nc'])}, but names has {len(names)}; correct one of them")
+        raise RecordError(where, "nc", f"is {shown(value['nc'])}, but names has {len(names)}; correct one of them")
     entries = [(key, entry) for key in SPLIT_KEYS for entry in _entries(value.get(key, ""), where, key)]
     return _Description(where, names, _base_folder(root, value.get("path", ""), where), tuple(entries))
 
@@ -147,7 +147,7 @@ def _load_yaml(text: str, where: str) -> Any:
         keys = [loader.construct_object(key, deep=True) for key, _ in node.value]
         twice = next((key for index, key in enumerate(keys) if key in keys[:index]), None)
         if twice is not None:
-            raise RecordError(where, _show(twice), "appears twice in one mapping; remove one of the two")
+            raise RecordError(where, shown(twice), "appears twice in one mapping; remove one of the two")
         return yaml.BaseLoader.construct_mapping(loader, node, deep)
 
     try:
@@ -166,7 +166,7 @@ def _class_names(value: Any, where: str) -> dict[int, str]:
         raise RecordError(where, "names", "must be a list of class names, or number: name")
     names = {}
     for key, name in value.items():
-        place = f"names.{_show(key)}"
+        place = f"names.{shown(key)}"
         if not isinstance(name, str):
             raise RecordError(where, place, f"must be text, is {type(name).__name__}")
         names[_class_number(key, where, place)] = check_text(name, where, place)
@@ -177,7 +177,7 @@ def _class_names(value: Any, where: str) -> dict[int, str]:
 
 def _class_number(text: str, where: str, place: str) -> int:
     if not re.fullmatch("[0-9]{1,9}", text):
-        raise RecordError(where, place, f"must be a class number, 0 or above, is {_show(text)}")
+        raise RecordError(where, place, f"must be a class number, 0 or above, is {shown(text)}")
     return int(text)
 
 
@@ -194,7 +194,7 @@ def _base_folder(root: Path, value: Any, where: str) -> str:
     (entry, *_) = [*_entries(value, where, "path"), ""]
     folder = _inside(root, entry)
     if folder is None and os.path.isdir(root / entry):
-        why = f"{_show(entry)} leaves the source folder; convert that folder, or remove the line"
+        why = f"{shown(entry)} leaves the source folder; convert that folder, or remove the line"
         raise RecordError(where, "path", why)
     return folder if folder is not None and os.path.isdir(root / folder) else ""
 
@@ -240,7 +240,7 @@ def _locate(source: _Source, key: str, entry: str) -> str:
         if guess is not None and os.path.exists(source.root / guess):
             return guess
     why = "leaves the source folder; move it inside" if guesses[0] is None else "does not exist; add it"
-    raise RecordError(source.description.source, key, f"{_show(entry)} {why}, or remove the line")
+    raise RecordError(source.description.source, key, f"{shown(entry)} {why}, or remove the line")
 
 
 def _photos_of(source: _Source, place: str, key: str) -> Iterator[str]:
@@ -248,7 +248,7 @@ def _photos_of(source: _Source, place: str, key: str) -> Iterator[str]:
     if path.is_dir():
         yield from _photos_below(source, path)
     elif path.suffix.lower() != ".txt":
-        raise RecordError(source.description.source, key, f"{_show(place)} must be a folder, or a .txt of photos")
+        raise RecordError(source.description.source, key, f"{shown(place)} must be a folder, or a .txt of photos")
     else:
         finder = PhotoFinder(source.root)
         for number, line in enumerate(read_text(path, place).splitlines(), start=1):
@@ -325,9 +325,9 @@ def _share(text: str, where: str, place: str) -> float:
     try:
         number = float(text)
     except ValueError:
-        raise RecordError(where, place, f"must hold numbers, has {_show(text)}") from None
+        raise RecordError(where, place, f"must hold numbers, has {shown(text)}") from None
     if not -ROUNDING <= number <= 1 + ROUNDING:
-        raise RecordError(where, place, f"must hold shares of the photo, 0 to 1, has {_show(text)}")
+        raise RecordError(where, place, f"must hold shares of the photo, 0 to 1, has {shown(text)}")
     return number
 
 
@@ -345,8 +345,3 @@ def _unused_labels(source: _Source) -> Iterator[BadSource]:
             yield BadSource(readable(label), "file", why, reason="not_in_image_sets")
         else:
             yield BadSource(readable(label), "file", f"has no photo {readable(stem)}.jpg; add it or remove the file")
-
-
-def _show(text: Any) -> str:
-    shown = ascii(text) if isinstance(text, str) else type(text).__name__
-    return shown if len(shown) <= 60 else shown[:57] + "..."

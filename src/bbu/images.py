@@ -8,12 +8,18 @@ from pathlib import Path
 
 import numpy as np
 import simplejpeg
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from bbu.errors import ImageError
 
 MAX_IMAGE_PIXELS = 200_000_000  # beyond any camera; a compressed file can unfold to far more
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
+
+
+def exif_orientation(image: Image.Image) -> int:
+    """EXIF orientation of an opened photo, 1 to 8; a missing or impossible one is 1, as in Pillow's exif_transpose."""
+    tag = image.getexif().get(ExifTags.Base.Orientation, 1)
+    return next((number for number in range(1, 9) if number == tag), 1)  # a 6 written as a fraction is still a 6
 
 
 def load_image(source: str | Path | bytes, name: str = "") -> Image.Image:

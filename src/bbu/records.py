@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from bbu.errors import RecordError, UserError
+from bbu.errors import RecordError, UserError, shown
 from bbu.geometry import box_area, enclosing_box
 from bbu.jsonl import iter_json_lines
 from bbu.taxonomy import split_path
@@ -190,10 +190,10 @@ def parse_row(value: Any, where: str, prefix: str = "") -> Row:
     objects = check.list(value["objects"], "objects")
     summary = value.get("summary")
     if summary is not None and not isinstance(summary, str):
-        check.fail("summary", f"must be text, is {_show(summary)}")
+        check.fail("summary", f"must be text, is {shown(summary)}")
     metadata = value.get("metadata", {})
     if not isinstance(metadata, dict):
-        check.fail("metadata", f"must be an object, is {_show(metadata)}")
+        check.fail("metadata", f"must be an object, is {shown(metadata)}")
     return Row(
         images=check.images(value["images"]),
         objects=tuple(
@@ -241,7 +241,7 @@ def parse_prediction_row(value: Any, where: str) -> PredictionRow:
         if len(box) != 4:
             inner.fail("bbox_2d", f"needs 4 numbers, has {len(box)}")
         if not isinstance(item["desc"], str):
-            inner.fail("desc", f"must be text, is {_show(item['desc'])}")
+            inner.fail("desc", f"must be text, is {shown(item['desc'])}")
         score = inner.unit(item["score"], "score")
         objectness = inner.unit(item.get("objectness", item["score"]), "objectness")
         levels = inner.levels(item["levels"], item["desc"]) if "levels" in item else None
@@ -283,7 +283,7 @@ class _Checker:
 
     def keys(self, value: Any, required: tuple[str, ...], optional: tuple[str, ...] = ()) -> None:
         if not isinstance(value, dict):
-            raise RecordError(self.where, self.prefix.rstrip(".") or "row", f"must be a JSON object, is {_show(value)}")
+            raise RecordError(self.where, self.prefix.rstrip(".") or "row", f"must be a JSON object, is {shown(value)}")
         for name in required:
             if name not in value:
                 self.fail(name, "is missing")
@@ -296,19 +296,19 @@ class _Checker:
 
     def list(self, value: Any, name: str) -> list[Any]:
         if not isinstance(value, list):
-            self.fail(name, f"must be a list, is {_show(value)}")
+            self.fail(name, f"must be a list, is {shown(value)}")
         return value  # type: ignore[no-any-return]
 
     def text(self, value: Any, name: str) -> str:
         if not isinstance(value, str) or not value.strip():
-            self.fail(name, f"must be non-empty text, is {_show(value)}")
+            self.fail(name, f"must be non-empty text, is {shown(value)}")
         if any("\ud800" <= letter <= "\udfff" for letter in value):
-            self.fail(name, f"holds half a character (a lone surrogate), is {_show(value)}")
+            self.fail(name, f"holds half a character (a lone surrogate), is {shown(value)}")
         return value  # type: ignore[no-any-return]
 
     def size(self, value: Any, name: str) -> int:
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            self.fail(name, f"must be a whole number of pixels above 0, is {_show(value)}")
+            self.fail(name, f"must be a whole number of pixels above 0, is {shown(value)}")
         return value  # type: ignore[no-any-return]
 
     def unit(self, value: Any, name: str) -> float:
@@ -319,13 +319,13 @@ class _Checker:
 
     def number(self, value: Any, name: str) -> float:
         if isinstance(value, bool) or not isinstance(value, int | float):
-            self.fail(name, f"must be a number, is {_show(value)}")
+            self.fail(name, f"must be a number, is {shown(value)}")
         try:
             number = float(value)
         except OverflowError:
             number = math.inf
         if not math.isfinite(number):
-            self.fail(name, f"must be a finite number, is {_show(value)}")
+            self.fail(name, f"must be a finite number, is {shown(value)}")
         return number
 
     def numbers(self, value: Any, name: str, fewest: int) -> tuple[float, ...]:
@@ -345,11 +345,6 @@ class _Checker:
         if not items:
             self.fail("images", "needs at least one path")
         return tuple(self.text(item, f"images[{index}]") for index, item in enumerate(items))
-
-
-def _show(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
 
 
 def _tidy(value: float) -> float | int:

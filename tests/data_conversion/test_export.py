@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 
 from bbu.errors import UserError
 from bbu.jsonl import write_jsonl
@@ -165,7 +165,7 @@ def test_turned_photos_are_written_upright_and_originals_stay(
     pixels = np.random.default_rng(0).integers(0, 255, (6, 8, 3), dtype=np.uint8).repeat(8, 0).repeat(8, 1)
     image = Image.fromarray(pixels)
     exif = image.getexif()
-    exif[274] = orientation
+    exif[ExifTags.Base.Orientation] = orientation
     image.save(source.root / name, exif=exif, **({"quality": 95} if name == "a.jpg" else {"lossless": True}))
     before = (source.root / name).read_bytes()
     with Image.open(source.root / name) as stored:
@@ -185,7 +185,7 @@ def test_turned_photos_are_written_upright_and_originals_stay(
 def test_grey_photos_with_a_colour_profile_stay_so(source: Any, run: Any) -> None:
     image = Image.new("L", SIZE, 90)
     exif = image.getexif()
-    exif[274] = 3
+    exif[ExifTags.Base.Orientation] = 3
     image.save(source.root / "a.jpg", exif=exif, icc_profile=b"a profile")
     run(row("a.jpg"))
     with Image.open(source.out / "images/all/a.jpg") as found:

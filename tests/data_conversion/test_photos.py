@@ -9,13 +9,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image, ImageDraw, ImageOps
+from PIL import ExifTags, Image, ImageDraw, ImageOps
 
 from bbu.errors import ImageError, UserError
 from bbu.geometry import transform_points
 from data_conversion.photos import Photo, points_to_displayed, read_photo
-
-TAG = 274
 
 
 def marked_photo(path: Path, orientation: int, size: tuple[int, int], box: tuple[int, int, int, int]) -> None:
@@ -23,7 +21,7 @@ def marked_photo(path: Path, orientation: int, size: tuple[int, int], box: tuple
     image = Image.new("RGB", size, (10, 10, 10))
     ImageDraw.Draw(image).rectangle((box[0], box[1], box[2] - 1, box[3] - 1), fill=(250, 250, 250))
     exif = image.getexif()
-    exif[TAG] = orientation
+    exif[ExifTags.Base.Orientation] = orientation
     image.save(path, quality=95, exif=exif)
 
 
