@@ -32,9 +32,9 @@ from bbu.records import (
     parse_sample,
     resolve_image,
 )
-from data_conversion.base import SPLITS, ExportObject, ExportPhoto, Format, Losses
+from data_conversion.base import SPLITS, ExportLosses, ExportObject, ExportPhoto, Format
 from data_conversion.formats import FORMATS
-from data_conversion.formats.grouping import Shelves
+from data_conversion.formats.disk_multimap import DiskMultimap
 from data_conversion.outputs import PHOTOS
 from data_conversion.photos import read_photo
 
@@ -73,7 +73,7 @@ class ExportReport:
     skipped: Counter[str] = field(default_factory=Counter)
     problems: list[str] = field(default_factory=list)
     left_out: Counter[str] = field(default_factory=Counter)
-    losses: Losses = field(default_factory=Counter)
+    losses: ExportLosses = field(default_factory=Counter)
     notes: Counter[str] = field(default_factory=Counter)
 
     def summary(self) -> str:
@@ -128,7 +128,7 @@ def export(
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         staging = tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}.")
-        with Shelves() as seen:
+        with DiskMultimap() as seen:
             exporter = _Exporter(entry, root, Path(staging), out, seen, min_score, report)
             assert entry.write is not None  # _writable
             report.losses = entry.write(exporter.photos(_read(rows, splits, report)), Path(staging))
@@ -240,7 +240,7 @@ class _Exporter:
     root: Path
     staging: Path
     out: Path
-    seen: Shelves
+    seen: DiskMultimap
     min_score: float
     report: ExportReport
 
