@@ -1,4 +1,4 @@
-"""Photo files of a conversion: left where they are, linked, copied or made anew; the source is never changed."""
+"""Photo files of a conversion: kept, linked, copied or re-encoded; the source is never changed."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from data_conversion.base import SourceImage
 KEEP, LINK, COPY, REENCODE, WITHOUT = "keep", "link", "copy", "reencode", "none"
 MODES = {
     KEEP: "photos stay where they are; rows name them relative to the input",
-    LINK: "hard links in OUTPUT/photos (copies where the disk is another)",
+    LINK: "hard links in OUTPUT/photos (copies from another disk)",
     COPY: "copies in OUTPUT/photos",
     REENCODE: "new files in OUTPUT/photos: upright, at most --max-pixels, JPEG quality 95 (PNG stays PNG)",
-    WITHOUT: "labels alone: no photo is opened, sizes are those that the annotations declare",
+    WITHOUT: "labels alone: no photo is opened; sizes are those that the annotations declare",
 }
-QUALITY = 95  # of re-encoded JPEG files, in Pillow's scale
+QUALITY = 95  # of re-encoded JPEG files, on Pillow's scale
 COPIED_NOT_LINKED = "copied_not_linked"  # note
 
 
 @dataclass(frozen=True)
 class Stored:
-    """Where a row's photo is, and its displayed (width, height) there."""
+    """Path of a row's photo, and its displayed (width, height) there."""
 
     name: str
     size: tuple[int, int]
@@ -38,12 +38,12 @@ class Stored:
 def store_photo(
     item: SourceImage, path: Path | None, mode: str, folder: Path, max_pixels: int, size: tuple[int, int]
 ) -> Stored:
-    """Bring a photo to where its row will name it.
+    """Put a photo where its row will name it.
 
     Args:
-        path: its file; None where the source holds its bytes, or none are needed.
+        path: its file; None if the source holds its bytes, or none are needed.
         folder: root of linked, copied and re-encoded photos.
-        max_pixels: largest re-encoded photo; 0: no limit.
+        max_pixels: largest re-encoded photo; 0 means no limit.
         size: its displayed (width, height).
 
     Raises:
@@ -51,7 +51,7 @@ def store_photo(
     """
     if mode in (KEEP, WITHOUT):
         if item.content is not None and mode == KEEP:
-            raise ImageError(f"{item.image}: lies inside {item.source}; unpack it with images copy (or reencode)")
+            raise ImageError(f"{item.image}: lies inside {item.source}; unpack it with images = copy or reencode")
         return Stored(item.image, size)
     target = (folder / item.image).resolve()
     if not target.is_relative_to(folder.resolve()):
@@ -96,7 +96,7 @@ def _reencode(item: SourceImage, path: Path | None, target: Path, max_pixels: in
 
 
 def fit(size: tuple[int, int], max_pixels: int) -> tuple[int, int]:
-    """(width, height) of the same shape with at most ``max_pixels`` (0: any number) pixels, never larger."""
+    """(width, height) scaled down to at most ``max_pixels`` pixels (0: no limit)."""
     width, height = size
     if not max_pixels or width * height <= max_pixels:
         return size

@@ -1,4 +1,4 @@
-"""JSON and JSON-lines files: read without JSON's traps, written whole or not at all."""
+"""JSON and JSON-lines files, read strictly; and files that are written whole or not at all."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from bbu.errors import RecordError, UserError
 
 
 def decode_json(text: str, where: str) -> Any:
-    """JSON without its traps: NaN, Infinity and duplicate keys are errors.
+    """Strict JSON: NaN, Infinity and repeated keys are errors.
 
     Raises:
         RecordError: with ``where`` and the reason.
@@ -72,7 +72,8 @@ def atomic_file(path: Path) -> Iterator[Path]:
         OSError: the folder cannot be made or written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=".new.")  # a photo's name may be as long as names go
+    # The prefix is not the name of the file, which may already have the greatest length.
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=".new.")
     os.close(descriptor)
     temporary = Path(name)
     try:

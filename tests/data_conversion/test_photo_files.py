@@ -111,7 +111,7 @@ def test_a_photo_inside_its_source_is_unpacked(source: Any, monkeypatch: pytest.
     content = source.photo("a.jpg").read_bytes()
     (source.root / "a.jpg").unlink()
     with_items(monkeypatch, SourceImage("train/0.jpg", "data.parquet", BOX, content=content))
-    with pytest.raises(UserError, match=r"lies inside data\.parquet; unpack it with images copy"):
+    with pytest.raises(UserError, match=r"lies inside data\.parquet; unpack it with images = copy"):
         source.convert("given")
     for mode in ("copy", "link", "reencode"):
         source.convert("given", images=mode)

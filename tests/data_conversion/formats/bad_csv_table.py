@@ -44,7 +44,10 @@ CASES: dict[str, tuple[Callable[[Any], None], str]] = {
     "a quote that does not end": (rows('bad.jpg,1,1,9,9,"x'), r"bad.csv:2: row: is not valid CSV"),
     "a field of 200,000 letters": (rows("bad.jpg,1,1,9,9," + "x" * 200_000), "row: is not valid CSV: field larger"),
     "too few cells": (rows("bad.jpg,1,1,9,9"), "bad.csv:2: row: has 5 cells, the header 6"),
-    "too many cells": (rows("bad.jpg,1,1,9,9,a, b"), "bad.csv:2: row: has 7 cells, the header 6; put text that holds separators"),
+    "too many cells": (
+        rows("bad.jpg,1,1,9,9,a, b"),
+        "bad.csv:2: row: has 7 cells, the header 6; put text that holds separators",
+    ),
     "no photo": (rows(",1,1,9,9,x"), "bad.csv:2: image: is empty"),
     "a corner of text": (rows("bad.jpg,1,1,9,9,x", "bad.jpg,1,one,9,9,x"), "bad.csv:3: y1: must be a number, is 'one'"),
     "a decimal comma": (
