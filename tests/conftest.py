@@ -15,7 +15,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # models here are tiny: threads c
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, settings
-from PIL import Image
+from PIL import ExifTags, Image
 
 from bbu.records import FewShotSample, ObjectRow, Row
 
@@ -30,7 +30,6 @@ settings.register_profile(
 settings.load_profile("bbu")
 
 PROJECT = Path(__file__).resolve().parents[1]
-EXIF_ORIENTATION = 274
 DESCRIPTIONS = ("螺丝连接点/BBU安装螺丝/连接正确", "标签贴纸", "挡风板", "connect_point/screw/loose")
 SIZE = (112, 84)  # width, height of every photo that does not say otherwise
 
@@ -89,7 +88,7 @@ def make_photo(photo_folder: Path) -> MakePhoto:
         options: dict[str, Any] = {}
         if orientation != 1:
             exif = image.getexif()
-            exif[EXIF_ORIENTATION] = orientation
+            exif[ExifTags.Base.Orientation] = orientation
             options["exif"] = exif
         image.save(path, **options)
         return path

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 
 from bbu.config import AugmentConfig
 from bbu.data.augment import Augmenter
@@ -44,7 +44,6 @@ from bbu.geometry import (
 )
 from bbu.records import ObjectRow
 
-EXIF_ORIENTATION = 274
 UPRIGHT = AugmentConfig(0.5, 0.5, True, scale=0.3, crop=0.4, object_crop=0.3)  # all that keeps a box a box
 ALL_VIEWS = AugmentConfig(0.5, 0.5, True, rotate=15, scale=0.3, crop=0.4, object_crop=0.3)
 
@@ -269,7 +268,7 @@ def test_the_exif_map_moves_a_box_where_pillow_moves_its_pixels(orientation: int
     box = (0, height // 3, max(1, width // 4), height // 2)
     image = marked_photo(width, height, box)
     exif = Image.Exif()
-    exif[EXIF_ORIENTATION] = orientation
+    exif[ExifTags.Base.Orientation] = orientation
     image.info["exif"] = exif.tobytes()
     turned = ImageOps.exif_transpose(image)
     assert turned.size == displayed_size(width, height, orientation)
@@ -435,7 +434,7 @@ def test_the_pixels_of_a_part_lie_in_its_box_after_exif_and_view(
     x2, y2 = data.draw(st.integers(x1 + 3, width)), data.draw(st.integers(y1 + 3, height))
     image = marked_photo(width, height, (x1, y1, x2, y2))
     exif = Image.Exif()
-    exif[EXIF_ORIENTATION] = orientation
+    exif[ExifTags.Base.Orientation] = orientation
     image.info["exif"] = exif.tobytes()
     box = transform_boxes(np.array([[x1, y1, x2, y2]], dtype=np.float64), exif_affine(orientation, width, height))
     part = ObjectRow("part", "bbox_2d", tuple(box[0].tolist()))

@@ -98,6 +98,10 @@ def test_data_conversion_imports_only_the_contract(module: str) -> None:
         assert imported.startswith("data_conversion") or imported in CONVERSION_MAY_IMPORT, f"{module}: {imported}"
 
 
+def test_no_module_imports_library_code_from_a_main() -> None:
+    assert [module for module in FILES if any(name.endswith("__main__") for name in imports(module))] == []
+
+
 def test_no_two_modules_import_each_other() -> None:
     graph = {module: set(imports(module)) - {module} for module in FILES}
     try:

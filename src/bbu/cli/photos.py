@@ -69,7 +69,7 @@ def _predict(arguments: argparse.Namespace) -> int:
     from bbu.inference.tiling import Tiles
     from bbu.records import read_rows
     from bbu.taxonomy import MirrorRules
-    from data_conversion.__main__ import load_taxonomy
+    from data_conversion.taxonomies import load_taxonomy
 
     if arguments.tile_size and not arguments.tiles:
         raise UserError("--tile-size is a part of --tiles auto; give both")

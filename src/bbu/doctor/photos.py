@@ -17,10 +17,9 @@ from bbu.doctor.findings import Example, Finding, finding
 from bbu.doctor.reading import Rows, Sample
 from bbu.errors import ImageError, UserError
 from bbu.geometry import MAX_ASPECT_RATIO
-from bbu.images import load_image
+from bbu.images import exif_orientation, load_image
 from bbu.records import Row, resolve_image
 
-ORIENTATION_TAG = 274  # EXIF 0x0112
 PHOTOS_A_PROCESS = 100  # fewer are read sooner than another process starts
 
 
@@ -72,8 +71,7 @@ def _orientation(content: bytes) -> int:
     from PIL import Image
 
     with Image.open(io.BytesIO(content)) as image:
-        tag = image.getexif().get(ORIENTATION_TAG, 1)
-    return next((number for number in range(1, 9) if number == tag), 1)
+        return exif_orientation(image)
 
 
 def look_at_all(names: Iterable[str], root: str) -> dict[str, PhotoFacts]:

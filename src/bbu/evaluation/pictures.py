@@ -7,8 +7,6 @@ photo. Colour tells the kind of part (first level of the description), line styl
 from __future__ import annotations
 
 import math
-import os
-import tempfile
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,6 +22,7 @@ from bbu.evaluation.fonts import cjk_font
 from bbu.evaluation.tags import Box, Point, place_tags
 from bbu.geometry import iou_matrix, thicken
 from bbu.images import load_image
+from bbu.jsonl import atomic_file
 from bbu.records import ObjectRow, PredictedObject, PredictionRow, Row, resolve_image
 
 Colour = tuple[int, int, int]
@@ -385,13 +384,5 @@ def save_pictures(
 
 def save_png(picture: Image.Image, path: Path) -> None:
     """Write a picture; the file appears whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(descriptor, "wb") as stream:
-            picture.save(stream, format="PNG")
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    with atomic_file(path) as temporary:
+        picture.save(temporary, format="PNG")

@@ -166,14 +166,13 @@ def plan_resize(width: int, height: int, *, factor: int, min_pixels: int, max_pi
 def smart_resize(height: int, width: int, factor: int, min_pixels: int, max_pixels: int) -> tuple[int, int]:
     """Model size of an image: sides are multiples of ``factor``, area within [min_pixels, max_pixels].
 
-    The rule published with Qwen2-VL, as transformers' image processor applies it (it cuts the patches, so the
-    two must never differ); ``factor`` = patch × merge, 28 for Qwen2.5-VL.
+    This must stay the rule of transformers' image processor, which cuts the patches. ``factor`` = patch × merge.
 
     Returns:
         (height, width) in pixels.
 
     Raises:
-        ValueError: an empty image, or one more than 200 times longer than wide.
+        ValueError: an empty image, or one with an aspect ratio over MAX_ASPECT_RATIO.
     """
     if min(height, width) < 1:
         raise ValueError(f"image size {width}x{height} has no pixels")
@@ -187,7 +186,7 @@ def smart_resize(height: int, width: int, factor: int, min_pixels: int, max_pixe
         shrink = math.sqrt(height * width / max_pixels)
         new_height = max(factor, math.floor(height / shrink / factor) * factor)
         new_width = max(factor, math.floor(width / shrink / factor) * factor)
-    elif new_height * new_width < max(min_pixels, 1):  # also a side under half a factor, which rounds to 0
+    elif new_height * new_width < max(min_pixels, 1):  # includes sides under half a factor, which round to 0
         grow = math.sqrt(max(min_pixels, 1) / (height * width))
         new_height = math.ceil(height * grow / factor) * factor
         new_width = math.ceil(width * grow / factor) * factor

@@ -82,7 +82,7 @@ def _draw(config: Config, raw: Path) -> None:
 
 def taxonomy_of(config: Config) -> Taxonomy:
     """The words of the config's labelling project."""
-    from data_conversion.__main__ import load_taxonomy
+    from data_conversion.taxonomies import load_taxonomy
 
     return load_taxonomy(config.data.source.taxonomy) if config.data.source.taxonomy else Taxonomy()
 
