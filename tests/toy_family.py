@@ -42,17 +42,17 @@ TOY = Conversation(
         "{%- for message in messages -%}<turn>{{ message['role'] }}: "
         "{%- if message['content'] is string -%}{{ message['content'] }}{%- else -%}"
         "{%- for part in message['content'] -%}"
-        "{%- if part['type'] == 'image' -%}<look><photo>{%- else -%}{{ part['text'] }}{%- endif -%}"
+        "{%- if part['type'] == 'image' -%}<look><snap>{%- else -%}{{ part['text'] }}{%- endif -%}"
         "{%- endfor -%}{%- endif -%}<stop>{%- endfor -%}"
         "{%- if add_generation_prompt -%}<turn>assistant: {%- endif -%}"
     ),
-    image_text="<look><photo>",
-    image_token="<photo>",
+    image_text="<look><snap>",
+    image_token="<snap>",
     turn_start="<turn>",
     answer_header="<turn>assistant:",
     end="<stop>",
     pad="<fill>",
-    special_tokens=("<fill>", "<turn>", "<stop>", "<look>", "<photo>"),
+    special_tokens=("<fill>", "<turn>", "<stop>", "<look>", "<snap>"),
     word_pattern=r"\p{L}+|\p{N}|[^\p{L}\p{N}]",
     box_convention="norm1000",
     system_in_first_turn=True,

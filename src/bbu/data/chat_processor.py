@@ -1,7 +1,4 @@
-"""ChatProcessor: a few-shot sample and its photos → token ids, labels, answer spans, patches, boxes.
-
-Shapes: L tokens of one sample or caption, P patch rows, I images.
-"""
+"""ChatProcessor: a few-shot sample and its photos → token ids, labels, answer spans, patches, boxes."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""Samples → batches: packed end to end (the default) or padded to a rectangle.
-
-Shapes: B samples, T packed tokens, L tokens of one sample or caption, P patch rows, I images, N training targets.
-"""
+"""Samples → batches: packed end to end (the default) or padded to a rectangle."""
 
 from __future__ import annotations
 

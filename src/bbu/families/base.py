@@ -1,7 +1,6 @@
 """What a vision-language family must offer; everything above this room is the same for all families.
 
-Shapes: T packed tokens, L tokens of one sample or caption, D feature width, P patch rows, I images, S image
-tokens, X numbers of a patch row, V vocabulary entries, Y height in pixels or tokens, Z width in pixels or tokens.
+Shapes: T packed tokens, D feature width, P patch rows, S image tokens, X numbers of a patch row.
 """
 
 from __future__ import annotations

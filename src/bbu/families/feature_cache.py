@@ -6,7 +6,7 @@
 grid (``ChatProcessorOutput.image_keys``). Each photo passes the tower by itself, so that what is kept does not depend,
 in its last bits, on the pack that it was first seen in.
 
-Shape legend: P patch rows of a photo, D width of the tower.
+Shapes: P patch rows, D feature width.
 """
 
 from __future__ import annotations

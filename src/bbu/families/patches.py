@@ -3,7 +3,7 @@
 It unfolds each photo to planes before the resize and joins the photos' patches in one more copy. Here pixels stay
 interleaved for the resize, where torch is several times faster on them, and patches are written where they belong.
 
-Shapes: P patch rows, I images, X numbers of a patch row, Y height in pixels or tokens, Z width in pixels or tokens.
+Shapes: P patch rows, X numbers of a patch row.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""Adapters: project vision and language features to the detector's width and add features from the pixels.
-
-Shapes: D feature width, I images, S image tokens, Y height in pixels or tokens, Z width in pixels or tokens.
-"""
+"""Adapters: project vision and language features to the detector's width and add features from the pixels."""
 
 from __future__ import annotations
 

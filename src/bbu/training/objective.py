@@ -2,6 +2,8 @@
 
 DDP, ZeRO and FSDP hook a single forward, so all of it happens in this one, and every parameter takes part
 in every step. The trainer divides the sums by global counts, weights and joins them.
+
+Shapes: T packed tokens, D feature width.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.data import Sampler, SequentialSampler
+from torch.utils.data import DataLoader, SequentialSampler
 from transformers import PrinterCallback, Trainer, TrainingArguments
 
 from bbu.config import Config
@@ -104,11 +104,19 @@ class BBUTrainer(Trainer):
 
     # ------------------------------------------------------------ data and loss
 
-    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
+    def get_train_dataloader(self) -> DataLoader[Any]:
         """The stream is in order already; a planned pack is one index of it, and accelerate deals them to the ranks."""
-        if self.packs is not None:
-            return self.packs  # type: ignore[return-value]
-        return SequentialSampler(self.train_dataset)  # type: ignore[arg-type]
+        stream: Any = self.train_dataset
+        loader = DataLoader(
+            stream,
+            batch_size=self.args.train_batch_size,
+            sampler=self.packs if self.packs is not None else SequentialSampler(stream),
+            collate_fn=self.data_collator,
+            num_workers=self.args.dataloader_num_workers,
+            pin_memory=self.args.dataloader_pin_memory,
+            persistent_workers=self.args.dataloader_persistent_workers,
+        )
+        return self.accelerator.prepare(loader)  # type: ignore[no-any-return]
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
@@ -208,17 +216,21 @@ class BBUTrainer(Trainer):
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
-    def _save(self, output_dir: str | None = None, state_dict: dict[str, torch.Tensor] | None = None) -> None:
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Write the model folder in place of transformers' files."""
+        state = None
+        if self.is_deepspeed_enabled:  # every rank takes part
+            state = self.accelerator.get_state_dict(self.deepspeed)
+            state = {name.removeprefix("model."): value for name, value in state.items()}
         if not self.args.should_save:
             return
         folder = Path(output_dir or self.run_config.output_dir)
-        if state_dict is not None:
-            state_dict = {name.removeprefix("model."): value for name, value in state_dict.items()}
-        save_model(folder, self.unwrapped.model, self.processor, state_dict)
+        save_model(folder, self.unwrapped.model, self.processor, state)
         if self.packs is not None:
             write_json(folder / PACKS_FILE, self.packs.state())
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        """Read the model folder. Private, but transformers looks for files of its own and has no public hook."""
         if not self.is_deepspeed_enabled:  # DeepSpeed restores the weights with its optimizer
             load_for_training(self.unwrapped.model, Path(resume_from_checkpoint))
 
@@ -266,7 +278,8 @@ def training_arguments(config: Config, *, use_cpu: bool, bf16: bool, has_val: bo
         ddp_find_unused_parameters=False,
         deepspeed=_deepspeed_settings(training.deepspeed),
     )
-    args._n_gpu = min(args.n_gpu, 1)  # one process, one GPU: never nn.DataParallel, which would split a pack
+    # one process, one GPU: never nn.DataParallel, which would split a pack; private, no public argument says it
+    args._n_gpu = min(args.n_gpu, 1)
     return args
 
 

@@ -1,8 +1,6 @@
 """Which samples make a pack, and which packs a step: full packs under hard budgets, ranks that finish together.
 
 A plan is a function of (seed, epoch, lengths) alone. Needs no torch.
-
-Shape legend: N samples.
 """
 
 from __future__ import annotations
@@ -54,7 +52,7 @@ class Budgets:
 
 @dataclass(frozen=True)
 class Lengths:
-    """What N samples take of the budgets, (N,) int64 each, and ``cost`` (N,) float64: their share of a step's time."""
+    """What samples take of the budgets, (R,) int64 each, and ``cost`` (R,) float64: their share of a step's time."""
 
     tokens: np.ndarray
     pixels: np.ndarray
