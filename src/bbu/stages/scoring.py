@@ -95,7 +95,7 @@ def score(config: Config, data: PreparedData) -> dict[str, Any]:
         score_threshold=config.evaluation.score_threshold,
         train_descriptions=seen,
         precision=config.evaluation.target_precision,
-        alarms=config.evaluation.fppi,
+        fppi=config.evaluation.fppi,
         bootstrap_samples=config.evaluation.bootstrap_samples,
     )
     summary = output / "train_summary.json"
