@@ -17,7 +17,7 @@ PROJECT = Path(__file__).resolve().parents[1]
 # From the bottom up; a room imports only from itself and from rooms before it.
 ROOMS = (
     "bbu.errors", "bbu.geometry", "bbu.jsonl", "bbu.images", "bbu.taxonomy", "bbu.records", "bbu.taxonomy_file",
-    "bbu.config", "bbu.evaluation", "bbu.layers", "bbu.families", "bbu.data", "bbu.models", "bbu.losses",
+    "bbu.layers", "bbu.families", "bbu.config", "bbu.drawing", "bbu.evaluation", "bbu.data", "bbu.models", "bbu.losses",
     "bbu.inference", "bbu.training", "bbu.monitoring", "bbu.baselines", "bbu.serve", "bbu.doctor", "bbu.stages",
     "bbu.cli",
 )  # fmt: skip
@@ -125,7 +125,7 @@ def loaded_by(code: str) -> set[str]:
     "modules",
     [
         "bbu.evaluation, bbu.evaluation.pictures, bbu.evaluation.compare, bbu.evaluation.calibration, "
-        "bbu.evaluation.operating_points, bbu.evaluation.page",
+        "bbu.evaluation.operating_points, bbu.evaluation.page, bbu.drawing.panels, bbu.drawing.pages",
         "bbu.geometry, bbu.records, bbu.taxonomy, bbu.config, bbu.data.augment, bbu.images, bbu.families.prompts",
         "data_conversion.__main__, data_conversion.pipeline, data_conversion.cabinet_photos",
     ],

@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 
+Grid = tuple[int, int, int]  # (frames, rows, columns) of patches of one photo
 Affine = tuple[float, float, float, float, float, float]  # (a, b, c, d, e, f): x' = ax+by+c, y' = dx+ey+f
 IDENTITY: Affine = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
 

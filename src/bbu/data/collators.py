@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from bbu.data.chat_processor import IGNORE, ChatProcessorOutput, Span
 from bbu.families.base import PositionFunction
-from bbu.families.photo_plan import Grid
+from bbu.geometry import Grid
 
 Batch = dict[str, Any]
 

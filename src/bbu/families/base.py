@@ -17,7 +17,8 @@ from torch import nn
 from bbu.families.conversation import Conversation
 from bbu.families.cost import CostModel
 from bbu.families.feature_cache import FeatureCache
-from bbu.families.photo_plan import Grid, PhotoPlan
+from bbu.families.photo_plan import PhotoPlan
+from bbu.geometry import Grid
 from bbu.layers.transfer import to_device
 
 if TYPE_CHECKING:

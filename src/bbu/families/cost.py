@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import numpy as np
+if TYPE_CHECKING:
+    import numpy as np
 
 
 @dataclass(frozen=True)
@@ -22,8 +24,8 @@ class CostModel:
 
     def text(self, tokens: np.ndarray) -> np.ndarray:
         """Language model, for samples of so many tokens."""
-        return self.token * tokens + self.token_pair * np.square(tokens, dtype=np.float64)
+        return self.token * tokens + self.token_pair * tokens.astype("float64") ** 2
 
     def photos(self, patches: np.ndarray) -> np.ndarray:
         """Vision tower and merger, for photos of so many patches."""
-        return self.photo + self.patch * patches + self.patch_pair * np.square(patches, dtype=np.float64)
+        return self.photo + self.patch * patches + self.patch_pair * patches.astype("float64") ** 2

@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from bbu.families.photo_plan import Grid
-from bbu.geometry import ImageGeometry
+from bbu.geometry import Grid, ImageGeometry
 
 if TYPE_CHECKING:
     from PIL import Image

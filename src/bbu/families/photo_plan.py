@@ -10,13 +10,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bbu.geometry import MAX_ASPECT_RATIO, ImageGeometry
+from bbu.geometry import MAX_ASPECT_RATIO, Grid, ImageGeometry
 
 if TYPE_CHECKING:
     import torch
     from PIL import Image
-
-Grid = tuple[int, int, int]  # (frames, rows, columns) of patches of one photo
 
 
 class PhotoPlan(ABC):

@@ -79,7 +79,7 @@ def score(run: Run) -> dict[str, Any]:
         score_threshold=config.evaluation.score_threshold,
         train_descriptions=seen,
         precision=config.evaluation.target_precision,
-        alarms=config.evaluation.fppi,
+        fppi=config.evaluation.fppi,
         bootstrap_samples=config.evaluation.bootstrap_samples,
     )
     summary = output / "train_summary.json"

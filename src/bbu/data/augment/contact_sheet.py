@@ -15,11 +15,11 @@ from PIL import Image, ImageDraw
 
 from bbu.data.augment import Augmenter
 from bbu.data.photo import Photo, open_photo
+from bbu.drawing.fonts import cjk_font
+from bbu.drawing.palette import INK, PAPER, Colour, palette_for
+from bbu.drawing.tags import Box, Point, place_tags
 from bbu.errors import UserError
 from bbu.evaluation.descriptions import prefix
-from bbu.evaluation.fonts import cjk_font
-from bbu.evaluation.pictures import INK, PAPER, Colour, palette_for
-from bbu.evaluation.tags import Box, Point, place_tags
 from bbu.jsonl import atomic_file
 from bbu.records import ObjectRow, Row
 

@@ -50,7 +50,7 @@ class TeacherPool:
         self.names = sorted({label for row in rows for label in row.labels}, key=lambda x: (self.rarity.get(x, 0), x))
         self._labels_RCa = _table([row.labels for row in rows], self.names)  # the rarest label first
         traits = [row.labels.union(situations(row)) for row in rows]
-        self._traits_NL = _table(traits, sorted(frozenset().union(*traits)))
+        self._traits_RCa = _table(traits, sorted(frozenset().union(*traits)))
         self._hashes_R = np.array([hashes.get(row.images[0], 0) for row in rows], dtype=np.uint64)
         self._known_R = np.array([row.images[0] in hashes for row in rows], dtype=bool)
         self._sizes_N2 = np.log([(row.width, row.height) for row in rows]).reshape(-1, 2)
@@ -112,7 +112,7 @@ class TeacherPool:
         chosen = order[: min(count, 1)].tolist()
         nearest = np.full(len(order), np.inf)
         while len(chosen) < min(count, len(order)):
-            distances = jaccard_distances(self._traits_NL[order], self._traits_NL[chosen[-1]])
+            distances = jaccard_distances(self._traits_RCa[order], self._traits_NL[chosen[-1]])
             nearest = np.minimum(nearest, distances)
             nearest[order == chosen[-1]] = -1
             chosen.append(int(order[nearest.argmax()]))
