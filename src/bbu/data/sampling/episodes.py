@@ -112,7 +112,7 @@ class TeacherPool:
         chosen = order[: min(count, 1)].tolist()
         nearest = np.full(len(order), np.inf)
         while len(chosen) < min(count, len(order)):
-            distances = jaccard_distances(self._traits_RCa[order], self._traits_NL[chosen[-1]])
+            distances = jaccard_distances(self._traits_RCa[order], self._traits_RCa[chosen[-1]])
             nearest = np.minimum(nearest, distances)
             nearest[order == chosen[-1]] = -1
             chosen.append(int(order[nearest.argmax()]))
