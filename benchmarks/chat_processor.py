@@ -22,8 +22,8 @@ from transformers import Qwen2_5_VLProcessor, Qwen2VLImageProcessor, Qwen2VLVide
 from bbu.config import Config
 from bbu.data.chat_processor import ChatProcessor, ChatProcessorOutput
 from bbu.data.photo import Photo
-from bbu.families.prompts import answer_text, build_messages, text_boxes
-from bbu.geometry import ImageGeometry
+from bbu.families.photo_plan import plan_resize
+from bbu.families.prompts import answer_text, text_boxes
 from bbu.models.build import build_processor
 from bbu.records import FewShotSample, ObjectRow, Row
 
@@ -81,12 +81,12 @@ def messages_of(ours: ChatProcessor, sample: Sample) -> list[dict[str, Any]]:
     """The conversation with its answers."""
     answers = []
     for photo in (*sample[0], sample[1]):
-        plan = ImageGeometry.plan(
+        plan = plan_resize(
             *photo.image.size, factor=28, min_pixels=ours.spec.min_pixels, max_pixels=ours.spec.max_pixels
         )
         boxes = text_boxes(plan, np.array([item.box for item in photo.objects]), ours.spec.box_convention)
         answers.append(answer_text(boxes, [item.desc for item in photo.objects]))
-    return build_messages(ours.spec, answers[:-1], answers[-1])
+    return ours.messages(answers[:-1], answers[-1])
 
 
 def arms(ours: ChatProcessor, samples: Sequence[Sample]) -> dict[str, Callable[[], list[Any]]]:

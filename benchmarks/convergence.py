@@ -1,13 +1,13 @@
-"""Average precision against training time: this project's detector, its plain learned-query form, DETR and RT-DETR.
+"""AP50 over training time: this project's detector, the same with plain learned queries, DETR and RT-DETR.
 
-    .venv/bin/python benchmarks/convergence.py [--seconds 300] [--seeds 17 18] [--arms ours learned detr rtdetr]
-                                               [--plot docs/images/convergence.png] [--clock cpu] [--jobs 2] [--quick]
+    python benchmarks/convergence.py [--seconds 300] [--seeds 17 18] [--arms ours learned detr rtdetr]
+                                     [--plot docs/images/convergence.png] [--clock cpu] [--jobs 2] [--quick]
 
-Real blood-cell photos as configs/bccd.yaml reads them: trained on train and val, scored on test, everything from
-random weights. All arms see the same photos in the same order and the same random views, for the same seconds:
-loading, forward, backward and optimizer count, evaluation does not. The learning rate follows the share of the
-seconds that is spent. Every arm is scored by bbu.evaluation, AP50 by description. What each arm is:
-docs/convergence.md. The last line is one JSON object; its ``ap50_…`` are means over the seeds at the end.
+Blood-cell photos as configs/bccd.yaml reads them: training on train and val, scores on test, all weights random at
+the start. All arms see the same photos and random views in the same order, for the same time: loading, forward,
+backward and optimizer count, evaluation does not. The learning rate follows the share of time spent. bbu.evaluation
+scores every arm by AP50 by description. docs/convergence.md describes the arms. The last line is one JSON object;
+its ``ap50_…`` are means over the seeds at the end of training.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ ARMS: dict[str, Callable[[Config, PreparedData], Arm]] = {
 
 @dataclass
 class Curve:
-    """One arm with one seed: (seconds, AP50) of every evaluation, and what it took."""
+    """One arm with one seed: (seconds, AP50) of every evaluation, steps and number of weights."""
 
     arm: str
     seed: int
@@ -64,13 +64,13 @@ def wall_seconds() -> float:
 
 
 def cpu_seconds() -> float:
-    """CPU time of this process by thread: what a quiet machine's clock would show, if all threads always worked."""
+    """CPU time of this process per thread: the wall time of an idle machine, if all threads were always busy."""
     return time.process_time() / torch.get_num_threads()
 
 
 def train(arm: Arm, seconds: float, evaluations: int, warm_up: float, clock: Callable[[], float],
           rows: Sequence[Row]) -> list[tuple[float, float]]:  # fmt: skip
-    """Learn for so many seconds, scored at evenly spread times and at the end."""
+    """Train for so many seconds, with evaluations spread evenly, the last one at the end."""
     spent, points = 0.0, []
     while len(points) < evaluations:
         started = clock()
@@ -88,10 +88,10 @@ def average_precision(arm: Arm, rows: Sequence[Row]) -> float:
 
 
 def load(arguments: argparse.Namespace, folder: Path) -> tuple[Config, PreparedData]:
-    """The config of the run and its photos: blood cells, or a few drawn ones.
+    """The config and its photos: blood cells, or with --quick a few synthetic ones.
 
     Raises:
-        ConfigError: the photos are not there.
+        ConfigError: the photos are missing.
     """
     overrides = [f"output_dir={folder}", *arguments.set]
     if arguments.quick:
@@ -104,12 +104,12 @@ def load(arguments: argparse.Namespace, folder: Path) -> tuple[Config, PreparedD
         splits = "{train: train, test: val}" if arguments.held_out else "{train: train+val, test: test}"
         overrides += [f"data.source.path={photos}", f"data.source.splits={splits}"]
         config = load_config(PROJECT / "configs" / "bccd.yaml", overrides)
-    with contextlib.redirect_stdout(sys.stderr):  # what it converted is no part of the table
+    with contextlib.redirect_stdout(sys.stderr):  # keep the conversion's messages out of the table
         return config, prepare(config)
 
 
 def train_all(arguments: argparse.Namespace) -> list[Curve]:
-    """Every arm with every seed, one after another."""
+    """Prepare the photos, then train every arm with every seed."""
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     with tempfile.TemporaryDirectory(prefix="bbu-benchmark-") as folder:
@@ -117,7 +117,7 @@ def train_all(arguments: argparse.Namespace) -> list[Curve]:
 
 
 def run(config: Config, data: PreparedData, arguments: argparse.Namespace) -> list[Curve]:
-    """The same on photos that are prepared."""
+    """Train every arm with every seed, one after another."""
     rows, clock = data.rows("test"), cpu_seconds if arguments.clock == "cpu" else wall_seconds
     warm_up = config.training.warmup_steps / config.training.max_steps
     curves = []
@@ -165,7 +165,7 @@ def table(curves: Sequence[Curve]) -> str:
 
 
 def plot(curves: Sequence[Curve], path: Path, clock: str) -> None:
-    """One line an arm, and a dot for every seed."""
+    """One line per arm, and dots for its seeds."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -177,7 +177,7 @@ def plot(curves: Sequence[Curve], path: Path, clock: str) -> None:
         for curve in curves:
             if curve.arm == arm:
                 axes.plot(*zip(*curve.points, strict=True), ".", color=f"C{number}", alpha=0.5)
-    seconds = "CPU seconds a thread" if clock == "cpu" else "seconds"
+    seconds = "CPU seconds per thread" if clock == "cpu" else "seconds"
     axes.set(xlabel=f"{seconds} of training", ylabel="AP50 by description", ylim=(0, 1), xlim=(0, None))
     axes.grid(alpha=0.3)
     axes.legend(frameon=False, loc="upper left")
@@ -188,7 +188,7 @@ def plot(curves: Sequence[Curve], path: Path, clock: str) -> None:
 
 
 def figures(curves: Sequence[Curve]) -> Mapping[str, float | None]:
-    """The last line's: AP50 of each arm at the end."""
+    """AP50 of each arm at the end of training, for the last line."""
     last = {f"ap50_{arm}": points[-1][1] for arm, points in means(curves).items()}
     peers = [value for name, value in last.items() if name.removeprefix("ap50_") in PEERS]
     return {"ap50_ours": last.get("ap50_ours"), "ap50_best_peer": max(peers, default=None), **last}
@@ -196,19 +196,19 @@ def figures(curves: Sequence[Curve]) -> Mapping[str, float | None]:
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--seconds", type=float, default=300, help="of training, for each arm and seed")
+    parser.add_argument("--seconds", type=float, default=300, help="training time of each arm and seed")
     parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=list(ARMS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[17, 18])
-    parser.add_argument("--evaluations", type=int, default=5, help="spread evenly over the seconds")
+    parser.add_argument("--evaluations", type=int, default=5, help="spread evenly over the training time")
     parser.add_argument("--clock", choices=("wall", "cpu"), default="wall", help="cpu: CPU time / threads")
     parser.add_argument("--threads", type=int, default=0, help="0 = all cores")
-    parser.add_argument("--jobs", type=int, default=1, help="seeds side by side, each on its share of the threads")
+    parser.add_argument("--jobs", type=int, default=1, help="seeds in parallel, each on its share of the threads")
     parser.add_argument("--plot", type=Path, help="PNG of the curves")
     parser.add_argument(
-        "--held-out", action="store_true", help="train on train, score on val: to choose, not to report"
+        "--held-out", action="store_true", help="train on train, score on val: for choosing settings, not for reporting"
     )
-    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="changes of the config")
-    parser.add_argument("--quick", action="store_true", help="drawn photos, a step for each arm")
+    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="config overrides")
+    parser.add_argument("--quick", action="store_true", help="synthetic photos, one step per arm")
     return parser.parse_args()
 
 

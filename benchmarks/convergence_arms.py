@@ -1,6 +1,6 @@
-"""What benchmarks/convergence.py trains: the arm that all share, the product's model, and its plain learned-query form.
+"""Arms of benchmarks/convergence.py: their base class, the product's model, and the same with plain learned queries.
 
-Shape legend: B samples, D width, Q queries.
+Shapes: B samples, D feature width, M memory tokens, Q queries of one sample, S image tokens.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from bbu.data.dataset import TrainingStream
 from bbu.inference.predictor import Predictor
 from bbu.losses.weighting import count_terms, term_weights, weigh
 from bbu.models.build import build_model, build_processor
-from bbu.models.detection_head import BoxPrediction, DetectionHead, HeadOutput, Hints
+from bbu.models.detection_head import BoxPrediction, DenoisingQueries, DetectionHead, HeadOutput
 from bbu.models.memory import Memory
 from bbu.models.precision import compute_device, use_bf16
 from bbu.records import FewShotSample, PredictionRow, Row
@@ -30,14 +30,14 @@ from bbu.training.param_groups import optimizer_groups
 
 
 class Arm(ABC):
-    """A detector that learns from the run's stream, one optimizer step at a time.
+    """A detector that trains on the run's stream, one optimizer step at a time.
 
     Args:
-        module: what learns.
-        groups: of AdamW, each with its highest learning rate.
+        module: the module to train.
+        groups: AdamW's parameter groups, each with its peak learning rate.
         stream: training samples, the same photos in the same views for every arm.
-        batch: samples in a step.
-        adam_beta2, max_grad_norm: of AdamW, and the longest gradient.
+        batch: samples per step.
+        adam_beta2, max_grad_norm: AdamW's second beta and the gradient clipping norm.
     """
 
     def __init__(
@@ -52,18 +52,18 @@ class Arm(ABC):
     ) -> None:
         self.module, self.stream, self.batch, self.max_grad_norm = module, stream, batch, max_grad_norm
         self.optimizer = torch.optim.AdamW(groups, betas=(0.9, adam_beta2))
-        self.highest = [group["lr"] for group in self.optimizer.param_groups]
+        self.peak_rates = [group["lr"] for group in self.optimizer.param_groups]
         self.steps = 0
 
     @property
     def parameters(self) -> int:
-        """Weights that learn."""
+        """Number of trainable weights."""
         return sum(p.numel() for p in self.module.parameters() if p.requires_grad)
 
     def learn(self, rate: float) -> None:
-        """One optimizer step on the next samples, at this share of the highest learning rates."""
-        for group, highest in zip(self.optimizer.param_groups, self.highest, strict=True):
-            group["lr"] = rate * highest
+        """One optimizer step on the next samples, at this fraction of the peak learning rates."""
+        for group, peak_rate in zip(self.optimizer.param_groups, self.peak_rates, strict=True):
+            group["lr"] = rate * peak_rate
         self.module.train()
         first = self.steps * self.batch
         self.loss([self.stream[position] for position in range(first, first + self.batch)]).backward()
@@ -82,19 +82,19 @@ class Arm(ABC):
 
 
 def rate_at(share: float, warm_up: float) -> float:
-    """Share of the highest learning rate when a share of the time is spent: up in a line, down in half a cosine."""
+    """Fraction of the peak learning rate after this share of the time: linear warm-up, then cosine decay to zero."""
     if share < warm_up:
         return share / warm_up
     return 0.5 * (1 + math.cos(math.pi * (min(share, 1.0) - warm_up) / (1 - warm_up)))
 
 
 def make_stream(config: Config, samples: Sequence[FewShotSample], processor: Any) -> TrainingStream:
-    """An endless run of the training photos, in the views of the config."""
+    """An endless stream of the training photos, augmented as the config says."""
     return TrainingStream(samples, processor, length=10**9, seed=config.seed, augment=config.data.augment)
 
 
 class OwnArm(Arm):
-    """The product's model, objective and optimizer groups, as a config describes them."""
+    """The product's model, objective and optimizer groups, built from a config."""
 
     def __init__(self, config: Config, data: PreparedData) -> None:
         samples, device = data.samples("train"), compute_device()
@@ -125,7 +125,7 @@ class OwnArm(Arm):
         )
 
     def prepare(self, model: Any) -> None:
-        """A last change of the model before it learns."""
+        """Change the model before training."""
 
     def loss(self, samples: Sequence[Any]) -> torch.Tensor:
         device = next(self.objective.parameters()).device
@@ -140,7 +140,7 @@ class OwnArm(Arm):
 
 
 class LearnedQueryArm(OwnArm):
-    """The same model with a plain decoder: learned queries, none chosen from tokens, and no denoising."""
+    """The same model with a plain decoder: learned queries, no proposals, no denoising."""
 
     def __init__(self, config: Config, data: PreparedData) -> None:
         super().__init__(replace(config, loss=replace(config.loss, denoising_groups=0)), data)
@@ -150,16 +150,16 @@ class LearnedQueryArm(OwnArm):
 
 
 def learn_queries(head: DetectionHead) -> None:
-    """Turn a fresh head into the plain decoder: no token proposes a box, queries and their boxes are learned."""
+    """Turn a fresh head into the plain decoder: no proposals; queries and their boxes are learned."""
     head.__class__ = LearnedQueryHead
     del head.proposal_head, head.query_from_token
 
 
 class LearnedQueryHead(DetectionHead):
-    """Learned queries and reference boxes, the same for every photo."""
+    """Learned queries and reference boxes, identical for every photo."""
 
-    def forward(self, memory: Memory, backend: str, hints: Hints | None = None) -> HeadOutput:
-        output = super().forward(memory, backend, hints)
+    def forward(self, memory: Memory, backend: str, denoising_queries: DenoisingQueries | None = None) -> HeadOutput:
+        output = super().forward(memory, backend, denoising_queries)
         output.proposal_counts = [0] * len(output.proposal_counts)
         return output
 

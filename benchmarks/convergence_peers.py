@@ -1,9 +1,9 @@
-"""transformers' own detectors for benchmarks/convergence.py: DETR and RT-DETR, from random weights.
+"""transformers' detectors for benchmarks/convergence.py: DETR and RT-DETR, from random weights.
 
-Their own models, losses, matchers and post-processing; sizes cut down to about as many weights as the product's
-from-scratch model. Photos are resized to a square of as many pixels as the product may see, as RT-DETR's image
-processor does, and normalised by their ImageNet means. Batch norms learn (both would freeze them, which suits
-pretrained backbones alone), and DETR's backbone learns in all its stages.
+They keep their own models, losses, matchers and post-processing; their sizes are cut down to about as many weights as
+the product's from-scratch model. Photos are resized to squares, as RT-DETR's image processor does, of as many pixels
+as the product may see, and normalised with the ImageNet statistics. Batch norms are trained (both models freeze them
+by default, which suits only pretrained backbones), and so are all stages of DETR's backbone.
 """
 
 from __future__ import annotations
@@ -37,23 +37,23 @@ from bbu.models.precision import compute_device, use_bf16
 from bbu.records import FewShotSample, PredictedObject, PredictionRow, Row
 from bbu.stages import PreparedData
 
-MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, as both image processors take them
+MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet statistics, as in both image processors
 
 
 @dataclass(frozen=True)
 class PeerSample:
-    """(3, side, side) pixels, and as the peers' losses want them: (n,) class_labels and (n, 4) boxes, cxcywh."""
+    """(3, side, side) pixels; ``labels`` for the peers' losses: (N,) class_labels and (N, 4) cxcywh boxes."""
 
     pixels: torch.Tensor
     labels: dict[str, torch.Tensor]
 
 
 class PeerPhotos:
-    """Photos as the peers see them; takes the place of the product's processor in its stream."""
+    """Prepares photos for the peers, in place of the product's processor in its stream."""
 
     def __init__(self, image_root: str, max_pixels: int, descriptions: Sequence[str]) -> None:
         self.image_root, self.descriptions = image_root, list(descriptions)
-        self.side = int(math.sqrt(max_pixels)) // 32 * 32  # the coarsest level has one token in 32 x 32 pixels
+        self.side = int(math.sqrt(max_pixels)) // 32 * 32  # one token of the coarsest level covers 32 x 32 pixels
 
     def process_sample(self, sample: FewShotSample, augment: Augment) -> PeerSample:
         (photo,) = augment([open_photo(self.image_root, sample.student)])
@@ -74,8 +74,8 @@ class PeerArm(Arm):
     """One of transformers' detectors.
 
     Args:
-        rate: highest learning rate, of all weights alike.
-        batch: photos in a step.
+        rate: peak learning rate of all weights.
+        batch: photos per step.
     """
 
     post_processor: Any
@@ -101,7 +101,7 @@ class PeerArm(Arm):
     def build(self, classes: int, config: Config) -> nn.Module:
         """The untrained model."""
 
-    def see(self, pixels: Sequence[torch.Tensor], **labels: Any) -> Any:
+    def run_model(self, pixels: Sequence[torch.Tensor], **labels: Any) -> Any:
         """The model's output for photos."""
         stacked = torch.stack(list(pixels)).to(self.device, memory_format=torch.channels_last)
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.autocast):
@@ -109,7 +109,7 @@ class PeerArm(Arm):
 
     def loss(self, samples: Sequence[PeerSample]) -> torch.Tensor:
         labels = [{name: value.to(self.device) for name, value in sample.labels.items()} for sample in samples]
-        loss: torch.Tensor = self.see([sample.pixels for sample in samples], labels=labels).loss
+        loss: torch.Tensor = self.run_model([sample.pixels for sample in samples], labels=labels).loss
         return loss
 
     @torch.no_grad()
@@ -118,7 +118,7 @@ class PeerArm(Arm):
         found: list[PredictionRow] = []
         for first in range(0, len(rows), 8):
             some = rows[first : first + 8]
-            output = self.see([self.photos.pixels(open_photo(self.photos.image_root, row)) for row in some])
+            output = self.run_model([self.photos.pixels(open_photo(self.photos.image_root, row)) for row in some])
             sizes = torch.tensor([(row.height, row.width) for row in some], device=self.device)
             results = self.post_processor.post_process_object_detection(output, threshold=0.0, target_sizes=sizes)
             found += [self._row(row, result) for row, result in zip(some, results, strict=True)]
@@ -200,12 +200,12 @@ class RTDetrArm(PeerArm):
         )
         for module in model.modules():
             if isinstance(module, nn.BatchNorm2d):
-                nn.init.ones_(module.weight)  # transformers draws them around 0, for weights that are loaded anyway
+                nn.init.ones_(module.weight)  # transformers initialises them around 0
         return model
 
 
 def thaw_batch_norms(module: nn.Module) -> None:
-    """Put learning batch norms in the place of DETR's frozen ones."""
+    """Replace DETR's frozen batch norms by trainable ones."""
     for name, child in module.named_children():
         if type(child).__name__ == "DetrFrozenBatchNorm2d":
             setattr(module, name, nn.BatchNorm2d(child.weight.shape[0]))

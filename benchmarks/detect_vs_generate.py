@@ -19,13 +19,14 @@ import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from harness import interleaved_medians, last_line
 from PIL import Image
 
-from bbu.config import ScratchConfig, load_config
+from bbu.config import load_config
 from bbu.data.photo import Photo
 from bbu.errors import UserError
 from bbu.inference import Inference
@@ -37,7 +38,7 @@ from bbu.records import FewShotSample, ObjectRow, Row, read_rows
 
 DEMO = Path(__file__).resolve().parents[1] / "configs" / "demo.yaml"
 BOXES, HEADLINE = (5, 20, 40), 20
-SMALL_3B = ScratchConfig(  # its config.json: 32 blocks of 1280, every eighth with full attention; 36 layers of 2048
+SMALL_3B = dict(  # its config.json: 32 blocks of 1280, every eighth with full attention; 36 layers of 2048
     vision_width=160,
     vision_depth=8,
     vision_heads=2,
@@ -74,7 +75,7 @@ def random_photo(random: np.random.Generator, count: int, words: list[str]) -> P
 
 
 def save_fresh_model(
-    folder: Path, random: np.random.Generator, words: list[str], scratch: ScratchConfig | None = None
+    folder: Path, random: np.random.Generator, words: list[str], scratch: dict[str, Any] | None = None
 ) -> None:
     """Untrained weights (None: of the demo's size) with a tokenizer that has learned from answers like these."""
     config = load_config(DEMO)
@@ -137,7 +138,7 @@ def report(title: str, results: list[dict[str, float]]) -> float | None:
     return next((found["speedup"] for found in results if found["boxes"] == HEADLINE), None)
 
 
-def fresh_inference(random: np.random.Generator, words: list[str], scratch: ScratchConfig | None) -> Inference:
+def fresh_inference(random: np.random.Generator, words: list[str], scratch: dict[str, Any] | None) -> Inference:
     with tempfile.TemporaryDirectory(prefix="bbu-benchmark-") as folder:
         save_fresh_model(Path(folder), random, words, scratch)
         return Inference(folder)

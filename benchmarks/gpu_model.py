@@ -3,6 +3,8 @@
 Three arms share one set of weights and one optimizer: `padded` is transformers' own class, a padded batch, SDPA and its
 own loss; `packed` is this project's backbone and language loss on the same samples; `objective` is `packed` with the
 whole detection branch, as it is trained.
+
+Shapes: D feature width, T packed tokens.
 """
 
 from __future__ import annotations
@@ -25,9 +27,10 @@ from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 from bbu.config import Config, DetectionConfig, LearningRates, LossConfig
 from bbu.data.chat_processor import ChatProcessor, ChatProcessorOutput
 from bbu.data.collators import Batch, PackedDataCollator, StandardDataCollator
-from bbu.data.packing.planner import CostModel
 from bbu.data.photo import Photo
+from bbu.families.cost import CostModel
 from bbu.families.qwen2_5_vl.backbone import Qwen25VL
+from bbu.families.qwen2_5_vl.codec import cost_of
 from bbu.layers.attention import choose_attention_backend
 from bbu.losses.language_loss import answer_loss_sum
 from bbu.losses.weighting import TERMS, count_terms, term_weights, weigh
@@ -175,7 +178,7 @@ class Bench:
         self.processor = chat_processor(self.image_tokens)
         token_ids = self.processor.tokenizer.get_vocab()
         config = model_config(PUBLISHED if real else TINY, token_ids)
-        self.cost = CostModel.of(config)
+        self.cost = cost_of(config)
         with torch.device(setting.device):
             vlm = Qwen2_5_VLForConditionalGeneration._from_config(config, dtype=torch.bfloat16)
             backbone = Qwen25VL(vlm, choose_attention_backend("auto", setting.device, torch.bfloat16))

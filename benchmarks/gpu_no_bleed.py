@@ -11,7 +11,7 @@ differently for differently shaped inputs, so here
 All image tokens become queries, so that rounding does not decide which do; queries are compared in the order in which
 they fit the float64 run's best. The models are tiny, of the real classes.
 
-Shape legend: Q queries, K decoder layers, C captions, T packed tokens, P patch rows.
+Shapes: D feature width, T packed tokens.
 """
 
 from __future__ import annotations
@@ -268,7 +268,7 @@ def score(outcome: Outcome) -> torch.Tensor:
 
 def backend_parity(setting: Setting) -> dict[str, Any]:
     """The cases of tests/layers/test_attention.py: every backend against a plain masked softmax."""
-    from tests.models.test_attention import DEVICE, PARITY, test_backend_equals_a_plain_masked_softmax
+    from tests.layers.test_attention import DEVICE, PARITY, test_a_backend_equals_a_plain_masked_softmax
 
     failures, ran = [], 0
     for backend, case, causal in PARITY:
@@ -276,7 +276,7 @@ def backend_parity(setting: Setting) -> dict[str, Any]:
             for scale in (None, 0.3):
                 ran += 1
                 try:
-                    test_backend_equals_a_plain_masked_softmax(backend, case, causal, heads, scale)
+                    test_a_backend_equals_a_plain_masked_softmax(backend, case, causal, heads, scale)
                 except Exception as error:
                     words = f"{backend}, {case}, causal {causal}, {heads} heads, scale {scale}: {error}"
                     failures.append(" ".join(words.split())[:300])

@@ -1,13 +1,13 @@
-"""The language loss against logits + cross-entropy: seconds and peak memory, forward and backward.
+"""The language loss against logits + cross-entropy: time and peak memory, forward and backward.
 
-    .venv/bin/python benchmarks/language_loss.py [--tokens 8192] [--repeats 2] [--threads 2] [--quick]
+    python benchmarks/language_loss.py [--tokens 8192] [--repeats 2] [--threads 2] [--quick]
 
-Width 256, float32, a vocabulary of 151,936, a fifth of the tokens supervised. `logits` is what transformers' causal
-models do (ForCausalLMLoss): logits of every token, cross-entropy with labels of -100 left out. `torch`, with
---torch-too, is linear_cross_entropy of torch 2.13 and newer on the supervised rows, in chunks as large as ours.
-Losses and gradients are checked equal on a sixteenth of the tokens before anything is timed; the arms take turns.
-Memory is what a process of the arm's own has at its peak, less what it had before, less the gradients of states and
-weight. `logits` needs about 16 GiB. The last line is one JSON object; its ratios are ours to `logits`.
+Width 256, float32, a vocabulary of 151,936, a fifth of the tokens supervised. `logits` is the loss of transformers'
+causal models (ForCausalLMLoss): logits of every token, cross-entropy that ignores labels of -100. `torch`, with
+--torch-too, is linear_cross_entropy of torch 2.13 and newer on the supervised rows, with our chunk size. Losses and
+gradients are checked equal on a sixteenth of the tokens before anything is timed; the arms alternate. Memory is the
+peak of a separate process above its start, without the gradients of states and weight. `logits` needs about 16 GiB.
+The last line is one JSON object; its ratios are ours to `logits`.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def random_inputs(tokens: int, vocabulary: int) -> tuple[torch.Tensor, torch.Ten
 
 
 def step(loss: Loss, inputs: tuple[torch.Tensor, torch.Tensor, torch.Tensor]) -> torch.Tensor:
-    """Forward and backward, from no gradients; the mean over supervised tokens, as a trainer would take it."""
+    """Forward and backward of the mean over supervised tokens, from empty gradients."""
     states, weight, labels = inputs
     states.grad = weight.grad = None
     mean = loss(states, weight, labels) / (labels != IGNORED).sum()
@@ -72,7 +72,7 @@ def step(loss: Loss, inputs: tuple[torch.Tensor, torch.Tensor, torch.Tensor]) ->
 
 
 def check_equal(names: Sequence[str], tokens: int, vocabulary: int) -> None:
-    """Also the warm-up of every arm."""
+    """Compare losses and gradients of the arms, which also warms them up."""
     inputs = random_inputs(tokens, vocabulary)
     results = [(step(LOSSES[name], inputs), inputs[0].grad, inputs[1].grad) for name in names]
     for result in results[1:]:
@@ -84,8 +84,8 @@ def resident_bytes() -> int:
 
 
 def measure_memory(name: str, tokens: int, vocabulary: int) -> None:
-    """Run in a process of its own; the last line has bytes above inputs, weight and gradients."""
-    step(LOSSES[name], random_inputs(64, 1000))  # loads what torch loads at its first step
+    """Run in a separate process; the last line has the bytes above inputs, weight and gradients."""
+    step(LOSSES[name], random_inputs(64, 1000))  # lets torch load its libraries
     inputs = random_inputs(tokens, vocabulary)
     before = resident_bytes()
     step(LOSSES[name], inputs)
@@ -94,7 +94,7 @@ def measure_memory(name: str, tokens: int, vocabulary: int) -> None:
 
 
 def refuse_without_memory(tokens: int, vocabulary: int) -> None:
-    """Logits, their log-softmax and its gradient lie in memory at once."""
+    """Exit where memory cannot hold the logits, their log-softmax and its gradient at once."""
     needed = 3 * tokens * vocabulary * 4 + 2 * GIB
     lines = Path("/proc/meminfo").read_text().splitlines()
     free = next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable")) * 1024

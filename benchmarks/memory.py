@@ -5,6 +5,8 @@
 A language model and a tower, each 512 wide and 8 blocks deep, float32, on a CPU. Peak: resident memory at its highest
 less that before the step, each arm in a process of its own, with freed memory given back at once. Time: CPU seconds of
 one thread at a quarter of the tokens, the arms taking turns. Gradients of the arms are compared before.
+
+Shapes: D feature width, S image tokens, T packed tokens.
 """
 
 from __future__ import annotations
@@ -33,9 +35,9 @@ def make_step(arm: str, tokens: int, width: int, depth: int, folder: str) -> Cal
     """Forward and backward of an arm, ready to run; returns the gradients of what learns."""
     import torch
 
-    from bbu.config import ScratchConfig
     from bbu.families.feature_cache import FeatureCache
     from bbu.families.qwen2_5_vl.backbone import Qwen25VL
+    from bbu.families.qwen2_5_vl.codec import Qwen25VLSizes
     from bbu.models.acceleration.checkpointing import checkpoint_activations
 
     torch.set_num_threads(1)
@@ -43,7 +45,7 @@ def make_step(arm: str, tokens: int, width: int, depth: int, folder: str) -> Cal
     text = arm in RECOMPUTED
     big, small = (width, depth), (64, 1)
     (text_width, text_depth), (vision_width, vision_depth) = (big, small) if text else (small, big)
-    sizes = ScratchConfig(
+    sizes = Qwen25VLSizes(
         vision_width=vision_width, vision_depth=vision_depth, vision_heads=vision_width // 64,
         vision_full_attention=[vision_depth - 1], text_width=text_width, text_depth=text_depth,
         text_heads=text_width // 64, text_kv_heads=max(1, text_width // 128),
@@ -70,7 +72,7 @@ def make_step(arm: str, tokens: int, width: int, depth: int, folder: str) -> Cal
         backbone.zero_grad()
         seen = backbone(ids, positions, pixels, grids, edges, length, image_keys=keys)
         (
-            seen.hidden_TD.square().mean() + sum(level.tokens_ND.square().mean() for level in seen.vision_levels)
+            seen.hidden_TD.square().mean() + sum(level.tokens_SD.square().mean() for level in seen.vision_levels)
         ).backward()
         return {name: p.grad for name, p in backbone.named_parameters() if p.grad is not None}
 
@@ -125,7 +127,7 @@ def show(title: str, found: dict[str, tuple[float, float]]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--quick", action="store_true", help="tiny, in seconds: only to see that it runs")
     parser.add_argument("--arms", nargs=5, help=argparse.SUPPRESS)
     options = parser.parse_args()

@@ -1,12 +1,12 @@
-"""How far the approximate METEOR is from METEOR 1.5, by kind of edit, and what that does to dense-captioning mAP.
+"""Difference between approximate METEOR and METEOR 1.5 by kind of edit, and its effect on dense-captioning mAP.
 
-    PYTHONPATH=src:. .venv/bin/python benchmarks/meteor.py [--phrases 7278] [--photos 1000]
+    python benchmarks/meteor.py [--phrases 7278] [--photos 1000]
 
 The phrases are those of ../shared/data/vg_regions_text ($BBU_SHARED names another place). Each is compared with itself
-after one known edit; "same place" are two people's phrases for boxes that the protocol merges. mAP is of predictions
-made from the same file: boxes moved, words edited or taken from elsewhere, seeded. The time is of ``--photos`` photos
-with 50 predictions each, the file's photos again and again. Without Java or the package pycocoevalcap only the
-approximate numbers are printed. The last line is JSON.
+after one known edit; "same place" pairs two people's phrases for boxes that the protocol merges. mAP is that of seeded
+predictions made from the same file: boxes moved, phrases edited or taken from other boxes. The time is for ``--photos``
+photos with 50 predictions each, repeating the file's photos. Without Java or the package pycocoevalcap, only the
+approximate results are printed. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from data_conversion.formats.visual_genome import iter_records
 
 PROJECT = Path(__file__).resolve().parents[1]
 SOURCE = Path(os.environ.get("BBU_SHARED", PROJECT.parent / "shared")) / "data" / "vg_regions_text"
-PREDICTIONS = 50  # a photo, for the time
+PREDICTIONS = 50  # per photo, for the time
 
 Edit = Callable[[list[str], list[str], random.Random], list[str] | None]  # words, another phrase's → None: too short
 
@@ -56,7 +56,7 @@ def exchange(words: list[str], other: list[str], rng: random.Random) -> list[str
 
 
 def inflect(words: list[str], other: list[str], rng: random.Random) -> list[str] | None:
-    """The last word in the plural, or no longer: in region phrases it is nearly always a noun."""
+    """Toggle the plural of the last word, which is nearly always a noun in region phrases."""
     last = words[-1]
     return [*words[:-1], last[:-1] if last.endswith("s") and len(last) > 3 else last + "s"]
 
@@ -73,7 +73,7 @@ EDITS: dict[str, Edit] = {
 
 
 def read_photos() -> list[Row]:
-    """The photos as rows; a box is cut to its photo, and one that lies outside is left out."""
+    """The photos as rows; boxes are clipped to their photo, and boxes outside it are left out."""
     rows = []
     for item in iter_records(SOURCE):
         if not isinstance(item, SourceImage) or item.size is None:
@@ -169,7 +169,7 @@ def main() -> None:
     if not SOURCE.is_dir():
         raise SystemExit(f"{SOURCE} is not there; BBU_SHARED names the folder with data/vg_regions_text")
     rows = read_photos()
-    seconds = round(timed(rows, arguments.photos), 2)  # first, while nothing is remembered
+    seconds = round(timed(rows, arguments.photos), 2)  # first, while caches are empty
     phrases = [item.desc for row in rows for item in row.objects][: arguments.phrases]
     exact = have_meteor()
     kinds = {name: edited_pairs(phrases, edit, seed=1) for name, edit in EDITS.items()}

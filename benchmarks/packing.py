@@ -12,6 +12,8 @@ would cost if packing were free.
 
 Memory is read in a process of its own for each arm: the most above what weights, gradients and optimizer hold. The last
 line is one JSON object.
+
+Shapes: D feature width, T packed tokens.
 """
 
 from __future__ import annotations

@@ -22,8 +22,9 @@ from types import SimpleNamespace
 import numpy as np
 from harness import last_line
 
-from bbu.data.packing.planner import Budgets, CostModel, Lengths, plan_steps
-from bbu.geometry import smart_resize
+from bbu.data.packing.planner import Budgets, Lengths, plan_steps
+from bbu.families.photo_plan import smart_resize
+from bbu.families.qwen2_5_vl.codec import cost_of
 
 RANKS = 8
 BUDGETS = Budgets(tokens=16_384, pixels=16_384 * 28 * 28, images=64)
@@ -32,7 +33,14 @@ SIZES = SimpleNamespace(  # config.json of Qwen2.5-VL-3B
         hidden_size=2048, num_hidden_layers=36, num_attention_heads=16, num_key_value_heads=2, intermediate_size=11008
     ),
     vision_config=SimpleNamespace(
-        depth=32, hidden_size=1280, intermediate_size=3420, fullatt_block_indexes=[7, 15, 23, 31]
+        depth=32,
+        hidden_size=1280,
+        intermediate_size=3420,
+        fullatt_block_indexes=[7, 15, 23, 31],
+        window_size=112,
+        patch_size=14,
+        temporal_patch_size=2,
+        spatial_merge_size=2,
     ),
 )
 PART_TOKENS, QUESTION_TOKENS, SYSTEM_TOKENS = (28, 46), 60, 40  # of an answer's part, a turn, the start
@@ -55,7 +63,7 @@ def draw_lengths(count: int, random: np.random.Generator) -> Lengths:
     parts = np.minimum(43, 1 + random.exponential(7, (4, count)).astype(np.int64))
     text = np.where(present, parts * random.integers(*PART_TOKENS, (4, count)) + QUESTION_TOKENS, 0)
     tokens = SYSTEM_TOKENS + (photos + text).sum(0)
-    cost = CostModel.of(SIZES)
+    cost = cost_of(SIZES)
     return Lengths(tokens, photos.sum(0) * 28**2, turns, cost.text(tokens) + cost.photos(photos * 4).sum(0))
 
 

@@ -1,11 +1,11 @@
-"""Scoring of many photos: seconds and peak memory of `bbu evaluate`, and of its bootstrap intervals apart.
+"""Scoring of many photos: seconds and peak memory of `bbu evaluate`, with its bootstrap intervals timed apart.
 
     python benchmarks/scoring.py                                # 10,000 photos, 100 predictions each
     python benchmarks/scoring.py --photos 1000 --bootstrap-samples 100
 
-Every photo has 8 parts of 24 descriptions in 3 levels; 30 of its predictions are near a part, the others anywhere.
-``seconds`` is from two JSONL files to all metrics without intervals, in a process of its own on as many cores as it
-likes; ``peak_mib`` is that process's. The last line is JSON.
+Every photo has 8 objects of 24 descriptions in 3 levels; 30 % of its predictions are near an object, the others
+anywhere. ``seconds`` is the time from two JSONL files to all metrics without intervals, in a process of its own without
+a limit on cores; ``peak_mib`` is the peak memory of that process. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ import numpy as np
 from harness import peak_bytes
 
 PROJECT = Path(__file__).resolve().parents[1]
-PARTS, NEAR = 8, 0.3
+OBJECTS, NEAR = 8, 0.3
 SIZE = 1000  # pixels, width and height
-LABELS = [f"{part}/{place}/{state}" for part in "abcd" for place in "xyz" for state in ("loose", "tight")]
+LABELS = [f"{kind}/{place}/{state}" for kind in "abcd" for place in "xyz" for state in ("loose", "tight")]
 
 
 def write_files(folder: Path, photos: int, predictions: int) -> None:
@@ -34,8 +34,8 @@ def write_files(folder: Path, photos: int, predictions: int) -> None:
     with (folder / "truth.jsonl").open("w") as truth, (folder / "found.jsonl").open("w") as found:
         for number in range(photos):
             photo = {"images": [f"{number:06}.jpg"], "width": SIZE, "height": SIZE}
-            boxes = some_boxes(random, PARTS)
-            labels = random.integers(len(LABELS), size=PARTS)
+            boxes = some_boxes(random, OBJECTS)
+            labels = random.integers(len(LABELS), size=OBJECTS)
             objects = [{"desc": LABELS[k], "bbox_2d": box} for k, box in zip(labels, boxes.tolist(), strict=True)]
             truth.write(json.dumps({**photo, "objects": objects}) + "\n")
             found.write(json.dumps({**photo, "predictions": guesses(random, predictions, boxes, labels)}) + "\n")
@@ -48,20 +48,20 @@ def some_boxes(random: np.random.Generator, count: int) -> np.ndarray:
 
 
 def guesses(random: np.random.Generator, count: int, boxes: np.ndarray, labels: np.ndarray) -> list[dict[str, object]]:
-    """Predictions of one photo; those near a part mostly have its words and a higher score."""
-    part, near = random.integers(len(boxes), size=count), random.random(count) < NEAR
-    moved = np.clip(boxes[part] + random.normal(0, 6, size=(count, 4)), 0, SIZE)
+    """Predictions of one photo; those near an object mostly have its description and a higher score."""
+    nearest, near = random.integers(len(boxes), size=count), random.random(count) < NEAR
+    moved = np.clip(boxes[nearest] + random.normal(0, 6, size=(count, 4)), 0, SIZE)
     place = np.where(near[:, None], moved, some_boxes(random, count)).round(1)
-    words = np.where(near & (random.random(count) < 0.8), labels[part], random.integers(len(LABELS), size=count))
+    said = np.where(near & (random.random(count) < 0.8), labels[nearest], random.integers(len(LABELS), size=count))
     scores = random.beta(np.where(near, 3, 1), 4).round(6)
     return [
-        {"bbox_2d": box, "desc": LABELS[word], "score": score, "objectness": score**0.5}
-        for box, word, score in zip(place.tolist(), words, scores.tolist(), strict=True)
+        {"bbox_2d": box, "desc": LABELS[label], "score": score, "objectness": score**0.5}
+        for box, label, score in zip(place.tolist(), said, scores.tolist(), strict=True)
     ]
 
 
 def score_once(folder: Path, bootstrap_samples: int) -> None:
-    """Run in a process of its own, whose peak memory is its own; prints what it took."""
+    """Score and print time and peak memory; run in a process of its own, so the peak is its own."""
     from bbu.evaluation import evaluate
     from bbu.records import read_predictions, read_rows
 
@@ -80,9 +80,9 @@ def score_once(folder: Path, bootstrap_samples: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--photos", type=int, default=10_000)
-    parser.add_argument("--predictions", type=int, default=100, help="a photo (default 100)")
+    parser.add_argument("--predictions", type=int, default=100, help="per photo (default 100)")
     parser.add_argument("--bootstrap-samples", type=int, default=1000)
-    parser.add_argument("--quick", action="store_true", help="50 photos, 20 bootstrap_samples: shows that it runs")
+    parser.add_argument("--quick", action="store_true", help="50 photos, 20 bootstrap samples: shows that it runs")
     parser.add_argument("--once", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.once:
@@ -102,7 +102,7 @@ def main() -> None:
     for name, text in (
         ("read", "reading"),
         ("score", "scoring"),
-        ("intervals", f"{arguments.bootstrap_samples} bootstrap_samples"),
+        ("intervals", f"{arguments.bootstrap_samples} bootstraps"),
     ):
         print(f"{text:<16} {took[name]:>8.1f} s")
     print(f"{'peak memory':<16} {took['peak']:>8.0f} MiB")

@@ -1,1 +1,1 @@
-"""Raw annotations → records: one module a source format, one pipeline behind them all."""
+"""Raw annotations → records: one module per source format, one pipeline behind them all."""

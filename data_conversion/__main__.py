@@ -8,39 +8,23 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bbu.errors import UserError
-from bbu.taxonomy import Taxonomy
-from bbu.taxonomy_file import read_taxonomy
 from data_conversion.formats import FORMATS
 from data_conversion.photo_files import MODES
 from data_conversion.pipeline import convert
+from data_conversion.taxonomies import load_taxonomy
 
-TAXONOMIES = Path(__file__).parent / "taxonomies"
 DONE, TERMS_OUTSIDE, FAILED = 0, 1, 2  # exit status
 
 
-def load_taxonomy(name: str) -> Taxonomy:
-    """A taxonomy file, or a shipped one by name.
-
-    Raises:
-        UserError: neither; the message lists the shipped names.
-    """
-    if Path(name).is_file():
-        return read_taxonomy(name)
-    shipped = {path.stem: path for path in sorted(TAXONOMIES.glob("*.yaml"))}
-    if name not in shipped:
-        raise UserError(f"taxonomy {name!r} is neither a file nor one of the shipped: {', '.join(shipped)}")
-    return read_taxonomy(shipped[name])
-
-
 def parse_splits_argument(text: str) -> dict[str, str]:
-    """``train=train+val,test=test`` → mapping target → sources.
+    """``train=train+val,test=test`` → target → sources.
 
     Raises:
-        UserError: a part without ``=``, or a target named twice.
+        UserError: an entry without ``=``, or a repeated target.
     """
     result: dict[str, str] = {}
-    for part in text.split(","):
-        target, equals, sources = part.partition("=")
+    for entry in text.split(","):
+        target, equals, sources = entry.partition("=")
         if not equals or target in result:
             raise UserError(f"--splits {text!r}: write each target once, for example train=train+val,test=test")
         result[target] = sources
@@ -48,7 +32,7 @@ def parse_splits_argument(text: str) -> dict[str, str]:
 
 
 def describe_formats() -> str:
-    """Every format, which way it goes, and what it is."""
+    """Every format, whether it can be read and written, and its summary."""
     lines = ["formats:"]
     for name, entry in FORMATS.items():
         ways = " and ".join(way for way, there in (("in", entry.read), ("out", entry.write)) if there)
@@ -65,24 +49,24 @@ def build_parser() -> argparse.ArgumentParser:
         "other commands:\n"
         "  python -m data_conversion export FORMAT ROWS OUTPUT    rows or predictions to a tool's format\n"
         "  python -m data_conversion taxonomy FORMAT INPUT FILE   draft a taxonomy from the labels of a source",
-        epilog=f"{describe_formats()}\n\nexit status: 0 done, 1 done but labels lie outside the taxonomy, 2 error",
+        epilog=f"{describe_formats()}\n\nexit status: 0 done, 1 done but labels are outside the taxonomy, 2 error",
     )
     parser.add_argument("format", metavar="FORMAT", help="one of the formats below")
-    parser.add_argument("input", metavar="INPUT", help="source folder; only read, and the image root of the rows")
-    parser.add_argument("output", metavar="OUTPUT", help="folder for the row files; made if missing")
+    parser.add_argument("input", metavar="INPUT", help="source folder; never changed; the image root of the rows")
+    parser.add_argument("output", metavar="OUTPUT", help="folder for the row files; created if missing")
     parser.add_argument("--taxonomy", help="a YAML file, or a shipped one by name: bbu (default: keep every label)")
     parser.add_argument("--val-fraction", type=float, default=0.1, help="where the source has no splits (default 0.1)")
     parser.add_argument("--test-fraction", type=float, default=0.0, help="where the source has no splits (default 0)")
     parser.add_argument("--max-teachers", type=int, default=0, help="moved from train to teacher.jsonl (default 0)")
-    parser.add_argument("--seed", type=int, default=0, help="of splits and teachers (default 0)")
+    parser.add_argument("--seed", type=int, default=0, help="for splits and teachers (default 0)")
     parser.add_argument("--on-error", choices=("fail", "skip"), default="fail", help="for malformed files")
     parser.add_argument("--splits", help="merge the source's splits, for example train=train+val,test=test")
     parser.add_argument(
         "--images", default="keep", metavar="MODE", help="; ".join(f"{k}: {v}" for k, v in MODES.items())
     )
-    parser.add_argument("--max-pixels", type=int, default=0, help="largest re-encoded photo (default: as it is)")
+    parser.add_argument("--max-pixels", type=int, default=0, help="largest re-encoded photo (default: no limit)")
     parser.add_argument("--frame", choices=("displayed", "stored"), default="", help="what coordinates are pixels of")
-    parser.add_argument("--workers", type=int, default=0, help="processes (default: one for each core)")
+    parser.add_argument("--workers", type=int, default=0, help="processes (default: one per core)")
     return parser
 
 
@@ -91,10 +75,10 @@ def build_export_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m data_conversion export",
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        description="Write rows or predictions in the format of a labelling tool, and list what it cannot hold.",
+        description="Write rows or predictions in the format of a labelling tool, and list what is lost.",
         epilog=describe_formats(),
     )
-    parser.add_argument("format", metavar="FORMAT", help="one of the formats that go out")
+    parser.add_argument("format", metavar="FORMAT", help="one of the formats marked out")
     parser.add_argument("rows", metavar="ROWS", help="JSONL of rows or predictions, or a folder of converted rows")
     parser.add_argument("output", metavar="OUTPUT", help="new or empty folder")
     parser.add_argument("--image-root", help="folder of the photos (default: photos/ beside ROWS)")
@@ -167,7 +151,7 @@ COMMANDS = {"export": _export, "taxonomy": _taxonomy}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit status: 0, 1 with labels outside the taxonomy, 2 for a user's error."""
+    """Run the command line; returns 0, 1 for labels outside the taxonomy or skipped photos, 2 for a UserError."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
         if arguments and arguments[0] in COMMANDS:
@@ -177,7 +161,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return FAILED
     except KeyboardInterrupt:
-        print("stopped; the same command goes on from here", file=sys.stderr)
+        print("stopped; run the same command again to resume", file=sys.stderr)
         return 130
 
 

@@ -1,7 +1,9 @@
-"""A demo data set of drawn cabinet photos, since no public photos of the field exist.
+"""Draw a demo data set of cabinet photos, since there are no public ones.
 
 Each photo is a JPEG beside a raw annotation file in the annotators' schema (see ``data_conversion.formats.bbu_json``).
-One photo in twenty is stored turned, with an EXIF orientation; one in thirty-three was annotated at another size.
+5 % of the photos are stored turned, with an EXIF orientation; 3 % are annotated at another size.
+
+Shapes: R rows.
 """
 
 from __future__ import annotations
@@ -19,31 +21,30 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import ExifTags, Image
 
 from bbu.errors import UserError
-from bbu.geometry import exif_affine, invert, transform_points
+from bbu.geometry import exif_affine, invert, polygon_area, transform_points
 from data_conversion.cabinet.backdrop import expose
 from data_conversion.cabinet.catalogue import BOX, LABELS, LINE
 from data_conversion.cabinet.scene import Part, arrange, compose
 
-TURNED_SHARE = 0.05  # photos stored with EXIF orientation 3, 6 or 8
-RESIZED_SHARE = 0.03  # photos whose JSON gives another size than the file
+TURNED_SHARE = 0.05  # fraction of photos stored with EXIF orientation 3, 6 or 8
+RESIZED_SHARE = 0.03  # fraction of photos whose JSON declares another size than the file
 RESIZED_BY = (0.5, 0.75, 1.5, 2.0)
-ORIENTATION_TAG = 0x0112
 STORED = {3: Image.Transpose.ROTATE_180, 6: Image.Transpose.ROTATE_90, 8: Image.Transpose.ROTATE_270}
-EPOCH_MS = 1_680_000_000_000  # a fixed day, so that the files do not depend on when they were drawn
-FEWEST_FOR_POOL = 24  # starting processes costs more than drawing this many photos
+EPOCH_MS = 1_680_000_000_000  # a fixed day, so that files do not depend on the time of drawing
+FEWEST_FOR_POOL = 24  # photos; starting processes costs more than drawing fewer
 
 
 @dataclass(frozen=True)
 class Photo:
-    """One drawn photo, as it goes to disk.
+    """One drawn photo, as written to disk.
 
     Args:
         image: RGB, pixels as stored.
-        orientation: EXIF value, 1 = none.
-        quality: of the JPEG.
+        orientation: EXIF orientation, 1 = upright.
+        quality: JPEG quality.
         annotation: the raw JSON document.
     """
 
@@ -62,10 +63,10 @@ def draw_data_set(output_dir: str | Path, photos: Mapping[str, int], seed: int, 
         output_dir: a folder that does not exist yet, or is empty.
         photos: split name → number of photos, e.g. ``{"train": 600, "val": 40, "test": 60}``.
         seed: 0 or more.
-        workers: processes; 1 draws in this one.
+        workers: number of processes; 1 means this one.
 
     Raises:
-        UserError: the folder holds something, or a split name, a count or the seed makes no sense.
+        UserError: the folder is not empty, or a split name, a count or the seed is invalid.
     """
     output_dir = Path(output_dir)
     _check(output_dir, photos, seed, workers)
@@ -105,7 +106,7 @@ def _draw_all(jobs: list[tuple[str, int]], folder: Path, seed: int, workers: int
         for job in jobs:
             save(job)
         return
-    # spawn, not fork: the caller may hold threads (torch) that a fork would copy half-locked
+    # spawn, not fork: a fork would copy the caller's threads (torch) with their locks held
     with multiprocessing.get_context("spawn").Pool(workers) as pool:
         for _ in pool.imap_unordered(save, jobs, chunksize=8):
             pass
@@ -117,19 +118,19 @@ def _save_photo(job: tuple[str, int], folder: Path, seed: int) -> None:
     stem = folder / split / f"cabinet_{split}_{index:05d}"
     exif = Image.Exif()
     if photo.orientation != 1:
-        exif[ORIENTATION_TAG] = photo.orientation
+        exif[ExifTags.Base.Orientation] = photo.orientation
     photo.image.save(stem.with_suffix(".jpg"), quality=photo.quality, exif=exif)
     text = json.dumps(photo.annotation, ensure_ascii=False, allow_nan=False)
     stem.with_suffix(".json").write_text(text + "\n", encoding="utf-8", newline="\n")
 
 
 def photo_seed(seed: int, split: str, index: int) -> np.random.SeedSequence:
-    """The seed of one photo: streams of different splits and photos never meet."""
+    """The seed of one photo, independent of all other photos and splits."""
     return np.random.SeedSequence((seed, zlib.crc32(split.encode()), index))
 
 
 def draw_photo(seed: int, split: str, index: int) -> Photo:
-    """Draw photo ``index`` of a split, with its annotation in stored pixels."""
+    """Draw photo ``index`` of a split, annotated in stored pixels."""
     arranged, camera = photo_seed(seed, split, index).spawn(2)
     scene, rng = arrange(arranged), np.random.default_rng(camera)
     image = expose(rng, compose(scene))
@@ -141,7 +142,7 @@ def draw_photo(seed: int, split: str, index: int) -> Photo:
         image = image.transpose(STORED[orientation])
     scale = float(rng.choice(RESIZED_BY)) if resized else 1.0
     size = (round(image.width * scale), round(image.height * scale))
-    # how displayed points reach the annotated frame: back to stored pixels, then to the JSON's size
+    # displayed points → stored pixels → the size that the JSON declares
     back = invert(exif_affine(orientation, image.width, image.height))
     ratio = np.array(size) / image.size
     points = [transform_points(np.asarray(part.points), back) * ratio for part in scene.parts]
@@ -150,12 +151,12 @@ def draw_photo(seed: int, split: str, index: int) -> Photo:
     return Photo(image, orientation, quality, _document(size, features, f"{split}-{index:05d}", rng))
 
 
-def _feature(number: int, part: Part, points: np.ndarray, rng: np.random.Generator) -> dict[str, Any]:
+def _feature(number: int, part: Part, points_R2: np.ndarray, rng: np.random.Generator) -> dict[str, Any]:
     english, kind = LABELS[part.label]
     if kind == BOX:
-        (x1, y1), (x2, y2) = points.min(axis=0), points.max(axis=0)
-        points = np.array([(x1, y1), (x2, y1), (x2, y2), (x1, y2), (x1, y1)])
-    spots = [[round(float(x), 3), round(float(y), 3)] for x, y in points]
+        (x1, y1), (x2, y2) = points_R2.min(axis=0), points_R2.max(axis=0)
+        points_R2 = np.array([(x1, y1), (x2, y1), (x2, y2), (x1, y2), (x1, y1)])
+    spots = [[round(float(x), 3), round(float(y), 3)] for x, y in points_R2]
     return {
         "type": "Feature",
         "geometry": {"type": kind, "coordinates": spots if kind == LINE else [spots]},
@@ -168,22 +169,16 @@ def _feature(number: int, part: Part, points: np.ndarray, rng: np.random.Generat
             "generateMode": 1,
             "quality": {"errorType": {}, "changes": {}, "qualityStatus": "unqualified"},
             "labelColor": f"#{int(rng.integers(0, 1 << 24)):06x}",
-            "area": 0.0 if kind == LINE else round(_area(points), 2),
+            "area": 0.0 if kind == LINE else round(polygon_area(points_R2), 2),
             "groups": [],
         },
     }
 
 
-def _area(points: np.ndarray) -> float:
-    """Area inside a ring of (n, 2) points, closed or not, in square pixels."""
-    x, y = points.T
-    return abs(float(np.dot(x, np.roll(y, -1)) - np.dot(y, np.roll(x, -1)))) / 2
-
-
 def _document(
     size: tuple[int, int], features: Iterable[dict[str, Any]], name: str, rng: np.random.Generator
 ) -> dict[str, Any]:
-    """The raw annotation file; the last four entries are the tool's own and of no use to training."""
+    """The raw annotation file; training has no use for the last four entries, which belong to the tool."""
     features = list(features)
     stamp = EPOCH_MS + int(rng.integers(0, 10**10))
     return {

@@ -1,11 +1,11 @@
-"""Rows or predictions → the annotation files of a labelling tool or trainer, with the photos where it looks for them.
+"""Rows or predictions → annotation files of a labelling tool or trainer, with the photos where it looks for them.
 
-One row at a time, whatever their number. Everything is made in a folder beside the output and moved there at the end.
+Rows are written one at a time, whatever their number, to a folder beside the output that is moved there at the end.
 
-Photos: ``link`` makes hard links (they survive moving the folder and mounting it in a container) and, where the disk
-allows none, relative symbolic links. Either is the same file as the original, so a tool that changes photos in place
-needs ``copy``. A photo that its EXIF tag turns is always written anew, upright: rows are in displayed pixels, and
-tools differ in what they make of the tag.
+Photos: ``link`` makes hard links, which survive moving the folder and mounting it in a container, or relative symbolic
+links where the disk allows no hard ones. Both are the original file, so a tool that edits photos in place needs
+``copy``. A photo with an EXIF orientation is always rewritten upright: rows are in displayed pixels, and tools disagree
+about the tag.
 """
 
 from __future__ import annotations
@@ -32,35 +32,35 @@ from bbu.records import (
     parse_sample,
     resolve_image,
 )
-from data_conversion.base import SPLITS, ExportObject, ExportPhoto, Format, Losses
+from data_conversion.base import SPLITS, ExportLosses, ExportObject, ExportPhoto, Format
 from data_conversion.formats import FORMATS
-from data_conversion.formats.grouping import Shelves
+from data_conversion.formats.disk_multimap import DiskMultimap
 from data_conversion.outputs import PHOTOS
 from data_conversion.photos import read_photo
 
 LINK, COPY, WITHOUT = MODES = ("link", "copy", "none")
 ROW_FILES = {"train.jsonl": "train", "val.jsonl": "val", "test.jsonl": "test", "teacher.jsonl": "train"}
-# How Pillow writes a photo that was turned; formats that are not here have no EXIF tag.
+# How Pillow writes a photo that was turned; other formats have no EXIF tag.
 UPRIGHT: dict[str, dict[str, Any]] = {
     "JPEG": {"quality": 95, "subsampling": 0},
-    "MPO": {"format": "JPEG", "quality": 95, "subsampling": 0},  # a phone's JPEG with a second picture in it
+    "MPO": {"format": "JPEG", "quality": 95, "subsampling": 0},  # a phone's JPEG with a second picture inside
     "PNG": {},
     "WEBP": {"lossless": True},
     "TIFF": {},
 }
-MAX_LINES = 20  # of photos left out in the summary
+MAX_LINES = 20  # of skipped photos in the summary
 
 
 @dataclass
 class ExportReport:
-    """What an export did. Objects: of all rows = written + left out.
+    """The result of an export. Objects in all rows = written + left out.
 
     Args:
         target_format: name of the format.
-        mode: what was done with photos, one of MODES.
+        mode: how photos were written, one of MODES.
         photos, objects: written.
-        skipped: reason → photos left out; empty when everything could be written.
-        problems: one line for each photo left out.
+        skipped: reason → photos left out; empty if everything could be written.
+        problems: one line per skipped photo.
         left_out: reason → objects left out.
         losses: what the format cannot hold → count.
         notes: code → count of harmless oddities.
@@ -73,7 +73,7 @@ class ExportReport:
     skipped: Counter[str] = field(default_factory=Counter)
     problems: list[str] = field(default_factory=list)
     left_out: Counter[str] = field(default_factory=Counter)
-    losses: Losses = field(default_factory=Counter)
+    losses: ExportLosses = field(default_factory=Counter)
     notes: Counter[str] = field(default_factory=Counter)
 
     def summary(self) -> str:
@@ -90,7 +90,7 @@ class ExportReport:
         lines += [f"lost     {count} x {words}" for words, count in sorted(self.losses.items())]
         lines += [f"note     {count} x {code}" for code, count in sorted(self.notes.items())]
         if self.mode == WITHOUT:
-            lines.append("note     no photo was opened; those that an EXIF tag turns must be made upright for the tool")
+            lines.append("note     no photo was opened; make those with an EXIF orientation upright for the tool")
         return "\n".join(lines)
 
 
@@ -108,13 +108,13 @@ def export(
 
     Args:
         target_format: a name in FORMATS that can be written.
-        rows_path: JSONL of rows, few-shot samples or predictions (the first row tells), or a folder of converted
-            rows, whose file names are the splits; teachers count as train.
+        rows_path: JSONL of rows, few-shot samples or predictions (the first row decides), or a folder of converted
+            rows, whose file names give the splits; teachers count as train.
         output_dir: new or empty folder.
-        image_root: what image paths are relative to; default: the folder ``photos`` beside the rows, if there is one.
+        image_root: folder that image paths are relative to; default: ``photos`` beside the rows, if it exists.
         photos: ``link``, ``copy`` or ``none``.
-        min_score: predictions below are left out.
-        splits: rows of other splits are left out; rows without a split never are.
+        min_score: predictions with a lower score are left out.
+        splits: rows of other splits are left out; rows without a split are kept.
 
     Raises:
         UserError: a bad argument, a malformed row, nothing to write, or an output that cannot be written.
@@ -128,11 +128,11 @@ def export(
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         staging = tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}.")
-        with Shelves() as seen:
+        with DiskMultimap() as seen:
             exporter = _Exporter(entry, root, Path(staging), out, seen, min_score, report)
             assert entry.write is not None  # _writable
             report.losses = entry.write(exporter.photos(_read(rows, splits, report)), Path(staging))
-        report.left_out = +report.left_out  # no reasons that met photos without objects
+        report.left_out = +report.left_out  # without reasons that only met photos without objects
         if not report.photos:
             raise UserError(_nothing_written(rows, report))
         os.chmod(staging, 0o755)
@@ -181,7 +181,7 @@ def _image_root(rows: Path, image_root: str | Path | None, photos: str) -> Path:
     if (folder / PHOTOS).is_dir():
         return folder / PHOTOS
     if photos == WITHOUT:
-        return folder  # nothing is opened; it only has to be somewhere
+        return folder  # nothing is opened
     raise UserError(
         f"{rows}: image_root is needed: name the folder that image paths are relative to (that of the photos at "
         "conversion), or write no photos"
@@ -198,7 +198,7 @@ def _nothing_written(rows: Path, report: ExportReport) -> str:
 
 
 def _read(rows: Path, splits: Collection[str], report: ExportReport) -> Iterator[tuple[str, str | None, Any]]:
-    """(file:line, split or None, Row or PredictionRow) of everything that is asked for."""
+    """(file:line, split or None, row) of the wanted splits."""
     if not rows.is_dir():
         for where, own, row in _read_file(rows):
             if own is None or own in splits:
@@ -234,18 +234,18 @@ def _read_file(path: Path) -> Iterator[tuple[str, str | None, Row | PredictionRo
 
 @dataclass
 class _Exporter:
-    """Turns rows into what a writer takes, and puts their photos in place as it goes."""
+    """Turns rows into items for a writer, and puts their photos in place on the way."""
 
     entry: Format
     root: Path
     staging: Path
     out: Path
-    seen: Shelves
+    seen: DiskMultimap
     min_score: float
     report: ExportReport
 
     def photos(self, rows: Iterator[tuple[str, str | None, Row | PredictionRow]]) -> Iterator[ExportPhoto]:
-        """Everything that can be written, in order; the rest goes into the report."""
+        """The photos that can be written, in order; the rest goes into the report."""
         for where, split, row in rows:
             if len(row.images) != 1:
                 raise RecordError(where, "images", f"names {len(row.images)} photos; a row to be exported names one")
@@ -267,10 +267,10 @@ class _Exporter:
             yield ExportPhoto(image, row.width, row.height, objects, split, summary)
 
     def _claim(self, row: Row | PredictionRow, split: str | None) -> str | None:
-        """Name of the photo in the export, once its file is there; None if an earlier row has it.
+        """Put the photo in place and return its name in the export; None if an earlier row has it.
 
         Raises:
-            ImageError: the photo is left out; the message begins with its name.
+            ImageError: the photo is skipped; the message begins with its name.
         """
         name = row.images[0]
         if isinstance(row, PredictionRow) and row.error is not None:
@@ -326,7 +326,7 @@ class _Exporter:
         return ImageError(" ".join(problem.split()))
 
     def _object(self, item: ObjectRow | PredictedObject, width: int, height: int) -> ExportObject | None:
-        """The object within its photo; None, and counted, if it cannot be used."""
+        """The object clipped to its photo; None, and counted, if it cannot be used."""
         score = item.score if isinstance(item, PredictedObject) else None
         kind, points = ("bbox_2d", item.box) if isinstance(item, PredictedObject) else (item.kind, item.points)
         points = tuple(min(max(number, 0.0), (width, height)[i % 2]) for i, number in enumerate(points))
@@ -344,13 +344,13 @@ class _Exporter:
 
 
 def _inner_name(name: str, path: Path, root: Path) -> str:
-    """The image path without detours; the one of the file itself where it goes through the root's outside."""
+    """The normalised image path; that of the file itself if the path leaves the root and comes back."""
     tidy = posixpath.normpath(name)
     return path.relative_to(root.resolve()).as_posix() if tidy.startswith(("/", "../")) else tidy
 
 
 def _write_upright(path: Path, target: Path) -> None:
-    """The photo as it is displayed, without an EXIF tag, in its own file format and colours."""
+    """The photo as displayed, without an EXIF orientation, in its own file format and colours."""
     from PIL import Image, ImageOps
 
     with Image.open(path) as image:

@@ -1,6 +1,6 @@
-"""What a conversion has done so far, on disk: memory does not grow with it, and a stopped one goes on from it.
+"""The progress of a conversion, on disk: memory does not grow with the source, and a stopped conversion can resume.
 
-A SQLite file in a hidden folder beside the output, ``.<output>.partial``; it is gone when the conversion is done.
+It is a SQLite file in a hidden folder beside the output, ``.<output>.partial``, which is removed at the end.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from bbu.errors import UserError
 from data_conversion.base import BadSource, Dropped, readable
 from data_conversion.photo_task import Outcome
 
-LAYOUT = 2  # of the tables; another number starts anew
-SECONDS_BETWEEN_COMMITS = 2.0  # of work that a kill may cost
+LAYOUT = 2  # version of the tables; a journal of another version is discarded
+SECONDS_BETWEEN_COMMITS = 2.0  # the work that a kill may lose
 
 TABLES = (
     "CREATE TABLE settings (value TEXT NOT NULL)",
@@ -33,14 +33,14 @@ TABLES = (
 
 
 class Journal:
-    """Outcomes by their place in the source.
+    """Outcomes by their position in the source.
 
     Args:
-        folder: made if missing; with a journal of the same settings in it, that one goes on.
-        settings: everything that outcomes depend on besides the source.
+        folder: created if missing; a journal of the same settings in it is resumed.
+        settings: everything besides the source that outcomes depend on.
 
     Raises:
-        UserError: the folder cannot be written, or another conversion is at work in it.
+        UserError: the folder cannot be written, or another conversion is using it.
     """
 
     def __init__(self, folder: Path, settings: dict[str, Any]) -> None:
@@ -61,7 +61,7 @@ class Journal:
         except OSError as error:
             raise UserError(f"{folder}: cannot be written ({error.strerror}); choose another output folder") from None
         except sqlite3.Error as error:
-            raise UserError(f"{folder}: cannot be used ({error}); is another conversion at work in it?") from None
+            raise UserError(f"{folder}: cannot be used ({error}); is another conversion using it?") from None
         self._committed = time.monotonic()
         self.found = self._count("SELECT count(*) FROM photos")
 
@@ -91,7 +91,7 @@ class Journal:
     # ------------------------------------------------------------ filling
 
     def has(self, seq: int, fingerprint: str) -> bool:
-        """Whether the item at this place of the source is done already."""
+        """Whether the item at this position of the source is done."""
         found = self._database.execute("SELECT fingerprint FROM photos WHERE seq = ?", (seq,)).fetchone()
         return found is not None and found[0] == fingerprint
 
@@ -102,7 +102,7 @@ class Journal:
         return str(found[0]) if found else None
 
     def add(self, seq: int, fingerprint: str, outcome: Outcome) -> None:
-        """Keep one outcome; what lay at this place before is replaced."""
+        """Store one outcome in place of an earlier one at this position."""
         row = outcome.row
         text = json.dumps({**row.to_json(), "metadata": None}, ensure_ascii=False) if row else None
         self._database.execute(
@@ -111,21 +111,21 @@ class Journal:
                 seq, fingerprint, readable(outcome.source), readable(outcome.image), outcome.objects_read,
                 text, json.dumps(dict(row.metadata), ensure_ascii=False) if row else None,
                 row.images[0] if row else None, outcome.digest, outcome.hint,
-                _dump(outcome.bad), _dump([item for item in outcome.dropped]), _dump(list(outcome.notes)),
+                _dump(outcome.bad), _dump(list(outcome.dropped)), _dump(list(outcome.notes)),
             ),
         )  # fmt: skip
         if time.monotonic() - self._committed > SECONDS_BETWEEN_COMMITS:
             self._commit()
 
     def end_at(self, seq: int) -> None:
-        """Forget what lay at this place and after it: the source has become shorter."""
+        """Delete the outcomes from this position on: the source has become shorter."""
         self._database.execute("DELETE FROM photos WHERE seq >= ?", (seq,))
         self._commit()
 
     # ------------------------------------------------------------ reading
 
     def totals(self) -> tuple[int, int]:
-        """Items and objects that were read."""
+        """Numbers of items and objects that were read."""
         return self._count("SELECT count(*) FROM photos"), self._count(
             "SELECT coalesce(sum(objects_read), 0) FROM photos"
         )
@@ -142,15 +142,15 @@ class Journal:
             yield from json.loads(notes)
 
     def candidates(self) -> Iterator[tuple[int, str, str | None]]:
-        """(place, content hash, the source's split) of every row, by name of the photo."""
+        """(position, content hash, the source's split) of every row, by name of the photo."""
         yield from self._database.execute("SELECT seq, digest, hint FROM photos WHERE row IS NOT NULL ORDER BY name")
 
     def set_splits(self, splits: Sequence[tuple[str | None, int]]) -> None:
-        """(split, place) of every row; None leaves it out."""
+        """Set (split, position) of every row; split None leaves it out."""
         self._database.executemany("UPDATE photos SET split = ? WHERE seq = ?", splits)
 
     def leave_out(self, seq: int, bad: BadSource, dropped: Sequence[Dropped]) -> None:
-        """Turn a row into a photo without one; what it had lost already stays counted."""
+        """Remove a row; objects that were dropped before stay counted."""
         (old,) = self._database.execute("SELECT dropped FROM photos WHERE seq = ?", (seq,)).fetchone()
         every = [*json.loads(old), *json.loads(_dump(list(dropped)) or "[]")]
         self._database.execute(
@@ -158,27 +158,27 @@ class Journal:
         )
 
     def rank(self, ranks: Sequence[tuple[int, int]]) -> None:
-        """(rank, place) of rows that stand in an order of their own within their split."""
+        """Set (rank, position) of rows that have an order of their own within their split."""
         self._database.executemany("UPDATE photos SET rank = ? WHERE seq = ?", ranks)
 
     def row(self, seq: int) -> tuple[str, dict[str, Any]]:
-        """(annotation file, decoded row) at one place."""
+        """(annotation file, decoded row) at one position."""
         source, text = self._database.execute("SELECT source, row FROM photos WHERE seq = ?", (seq,)).fetchone()
         return source, json.loads(text)
 
     def size_of(self, split: str) -> int:
-        """Rows of a split."""
+        """Number of rows of a split."""
         return self._count("SELECT count(*) FROM photos WHERE row IS NOT NULL AND split = ?", split)
 
     def rows(self, split: str | None = None) -> Iterator[dict[str, Any]]:
-        """Decoded rows as they are written, by rank and name of the photo; None: all splits, by name alone."""
+        """Decoded rows to write, by rank and name of the photo; None means all splits, by name alone."""
         chosen = "AND split = ? ORDER BY rank, name" if split else "AND split IS NOT NULL ORDER BY name"
         query = f"SELECT row, metadata, split FROM photos WHERE row IS NOT NULL {chosen}"
         for text, metadata, own in self._database.execute(query, (split,) if split else ()):
             yield {**json.loads(text), "metadata": {**json.loads(metadata), "split": own}}
 
     def without_copies(self, split: str) -> Iterator[tuple[int, dict[str, Any]]]:
-        """(place, decoded row) of photos whose bytes no other row of the split has, by name of the photo."""
+        """(position, decoded row) of photos whose bytes are unique in the split, by name of the photo."""
         query = (
             "SELECT seq, row FROM photos WHERE row IS NOT NULL AND split = ?1 AND digest IN (SELECT digest FROM photos "
             "WHERE row IS NOT NULL AND split = ?1 GROUP BY digest HAVING count(*) = 1) ORDER BY name"
@@ -189,7 +189,7 @@ class Journal:
     # ------------------------------------------------------------ ending
 
     def pause(self) -> None:
-        """Keep what is done for the next time."""
+        """Commit, and keep the journal for the next run."""
         self._database.execute("COMMIT")
         self._database.close()
 
@@ -200,12 +200,12 @@ class Journal:
 
 
 def settings_hash(value: Any) -> str:
-    """SHA-256 of anything with a faithful repr."""
+    """SHA-256 of the repr of a value."""
     return hashlib.sha256(repr(value).encode("utf-8", "backslashreplace")).hexdigest()
 
 
 def _dump(value: Any) -> str | None:
-    """Bad and dropped items as JSON, with text that can be written."""
+    """Bad and dropped items and notes as JSON, with text that can be written."""
 
     def plain(item: Any) -> Any:
         if isinstance(item, list):

@@ -1,4 +1,4 @@
-"""Where the photo is that an annotation file names: tools write bare names, folders of their own machine, or both."""
+"""Find the photo that an annotation file names: tools write bare names, folders of their own machine, or both."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ class PhotoFinder:
         self.root = root
 
     def find(self, name: str, *folders: str) -> str:
-        """Path relative to the root, with ``/``, of the photo that ``name`` means.
+        """Path of the photo ``name``, relative to the root, with ``/``.
 
-        Looked for under the root and then under each of ``folders`` (relative to the root); a bare name that is in
-        none of them and is unique in the source is taken from wherever it lies. A photo that is not found comes
-        back as the first guess: opening it then gives the error, and so does a path that leaves the root.
+        It is looked for under the root, then under each of ``folders`` (relative to the root); a bare name that is in
+        none of them is found anywhere in the source, if it is unique there. A photo that is not found gives the first
+        guess, and opening that raises the error, as for a path that leaves the root.
         """
         name = name.replace("\\", "/")
         guesses = [posixpath.normpath(posixpath.join(folder, name)) for folder in ("", *folders)]
@@ -38,7 +38,7 @@ class PhotoFinder:
 
     @cached_property
     def _places(self) -> dict[str, list[str]]:
-        """File name → every place in the source; made only when a name is not where it should be."""
+        """File name → all its paths in the source; built only if a photo is not in its folder."""
         places: dict[str, list[str]] = {}
         for folder, subfolders, names in os.walk(self.root):
             subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))

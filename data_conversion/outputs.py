@@ -1,4 +1,4 @@
-"""Write all files of a conversion together: made beside the output folder, moved into place at the end."""
+"""Write all files of a conversion beside the output folder, and move them into place at the end."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ OUTPUTS = (
 
 
 def write_outputs(folder: Path, journal: Journal, report: ConversionReport) -> None:
-    """Write one JSONL for each split and the files about all of them; completes ``report.splits``.
+    """Write one JSONL per split and the files about all splits; completes ``report.splits``.
 
-    Outputs of an earlier conversion are replaced or, if this one has none of that name, removed; other
-    files in the folder stay.
+    Outputs of an earlier conversion are replaced or, if this one has none of that name, removed; other files in the
+    folder stay.
 
     Raises:
         UserError: the folder cannot be written.
@@ -65,7 +65,7 @@ def _counted(rows: Iterable[dict[str, Any]], labels: Counter[str]) -> Iterator[d
 
 
 def _vocabulary(counts: Mapping[str, Counter[str]]) -> dict[str, dict[str, int]]:
-    """Key all and every split → description → count, most frequent first."""
+    """``all`` and every split → description → count, most frequent first."""
     total = sum(counts.values(), Counter[str]())
     return {
         name: dict(sorted(count.items(), key=lambda pair: (-pair[1], pair[0])))

@@ -1,4 +1,4 @@
-"""Work on many items in several processes, results in order, with only a few items in memory at a time."""
+"""Map over many items in several processes: results in order, only a few items in memory."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from bbu.errors import UserError
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-INLINE = 200  # items done here before processes are started, which takes about a second
-CHUNK = 32  # items sent at a time
-AHEAD = 3  # chunks under way for each process
+INLINE = 200  # items done in this process first, since starting others takes about a second
+CHUNK = 32  # items sent to a process at a time
+AHEAD = 3  # pending chunks per process
 
 
 def map_in_order(
     function: Callable[[Item], Result], items: Iterable[Item], workers: int
 ) -> Generator[Result, None, None]:
-    """``map``, with the function run in ``workers`` processes (0: one for each core; 1: here).
+    """``map`` with the function run in ``workers`` processes (0: one per core; 1: this one).
 
-    The function and the items must be picklable. Items are drawn only as results are taken.
+    The function and the items must be picklable. Items are consumed only as results are taken.
     """
     workers = workers or os.cpu_count() or 1
     stream = iter(items)
@@ -40,7 +40,7 @@ def map_in_order(
 
 
 def _spread(function: Callable[[Item], Result], stream: Iterator[Item], workers: int) -> Iterator[Result]:
-    spawn = multiprocessing.get_context("spawn")  # a fork would copy threads that other libraries have started
+    spawn = multiprocessing.get_context("spawn")  # a fork would copy the threads of other libraries
     pool = ProcessPoolExecutor(workers, mp_context=spawn, initializer=_leave_interrupts_to_the_parent)
     pending: deque[Future[list[Result]]] = deque()
     try:
@@ -52,7 +52,7 @@ def _spread(function: Callable[[Item], Result], stream: Iterator[Item], workers:
             yield from pending.popleft().result()
     except BrokenProcessPool:
         raise UserError(
-            "a working process ended early; out of memory? A script of your own that converts many photos needs "
+            "a worker process died; out of memory? A script of your own that converts many photos needs "
             "`if __name__ == '__main__':` around its call, or workers=1"
         ) from None
     finally:

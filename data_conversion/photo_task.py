@@ -1,4 +1,4 @@
-"""What is done to one photo, in whichever process: open it, place its objects, give it a row."""
+"""The work on one photo, in whichever process: open it, place its objects, make its row."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from data_conversion.placing import place_objects
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one source item.
+    """The result of one source item.
 
     Args:
         source: annotation file.
-        image: photo as the source names it; "" where there is none.
-        objects_read: objects of the annotation.
+        image: photo as the source names it; "" if there is none.
+        objects_read: number of objects in the annotation.
         row: the photo's row, or None.
         digest: content hash of the photo, for splits.
         hint: the source's own split.
@@ -48,15 +48,15 @@ class Outcome:
 
 @dataclass(frozen=True)
 class PhotoTask:
-    """One photo's way from annotation to row; it can be sent to other processes.
+    """Turns a source item into an outcome; it can be sent to other processes.
 
     Args:
         root: the source folder.
         taxonomy: token map and hierarchy.
-        images: what is done with photo files, one of photo_files.MODES.
-        photos: folder that linked, copied and re-encoded photos go to.
-        max_pixels: largest re-encoded photo; 0: as large as it is.
-        frame: "displayed" or "stored" overrules what the format says of its coordinates; "" trusts it.
+        images: how photo files are stored, one of photo_files.MODES.
+        photos: folder of linked, copied and re-encoded photos.
+        max_pixels: largest re-encoded photo; 0 means no limit.
+        frame: "displayed" or "stored" overrides the frame of the format's coordinates; "" keeps it.
     """
 
     root: Path
@@ -67,7 +67,7 @@ class PhotoTask:
     frame: str = ""
 
     def __call__(self, item: SourceImage | BadSource) -> Outcome:
-        """The outcome for one item; whatever is wrong with the photo is in it, not raised."""
+        """The outcome of one item; a problem with the photo is part of it, not raised."""
         if isinstance(item, BadSource):
             return Outcome(item.source, bad=item)
         if self.frame:
@@ -91,7 +91,7 @@ class PhotoTask:
             affine = compose(affine, (width / kept_size[0], 0.0, 0.0, 0.0, height / kept_size[1], 0.0))
         objects, dropped, more = place_objects(item.objects, self.taxonomy, affine, stored.size)
         if item.objects and not objects:
-            # As an empty photo it would teach that there is nothing to see.
+            # As a photo without objects it would teach that there is nothing to see.
             detail = f"all {len(item.objects)} objects were dropped"
             bad = BadSource(item.source, "objects", detail, reason="no_objects_left")
             return Outcome(item.source, item.image, len(item.objects), bad=bad, dropped=tuple(dropped))
@@ -104,7 +104,7 @@ class PhotoTask:
         )  # fmt: skip
 
     def _open(self, item: SourceImage) -> tuple[Photo, Path | None]:
-        """What is known of the photo, and its file."""
+        """The facts about the photo, and its file."""
         if self.images == WITHOUT:
             return assumed_photo(item.image, item.size), None
         if item.content is not None:
@@ -114,12 +114,12 @@ class PhotoTask:
 
 
 def refuse(item: SourceImage, bad: BadSource) -> Outcome:
-    """No row for a photo, so none of its objects."""
+    """The outcome of a photo without a row: all its objects are lost."""
     return Outcome(item.source, item.image, len(item.objects), bad=bad, dropped=lost_with_photo(item.objects, bad))
 
 
 def lost_with_photo(objects: Sequence[RawObject | Dropped], bad: BadSource) -> tuple[Dropped, ...]:
-    """The objects of a photo that gives no row."""
+    """The objects of a photo without a row."""
     reason = "split_left_out" if bad.reason == "split_left_out" else "photo_skipped"
     labels = (item.label if isinstance(item, Dropped) else item.desc for item in objects)
     return tuple(
@@ -132,16 +132,16 @@ def inside(root: Path, image: str) -> Path:
     """The photo's file.
 
     Raises:
-        ImageError: its path leaves the source folder.
+        ImageError: the path leaves the source folder.
     """
     try:
         return resolve_image(root, image)
-    except (UserError, ValueError, OSError):  # ValueError: a null byte, OSError: a loop of links
+    except (UserError, ValueError, OSError):  # ValueError: a null character; OSError: a loop of links
         raise ImageError(f"image path {image!r} leaves the source folder; move the photo inside it") from None
 
 
 def fingerprint(item: SourceImage | BadSource, root: Path) -> str:
-    """Changes when the annotation or its photo file (by size and time of change) does."""
+    """A hash of the annotation, and the size and modification time of its photo file."""
     stat: Any = None
     if isinstance(item, SourceImage):
         try:

@@ -1,7 +1,6 @@
-"""What conversion must know of a photo file, and the way from annotation pixels to displayed pixels.
+"""The facts about a photo file, and the map from annotation pixels to displayed pixels.
 
-Photo files are read and never changed: the loader of the trainer applies the EXIF transpose itself, by the
-same tag that is read here.
+Photo files are never changed: training applies the EXIF transpose itself, by the same tag that is read here.
 """
 
 from __future__ import annotations
@@ -11,11 +10,13 @@ import io
 from dataclasses import dataclass
 from pathlib import Path
 
+from PIL import Image
+
 from bbu.errors import ImageError
 from bbu.geometry import Affine, compose, displayed_size, exif_affine
+from bbu.images import exif_orientation
 
-ORIENTATION_TAG = 274  # EXIF 0x0112
-SHAPE_TOLERANCE = 0.02  # relative difference of two aspect ratios that rounding of a resize may cause
+SHAPE_TOLERANCE = 0.02  # relative difference in aspect ratio that the rounding of a resize may cause
 
 # Notes, counted in the report
 ALREADY_DISPLAYED = "size_declared_as_displayed"
@@ -39,17 +40,15 @@ class Photo:
 
 
 def read_photo(source: Path | bytes, name: str = "") -> Photo:
-    """Size, orientation and content hash; the pixels are decoded once, so a cut-off file is found here.
+    """Size, orientation and content hash. The pixels are decoded once, so a truncated file is found here.
 
     Args:
         source: the file, or its bytes.
-        name: what messages call it; default: the file's name.
+        name: its name in messages; default: the file's name.
 
     Raises:
-        ImageError: not there, or not a whole image; the message says why.
+        ImageError: missing, or not a whole image; the message says why.
     """
-    from PIL import Image
-
     name = name or (source.name if isinstance(source, Path) else "photo")
     try:
         raw = source.read_bytes() if isinstance(source, Path) else source
@@ -58,22 +57,20 @@ def read_photo(source: Path | bytes, name: str = "") -> Photo:
     try:
         with Image.open(io.BytesIO(raw)) as image:
             width, height = image.size
-            if image.format == "TIFF":  # of a turned one Pillow gives the displayed size, and the tag all the same
+            if image.format == "TIFF":  # for a turned TIFF Pillow gives the displayed size, but keeps the tag
                 width, height = image.tag_v2[256], image.tag_v2[257]  # type: ignore[attr-defined]
-            orientation = image.getexif().get(ORIENTATION_TAG, 1)
-            # An eighth of the size is the cheapest decoding of a JPEG that still reads every byte.
+            orientation = exif_orientation(image)
+            # Decoding a JPEG at an eighth of its size is cheapest and still reads every byte.
             image.draft(None, (max(1, width // 8), max(1, height // 8)))
             image.load()
-    except Exception as error:  # Pillow raises many kinds for damaged files
+    except Exception as error:  # Pillow raises many kinds of error for damaged files
         reason = str(error).partition(" <_io")[0].partition(" (")[0]
         raise ImageError(f"{name}: is not a whole image: {reason or type(error).__name__}") from None
-    # Written as a fraction, 6 is still 6; anything else means 1, as in Pillow's exif_transpose.
-    orientation = next((number for number in range(1, 9) if number == orientation), 1)
     return Photo(width, height, orientation, hashlib.sha256(raw).hexdigest())
 
 
 def assumed_photo(name: str, declared: tuple[int, int] | None) -> Photo:
-    """A photo that is not opened: upright, of the declared (width, height), told from others by its name.
+    """A photo that is not opened: upright, of the declared (width, height), identified by its name.
 
     Raises:
         ImageError: the annotation declares no size.
@@ -89,15 +86,15 @@ def points_to_displayed(
     """Affine map from annotation pixels to displayed pixels, and notes for the report.
 
     Args:
-        declared: (width, height) of the frame that the points are in; None = the file's own.
-        already_displayed: the format says that points are in the displayed frame.
-        relative: points are shares of the frame, 0 to 1, not pixels.
+        declared: (width, height) of the frame that the points are in; None means the file's own.
+        already_displayed: whether the points are in the displayed frame according to the format.
+        relative: whether points are fractions of the frame, 0 to 1, not pixels.
 
-    A declared size with the shape of the displayed photo and not of the stored one means that the
-    annotation tool had turned the photo itself.
+    A declared size with the shape of the displayed photo, but not of the stored one, means that the annotation tool
+    applied the EXIF orientation.
 
     Raises:
-        ImageError: the declared size is the photo on its side and no EXIF tag says so: no safe reading.
+        ImageError: the declared size is the photo on its side without an EXIF turn, which has no safe reading.
     """
     stored, displayed = (photo.width, photo.height), photo.displayed
     frame = displayed if already_displayed else stored
@@ -112,15 +109,14 @@ def points_to_displayed(
             f"declared size {declared[0]}x{declared[1]} is the photo ({frame[0]}x{frame[1]}) on its side, and no EXIF "
             "turn explains it; restore the photo's EXIF tag or correct the declared size"
         )
-    if relative:
-        pixels, notes = points_to_displayed(photo, declared, already_displayed)
-        return compose((float(declared[0]), 0.0, 0.0, 0.0, float(declared[1]), 0.0), pixels), notes
-    turn = exif_affine(1 if already_displayed else photo.orientation, *declared)
+    affine = exif_affine(1 if already_displayed else photo.orientation, *declared)
     width, height = declared if already_displayed else displayed_size(*declared, photo.orientation)
-    if (width, height) == displayed:
-        return turn, notes
-    notes.append(RESCALED if _same_shape((width, height), displayed) else STRETCHED)
-    return compose(turn, (displayed[0] / width, 0.0, 0.0, 0.0, displayed[1] / height, 0.0)), notes
+    if (width, height) != displayed:
+        notes.append(RESCALED if _same_shape((width, height), displayed) else STRETCHED)
+        affine = compose(affine, (displayed[0] / width, 0.0, 0.0, 0.0, displayed[1] / height, 0.0))
+    if relative:
+        affine = compose((float(declared[0]), 0.0, 0.0, 0.0, float(declared[1]), 0.0), affine)
+    return affine, notes
 
 
 def _same_shape(a: tuple[int, int], b: tuple[int, int]) -> bool:

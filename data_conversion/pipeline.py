@@ -1,10 +1,10 @@
 """Source annotations → row files, in this order:
 
-clean → token map → hierarchy → EXIF → rescale → cut to the image → order → split → teachers → validate → write.
-Nothing is lost silently: what is not in a row is in the report and in one of the two ``invalid_*`` files.
+clean → token map → hierarchy → EXIF → rescale → clip to the image → order → split → teachers → validate → write.
+Nothing is lost silently: what is in no row is in the report and in one of the two ``invalid_*`` files.
 
-Photos are worked on in several processes; what is done lies in a journal on disk, so memory does not grow with the
-source and a conversion that was stopped goes on when it is started again with the same arguments.
+Photos are processed in several processes. Results go to a journal on disk, so memory does not grow with the source, and
+a stopped conversion resumes when it is started again with the same arguments.
 """
 
 from __future__ import annotations
@@ -67,19 +67,19 @@ def convert(
 
     Args:
         source_format: a name in FORMATS.
-        input_dir: the source; image paths in the rows are relative to it, or to ``output_dir/photos`` where
-            ``images`` puts the photos there. It is only read.
-        output_dir: made if missing; on any error it is left as it was.
+        input_dir: the source, which is never changed. Image paths in the rows are relative to it, or to
+            ``output_dir/photos`` if ``images`` puts the photos there.
+        output_dir: created if missing; left as it was on any error.
         taxonomy: token map and hierarchy; None keeps every description.
-        val_fraction, test_fraction: shares drawn by seed where the source has no splits of its own.
+        val_fraction, test_fraction: fractions drawn by seed if the source has no splits of its own.
         max_teachers: rows moved from train.jsonl to teacher.jsonl.
-        on_error: ``fail`` stops at the first malformed file; ``skip`` counts it and goes on.
-        splits: target split → source splits joined by ``+``; a source split not named is left out.
-        images: what is done with photo files, one of photo_files.MODES.
-        max_pixels: with images = reencode: larger photos are made smaller, their parts with them; 0: none.
-        frame: ``displayed`` or ``stored``: which photo the coordinates are pixels of, against the format's habit.
-        workers: processes; 0: one for each core.
-        progress: show a bar on stderr, if that is a terminal.
+        on_error: ``fail`` stops at the first malformed file; ``skip`` counts it and continues.
+        splits: target split → source splits joined by ``+``; other source splits are left out.
+        images: how photo files are stored, one of photo_files.MODES.
+        max_pixels: with images = reencode, larger photos and their objects are scaled down to this; 0 means no limit.
+        frame: ``displayed`` or ``stored`` overrides the frame of the format's coordinates.
+        workers: number of processes; 0 means one per core.
+        progress: show a progress bar on stderr, if that is a terminal.
 
     Raises:
         UserError: a bad argument, or a malformed source file (file, field and reason).
@@ -105,7 +105,7 @@ def convert(
     except UserError:
         journal.discard()
         raise
-    except BaseException:  # stopped by hand: the next call goes on
+    except BaseException:  # stopped by hand: the next call resumes
         journal.pause()
         raise
     journal.discard()
@@ -152,7 +152,7 @@ def _check_images(images: str, max_pixels: int, frame: str) -> None:
 
 # ---------------------------------------------------------------- reading
 
-_Work = tuple[int, str, SourceItem | None]  # place, fingerprint, and the item unless it is done already
+_Work = tuple[int, str, SourceItem | None]  # position, fingerprint, and the item unless it is done
 
 
 def _read_source(
@@ -187,7 +187,7 @@ def _work(task: PhotoTask, work: _Work) -> tuple[int, str, Outcome] | None:
 
 
 def _only_once(journal: Journal, seq: int, outcome: Outcome) -> Outcome:
-    """A second annotation of one photo is refused: which of the two is right is not ours to say."""
+    """Refuse a second annotation of one photo, since it is unknown which of the two is right."""
     other = journal.source_of(outcome.image, before=seq)
     if other is None:
         return outcome
@@ -220,7 +220,7 @@ def _split(
     report: ConversionReport,
 ) -> None:
     places, candidates = [], []
-    hints: dict[str | None, str | None] = {}  # each text kept once for all photos
+    hints: dict[str | None, str | None] = {}  # one object per text for all photos
     for seq, digest, hint in journal.candidates():
         places.append(seq)
         candidates.append(Candidate(digest, hints.setdefault(hint, hint)))
@@ -243,7 +243,7 @@ def _leave_out(journal: Journal, seq: int, hint: str | None) -> None:
 
 
 def _move_teachers(journal: Journal, max_teachers: int, seed: int) -> None:
-    """Move teachers out of train: a photo must not be its own example, so neither may a copy of it stay."""
+    """Move teachers out of train: no photo may be its own example, so teachers have no copy in train."""
     train = journal.size_of("train")
     if max_teachers >= train:
         raise UserError(f"max_teachers {max_teachers} leaves no photo to train on: train has {train}")

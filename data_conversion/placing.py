@@ -1,12 +1,15 @@
 """One raw object → one record object in displayed pixels, or the reason why it is dropped.
 
-Order: token map → hierarchy → EXIF and scale → cut to the image → size. See REASONS for every code.
+Order: token map → hierarchy → EXIF and scale → clip to the image → size. REASONS lists the codes.
+
+Shapes: R rows.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
+from bbu.errors import shortened
 from bbu.geometry import (
     Affine,
     clip_box,
@@ -21,15 +24,15 @@ from bbu.records import BOUNDS_TOLERANCE, ObjectRow
 from bbu.taxonomy import Taxonomy
 from data_conversion.base import Dropped, RawObject
 
-MIN_SIDE = 1.0  # displayed pixels: a box side, a line's length; squared: a polygon's area
-DECIMALS = 2  # of a pixel, as records are written
-CLIPPED = "clipped_object"  # note: an object was cut by more than rounding
+MIN_SIDE = 1.0  # displayed pixels: least side of a box, length of a line, square root of a polygon's area
+DECIMALS = 2  # of a pixel, as in written records
+CLIPPED = "clipped_object"  # note: an object was clipped by more than rounding
 
-# Why an object is not in the output: code → what it means.
+# Why an object is not in the output: code → meaning.
 REASONS = {
     "no_description": "the source gives no label",
-    "unsupported_shape": "a shape that is no box, polygon or line: a point, an ellipse, a mask …",
-    "crowd": "a region of many parts, which has no one description",
+    "unsupported_shape": "a shape other than a box, polygon or line: a point, an ellipse, a mask …",
+    "crowd": "a region of many objects, which has no single description",
     "unknown_question": "an answered question is not in the table of questions",
     "outside_hierarchy": "the path is not in the taxonomy",
     "inverted_box": "the corners are swapped",
@@ -82,64 +85,63 @@ def _place(
 ) -> ObjectRow | Dropped:
     desc = taxonomy.normalise(item.desc)
     if not desc:
-        return _drop(item, "no_description", "nothing is left of the label after the token map")
+        return _drop(item, "no_description", "the token map leaves nothing of the label")
     problem = taxonomy.problem(item.desc)
     if problem:
         return _drop(item, "outside_hierarchy", problem)
-    # The last bits of a share or a percentage must not put a corner outside the image, where it would be cut.
-    points = np.round(_to_displayed(item, affine), 6)
-    if not _extent(item.kind, points) > 0:
-        return _drop(item, "zero_area", f"{item.kind} {_show(points)} has no extent")
-    cut = _clip(item.kind, points, size)
-    if not len(cut):
-        return _drop(item, "outside_image", f"{item.kind} {_show(points)} lies outside {size[0]}x{size[1]}")
-    # + 0.0 turns -0.0 into 0.0; rounding here makes the order that of the written numbers.
-    cut = _without_repeats(item.kind, np.round(cut, DECIMALS) + 0.0)
-    if _extent(item.kind, cut) < MIN_SIDE:
-        return _drop(item, "too_small", f"{item.kind} {_show(cut)} is under {MIN_SIDE:g} pixel")
-    beyond = np.maximum(-points, points - size).max()
+    # The last bits of a fraction or percentage must not put a corner outside the image, where it would be clipped.
+    points_R2 = np.round(_to_displayed(item, affine), 6)
+    if not _extent(item.kind, points_R2) > 0:
+        return _drop(item, "zero_area", f"{item.kind} {_listed(points_R2)} has no extent")
+    cut_R2 = _clip(item.kind, points_R2, size)
+    if not len(cut_R2):
+        return _drop(item, "outside_image", f"{item.kind} {_listed(points_R2)} lies outside {size[0]}x{size[1]}")
+    # + 0.0 turns -0.0 into 0.0; rounding before sorting gives the order of the written numbers.
+    cut_R2 = _without_repeats(item.kind, np.round(cut_R2, DECIMALS) + 0.0)
+    if _extent(item.kind, cut_R2) < MIN_SIDE:
+        return _drop(item, "too_small", f"{item.kind} {_listed(cut_R2)} is under {MIN_SIDE:g} pixel")
+    beyond = np.maximum(-points_R2, points_R2 - size).max()
     if beyond > BOUNDS_TOLERANCE:
         notes.append(CLIPPED)
-    return ObjectRow(desc, item.kind, tuple(float(value) for value in cut.ravel()))
+    return ObjectRow(desc, item.kind, tuple(float(value) for value in cut_R2.ravel()))
 
 
 def _to_displayed(item: RawObject, affine: Affine) -> np.ndarray:
-    """(n, 2) displayed points; a box has two, its low and its high corner."""
+    """(R, 2) displayed points; a box has two, its low and its high corner."""
     points = np.asarray(item.points, dtype=np.float64)
     if item.kind == "bbox_2d":
         return transform_boxes(points.reshape(1, 4), affine).reshape(2, 2)
     return transform_points(points.reshape(-1, 2), affine)
 
 
-def _extent(kind: str, points: np.ndarray) -> float:
+def _extent(kind: str, points_R2: np.ndarray) -> float:
     """Shorter side of a box, square root of a polygon's area, length of a line; pixels."""
     if kind == "bbox_2d":
-        return float((points[1] - points[0]).min())
+        return float((points_R2[1] - points_R2[0]).min())
     if kind == "poly":
-        return polygon_area(points) ** 0.5 if len(points) > 2 else 0.0
-    return line_length(points) if len(points) > 1 else 0.0
+        return polygon_area(points_R2) ** 0.5 if len(points_R2) > 2 else 0.0
+    return line_length(points_R2) if len(points_R2) > 1 else 0.0
 
 
-def _clip(kind: str, points: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """(n, 2) points inside the image; (0, 2) when nothing is."""
+def _clip(kind: str, points_R2: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """(R, 2) points inside the image; (0, 2) if there are none."""
     if kind == "bbox_2d":
-        box = clip_box(points.ravel(), *size).reshape(2, 2)
+        box = clip_box(points_R2.ravel(), *size).reshape(2, 2)
         return box if (box[1] > box[0]).all() else box[:0]
-    cut = clip_polygon(points, *size) if kind == "poly" else clip_line(points, *size)
-    # One shared point, or a ring pressed flat against the border, is outside.
-    return cut if _extent(kind, cut) > 0 else cut[:0]
+    cut_R2 = clip_polygon(points_R2, *size) if kind == "poly" else clip_line(points_R2, *size)
+    # A single shared point, or a ring flattened against the border, is outside.
+    return cut_R2 if _extent(kind, cut_R2) > 0 else cut_R2[:0]
 
 
-def _without_repeats(kind: str, points: np.ndarray) -> np.ndarray:
-    """Drop points equal to the one before, which rounding or cutting can make."""
-    if kind == "bbox_2d" or len(points) < 2:
-        return points
-    keep = [index for index in range(len(points)) if index == 0 or (points[index] != points[index - 1]).any()]
-    if kind == "poly" and len(keep) > 3 and (points[keep[0]] == points[keep[-1]]).all():
+def _without_repeats(kind: str, points_R2: np.ndarray) -> np.ndarray:
+    """Drop points equal to the one before, which rounding or clipping can cause."""
+    if kind == "bbox_2d" or len(points_R2) < 2:
+        return points_R2
+    keep = [index for index in range(len(points_R2)) if index == 0 or (points_R2[index] != points_R2[index - 1]).any()]
+    if kind == "poly" and len(keep) > 3 and (points_R2[keep[0]] == points_R2[keep[-1]]).all():
         keep.pop()
-    return points[keep]
+    return points_R2[keep]
 
 
-def _show(points: np.ndarray) -> str:
-    text = ", ".join(f"{value:g}" for value in points.ravel())
-    return f"[{text if len(text) <= 60 else text[:57] + '...'}]"
+def _listed(points_R2: np.ndarray) -> str:
+    return f"[{shortened(', '.join(f'{value:g}' for value in points_R2.ravel()))}]"

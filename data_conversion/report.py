@@ -1,4 +1,4 @@
-"""What a conversion did: counts in and out, and everything that is not in the output."""
+"""The result of a conversion: counts in and out, and everything that is not in the output."""
 
 from __future__ import annotations
 
@@ -6,22 +6,22 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
-MAX_LINES = 20  # of dropped labels in the summary; the report file has all
+MAX_LINES = 20  # of dropped labels in the summary; the report file has all of them
 
 
 @dataclass
 class ConversionReport:
-    """Counts of one conversion. Photos: read = written + skipped; objects: read = written + dropped.
+    """Counts of one conversion: photos read = written + skipped; objects read = written + dropped.
 
     Args:
-        photos_read: photos or annotation files met in the source.
-        photos_skipped: reason → photos that gave no row.
-        objects_read: objects of all annotation files that could be read.
+        photos_read: photos or annotation files found in the source.
+        photos_skipped: reason → photos without a row.
+        objects_read: objects in all annotation files that could be read.
         dropped: (label, reason) → objects that are in no row.
         splits: name → {"photos", "objects"} of every row file.
         notes: code → count of harmless oddities.
         unknown_terms: raw label → why it is outside the taxonomy.
-        images: what was done with photo files.
+        images: how photo files were stored.
     """
 
     source_format: str
@@ -62,7 +62,7 @@ class ConversionReport:
         return labels
 
     def to_json(self) -> dict[str, Any]:
-        """The content of conversion_report.json; no times or paths, so equal runs give equal files."""
+        """The content of conversion_report.json, without times and paths, so that equal runs give equal files."""
         return {
             "source_format": self.source_format,
             "seed": self.seed,
@@ -86,7 +86,7 @@ class ConversionReport:
         }
 
     def summary(self) -> str:
-        """A few lines for the terminal; what was dropped is listed by label and reason."""
+        """A few lines for the terminal; dropped objects are listed by label and reason."""
         lines = [
             f"photos   {self.photos_read} read, {self.photos_written} written, {self.photos_skipped.total()} skipped",
             f"objects  {self.objects_read} read, {self.objects_written} written, {self.objects_dropped} dropped",

@@ -1,4 +1,4 @@
-"""Which photo goes to train, val or test. Photos with the same bytes always go together."""
+"""Assign photos to train, val or test. Photos with the same bytes go to the same split."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from dataclasses import dataclass
 from bbu.errors import UserError
 from data_conversion.base import SPLITS
 
-# Of copies that the source puts in different splits, the held-out place wins: no answer is trained on.
+# Where the source puts copies into different splits, the held-out split wins, so that none is trained on.
 HELD_OUT_FIRST = ("test", "val", "train")
-NO_HINT = "train"  # where a photo goes that has no hint although others have
+NO_HINT = "train"  # for photos without a hint where others have one
 
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """What splitting needs of a photo: its content hash and the source's hint."""
+    """The facts about a photo that splitting needs: its content hash and the source's split, if any."""
 
     digest: str
     hint: str | None
@@ -26,7 +26,7 @@ def parse_splits(value: Mapping[str, str] | None) -> dict[str, str]:
     """``{"train": "train+val", "test": "test"}`` → source split → target split.
 
     Raises:
-        UserError: an unknown name, or one source split in two targets.
+        UserError: an unknown name, or a source split in two targets.
     """
     if value is None:
         return {name: name for name in SPLITS}
@@ -46,10 +46,10 @@ def parse_splits(value: Mapping[str, str] | None) -> dict[str, str]:
 def assign_splits(
     photos: Sequence[Candidate], targets: Mapping[str, str], val_fraction: float, test_fraction: float, seed: int
 ) -> tuple[list[str | None], dict[str, int]]:
-    """The split of every photo (None = left out by ``targets``), and counts for the report.
+    """The split of every photo (None if ``targets`` leaves it out), and counts for the report.
 
-    Hints are followed where the source has any; otherwise photos are drawn by seed and content, so file
-    names and their order do not matter.
+    The source's splits are used if it has any. Otherwise photos are drawn by seed and content, so that file names and
+    their order do not matter.
     """
     if any(photo.hint for photo in photos):
         return _follow_hints(photos, targets)
@@ -72,7 +72,7 @@ def _follow_hints(photos: Sequence[Candidate], targets: Mapping[str, str]) -> tu
 
 
 def _draw(photos: Sequence[Candidate], val_fraction: float, test_fraction: float, seed: int) -> list[str | None]:
-    """Groups of equal content in an order fixed by seed and content: first test, then val, the rest train."""
+    """Take groups of equal content, in an order fixed by seed and content: first test, then val; the rest is train."""
     groups: dict[str, int] = {}
     for photo in photos:
         groups[photo.digest] = groups.get(photo.digest, 0) + 1
@@ -81,7 +81,7 @@ def _draw(photos: Sequence[Candidate], val_fraction: float, test_fraction: float
     for split, fraction in (("test", test_fraction), ("val", val_fraction)):
         wanted = max(1, round(fraction * len(photos))) if fraction > 0 else 0
         taken = 0
-        # At least one group stays for train, whatever the rounding says.
+        # At least one group stays for train, whatever the rounding.
         while taken < wanted and len(order) - len(chosen) > 1:
             digest = order[len(chosen)]
             chosen[digest] = split

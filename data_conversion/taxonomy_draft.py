@@ -1,4 +1,4 @@
-"""A first taxonomy from the labels that a data set has, for a person to correct."""
+"""Draft a taxonomy from the labels of a data set, for a person to correct."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from bbu.taxonomy import ATTRIBUTE_SEPARATOR, Taxonomy, prefix_tree, split_path
 from data_conversion.base import BadSource, RawObject, SourceOptions
 from data_conversion.formats import FORMATS
 
-RARE = 2  # objects; a term that few have is often a slip of the pen
-LISTED = 20  # rare labels named in the file's head
+RARE = 2  # objects; a label this rare is often a typo
+LISTED = 20  # rare labels named at the head of the file
 
 
 @dataclass(frozen=True)
 class Labels:
-    """Raw labels of a source and how often each stands there."""
+    """Raw labels of a source and their counts."""
 
     counts: Counter[str]
     photos: int
@@ -44,17 +44,17 @@ def read_labels(source_format: str, root: Path) -> Labels:
                 raise UserError(f"{root / item.source}: {item.field}: {item.detail}")
             continue
         photos += 1
-        counts.update(part.desc for part in item.objects if isinstance(part, RawObject) and split_path(part.desc))
+        counts.update(it.desc for it in item.objects if isinstance(it, RawObject) and split_path(it.desc))
     if not counts:
         raise UserError(f"{root}: no labels found; check the folder and the format")
     return Labels(counts, photos)
 
 
 def draft_taxonomy(counts: Mapping[str, int]) -> dict[str, Any]:
-    """The content of a taxonomy file that every one of these labels keeps to.
+    """The content of a taxonomy file that allows all of these labels.
 
-    Spellings that differ in case, width or blanks alone are mapped to the commonest one. A level that every label
-    has is required; one that hangs on the first level is required there and forbidden elsewhere.
+    Spellings that differ only in case, width or blanks are mapped to the most common one. A level that every label has
+    is required; one that depends on the first level is required there and forbidden elsewhere.
     """
     tokens = _spellings(counts)
     paths = {split_path(Taxonomy(tokens=tokens).normalise(desc)) for desc in counts}
@@ -69,7 +69,7 @@ def draft_taxonomy(counts: Mapping[str, int]) -> dict[str, Any]:
 
 
 def write_draft(path: Path, labels: Labels) -> None:
-    """Write the draft with a head that says where it comes from and which labels are rare."""
+    """Write the draft, headed by its origin and the rare labels."""
     import yaml
 
     rare = sorted(desc for desc, count in labels.counts.items() if count <= RARE)
@@ -86,7 +86,7 @@ def write_draft(path: Path, labels: Labels) -> None:
 
 
 def _spellings(counts: Mapping[str, int]) -> dict[str, str]:
-    """Level text → its commonest spelling, where that is another."""
+    """Level text → its most common spelling, if that is another."""
     groups: dict[str, Counter[str]] = defaultdict(Counter)
     for desc, count in counts.items():
         for level in split_path(desc):
@@ -102,7 +102,7 @@ def _spellings(counts: Mapping[str, int]) -> dict[str, str]:
 
 
 def _levels(paths: Iterable[tuple[str, ...]]) -> list[Any]:
-    """Names of the levels, with rules where the labels show one."""
+    """Names of the levels, with a rule where the labels follow one."""
     paths = list(paths)
     depth = max(len(path) for path in paths)
     names = [*(str(level) for level in Taxonomy.levels), *(f"level_{n}" for n in range(4, depth + 1))][:depth]
@@ -120,7 +120,7 @@ def _levels(paths: Iterable[tuple[str, ...]]) -> list[Any]:
 
 
 def _branches(tree: Mapping[str, Any]) -> Any:
-    """A list where nothing is known to follow any term, else a mapping."""
+    """A list if nothing follows any term, otherwise a mapping."""
     if not any(tree.values()):
         return list(tree)
     return {term: _branches(below) if below else None for term, below in tree.items()}

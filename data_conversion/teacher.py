@@ -1,8 +1,8 @@
-"""Choose the few-shot examples: rows that show every label first, then many situations.
+"""Choose the few-shot examples: rows that cover every label first, then many situations.
 
-1. Greedy cover: the row with the most labels not yet shown, until all are shown.
-2. Variety: the row with the most situations not yet shown: object count, place, size.
-3. The rest by seed. Ties are broken by seed too.
+1. Greedy cover: the row with the most labels not yet covered, until all are.
+2. Variety: the row with the most situations not yet covered (object count, place, size).
+3. The rest by seed, which also breaks ties.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from bbu.records import Row, situations
 
 
 def choose_teachers(rows: Iterable[Row], count: int, seed: int) -> list[int]:
-    """Indices of at most ``count`` rows, in the order of choice; rows without objects are passed over.
+    """Indices of at most ``count`` rows with objects, in the order of choice.
 
-    Rows are read once and only their traits kept. O(count × rows) steps: meant for tens of teachers out of
+    Rows are read once, and only their traits are kept. The time is O(count × rows): meant for tens of teachers out of
     thousands of rows.
     """
     if count < 1:
@@ -35,17 +35,17 @@ def choose_teachers(rows: Iterable[Row], count: int, seed: int) -> list[int]:
 
 
 def _key(seed: int, row: Row) -> bytes:
-    """Places rows in an order that the seed decides."""
+    """Sort key: an order of rows that depends on the seed."""
     return hashlib.sha256(f"{seed}:{row.images[0]}".encode()).digest()
 
 
 def _labels(row: Row, names: dict[str, str]) -> tuple[str, ...]:
-    """Its different descriptions, each text kept once for all rows."""
+    """The distinct descriptions of a row, one object per text for all rows."""
     return tuple(sorted({names.setdefault(item.desc, item.desc) for item in row.objects}))
 
 
 def _cover(order: Sequence[int], traits: Callable[[int], Collection[str]], chosen: list[int], count: int) -> None:
-    """Append to ``chosen`` whichever row adds most new traits, until none adds any or ``count`` is reached."""
+    """Append the row that adds most new traits to ``chosen``, until none adds any or there are ``count``."""
     shown = {trait for index in chosen for trait in traits(index)}
     while len(chosen) < count:
         best = max(order, key=lambda index: len(set(traits(index)) - shown), default=None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # models here are tiny: threads c
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, settings
-from PIL import Image
+from PIL import ExifTags, Image
 
 from bbu.records import FewShotSample, ObjectRow, Row
 
@@ -29,7 +30,6 @@ settings.register_profile(
 settings.load_profile("bbu")
 
 PROJECT = Path(__file__).resolve().parents[1]
-EXIF_ORIENTATION = 274
 DESCRIPTIONS = ("螺丝连接点/BBU安装螺丝/连接正确", "标签贴纸", "挡风板", "connect_point/screw/loose")
 SIZE = (112, 84)  # width, height of every photo that does not say otherwise
 
@@ -57,11 +57,12 @@ def shared_dir() -> Path:
 def tokenizer() -> PreTrainedTokenizerBase:
     """A byte-level BPE trained on the prompts and a few answers."""
     from bbu.families.prompts import WORDING, answer_text
+    from bbu.families.qwen2_5_vl.codec import QWEN
     from bbu.families.tokenizer import train_tokenizer
 
     boxes = np.array([[1, 2, 30, 40], [5, 6, 70, 80], [9, 10, 111, 83], [0, 0, 56, 28]])
     answers = [answer_text(boxes[: number + 1], DESCRIPTIONS[: number + 1]) for number in range(len(DESCRIPTIONS))]
-    return train_tokenizer([text for pair in WORDING.values() for text in pair] + answers * 3, 700)
+    return train_tokenizer([text for pair in WORDING.values() for text in pair] + answers * 3, 700, QWEN)
 
 
 @pytest.fixture
@@ -87,7 +88,7 @@ def make_photo(photo_folder: Path) -> MakePhoto:
         options: dict[str, Any] = {}
         if orientation != 1:
             exif = image.getexif()
-            exif[EXIF_ORIENTATION] = orientation
+            exif[ExifTags.Base.Orientation] = orientation
             options["exif"] = exif
         image.save(path, **options)
         return path
@@ -161,12 +162,16 @@ def build_chat_processor(
     from transformers import Qwen2VLImageProcessor
 
     from bbu.data.chat_processor import ChatProcessor
+    from bbu.families.photo_plan import MergedPlan
     from bbu.families.prompts import PromptSpec
+    from bbu.families.qwen2_5_vl.codec import QWEN
 
+    conversation = replace(QWEN, box_convention=box_convention)
     return ChatProcessor(
         tokenizer,
-        Qwen2VLImageProcessor(),
-        PromptSpec.create(language, box_convention, min_pixels, max_pixels),
+        MergedPlan(Qwen2VLImageProcessor(), min_pixels, max_pixels),
+        conversation,
+        PromptSpec.create(language, conversation, min_pixels, max_pixels),
         image_root=str(folder),
         max_length=max_length,
         caption_max_tokens=caption_max_tokens,

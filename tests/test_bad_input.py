@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 
 from bbu.cli import main
+from bbu.families.qwen2_5_vl.codec import QWEN
 
 CONFIG = """
 data: {language: en, min_pixels: 3136, max_pixels: 25088, max_length: 2048}
@@ -168,7 +169,7 @@ def edit_facts(change: Callable[[dict[str, Any]], Any]) -> Callable[[Path], None
 def swap_tokenizer(folder: Path) -> None:
     from bbu.families.tokenizer import train_tokenizer
 
-    train_tokenizer(["another text altogether"] * 9, 400).save_pretrained(folder / "backbone")
+    train_tokenizer(["another text altogether"] * 9, 400, QWEN).save_pretrained(folder / "backbone")
 
 
 def cut_off(path: Path) -> None:

@@ -24,7 +24,7 @@ from bbu.models.checkpoint import save_model
 from bbu.records import Row, read_predictions, read_rows
 from tests.tiny import FAMILIES, build_tiny, tiny_config, tiny_processor, write_samples
 
-NAMES = ["untrained", "trained", "trained_text", "commonest", *(f"trained_{n}_teachers" for n in (1, 3, 5))]
+NAMES = ["untrained", "trained", "trained_text", "majority", *(f"trained_{n}_teachers" for n in (1, 3, 5))]
 
 
 def material(folder: Path, *, max_length: int = 8192, **evaluation: Any) -> Material:
@@ -59,7 +59,7 @@ def test_every_baseline_is_there_and_has_seen_every_photo(compared: tuple[Materi
     assert list(report["baselines"]) == NAMES
     for name, entry in report["baselines"].items():
         assert [row.images[0] for row in saved(given, entry)] == given.names, name
-        assert (name == "commonest") == ("seconds_per_photo" not in entry)
+        assert (name == "majority") == ("seconds_per_photo" not in entry)
         assert entry.get("seconds_per_photo", 1) > 0
     assert [entry["teachers"] for entry in report["baselines"].values()] == [0, 0, 0, 0, 1, 3, 5]
 
@@ -72,15 +72,19 @@ def test_the_numbers_are_those_of_the_saved_predictions_scored_offline(
     assert json.loads((Path(given.config.output_dir) / "baselines.json").read_text(encoding="utf-8")) == report
     for entry in report["baselines"].values():
         again = evaluate(
-            truth, saved(given, entry), score_threshold=0.0, train_descriptions=given.trained_words, bootstrap_samples=0
+            truth,
+            saved(given, entry),
+            score_threshold=0.0,
+            train_descriptions=given.trained_descriptions,
+            bootstrap_samples=0,
         )
-        assert {key: entry["metrics"][key] for key in ("AP", "AP50_agnostic", "false_alarms")} == {
-            key: again[key] for key in ("AP", "AP50_agnostic", "false_alarms")
+        assert {key: entry["metrics"][key] for key in ("AP", "AP50_agnostic", "false_positives")} == {
+            key: again[key] for key in ("AP", "AP50_agnostic", "false_positives")
         }
         said = again["predictions_at_threshold"]
         if said:
-            assert entry["precision"] == pytest.approx(1 - again["false_alarms"] / said)
-        assert entry["recall"] == pytest.approx((said - again["false_alarms"]) / again["truth_boxes"])
+            assert entry["precision"] == pytest.approx(1 - again["false_positives"] / said)
+        assert entry["recall"] == pytest.approx((said - again["false_positives"]) / again["truth_boxes"])
 
 
 def test_the_trained_model_is_predicted_as_inference_does(compared: tuple[Material, dict[str, Any]]) -> None:
@@ -95,12 +99,12 @@ def test_the_trained_model_is_predicted_as_inference_does(compared: tuple[Materi
     assert all(other != expected for other in others), "teachers, words and weights all matter"
 
 
-def test_the_commonest_words_stand_at_the_trained_boxes(compared: tuple[Material, dict[str, Any]]) -> None:
+def test_the_majority_caption_stands_at_the_trained_boxes(compared: tuple[Material, dict[str, Any]]) -> None:
     given, report = compared
-    words = report["baselines"]["commonest"]["description"]
-    assert given.trained_words[words] == max(given.trained_words.values())
+    words = report["baselines"]["majority"]["description"]
+    assert given.trained_descriptions[words] == max(given.trained_descriptions.values())
     for guess, row in zip(
-        saved(given, report["baselines"]["commonest"]), saved(given, report["baselines"]["trained"]), strict=True
+        saved(given, report["baselines"]["majority"]), saved(given, report["baselines"]["trained"]), strict=True
     ):
         assert [(part.box, part.desc, part.score) for part in guess.predictions] == [
             (part.box, words, part.objectness) for part in row.predictions
@@ -136,7 +140,7 @@ def test_the_command_compares_the_first_photos_of_the_split(
     monkeypatch.setattr("bbu.config.load_config", lambda *_: source_of(given.config, tmp_path))
     assert main(["baselines", "tiny.yaml", "--limit", "2"]) == 0
     printed = capsys.readouterr().out
-    assert printed.lstrip().startswith("2 photos of the test split") and "commonest words" in printed
+    assert printed.lstrip().startswith("2 photos of the test split") and "majority caption" in printed
     assert [row.images[0] for row in read_rows(tmp_path / "baselines" / "truth.jsonl")] == given.names[:2]
 
 

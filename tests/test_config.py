@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from bbu.config import (
-    AT_LEAST_ONE,
-    CHOICES,
-    FRACTIONS,
     GROUP_NAMES,
-    NOT_NEGATIVE,
+    REMOVED,
+    RENAMED,
     Config,
     LearningRates,
     all_keys,
@@ -23,7 +23,12 @@ from bbu.config import (
 )
 from bbu.errors import ConfigError
 
-SHIPPED = sorted((Path(__file__).resolve().parents[1] / "configs").glob("**/*.yaml"))
+PROJECT = Path(__file__).resolve().parents[1]
+SHIPPED = sorted((PROJECT / "configs").glob("**/*.yaml"))
+RULES = all_keys()
+CHOICES = {key: rule["among"] for key, rule in RULES.items() if "among" in rule}
+RANGES = {key: (rule["least"], rule["most"]) for key, rule in RULES.items() if "least" in rule}
+SPANS = {key: rule["span"] for key, rule in RULES.items() if "span" in rule}
 
 
 @pytest.fixture
@@ -57,11 +62,11 @@ def test_every_shipped_config_parses_and_says_something(path: Path) -> None:
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
 def test_every_shipped_config_names_a_known_family_format_and_taxonomy(path: Path, project: Path) -> None:
-    from bbu.families.registry import BACKBONES
+    from bbu.families.registry import FAMILIES
     from data_conversion.formats import FORMATS
 
     config = load_config(path)
-    assert config.model.family in BACKBONES
+    assert config.model.family in FAMILIES
     assert config.data.source.format in {"records", "cabinet_photos", *FORMATS}
     taxonomy = config.data.source.taxonomy
     assert not taxonomy or (project / "data_conversion" / "taxonomies" / f"{taxonomy}.yaml").is_file()
@@ -73,9 +78,17 @@ def test_the_defaults_pass_their_own_checks() -> None:
     check_values(Config())
 
 
-def test_every_checked_key_is_a_key() -> None:
-    known = set(all_keys())
-    assert {*CHOICES, *AT_LEAST_ONE, *NOT_NEGATIVE, *FRACTIONS} <= known
+def test_the_keys_are_these() -> None:
+    """A new key is a decision: it needs a user who misses it. An old one goes to ``RENAMED`` or ``REMOVED``."""
+    assert sorted(all_keys()) == (PROJECT / "tests" / "config_keys.txt").read_text(encoding="utf-8").split()
+
+
+def test_every_number_has_a_range() -> None:
+    sizes = {"model.lora.alpha"}  # checked against others
+    for key in RULES:
+        value = value_at(Config(), key)
+        numbers = isinstance(value, (int, float, list)) and not isinstance(value, bool)
+        assert not numbers or key in {*RANGES, *SPANS, *CHOICES, *sizes}, key
 
 
 def test_learning_rates_are_those_of_the_groups() -> None:
@@ -108,7 +121,7 @@ def test_a_file_changes_what_it_names_and_nothing_else(config_file: Path) -> Non
         ("data.source.splits={train: train+val}", "data.source.splits", {"train": "train+val"}),
         ("model.freeze=[vision, llm]", "model.freeze", ["vision", "llm"]),
         ("model.freeze=[]", "model.freeze", []),
-        ("model.scratch.vision_full_attention=[0,2]", "model.scratch.vision_full_attention", [0, 2]),
+        ("model.scratch.vision_full_attention=[0,2]", "model.scratch", {"vision_full_attention": [0, 2]}),
         ("training.learning_rates={vision: 1.0, llm: 2}", "training.learning_rates.llm", 2.0),
     ],
 )
@@ -189,28 +202,90 @@ def test_what_is_not_key_equals_value_is_refused(config_file: Path, override: st
     assert repr(override) in message(config_file, override)
 
 
+def write(key: str, value: Any) -> str:
+    """An override with one value, as a list or mapping where the key holds one."""
+    held = value_at(Config(), key)
+    name = 1 if key == "data.episodes.counts" else "train"
+    return f"{key}={[value] if isinstance(held, list) else {name: value} if isinstance(held, dict) else value}"
+
+
 @pytest.mark.parametrize("key", CHOICES)
 def test_a_choice_lists_what_may_be_chosen(config_file: Path, key: str) -> None:
-    text = message(config_file, f"{key}=neither")
-    assert key in text and "'neither'" in text and ", ".join(CHOICES[key]) in text
+    text = message(config_file, write(key, "neither"))
+    assert f"{key}: 'neither' is not one of {', '.join(CHOICES[key])}" in text
 
 
-@pytest.mark.parametrize("key", AT_LEAST_ONE)
-def test_what_must_be_at_least_one_may_not_be_zero(config_file: Path, key: str) -> None:
-    assert f"{key}: must be at least 1, is 0" in message(config_file, f"{key}=0")
+@pytest.mark.parametrize("key", RANGES)
+def test_a_number_below_its_range_is_refused_with_the_range(config_file: Path, key: str) -> None:
+    least, most = RANGES[key]
+    says = "not be negative" if (least, most) == (0, math.inf) else f"be at least {least}"
+    text = message(config_file, write(key, least - 1))
+    assert text.startswith(key)
+    assert f": must {says if most == math.inf else f'lie between {least} and {most:,}'}, is {least - 1}" in text
 
 
-@pytest.mark.parametrize("key", NOT_NEGATIVE)
-def test_what_must_not_be_negative_may_be_zero(config_file: Path, key: str) -> None:
-    assert value_at(load_config(config_file, [f"{key}=0"]), key) == 0
-    assert f"{key}: must not be negative" in message(config_file, f"{key}=-1")
+@pytest.mark.parametrize("key", [key for key, (_, most) in RANGES.items() if most < math.inf])
+def test_a_number_above_its_range_is_refused_with_the_range(config_file: Path, key: str) -> None:
+    least, most = RANGES[key]
+    text = message(config_file, write(key, int(most) + 1))
+    assert text.startswith(key) and f": must lie between {least} and {most:,}, is {int(most) + 1}" in text
 
 
-@pytest.mark.parametrize("key", FRACTIONS)
-def test_a_fraction_lies_between_0_and_1(config_file: Path, key: str) -> None:
-    assert value_at(load_config(config_file, [f"{key}=0.99"]), key) == 0.99
-    for value in ("-0.1", "1.1"):
-        assert f"{key}: must lie between 0 and 1" in message(config_file, f"{key}={value}")
+@pytest.mark.parametrize("key", [key for key, (least, _) in RANGES.items() if least == 0])
+def test_the_ends_of_a_range_are_in_it(config_file: Path, key: str) -> None:
+    for end in RANGES[key]:
+        if end < math.inf:
+            load_config(config_file, [write(key, end)])
+
+
+@pytest.mark.parametrize("key", SPANS)
+def test_a_span_is_two_numbers_in_order_within_its_ends(config_file: Path, key: str) -> None:
+    least, most = SPANS[key]
+    assert value_at(load_config(config_file, [f"{key}=[1, 1]"]), key) == [1, 1]
+    for value in (
+        "[1]",
+        "[1, 1, 1]",
+        f"[{int(most)}, 1]" if most > 1 else "[1, 0.5]",
+        "[0, 1]",
+        f"[1, {int(most) + 1}]",
+    ):
+        assert f"{key}: must be two numbers, [from, to], between {least} and {most}" in message(
+            config_file, f"{key}={value}"
+        )
+
+
+@pytest.mark.parametrize(("old", "new"), RENAMED.items())
+def test_the_old_name_of_a_key_names_the_new_one(config_file: Path, tmp_path: Path, old: str, new: str) -> None:
+    assert new in all_keys() and old not in all_keys()
+    assert message(config_file, f"{old}=1") == f"override '{old}=1': {old} is now {new}"
+    path = tmp_path / "old.yaml"
+    path.write_text(nested(old), encoding="utf-8")
+    assert message(path) == f"{path}: {old} is now {new}"
+
+
+@pytest.mark.parametrize(("old", "why"), REMOVED.items())
+def test_a_key_that_is_gone_says_why(config_file: Path, tmp_path: Path, old: str, why: str) -> None:
+    assert old not in all_keys()
+    assert message(config_file, f"{old}=1") == f"override '{old}=1': {old} is gone: {why}"
+    path = tmp_path / "old.yaml"
+    path.write_text(nested(old), encoding="utf-8")
+    assert message(path) == f"{path}: {old} is gone: {why}"
+
+
+def nested(key: str) -> str:
+    """YAML with one key of value 1: a.b → {a: {b: 1}}."""
+    sections = key.split(".")
+    return "".join(f"{{{name}: " for name in sections) + "1" + "}" * len(sections)
+
+
+def test_every_key_renamed_so_far_is_known() -> None:
+    assert RENAMED.items() >= {
+        ("evaluation.captions_per_photo", "evaluation.max_detections"),
+        ("evaluation.duplicate_iou", "evaluation.nms_iou"),
+        ("evaluation.alarms_per_photo", "evaluation.fppi"),
+        ("evaluation.resamples", "evaluation.bootstrap_samples"),
+        ("data.augment.curriculum.calm_end", "data.augment.curriculum.close_mosaic"),
+    }
 
 
 FLOATS = [key for key in all_keys() if isinstance(value_at(Config(), key), float)]
@@ -298,3 +373,45 @@ def test_a_missing_file_names_the_nearest_one(config_file: Path) -> None:
 def test_a_folder_or_a_place_that_is_not_there_is_no_config(tmp_path: Path) -> None:
     assert "does not exist" in message(tmp_path)
     assert "does not exist" in message(tmp_path / "no" / "such.yaml")
+
+
+# ---------------------------------------------------------------- what the pages say
+
+
+def cells(page: str) -> list[list[str]]:
+    """Rows of a page's tables, without backticks."""
+    lines = (PROJECT / "docs" / page).read_text(encoding="utf-8").splitlines()
+    return [[cell.strip().replace("`", "") for cell in line[1:-1].split(" | ")] for line in lines if line[:1] == "|"]
+
+
+@pytest.mark.parametrize("group", GROUP_NAMES)
+def test_the_training_page_states_the_rates_of_the_configs(group: str) -> None:
+    (stated,) = [row for row in cells("training.md") if row[0] == group]
+    for text, name in zip(stated[2:], ("bbu", "demo"), strict=True):
+        rates = load_config(PROJECT / "configs" / f"{name}.yaml").training.learning_rates
+        assert float(text.split()[0]) == getattr(rates, group), f"{name}.yaml, {group}"
+
+
+def test_the_training_page_states_the_values_of_the_full_job_and_the_defaults() -> None:
+    page = (PROJECT / "docs" / "training.md").read_text(encoding="utf-8")
+    full, demo = (load_config(PROJECT / "configs" / f"{name}.yaml").training for name in ("bbu", "demo"))
+    assert f"`training.pack_tokens={full.pack_tokens}`" in page and f"`training.pack_pixels={full.pack_pixels}`" in page
+    assert f"`training.eval_every={full.eval_every}`" in page and f"`training.deepspeed={full.deepspeed}`" in page
+    assert f"batches of {demo.batch_size} at 5e-4" in page and demo.learning_rates.llm == 5e-4
+    assert f"`training.adam_beta2` stays at {Config().training.adam_beta2}:" in page
+    assert {full.adam_beta2, demo.adam_beta2} == {Config().training.adam_beta2}
+
+
+@pytest.mark.parametrize(
+    ("page", "section"),
+    [("augmentation.md", "data.augment"), ("episodes.md", "data.episodes"), ("episodes.md", "data.sampling")],
+)
+def test_a_page_states_every_key_of_its_section_with_its_default(page: str, section: str) -> None:
+    stated = {}
+    for row in cells(page):
+        names = row[0].split(", ")
+        if f"{section}.{names[0]}" in RULES:
+            values = yaml.safe_load(f"[{row[1]}]")
+            stated |= dict(zip(names, values * len(names) if len(values) == 1 else values, strict=True))
+    prefix = f"{section}."
+    assert stated == {key.removeprefix(prefix): value_at(Config(), key) for key in RULES if key.startswith(prefix)}

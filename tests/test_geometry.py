@@ -10,17 +10,17 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 
 from bbu.config import AugmentConfig
 from bbu.data.augment import Augmenter
 from bbu.data.photo import Photo
+from bbu.families.photo_plan import plan_resize, smart_resize
 from bbu.families.prompts import boxes_from_text, text_boxes
 from bbu.geometry import (
     IDENTITY,
     MIN_BOX_THICKNESS,
     Affine,
-    ImageGeometry,
     box_area,
     clip_line,
     clip_polygon,
@@ -37,7 +37,6 @@ from bbu.geometry import (
     line_length,
     polygon_area,
     segments_inside,
-    smart_resize,
     thicken,
     transform_boxes,
     transform_points,
@@ -45,7 +44,6 @@ from bbu.geometry import (
 )
 from bbu.records import ObjectRow
 
-EXIF_ORIENTATION = 274
 UPRIGHT = AugmentConfig(0.5, 0.5, True, scale=0.3, crop=0.4, object_crop=0.3)  # all that keeps a box a box
 ALL_VIEWS = AugmentConfig(0.5, 0.5, True, rotate=15, scale=0.3, crop=0.4, object_crop=0.3)
 
@@ -270,7 +268,7 @@ def test_the_exif_map_moves_a_box_where_pillow_moves_its_pixels(orientation: int
     box = (0, height // 3, max(1, width // 4), height // 2)
     image = marked_photo(width, height, box)
     exif = Image.Exif()
-    exif[EXIF_ORIENTATION] = orientation
+    exif[ExifTags.Base.Orientation] = orientation
     image.info["exif"] = exif.tobytes()
     turned = ImageOps.exif_transpose(image)
     assert turned.size == displayed_size(width, height, orientation)
@@ -334,7 +332,9 @@ def test_the_image_processor_resizes_as_the_geometry_says(chat_processor: Any) -
 
     spec = chat_processor.spec
     for width, height in [(1, 1), (100, 3), (13, 700), (640, 480), (57, 3000)]:
-        done = chat_processor.image_processor(images=[Image.new("RGB", (width, height))], return_tensors="pt")
+        done = chat_processor.photo_plan.image_processor(
+            images=[Image.new("RGB", (width, height))], return_tensors="pt"
+        )
         expected = smart_resize(height, width, 28, spec.min_pixels, spec.max_pixels)
         assert torch.equal(done["image_grid_thw"][0], torch.tensor([1, expected[0] // 14, expected[1] // 14]))
 
@@ -376,7 +376,7 @@ def test_a_box_survives_from_the_stored_file_to_the_unit_square_and_back(
     stored_boxes = data.draw(boxes_within(*stored))
     photo, whole = view_of(UPRIGHT, displayed, "bbox_2d", transform_boxes(stored_boxes, to_displayed), seed)
     stored_boxes, boxes = stored_boxes[whole], np.array([item.points for item in photo.objects]).reshape(-1, 4)
-    geometry = ImageGeometry.plan(*photo.image.size, factor=28, min_pixels=limits[0], max_pixels=limits[1])
+    geometry = plan_resize(*photo.image.size, factor=28, min_pixels=limits[0], max_pixels=limits[1])
     unit = geometry.boxes_to_unit(boxes)
     assert unit.min(initial=0) >= -1e-9 and unit.max(initial=0) <= 1 + 1e-9
     assert (unit[:, :2] <= unit[:, 2:] + 1e-12).all()
@@ -410,7 +410,7 @@ def test_a_box_written_as_text_comes_back_within_half_a_step_of_the_text(
 ) -> None:
     photo, _ = view_of(UPRIGHT, size, "bbox_2d", data.draw(boxes_within(*size)), seed)
     boxes = np.array([item.points for item in photo.objects]).reshape(-1, 4)
-    geometry = ImageGeometry.plan(*photo.image.size, factor=28, min_pixels=limits[0], max_pixels=limits[1])
+    geometry = plan_resize(*photo.image.size, factor=28, min_pixels=limits[0], max_pixels=limits[1])
     written = text_boxes(geometry, boxes, convention)
     assert written.dtype == np.int64
     grid = (geometry.model_width, geometry.model_height) if convention == "model_pixels" else (1000, 1000)
@@ -421,7 +421,7 @@ def test_a_box_written_as_text_comes_back_within_half_a_step_of_the_text(
 
 
 def test_an_unknown_way_to_write_boxes_is_refused() -> None:
-    geometry = ImageGeometry.plan(60, 40, factor=28, min_pixels=3136, max_pixels=100352)
+    geometry = plan_resize(60, 40, factor=28, min_pixels=3136, max_pixels=100352)
     with pytest.raises(ValueError, match="norm7"):
         text_boxes(geometry, np.zeros((1, 4)), "norm7")
 
@@ -434,7 +434,7 @@ def test_the_pixels_of_a_part_lie_in_its_box_after_exif_and_view(
     x2, y2 = data.draw(st.integers(x1 + 3, width)), data.draw(st.integers(y1 + 3, height))
     image = marked_photo(width, height, (x1, y1, x2, y2))
     exif = Image.Exif()
-    exif[EXIF_ORIENTATION] = orientation
+    exif[ExifTags.Base.Orientation] = orientation
     image.info["exif"] = exif.tobytes()
     box = transform_boxes(np.array([[x1, y1, x2, y2]], dtype=np.float64), exif_affine(orientation, width, height))
     part = ObjectRow("part", "bbox_2d", tuple(box[0].tolist()))
@@ -442,7 +442,7 @@ def test_the_pixels_of_a_part_lie_in_its_box_after_exif_and_view(
     shown = Augmenter(views, seed).for_sample(0, 0, 0.5)([Photo(ImageOps.exif_transpose(image), "a", (part,))])[0]
     np.testing.assert_allclose(shown.objects[0].box, white_box(shown.image), atol=1e-6)
 
-    geometry = ImageGeometry.plan(*shown.image.size, factor=28, min_pixels=3136, max_pixels=100352)
+    geometry = plan_resize(*shown.image.size, factor=28, min_pixels=3136, max_pixels=100352)
     resized = shown.image.resize((geometry.model_width, geometry.model_height), Image.Resampling.BICUBIC)
     one_pixel = max(geometry.model_width / shown.image.width, geometry.model_height / shown.image.height, 1.0)
     there = geometry.boxes_to_model(np.array([shown.objects[0].box]))[0]
@@ -450,7 +450,7 @@ def test_the_pixels_of_a_part_lie_in_its_box_after_exif_and_view(
 
 
 def test_no_boxes_stay_no_boxes_on_every_path() -> None:
-    geometry = ImageGeometry.plan(60, 40, factor=28, min_pixels=3136, max_pixels=100352)
+    geometry = plan_resize(60, 40, factor=28, min_pixels=3136, max_pixels=100352)
     none = np.zeros((0, 4))
     for path in (geometry.boxes_to_unit, geometry.boxes_from_unit, geometry.boxes_to_model, geometry.boxes_from_model):
         assert path(none).shape == (0, 4)

@@ -9,13 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 
 from bbu import images
 from bbu.errors import ImageError
 from bbu.images import load_image
 
-EXIF_ORIENTATION = 274
 RAMP = np.tile(np.linspace(0, 255, 32).round().astype(np.uint8), (24, 1))
 
 
@@ -108,13 +107,13 @@ def test_a_palette_with_a_transparent_colour_is_laid_over_white(tmp_path: Path) 
 def test_exif_orientation_is_applied_once(tmp_path: Path, orientation: int) -> None:
     image = Image.fromarray(np.stack([RAMP, RAMP[::-1], RAMP[:, ::-1]], axis=-1))
     exif = image.getexif()
-    exif[EXIF_ORIENTATION] = orientation
+    exif[ExifTags.Base.Orientation] = orientation
     image.save(tmp_path / "a.png", exif=exif)
     with Image.open(tmp_path / "a.png") as stored:
         expected = ImageOps.exif_transpose(stored)
     loaded = load_image(tmp_path / "a.png")
     np.testing.assert_array_equal(np.asarray(loaded), np.asarray(expected))
-    assert loaded.getexif().get(EXIF_ORIENTATION, 1) == 1
+    assert loaded.getexif().get(ExifTags.Base.Orientation, 1) == 1
 
 
 @pytest.mark.parametrize("orientation", [1, 6])
@@ -122,7 +121,7 @@ def test_exif_orientation_is_applied_once(tmp_path: Path, orientation: int) -> N
 def test_a_photo_needs_its_file_no_more_once_it_is_read(tmp_path: Path, suffix: str, orientation: int) -> None:
     path = tmp_path / f"photo{suffix}"
     exif = Image.Exif()
-    exif[EXIF_ORIENTATION] = orientation
+    exif[ExifTags.Base.Orientation] = orientation
     Image.fromarray(np.stack([RAMP, RAMP[::-1], RAMP[:, ::-1]], axis=-1)).save(path, exif=exif)
     with Image.open(path) as stored:
         expected = np.asarray(ImageOps.exif_transpose(stored).convert("RGB"))

@@ -17,7 +17,7 @@ PROJECT = Path(__file__).resolve().parents[1]
 # From the bottom up; a room imports only from itself and from rooms before it.
 ROOMS = (
     "bbu.errors", "bbu.geometry", "bbu.jsonl", "bbu.images", "bbu.taxonomy", "bbu.records", "bbu.taxonomy_file",
-    "bbu.config", "bbu.evaluation", "bbu.layers", "bbu.families", "bbu.data", "bbu.models", "bbu.losses",
+    "bbu.layers", "bbu.families", "bbu.config", "bbu.drawing", "bbu.evaluation", "bbu.data", "bbu.models", "bbu.losses",
     "bbu.inference", "bbu.training", "bbu.monitoring", "bbu.baselines", "bbu.serve", "bbu.doctor", "bbu.stages",
     "bbu.cli",
 )  # fmt: skip
@@ -98,6 +98,10 @@ def test_data_conversion_imports_only_the_contract(module: str) -> None:
         assert imported.startswith("data_conversion") or imported in CONVERSION_MAY_IMPORT, f"{module}: {imported}"
 
 
+def test_no_module_imports_library_code_from_a_main() -> None:
+    assert [module for module in FILES if any(name.endswith("__main__") for name in imports(module))] == []
+
+
 def test_no_two_modules_import_each_other() -> None:
     graph = {module: set(imports(module)) - {module} for module in FILES}
     try:
@@ -121,7 +125,7 @@ def loaded_by(code: str) -> set[str]:
     "modules",
     [
         "bbu.evaluation, bbu.evaluation.pictures, bbu.evaluation.compare, bbu.evaluation.calibration, "
-        "bbu.evaluation.operating_points, bbu.evaluation.page",
+        "bbu.evaluation.operating_points, bbu.evaluation.page, bbu.drawing.panels, bbu.drawing.pages",
         "bbu.geometry, bbu.records, bbu.taxonomy, bbu.config, bbu.data.augment, bbu.images, bbu.families.prompts",
         "data_conversion.__main__, data_conversion.pipeline, data_conversion.cabinet_photos",
     ],

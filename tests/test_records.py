@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bbu.errors import RecordError, UserError
-from bbu.jsonl import atomic_writer, write_json, write_jsonl
+from bbu.jsonl import atomic_file, atomic_writer, write_json, write_jsonl
 from bbu.records import (
     FewShotSample,
     ObjectRow,
@@ -401,6 +401,30 @@ def test_a_writer_that_fails_leaves_the_old_file_and_nothing_else(tmp_path: Path
         stream.write("half a line")
         raise RuntimeError
     assert path.read_text(encoding="utf-8") == "old" and os.listdir(tmp_path) == ["rows.jsonl"]
+
+
+def test_a_binary_file_appears_whole_or_not_at_all(tmp_path: Path) -> None:
+    path = tmp_path / "new" / ("n" * 250)  # as long as a file name may be
+    with atomic_file(path) as file:
+        file.write_bytes(b"old")
+        assert not path.exists()
+    assert path.read_bytes() == b"old" and path.stat().st_mode & 0o777 == 0o644
+    with pytest.raises(RuntimeError), atomic_file(path) as file:
+        file.write_bytes(b"half")
+        raise RuntimeError
+    assert path.read_bytes() == b"old" and os.listdir(path.parent) == [path.name]
+
+
+def test_a_hard_link_keeps_the_permissions_of_its_source(tmp_path: Path) -> None:
+    source, path = tmp_path / "source", tmp_path / "link"
+    source.write_bytes(b"photo")
+    source.chmod(0o600)
+    for _ in range(2):  # the second time the link is there already
+        with atomic_file(path) as file:
+            file.unlink()
+            os.link(source, file)
+        assert path.samefile(source) and source.stat().st_mode & 0o777 == 0o600
+    assert sorted(os.listdir(tmp_path)) == ["link", "source"]
 
 
 def test_rows_that_break_off_leave_no_file(tmp_path: Path) -> None:

@@ -122,13 +122,13 @@ def test_the_shipped_bbu_taxonomy_takes_both_schemes(raw: str, final: str) -> No
         ("tokens: [a]", "tokens: must be a mapping"),
         ("tokens: {a: 1}", "tokens.a: must be text, is 1; put it in quotes"),
         ("tokens: {yes: b}", "must be text, is True; put it in quotes"),
-        ("tokens: {a: b/c}", "names one level, so 'b/c' may not hold '/'"),
+        ("tokens: {a: b/c}", "is one level, so 'b/c' must not contain '/'"),
         ("tokens: {a: b, b: c}", "tokens.a: 'b' is itself mapped to 'c'"),
         ("tokens: {a: b, a: c}", "a: appears twice"),
         ("hierarchy: x", "hierarchy: must be a mapping, a list or empty"),
         ("hierarchy: {a: [1]}", r"hierarchy.a\[0\]: must be text"),
         ("tokens: {a: b}\nhierarchy: {a: }", "hierarchy.a: tokens map it to 'b'; list that term instead"),
-        ("levels: [a, a]", r"levels\[1\]: 'a' is there twice"),
+        ("levels: [a, a]", r"levels\[1\]: 'a' is listed twice"),
         ("levels: [a, {name: b, requird: true}]", r"levels\[1\].requird: is not a field; did you mean 'required'"),
         ("levels: [{name: b, required: 1}]", r"levels\[0\].required: must be true or false"),
         ("levels: [{name: b, when: {a: x}}]", r"levels\[0\].when.a: is not an earlier level"),
@@ -174,8 +174,8 @@ def test_levels_that_stand_where_they_must(desc: str) -> None:
     [
         ("screw", "kind is missing after 'screw'; add it to the label or make it optional"),
         ("screw/m4", "state is missing after 'screw/m4'"),
-        ("cover/blue", "kind 'blue' may only stand where part is screw or plug"),
-        ("screw/m8/loose", "state 'loose' may only stand where part is screw, kind is m4 or m6"),
+        ("cover/blue", "kind 'blue' is only allowed where part is screw or plug"),
+        ("screw/m8/loose", "state 'loose' is only allowed where part is screw, kind is m4 or m6"),
     ],
 )
 def test_levels_that_are_missing_or_misplaced(desc: str, why: str) -> None:

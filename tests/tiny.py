@@ -18,14 +18,15 @@ from PIL import Image
 from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase, TrainerCallback
 
-from bbu.config import Config, DetectionConfig, LearningRates, ScratchConfig
+from bbu.config import Config, DetectionConfig, LearningRates
 from bbu.data.chat_processor import ChatProcessor, ChatProcessorOutput
 from bbu.data.collators import Batch, PackedDataCollator
 from bbu.data.photo import Photo
 from bbu.errors import ConfigError
 from bbu.families.base import Backbone, BackboneOutput
 from bbu.families.prompts import PromptSpec, answer_text
-from bbu.families.registry import BACKBONES
+from bbu.families.registry import FAMILIES as REGISTERED
+from bbu.families.registry import backbone_class, scratch_sizes
 from bbu.families.tokenizer import train_tokenizer
 from bbu.inference.postprocess import model_inputs
 from bbu.layers.attention import ATTENTION_BACKENDS, choose_attention_backend
@@ -35,10 +36,16 @@ from bbu.models.wrapper import DetectionOutput, DetectionVLM
 from bbu.records import FewShotSample, ObjectRow, Row
 from bbu.training.objective import DetectionObjective
 from bbu.training.trainer import BBUTrainer, Evaluator, training_arguments
+from tests import toy_family  # noqa: F401  (joins the registry)
 
 torch.set_num_threads(1)
 
-FAMILIES = sorted(BACKBONES)
+FAMILIES = sorted(REGISTERED)
+SIZES = {
+    "vision_width": 32, "vision_depth": 2, "vision_heads": 2, "text_width": 64, "text_depth": 2, "text_heads": 4,
+    "text_kv_heads": 2, "vocab_size": 400,
+}  # fmt: skip
+MORE_SIZES = {"qwen2_5_vl": {"vision_full_attention": [1]}}
 DESCRIPTIONS = ("screw/tight", "screw/loose", "标签/完整", "标签/不完整", "line")
 SYSTEM, INSTRUCTION = "Look.", "List the parts."
 
@@ -57,19 +64,10 @@ EXACT_BACKENDS = [name for name in ATTENTION_BACKENDS if backend_runs(name, torc
 def tiny_config(**changes: Any) -> Config:
     """Sizes of milliseconds; ``changes`` are attributes of the sections, as in ``training={"max_steps": 3}``."""
     config = Config(name="tiny")
+    config.model.family = changes.get("model", {}).get("family", FAMILIES[0])
     config.data.language = "en"
     config.data.min_pixels, config.data.max_pixels = 56 * 56, 196 * 196
-    config.model.scratch = ScratchConfig(
-        vision_width=32,
-        vision_depth=2,
-        vision_heads=2,
-        vision_full_attention=[1],
-        text_width=64,
-        text_depth=2,
-        text_heads=4,
-        text_kv_heads=2,
-        vocab_size=400,
-    )
+    config.model.scratch = SIZES | MORE_SIZES.get(config.model.family, {})
     config.model.detection = DetectionConfig(
         width=32, queries=10, layers=2, heads=4, points=2, caption_layers=1, caption_region_cells=3
     )
@@ -85,24 +83,34 @@ def tiny_config(**changes: Any) -> Config:
             *path, last = f"{section}.{name}".split(".")
             for step in path:
                 target = getattr(target, step)
+            if isinstance(target, dict):
+                target[last] = value
+                continue
             assert hasattr(target, last), f"no key {section}.{name}"
             setattr(target, last, value)
     return config
 
 
 @cache
-def tiny_tokenizer() -> PreTrainedTokenizerBase:
+def tiny_tokenizer(family: str = FAMILIES[0]) -> PreTrainedTokenizerBase:
     """A byte-level BPE of 400 entries trained on a handful of answers."""
     boxes = np.array([[12, 34, 56, 78]] * len(DESCRIPTIONS))
-    return train_tokenizer([SYSTEM, INSTRUCTION, answer_text(boxes, DESCRIPTIONS)] * 3, 400)
+    texts = [SYSTEM, INSTRUCTION, answer_text(boxes, DESCRIPTIONS)] * 3
+    return train_tokenizer(texts, 400, backbone_class(family).conversation)
+
+
+def tiny_spec(family: str, min_pixels: int = 56 * 56, max_pixels: int = 196 * 196) -> PromptSpec:
+    """A prompt of two short sentences."""
+    shipped = PromptSpec.create("en", backbone_class(family).conversation, min_pixels, max_pixels)
+    return replace(shipped, system=SYSTEM, instruction=INSTRUCTION)
 
 
 def tiny_processor(family: str, image_root: str | Path = ".", **options: Any) -> ChatProcessor:
     """A processor with a prompt of two short sentences."""
-    shipped = PromptSpec.create("en", BACKBONES[family].text_box_convention, 56 * 56, 196 * 196)
-    spec = replace(shipped, system=SYSTEM, instruction=INSTRUCTION)
+    spec, backbone = tiny_spec(family), backbone_class(family)
+    plan = backbone.photo_plan("", spec)
     return ChatProcessor(
-        tiny_tokenizer(), BACKBONES[family].image_processor(""), spec, image_root=str(image_root), **options
+        tiny_tokenizer(family), plan, backbone.conversation, spec, image_root=str(image_root), **options
     )
 
 
@@ -113,9 +121,9 @@ def build_tiny(config: Config, dtype: torch.dtype = torch.float32, *, shake: flo
         shake: noise added to every weight, so that what starts at zero (box steps, looking points) works too.
     """
     torch.manual_seed(config.seed)
-    tokenizer = tiny_tokenizer()
-    family = BACKBONES[config.model.family]
-    backbone = family.from_scratch(config.model.scratch, len(tokenizer), tokenizer.get_vocab())
+    family = config.model.family
+    tokenizer, sizes = tiny_tokenizer(family), scratch_sizes(family, config.model.scratch)
+    backbone = backbone_class(family).from_scratch(sizes, len(tokenizer), tokenizer.get_vocab())
     model = DetectionVLM(backbone, config.model.detection)
     _shake(model.parameters(), shake)
     if config.model.lora.parts:
@@ -242,19 +250,19 @@ class Conversation:
 def conversation(backbone: Backbone, seed: int, words: int, sizes: Sequence[tuple[int, int]] = ()) -> Conversation:
     """Random words around photos of the given (width, height): ``words`` tokens before, between and after them."""
     generator, top = torch.Generator().manual_seed(seed), backbone.token_embedding.num_embeddings
-    names = tiny_tokenizer().get_vocab()
+    family, encode = type(backbone), tiny_tokenizer(backbone.family)
+    before, _, after = family.conversation.image_text.partition(family.conversation.image_token)
     ids: list[int] = torch.randint(20, top, (words,), generator=generator).tolist()
     if not sizes:
         return Conversation(torch.tensor(ids))
     images = [noise_photo(seed + number, *size).image for number, size in enumerate(sizes)]
-    processor = type(backbone).image_processor("")
-    processor.size = {"shortest_edge": 28 * 28, "longest_edge": 280 * 280}
-    seen = processor(images=images, return_tensors="pt")
-    for grid in seen["image_grid_thw"]:
-        count = int(grid.prod()) // (processor.merge_size**2)
-        ids += [names["<|vision_start|>"], *[backbone.image_token_id] * count, names["<|vision_end|>"]]
+    plan = family.photo_plan("", tiny_spec(backbone.family, 28 * 28, 280 * 280))
+    patches, grids = plan.patchify(images, [plan.plan(*image.size) for image in images])
+    for grid in grids:
+        count = int(plan.text_tokens(grid.prod()))
+        ids += encode(before)["input_ids"] + [backbone.image_token_id] * count + encode(after)["input_ids"]
         ids += torch.randint(20, top, (words,), generator=generator).tolist()
-    return Conversation(torch.tensor(ids), seen["pixel_values"], seen["image_grid_thw"])
+    return Conversation(torch.tensor(ids), patches, grids)
 
 
 def run_backbone(backbone: Backbone, parts: Sequence[Conversation]) -> BackboneOutput:

@@ -1,4 +1,4 @@
-"""What lies behind the parts, and what a camera does to a photo. Nothing here looks like a part."""
+"""The background of the parts, and the effects of the camera. Nothing drawn here looks like a part."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from PIL import Image, ImageDraw, ImageFilter
 from data_conversion.cabinet.brush import Colour, Point, pick, shade
 
 WALLS = [(112, 116, 120), (150, 152, 150), (74, 80, 88), (134, 128, 116), (98, 108, 120)]
-MARGIN = 48  # pixels drawn beyond the photo, so that the warp never shows an edge
+MARGIN = 48  # pixels drawn beyond the photo, so that the warp shows no edge
 
 
 def backdrop(rng: np.random.Generator, width: int, height: int, turn: float) -> Image.Image:
-    """Wall, shelves, vents, rails and cracks of light, seen slightly askew.
+    """Wall, shelves, vents and rails, seen slightly askew.
 
     Args:
         width, height: photo size in pixels.
@@ -81,7 +81,7 @@ def _rails(rng: np.random.Generator, draw: ImageDraw.ImageDraw, size: tuple[int,
 
 
 def loose_wires(rng: np.random.Generator, image: Image.Image, starts: list[Point]) -> None:
-    """Thin smooth wires from the plugs out of the photo, and a few others: too thin to pass for a protected run."""
+    """Thin smooth wires from the plugs out of the photo, and a few others: too thin to look like a protected run."""
     draw = ImageDraw.Draw(image)
     extra = [(float(rng.uniform(0, image.width)), -5.0) for _ in range(int(rng.integers(0, 3)))]
     for x, y in [*starts, *extra]:
@@ -115,7 +115,7 @@ def expose(rng: np.random.Generator, image: Image.Image) -> Image.Image:
 
 
 def _grain(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
-    """(height, width, 3) noise, part common to the channels; one draw read at three offsets, for speed."""
+    """(height, width, 3) noise, partly common to the channels; one draw, read at three offsets for speed."""
     flat = rng.standard_normal(height * width + 2 * 997, dtype=np.float32)
     planes = [flat[shift : shift + height * width].reshape(height, width) for shift in (0, 997, 2 * 997)]
     common, tint = np.float32(rng.uniform(1.5, 6.0)), np.float32(rng.uniform(0.5, 3.0))

@@ -1,7 +1,9 @@
-"""A supersampled brush for one part, and its way onto the photo.
+"""A supersampled brush that draws one part, and the part's placement in the photo.
 
-Every part is drawn upright around (0, 0) in photo pixels, two or three times finer than the photo, and then
-turned, sheared and reduced. The part's box is read off the reduced alpha channel, so it is tight by construction.
+Every part is drawn upright around (0, 0), at two or three times the resolution of the photo, then turned, sheared and
+reduced. Its box is that of the reduced alpha channel, so it is tight by construction.
+
+Shapes: R rows.
 """
 
 from __future__ import annotations
@@ -13,10 +15,10 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageDraw
 
-FINER = 3  # drawing pixels a photo pixel; less leaves slots and threads ragged …
-FINER_LARGE = 2  # … but is enough for the straight edges of large parts, and much faster
-LARGE = 60  # half width in photo pixels from which a part is large
-OPAQUE = 128  # alpha from which a pixel belongs to the part
+FINER = 3  # drawing pixels per photo pixel; fewer make slots and threads ragged …
+FINER_LARGE = 2  # … but are enough for the straight edges of large parts, and much faster
+LARGE = 60  # least half width of a large part, in photo pixels
+OPAQUE = 128  # least alpha of a pixel that belongs to the part
 
 Colour = tuple[int, int, int]
 Point = tuple[float, float]
@@ -29,7 +31,7 @@ def shade(colour: Sequence[float], factor: float) -> Colour:
 
 
 def pick(rng: np.random.Generator, colours: Sequence[Colour], spread: int = 10) -> Colour:
-    """One of ``colours``, each channel moved by at most ``spread``."""
+    """One of ``colours``, each channel changed by at most ``spread``."""
     base = colours[int(rng.integers(len(colours)))]
     moved = np.clip(np.array(base) + rng.integers(-spread, spread + 1, 3), 0, 255)
     return int(moved[0]), int(moved[1]), int(moved[2])
@@ -41,10 +43,10 @@ def metal(rng: np.random.Generator) -> Colour:
 
 
 class Brush:
-    """Draws on a transparent sheet whose middle is (0, 0); lengths in photo pixels.
+    """Draws on a transparent sheet with (0, 0) at its centre; lengths are in photo pixels.
 
     Args:
-        half_width, half_height: how far the part reaches from its middle.
+        half_width, half_height: extent of the part from its centre.
     """
 
     def __init__(self, half_width: float, half_height: float) -> None:
@@ -86,12 +88,12 @@ class Brush:
 
 @dataclass(frozen=True)
 class Pose:
-    """Where and how a part sits in the photo.
+    """Position and orientation of a part in the photo.
 
     Args:
-        x, y: middle, photo pixels.
+        x, y: centre, in photo pixels.
         turn: radians, clockwise as seen.
-        shear: sideways lean, the stand-in for a camera held off-axis.
+        shear: sideways lean, which imitates a camera held off-axis.
     """
 
     x: float
@@ -100,24 +102,24 @@ class Pose:
     shear: float = 0.0
 
     def matrix(self) -> np.ndarray:
-        """(2, 2) part → photo directions."""
+        """(2, 2) matrix from part to photo directions."""
         cos, sin = math.cos(self.turn), math.sin(self.turn)
         return np.array([[cos, -sin], [sin, cos]]) @ np.array([[1.0, self.shear], [0.0, 1.0]])
 
     def points(self, local: Sequence[Point]) -> list[Point]:
-        """Part points in photo pixels."""
-        moved = np.asarray(local, dtype=np.float64) @ self.matrix().T + (self.x, self.y)
-        return [(float(x), float(y)) for x, y in moved]
+        """Points of the part in photo pixels."""
+        moved_R2 = np.asarray(local, dtype=np.float64) @ self.matrix().T + (self.x, self.y)
+        return [(float(x), float(y)) for x, y in moved_R2]
 
     def child(self, x: float, y: float, turn: float = 0.0) -> Pose:
-        """The pose of something fixed at (x, y) of this part."""
+        """The pose of a thing fixed at (x, y) of this part."""
         (px, py), *_ = self.points([(x, y)])
         return Pose(px, py, self.turn + turn, self.shear)
 
 
 @dataclass(frozen=True)
 class Sprite:
-    """A part ready to paste: native-size RGBA and the photo pixel of its top-left corner."""
+    """A part ready to paste: RGBA at the size of the photo, and the photo pixel of its top left corner."""
 
     image: Image.Image
     left: int
@@ -125,13 +127,13 @@ class Sprite:
 
     @property
     def box(self) -> tuple[int, int, int, int]:
-        """xyxy of the pixels that the part covers, photo pixels."""
+        """xyxy of the pixels that the part covers, in photo pixels."""
         x1, y1, x2, y2 = self.image.getchannel("A").point([0] * OPAQUE + [255] * (256 - OPAQUE)).getbbox() or (0,) * 4
         return self.left + x1, self.top + y1, self.left + x2, self.top + y2
 
 
 def bounds(half_width: float, half_height: float, pose: Pose) -> tuple[float, float, float, float]:
-    """xyxy that a part of this reach needs at most, without drawing it."""
+    """xyxy that contains a part of this extent, without drawing it."""
     reach = np.abs(pose.matrix()) @ (half_width, half_height)
     return pose.x - reach[0], pose.y - reach[1], pose.x + reach[0], pose.y + reach[1]
 

@@ -1,4 +1,7 @@
-"""Protected fibre runs: arcs in a corrugated tube or in spiral armour."""
+"""Protected fibre runs: arcs in a corrugated tube or in spiral armour.
+
+Shapes: R rows.
+"""
 
 from __future__ import annotations
 
@@ -10,28 +13,28 @@ from data_conversion.cabinet.brush import Brush, Point, pick, shade
 
 TUBES = [(214, 214, 210), (44, 44, 48), (206, 120, 44), (128, 132, 138)]
 STEELS = [(150, 154, 160), (112, 116, 124), (178, 172, 150), (70, 74, 82)]
-VERTICES = 9  # points that an annotator sets along a run
+VERTICES = 9  # annotated points along a run
 
 
 def arc(rng: np.random.Generator, radius: float) -> list[Point]:
-    """A compact bend around (0, 0), ``VERTICES`` points: a hook, a half loop or most of a ring."""
+    """A compact bend around (0, 0) of VERTICES points: a hook, a half loop or most of a ring."""
     sweep = rng.uniform(0.7, 1.45) * math.pi
     start, squash = rng.uniform(0, 2 * math.pi), rng.uniform(0.75, 1.0)
     steps = np.linspace(start, start + sweep, VERTICES)
-    points = np.stack((radius * np.cos(steps), radius * squash * np.sin(steps)), axis=1)
-    points -= (points.min(axis=0) + points.max(axis=0)) / 2
-    return [(float(x), float(y)) for x, y in points]
+    points_R2 = np.stack((radius * np.cos(steps), radius * squash * np.sin(steps)), axis=1)
+    points_R2 -= (points_R2.min(axis=0) + points_R2.max(axis=0)) / 2
+    return [(float(x), float(y)) for x, y in points_R2]
 
 
 def _dense(points: list[Point], step: float) -> tuple[np.ndarray, np.ndarray]:
-    """(n, 2) points every ``step`` pixels along a smooth curve through the vertices, and (n,) directions."""
-    path = np.asarray(points)
-    knots = np.linspace(0, 1, len(path))
+    """(R, 2) points every ``step`` pixels along a smooth curve through the vertices, and (R,) directions."""
+    path_R2 = np.asarray(points)
+    knots = np.linspace(0, 1, len(path_R2))
     fine = np.linspace(0, 1, 200)
-    curve = np.stack([_smooth(fine, knots, path[:, axis]) for axis in (0, 1)], axis=1)
-    lengths = np.concatenate(([0.0], np.cumsum(np.hypot(*np.diff(curve, axis=0).T))))
+    curve_R2 = np.stack([_smooth(fine, knots, path_R2[:, axis]) for axis in (0, 1)], axis=1)
+    lengths = np.concatenate(([0.0], np.cumsum(np.hypot(*np.diff(curve_R2, axis=0).T))))
     at = np.arange(0, lengths[-1], step)
-    x, y = np.interp(at, lengths, curve[:, 0]), np.interp(at, lengths, curve[:, 1])
+    x, y = np.interp(at, lengths, curve_R2[:, 0]), np.interp(at, lengths, curve_R2[:, 1])
     return np.stack((x, y), axis=1), np.arctan2(np.gradient(y), np.gradient(x))
 
 
@@ -55,10 +58,10 @@ def _reach(points: list[Point], thick: float) -> tuple[float, float]:
 
 
 def corrugated_tube(rng: np.random.Generator, points: list[Point], thick: float) -> Brush:
-    """Rounded rings across the run, so the outline is scalloped.
+    """Rounded rings across the run, which give a scalloped outline.
 
     Args:
-        points: the run's middle line, part pixels.
+        points: centre line of the run, in part pixels.
         thick: outer diameter in photo pixels.
     """
     colour = pick(rng, TUBES)

@@ -1,4 +1,4 @@
-"""What the drawn photos may show, in the words of the annotators: raw label → (English label, geometry)."""
+"""The labels of drawn photos as annotators write them: raw label → (English label, geometry)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ SCREW = "连接点（螺丝）/BBU安装螺丝"
 GROUND = "连接点（螺丝）/地排处螺丝"
 CPRI = "连接点（螺丝）/CPRI光缆和BBU连接点"
 
-# Raw labels as annotators write them; the converter's token table turns 连接点（螺丝） into 螺丝连接点 and so on.
+# The taxonomy's token map later turns 连接点（螺丝） into 螺丝连接点, and so on.
 LABELS: dict[str, tuple[str, str]] = {
     f"{SCREW}/连接正确": ("connection_point/install_screw/install_screw_true", BOX),
     f"{SCREW}/未拧紧": ("connection_point/install_screw/install_screw_loose", BOX),
@@ -27,6 +27,6 @@ LABELS: dict[str, tuple[str, str]] = {
     "线缆/铠装": ("cable/armoured", LINE),
 }
 
-# Share of the rarer state within its kind. Every state stays above 3 % of all parts, so that 600 photos teach it.
+# Fraction of the rarer state within its kind. Every state stays above 3 % of all parts, so that 600 photos teach it.
 RARE = {SCREW: 0.26, CPRI: 0.36, "BBU品牌": 0.48, "挡风板": 0.42, "标签": 0.34, "线缆": 0.48}
 GROUND_RARE = 0.25  # 露铜 and 生锈, each

@@ -1,6 +1,6 @@
 """Screws, ground lugs and CPRI plugs. ``u`` is the part's nominal width in photo pixels (28 or more).
 
-A state is always a difference in form (a gap, a tilt, a rough edge), so that it survives colour casts and JPEG.
+States differ in shape (a gap, a tilt, a rough edge), so that the difference survives colour casts and JPEG.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def _recess(brush: Brush, x: float, y: float, size: float, turn: float, squash: 
 
 
 def tight_screw(rng: np.random.Generator, u: float) -> Brush:
-    """Head flush and central on its washer, thin even shadow, recess upright."""
+    """Head flush and centred on its washer, thin even shadow, upright recess."""
     colour = metal(rng)
     brush = Brush(u * SCREW_REACH[0], u * SCREW_REACH[1])
     _washer(brush, u, colour)
@@ -73,7 +73,7 @@ def _hexagon(radius: float, turn: float) -> list[Point]:
 
 
 def _lug(rng: np.random.Generator, u: float, bare: float, rusty: bool = False) -> Brush:
-    """Hex screw on a ring terminal whose barrel runs down into a sleeve, ``bare`` · u beneath the barrel."""
+    """Hex screw on a ring terminal whose barrel runs down into a sleeve, ``bare`` · u below the barrel."""
     colour, sleeve = metal(rng), pick(rng, SLEEVES)
     brush = Brush(u * LUG_REACH[0], u * LUG_REACH[1])
     top = -0.6 * u  # middle of the ring
@@ -156,14 +156,14 @@ def rusty_lug(rng: np.random.Generator, u: float) -> Brush:
 
 
 def _cage(brush: Brush, u: float, colour: Colour) -> None:
-    """The metal cage of a CPRI port with its dark opening, the plug comes from below."""
+    """The metal cage of a CPRI port with its dark opening; the plug comes from below."""
     brush.bar(-0.52 * u, -1.0 * u, 0.52 * u, -0.22 * u, shade(colour, 0.5), 0.05 * u)
     brush.bar(-0.48 * u, -0.96 * u, 0.48 * u, -0.26 * u, shade(colour, 1.05))
     brush.bar(-0.38 * u, -0.84 * u, 0.38 * u, -0.26 * u, DARK)
 
 
 def _plug(brush: Brush, u: float, top: float, length: float, colour: Colour, lean: float) -> None:
-    """Body, latch and boot from ``top`` down; ``lean`` is the sideways drift a pixel of length."""
+    """Body, latch and boot from ``top`` down; ``lean`` is the sideways drift per pixel of length."""
 
     def slab(left: float, y1: float, right: float, y2: float, fill: Colour) -> None:
         a, b = lean * (y1 - top), lean * (y2 - top)
@@ -189,7 +189,7 @@ def seated_plug(rng: np.random.Generator, u: float) -> Brush:
 
 
 def half_out_plug(rng: np.random.Generator, u: float) -> Brush:
-    """The cage gapes dark, only a narrow tongue bridges to the leaning plug."""
+    """The cage is dark and open; only a narrow tongue reaches the leaning plug."""
     steel = metal(rng)
     brush = Brush(u * PLUG_REACH[0], u * PLUG_REACH[1])
     _cage(brush, u, steel)

@@ -142,7 +142,7 @@ def legible_label(rng: np.random.Generator, width: float, height: float) -> Brus
 def _glyph(
     rng: np.random.Generator, brush: Brush, x: float, y: float, width: float, height: float, ink: Colour
 ) -> None:
-    """Three to five straight strokes in a cell: reads as writing, means nothing."""
+    """Three to five straight strokes in a cell that look like writing."""
     for _ in range(int(rng.integers(2, 4))):
         at = y + rng.uniform(0.05, 0.95) * height
         brush.stroke([(x, at), (x + width * rng.uniform(0.7, 1), at)], ink, 1.1)
@@ -152,7 +152,7 @@ def _glyph(
 
 
 def illegible_label(rng: np.random.Generator, width: float, height: float) -> Brush:
-    """Blank, torn or smeared: no mark on it can be read. The bite torn from one side leaves the corners in place."""
+    """Creased or smeared, and torn: no mark can be read. The tear in one long side leaves the corners in place."""
     brush, paper = _paper(rng, width, height)
     x, y = width / 2, height / 2
     smeared = rng.random() < 0.5
@@ -172,7 +172,7 @@ def illegible_label(rng: np.random.Generator, width: float, height: float) -> Br
 
 
 def _tear(rng: np.random.Generator, brush: Brush, x: float, y: float) -> None:
-    """Rip a jagged bite out of one long edge."""
+    """Tear a jagged piece out of one long edge."""
     side, middle = float(rng.choice([-1, 1])), rng.uniform(-0.25, 0.25) * x
     breadth, depth = rng.uniform(0.4, 0.62) * x, rng.uniform(0.8, 1.15) * y
     edge: list[Point] = []

@@ -1,4 +1,7 @@
-"""Arranges parts in a photo: units with screws and ports, ground bars with lugs, baffles, stickers, cable bends."""
+"""Arrange parts in a photo: units with screws and ports, ground bars with lugs, baffles, stickers, cable bends.
+
+Shapes: R rows.
+"""
 
 from __future__ import annotations
 
@@ -8,14 +11,14 @@ from dataclasses import dataclass, field
 import numpy as np
 from PIL import Image, ImageFilter
 
-from bbu.geometry import iou
+from bbu.geometry import iou_matrix
 from data_conversion.cabinet import backdrop, cables, fittings, panels
 from data_conversion.cabinet.brush import Brush, Point, Pose, Sprite, bounds, settle
 from data_conversion.cabinet.catalogue import CPRI, GROUND, GROUND_RARE, RARE, SCREW
 
 SHORTEST, LONGEST = 224, 448  # sides of a photo
-MOST = 16  # parts a photo
-GAP = 4  # pixels between parts that are not fixed to one another
+MOST = 16  # parts per photo
+GAP = 4  # pixels between parts that are not attached to each other
 EDGE = 3  # pixels between a part and the photo's edge
 
 Reach = tuple[float, float]  # half width and height, photo pixels
@@ -23,7 +26,7 @@ Reach = tuple[float, float]  # half width and height, photo pixels
 
 @dataclass(frozen=True)
 class Part:
-    """A drawn part: raw label, geometry in displayed pixels, and its picture.
+    """A drawn part: raw label, geometry in displayed pixels, and image.
 
     Args:
         points: two corners of a box, four corners of a Quad, or the vertices of a line.
@@ -45,11 +48,11 @@ class Scene:
     """A photo being arranged.
 
     Args:
-        rng: the stream that decides what is where.
-        looks: seed of the backdrop, kept apart so that a scene can be composed again, part by part.
+        rng: random stream of the layout.
+        looks: seed of the backdrop, separate so that a scene can be composed again, part by part.
         width, height: displayed size in pixels.
         u: nominal width of screws, lugs and plugs.
-        turn, shear: how the camera is held.
+        turn, shear: the camera's orientation.
     """
 
     rng: np.random.Generator
@@ -68,14 +71,14 @@ class Scene:
         return Pose(x, y, self.turn + turn, self.shear)
 
     def free(self, region: Sequence[float], gap: float = GAP) -> bool:
-        """Whether an xyxy region lies in the photo and clear of everything placed."""
+        """Whether an xyxy region lies inside the photo and clear of all placed parts."""
         x1, y1, x2, y2 = region
         if x1 < EDGE or y1 < EDGE or x2 > self.width - EDGE or y2 > self.height - EDGE:
             return False
         return all(x2 + gap <= a or c + gap <= x1 or y2 + gap <= b or d + gap <= y1 for a, b, c, d in self.taken)
 
     def find(self, reach: Reach, turn: float = 0.0) -> Pose | None:
-        """A free pose for a part of this reach, or None after 40 tries."""
+        """A free pose for a part of this extent, or None after 40 attempts."""
         for _ in range(40):
             pose = self.pose(self.rng.uniform(0, self.width), self.rng.uniform(0, self.height), turn)
             if self.free(bounds(*reach, pose)):
@@ -83,7 +86,7 @@ class Scene:
         return None
 
     def add(self, label: str, brush: Brush, pose: Pose, local: Sequence[Point] = ()) -> None:
-        """Settle a part; ``local`` are the geometry's points in part pixels (none: the box of its pixels)."""
+        """Place a part; ``local`` are its geometry's points in part pixels (none: the box of its pixels)."""
         sprite = settle(brush, pose)
         x1, y1, x2, y2 = sprite.box
         points = tuple(pose.points(local)) if local else ((float(x1), float(y1)), (float(x2), float(y2)))
@@ -124,7 +127,7 @@ def _lug(scene: Scene, pose: Pose) -> None:
 
 
 def _place_unit(scene: Scene, budget: int) -> int:
-    """A BBU with screws on its ears and plugs in its port row; returns how many parts were placed."""
+    """A BBU with screws on its ears and plugs in its port row; returns the number of parts placed."""
     rng, u = scene.rng, scene.u
     width = min(scene.width * rng.uniform(0.68, 0.94), 15 * u)
     height = rng.uniform(2.5, 3.4) * u
@@ -216,7 +219,7 @@ def _place_screw(scene: Scene, budget: int) -> int:
 
 
 Placer = Callable[[Scene, int], int]
-PLACERS: list[tuple[Placer, float]] = [  # and how often each is tried once the unit stands
+PLACERS: list[tuple[Placer, float]] = [  # with the probability of each attempt after the unit
     (_place_baffle, 0.27),
     (_place_ground_bar, 0.19),
     (_place_label, 0.2),
@@ -229,7 +232,7 @@ def arrange(seed: np.random.SeedSequence) -> Scene:
     """A new scene of 1 to MOST parts; the same seed gives the same scene.
 
     Raises:
-        RuntimeError: no part fits (cannot happen with the sizes as they stand).
+        RuntimeError: no part fits (cannot happen with the present sizes).
     """
     layout, looks = seed.spawn(2)
     rng = np.random.default_rng(layout)
@@ -251,7 +254,7 @@ def arrange(seed: np.random.SeedSequence) -> Scene:
 
 
 def _shadow(image: Image.Image, sprite: Sprite, drop: tuple[float, float]) -> None:
-    """Darken what lies beside a part, softly."""
+    """Draw a soft shadow beside a part."""
     alpha = sprite.image.getchannel("A")
     padded = Image.new("L", (alpha.width + 8, alpha.height + 8))
     padded.paste(alpha.point([round(value * 0.45) for value in range(256)]), (4, 4))
@@ -260,10 +263,10 @@ def _shadow(image: Image.Image, sprite: Sprite, drop: tuple[float, float]) -> No
 
 
 def compose(scene: Scene, *, only: Sequence[int] | None = None, shadows: bool = True) -> Image.Image:
-    """The scene as RGB, before the camera's share.
+    """The scene as RGB, before the camera's effects.
 
     Args:
-        only: indices of the parts to draw, all by default; with ``shadows`` off, how tests measure a part's extent.
+        only: indices of the parts to draw, all by default; with ``shadows`` off, tests measure a part's extent by it.
     """
     rng = np.random.default_rng(scene.looks)
     image = backdrop.backdrop(rng, scene.width, scene.height, scene.turn)
@@ -279,7 +282,7 @@ def compose(scene: Scene, *, only: Sequence[int] | None = None, shadows: bool = 
 
 def overlap(scene: Scene) -> float:
     """The greatest IoU between the boxes of two parts."""
-    boxes = np.array([part.box for part in scene.parts], dtype=np.float64)
-    both = iou(boxes[:, None], boxes[None])
-    np.fill_diagonal(both, 0.0)
-    return float(both.max())
+    boxes_R4 = np.array([part.box for part in scene.parts], dtype=np.float64)
+    iou_RR = iou_matrix(boxes_R4, boxes_R4)
+    np.fill_diagonal(iou_RR, 0.0)
+    return float(iou_RR.max())

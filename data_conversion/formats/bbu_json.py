@@ -1,16 +1,16 @@
-"""BBU annotation files: one GeoJSON-like JSON beside each photo, in pixels of the un-rotated file.
+"""Read BBU annotation files: one GeoJSON-like JSON beside each photo, in pixels of the un-rotated file.
 
     root/[train|val|test/]…/name.jpg + name.json
 
-Top level ``markResult.features[]`` or ``dataList[]``; ``info`` gives the size; every other key is dropped.
+The top level has ``markResult.features[]`` or ``dataList[]``; ``info`` gives the size; every other key is ignored.
 A ring of four corners along the axes becomes ``bbox_2d``, any other ring ``poly``, a LineString ``line``.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -27,16 +27,19 @@ from data_conversion.base import (
     SourceImage,
     SourceItem,
     SourceOptions,
-    check_size,
+    as_list,
+    as_mapping,
+    as_points,
     check_text,
+    declared_size,
     read_each,
     readable,
 )
-from data_conversion.formats.json_stream import as_list, as_mapping, as_points
+from data_conversion.formats.files import read_text, walk_files
 from data_conversion.formats.questions import QUESTIONS, answers_to_path, unknown_questions
 
 RINGS = {"ExtentPolygon": 4, "Square": 4, "Quad": 4, "Polygon": None}  # type → number of corners, None = any
-AXIS_TOLERANCE = 0.5  # stored pixels a corner may lie off the enclosing box and the ring still be a box
+AXIS_TOLERANCE = 0.5  # stored pixels that the sides of a box may lie off the axes
 
 
 def iter_records(root: Path, options: SourceOptions = SourceOptions()) -> Iterator[SourceItem]:  # noqa: B008 (frozen)
@@ -52,27 +55,21 @@ def iter_records(root: Path, options: SourceOptions = SourceOptions()) -> Iterat
 
 
 def _find_files(root: Path, ignore: Path | None) -> tuple[list[Path], dict[Path, list[Path]]]:
-    """All JSON files, and photos by path without suffix; hidden files and the ignored folder are left out."""
+    """All JSON files, and the photos by path without suffix."""
     annotations: list[Path] = []
     photos: dict[Path, list[Path]] = {}
-    for folder, subfolders, names in os.walk(root):
-        here = Path(folder)
-        subfolders[:] = sorted(name for name in subfolders if name[0] != "." and (here / name).resolve() != ignore)
-        for name in sorted(names):
-            path = here / name
-            if name.startswith("."):
-                continue
-            if path.suffix.lower() == ".json":
-                annotations.append(path)
-            elif path.suffix.lower() in IMAGE_SUFFIXES:
-                photos.setdefault(path.with_suffix(""), []).append(path)
+    for path in walk_files(root, ignore):
+        if path.suffix.lower() == ".json":
+            annotations.append(path)
+        elif path.suffix.lower() in IMAGE_SUFFIXES:
+            photos.setdefault(path.with_suffix(""), []).append(path)
     return sorted(annotations), photos
 
 
 def _read_file(path: Path, where: str, photos: Mapping[Path, list[Path]], options: SourceOptions) -> SourceImage:
     photo = _photo_beside(path, where, photos)
     image = Path(where).with_name(photo.name)
-    value = as_mapping(_decode(path, where), where, "file")
+    value = as_mapping(decode_json(read_text(path, where), where), where, "file")
     notes: list[str] = []
     objects: list[RawObject | Dropped] = []
     if "markResult" in value:
@@ -109,36 +106,19 @@ def _photo_beside(path: Path, where: str, photos: Mapping[Path, list[Path]]) -> 
     return found[0]
 
 
-def _decode(path: Path, where: str) -> Any:
-    try:
-        text = path.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise RecordError(where, "file", f"is not UTF-8 ({error.reason}); save it as UTF-8") from None
-    try:
-        return decode_json(text, where)
-    except RecordError:
-        raise
-    except ValueError as error:  # a number of thousands of digits
-        raise RecordError(where, "file", f"is not valid JSON: {error}") from None
-
-
 def _declared_size(info: Any, where: str) -> tuple[int, int] | None:
-    if info is None:
-        return None
-    info = as_mapping(info, where, "info")
-    if info.get("width") is None and info.get("height") is None:
-        return None
-    return check_size(info.get("width"), info.get("height"), where, "info")
+    info = {} if info is None else as_mapping(info, where, "info")
+    return declared_size(info.get("width"), info.get("height"), where, "info")
 
 
 def _repeated_ids(features: list[Any]) -> list[str]:
-    """One note for each feature whose objectId another one has; the objects are kept."""
+    """One note for each feature with an objectId that an earlier one has; the objects are kept."""
     ids = [str(item["properties"].get("objectId")) for item in features if item["properties"].get("objectId")]
     return ["repeated_object_id"] * (len(ids) - len(set(ids)))
 
 
 def _unread_keys(features: list[Any]) -> list[str]:
-    """One note for each content key that neither label scheme reads."""
+    """One note for each content key that belongs to neither label scheme."""
     contents = (item["properties"].get("content") or {} for item in features)
     return [f"content key not read: {key}" for content in contents for key in unknown_questions(content)]
 
@@ -154,12 +134,12 @@ def _read_feature(value: Any, where: str, field: str, options: SourceOptions) ->
 
 
 def _read_corners(value: Any, where: str, field: str, options: SourceOptions) -> RawObject | Dropped:
-    """``coordinates: [[x1, y1], [x2, y2]]``: two opposite corners, drawn in any direction."""
+    """``coordinates: [[x1, y1], [x2, y2]]``: two opposite corners in any order."""
     item = as_mapping(value, where, field)
     points = as_points(item.get("coordinates"), where, f"{field}.coordinates")
     if len(points) != 2:
         raise RecordError(where, f"{field}.coordinates", f"needs two corners [[x1, y1], [x2, y2]], has {len(points)}")
-    return _describe(item, "bbox_2d", enclosing_box([n for point in points for n in point]), where, field, options)
+    return _describe(item, "bbox_2d", enclosing_box(_flat(points)), where, field, options)
 
 
 def _read_geometry(geometry: Mapping[str, Any], where: str, field: str) -> tuple[str, tuple[float, ...]]:
@@ -182,11 +162,11 @@ def _read_geometry(geometry: Mapping[str, Any], where: str, field: str) -> tuple
 
 
 def _ring(value: Any, corners: int | None, where: str, field: str) -> list[tuple[float, float]]:
-    """Corners of a ring given as ``[[x, y], …]`` or, as in GeoJSON, ``[[[x, y], …]]``; the closing point goes."""
+    """Corners of ``[[x, y], …]`` or, as in GeoJSON, ``[[[x, y], …]]``, without the closing point."""
     items = as_list(value, where, field)
     if items and isinstance(items[0], list) and items[0] and isinstance(items[0][0], list):
         if len(items) > 1:
-            raise RecordError(where, field, f"has {len(items)} rings; a part is one ring without holes")
+            raise RecordError(where, field, f"has {len(items)} rings; an object is one ring without holes")
         items, field = items[0], f"{field}[0]"
     points = as_points(items, where, field)
     may_be_closed = len(points) == corners + 1 if corners else len(points) > 3
@@ -206,7 +186,7 @@ def _as_box(ring: list[tuple[float, float]]) -> tuple[float, float, float, float
 
 
 def _flat(points: list[tuple[float, float]]) -> tuple[float, ...]:
-    return tuple(number for point in points for number in point)
+    return tuple(chain.from_iterable(points))
 
 
 # ---------------------------------------------------------------- description
@@ -220,7 +200,7 @@ def _describe(
     field: str,
     options: SourceOptions,
 ) -> RawObject | Dropped:
-    """Read the label of either scheme; an object without a usable one is dropped by name."""
+    """The object with its description by either label scheme; Dropped without a usable one."""
     name = f"{field}.properties"
     properties = as_mapping(feature.get("properties"), where, name)
     content = _optional_mapping(properties.get("content"), where, f"{name}.content")
@@ -229,7 +209,7 @@ def _describe(
     english = _label(content.get("label"), where, f"{name}.content.label")
     label = (chinese or english) if options.language == "zh" else (english or chinese)
     answers = content_zh if options.language == "zh" and not QUESTIONS.keys().isdisjoint(content_zh) else content
-    # A label of several levels is the older scheme and complete; of one level it is the type of the newer.
+    # A label of several levels is complete (older scheme); one of a single level is the object type (newer scheme).
     desc = label if SEPARATOR in label else answers_to_path(answers, label, where, f"{name}.content")
     unknown = unknown_questions(answers)
     if unknown and not label:

@@ -1,14 +1,14 @@
-"""COCO: instances and captions JSON; ``coco_writer`` writes them.
+"""Read COCO: instances and captions JSON; ``coco_writer`` writes them.
 
-Read are all of ``annotations/*.json``, ``*.json`` at the root, and ``_annotations.coco.json`` in the root or a folder
-of photos (Roboflow). A split is what the file or folder name says (``instances_val2017.json``, ``valid/``). Beside
-``instances*.json`` only ``captions*.json`` are read: the other files of COCO repeat the boxes. The captions of a photo
-become its summary, one a line; a photo that has captions only is not annotated, and is counted.
+Files: all of ``annotations/*.json``, ``*.json`` at the root, and ``_annotations.coco.json`` in the root or a folder of
+photos (Roboflow). The name of the file or folder gives the split (``instances_val2017.json``, ``valid/``). Beside
+``instances*.json`` only ``captions*.json`` are read, since COCO's other files repeat the boxes. The captions of a photo
+become its summary, one per line; a photo that has only captions is not annotated, and is counted.
 
-``bbox`` is [x, y, width, height] in pixels from 0, of the frame whose size the image entry declares: the pixels as
-stored, unless the declared size has the shape of the photo as EXIF turns it (``photos.points_to_displayed``). The
-category name is the description; ``attributes`` and other keys are left out and noted. See ``coco_segmentation``
-for polygons and masks. ``iscrowd`` marks a region of many parts, which has no one description: dropped as ``crowd``.
+``bbox`` is [x, y, width, height] in pixels from 0, in the frame whose size the image entry declares: the pixels as
+stored, unless the declared size has the shape of the photo after its EXIF turn (``photos.points_to_displayed``). The
+category name is the description; ``attributes`` and other keys are not read, and noted. ``coco_segmentation`` reads
+polygons and masks. ``iscrowd`` marks a region of many objects, which has no single description: dropped as ``crowd``.
 Ids are numbers or texts, unique in their file.
 """
 
@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import posixpath
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,30 +28,38 @@ from data_conversion.base import (
     SourceImage,
     SourceItem,
     SourceOptions,
-    check_number,
-    check_size,
+    as_box,
+    as_list,
+    as_mapping,
+    as_text,
+    bad_source,
+    box_of_size,
     check_text,
+    declared_size,
+    read_file,
     readable,
 )
-from data_conversion.formats.coco_segmentation import Geometry, read_segmentation
-from data_conversion.formats.grouping import Shelves, named_split
-from data_conversion.formats.json_stream import JsonItem, as_list, as_mapping, stream_json
+from data_conversion.formats.coco_segmentation import read_segmentation
+from data_conversion.formats.disk_multimap import DiskMultimap
+from data_conversion.formats.files import named_split
+from data_conversion.formats.json_stream import JsonItem, stream_json
 from data_conversion.formats.source_photos import find_photo, unnamed_photos
 from data_conversion.locating import PhotoFinder
 
 ROBOFLOW = "_annotations.coco.json"
 READ_KEYS = ("id", "image_id", "category_id", "bbox", "segmentation", "iscrowd", "area", "attributes")
 
-NO_ID = None  # the shelf key of entries whose id is no id
+NO_ID = None  # key of entries without a valid id
 
 
 @dataclass
 class _File:
-    """One JSON file whose lists are on the shelves ``<where>: images`` (by id) and ``<where>: annotations`` (by photo).
+    """One JSON file whose lists are in the maps ``<where>: images`` (by id) and ``<where>: annotations`` (by photo).
 
     Args:
         categories: category id → name.
-        captions: whether it has captions; ``boxes``: whether it says where parts are, if only that there are none.
+        captions: whether it has captions.
+        boxes: whether it annotates objects, even if there are none.
     """
 
     where: str
@@ -73,7 +81,7 @@ class _File:
 
     @property
     def subset(self) -> str:
-        """What the file name says after ``instances_``; tools call the folder of photos so."""
+        """The file name after ``instances_``, which is also what tools call the folder of photos."""
         return Path(self.where).stem.rpartition("_")[2]
 
     @property
@@ -83,34 +91,34 @@ class _File:
 
     @property
     def folders(self) -> list[str]:
-        """Where its photos may lie, the surest place first."""
+        """Where its photos may lie, likeliest first."""
         return [posixpath.dirname(self.where), f"images/{self.subset}", self.subset, "images"]
 
 
 def iter_records(root: Path, options: SourceOptions = SourceOptions()) -> Iterator[SourceItem]:  # noqa: B008 (frozen)
-    """Yield the photos file by file, then what no file describes: photos with captions only, and with nothing."""
-    with Shelves() as shelves:
-        source = _Source(root, shelves)
+    """Yield the photos file by file, then those without boxes: with captions only, and with nothing."""
+    with DiskMultimap() as store:
+        source = _Source(root, store)
         paths, others = _annotation_files(root, options.ignore)
         for path in paths:
-            yield from source.load(path)
+            yield from read_file(root, path, source.load)
         for name in others:
-            detail = "stands beside instances*.json and is not read; only captions*.json add to those"
+            detail = "is not read: beside instances*.json only captions*.json are"
             yield BadSource(readable(name), "file", detail, reason="not_read")
         for file in source.files:
             if file.captions:
-                source.shelve_captions(file)
+                source.store_captions(file)
         for file in source.files:
             if file.boxes:
                 yield from source.photos(file)
         for file in source.files:
             if not file.boxes:
                 yield from source.captions_only(file)
-        yield from unnamed_photos(root, options.ignore, shelves, "photos")
+        yield from unnamed_photos(root, options.ignore, store, "photos")
 
 
 def _annotation_files(root: Path, ignore: Path | None) -> tuple[list[Path], list[str]]:
-    """JSON files to read, and names of those that only repeat the instances."""
+    """JSON files to read, and names of those that repeat the instances."""
     found = [*root.glob("*.json"), *root.glob("annotations/*.json"), *root.glob(f"*/{ROBOFLOW}")]
     files = sorted({path for path in found if path.name[0] != "." and path.parent.resolve() != ignore})
     with_instances = {path.parent for path in files if path.name.startswith("instances")}
@@ -123,27 +131,17 @@ def _annotation_files(root: Path, ignore: Path | None) -> tuple[list[Path], list
 class _Source:
     """The files of one source, by photo."""
 
-    def __init__(self, root: Path, shelves: Shelves) -> None:
-        self.root, self.shelves = root, shelves
+    def __init__(self, root: Path, store: DiskMultimap) -> None:
+        self.root, self.store = root, store
         self.finder = PhotoFinder(root)
         self.files: list[_File] = []
 
-    def load(self, path: Path) -> Iterator[BadSource]:
-        """Read a file onto the shelves; an item for what is wrong with all of it or belongs to no photo."""
-        where = path.relative_to(self.root).as_posix()
-        try:
-            if readable(where) != where:
-                raise RecordError(readable(where), "file", "has a name that is not UTF-8; rename it")
-            file = self._read(path, where)
-        except RecordError as error:
-            yield BadSource(error.where, error.field, error.why)
-            return
-        except OSError as error:
-            yield BadSource(readable(where), "file", f"cannot be read ({error.strerror or error})")
-            return
+    def load(self, path: Path, where: str) -> Iterator[BadSource]:
+        """Read a file into the store; yields one item for each photo that annotations name and ``images`` lacks."""
+        file = self._read(path, where)
         self.files.append(file)
-        for image_id in self.shelves.keys(file.annotations, not_in=file.images):
-            (index, value), *more = self.shelves.get(file.annotations, image_id)
+        for image_id in self.store.keys(file.annotations, not_in=file.images):
+            (index, value), *more = self.store.get(file.annotations, image_id)
             yield _lost(where, f"annotations[{index}]", value, image_id, len(more))
 
     def _read(self, path: Path, where: str) -> _File:
@@ -155,48 +153,48 @@ class _Source:
                 why = "must be a JSON object with images and annotations, is a list (of detections?)"
                 raise RecordError(where, "file", why)
             if item.name in ("images", "annotations", "categories"):
-                self._shelve(file, item)
+                self._store(file, item)
         for name in ("images", "annotations"):
             if name not in names:
                 raise RecordError(where, name, "is missing; is this a COCO file with annotations?")
         file.boxes = file.boxes or not file.captions
         return file
 
-    def _shelve(self, file: _File, item: JsonItem) -> None:
+    def _store(self, file: _File, item: JsonItem) -> None:
         if item.number is None:
             as_list(item.value, file.where, item.name)
         elif item.name == "categories":
             _add_category(file, item)
         elif item.name == "images":
-            self.shelves.put(file.images, _id(item.value, "id"), [item.number, item.value])
+            self.store.put(file.images, _id(item.value, "id"), [item.number, item.value])
         else:
             caption = _is_caption(item.value)
             file.captions, file.boxes = file.captions or caption, file.boxes or not caption
             image_id = _id(item.value, "image_id")
-            self.shelves.put(file.annotations, image_id, [item.number, item.value])
+            self.store.put(file.annotations, image_id, [item.number, item.value])
             if _id(item.value, "id") is not NO_ID:
-                self.shelves.put(file.ids, item.value["id"], [item.number, image_id])
+                self.store.put(file.ids, item.value["id"], [item.number, image_id])
 
-    def shelve_captions(self, file: _File) -> None:
+    def store_captions(self, file: _File) -> None:
         """Captions by photo: (where, field, value), checked where they are used."""
         for found in self._images(file):
             if isinstance(found, BadSource):
                 continue
             place = self._place(file, found[1])
-            for index, value in self.shelves.get(file.annotations, found[1]["id"]):
+            for index, value in self.store.get(file.annotations, found[1]["id"]):
                 if _is_caption(value):
-                    self.shelves.put("captions", place, [file.where, f"annotations[{index}].caption", value["caption"]])
+                    self.store.put("captions", place, [file.where, f"annotations[{index}].caption", value["caption"]])
 
     def _images(self, file: _File) -> Iterator[tuple[int, dict[str, Any]] | BadSource]:
-        """(index, entry) of each image of a file, or what is wrong with its id."""
-        for image_id in self.shelves.keys(file.images):
-            (first, entry), *more = self.shelves.get(file.images, image_id)
+        """(index, entry) of each image of a file, or a BadSource for a bad id."""
+        for image_id in self.store.keys(file.images):
+            (first, entry), *more = self.store.get(file.images, image_id)
             if image_id is NO_ID:
                 for index, value in [(first, entry), *more]:
                     wrong = _not_a_mapping(f"images[{index}]", value)
                     yield BadSource(file.where, *wrong or (f"images[{index}].id", "must be a whole number or text"))
             elif more:
-                why = f"{image_id!r} is also the id of images[{first}]; no telling whose the annotations are"
+                why = f"{image_id!r} is also the id of images[{first}]; it is unclear whose the annotations are"
                 yield BadSource(file.where, f"images[{more[0][0]}].id", why)
             else:
                 yield first, entry
@@ -209,21 +207,21 @@ class _Source:
                 yield found
                 continue
             index, entry = found
-            self.shelves.put("photos", self._place(file, entry))
+            self.store.put("photos", self._place(file, entry))
             try:
                 if entry["id"] in twice:
                     raise RecordError(file.where, *twice[entry["id"]])
                 yield self._photo(file, f"images[{index}]", entry)
             except RecordError as error:
-                yield BadSource(error.where, error.field, error.why)
+                yield bad_source(error)
 
     def _repeated_annotations(self, file: _File) -> dict[Any, tuple[str, str]]:
-        """Image id → (field, why) for photos with an annotation whose id another one has."""
+        """Image id → (field, why) for photos with an annotation whose id is not unique."""
         found: dict[Any, tuple[str, str]] = {}
-        for number in self.shelves.keys(file.ids, at_least=2):
-            (first, _), *others = self.shelves.get(file.ids, number)
+        for number in self.store.keys(file.ids, at_least=2):
+            (first, _), *others = self.store.get(file.ids, number)
             for index, image_id in others:
-                why = f"{number!r} is also the id of annotations[{first}]; number them anew"
+                why = f"{number!r} is also the id of annotations[{first}]; renumber them"
                 found.setdefault(image_id, (f"annotations[{index}].id", why))
         return found
 
@@ -232,11 +230,11 @@ class _Source:
         if place is None:
             raise RecordError(file.where, f"{field}.file_name", f"must be a path, is {entry.get('file_name')!r}")
         check_text(place, file.where, f"{field}.file_name")
-        size = _declared_size(entry, file.where, field)
+        size = declared_size(entry.get("width"), entry.get("height"), file.where, field)
         notes: list[str] = []
         objects = [
             _read_object(value, file, f"annotations[{index}]", size, notes)
-            for index, value in self.shelves.get(file.annotations, entry["id"])
+            for index, value in self.store.get(file.annotations, entry["id"])
             if not _is_caption(value)
         ]
         return SourceImage(
@@ -250,12 +248,8 @@ class _Source:
         )
 
     def _summary(self, place: str) -> str | None:
-        lines = []
-        for where, name, value in self.shelves.get("captions", place):
-            if not isinstance(value, str):
-                raise RecordError(where, name, f"must be text, is {value!r}")
-            lines.append(check_text(value.strip(), where, name))
-        return "\n".join(line for line in lines if line) or None
+        lines = [as_text(value, where, name) for where, name, value in self.store.get("captions", place)]
+        return "\n".join(filter(None, lines)) or None
 
     def captions_only(self, file: _File) -> Iterator[BadSource]:
         """Photos of a captions file that no other file describes."""
@@ -265,13 +259,13 @@ class _Source:
                 continue
             index, entry = found
             place = self._place(file, entry)
-            if place is None or not self.shelves.has("photos", place):
-                self.shelves.put("photos", place)
-                detail = "has captions, and no file says what is in it where"
+            if place is None or not self.store.has("photos", place):
+                self.store.put("photos", place)
+                detail = "has captions but no boxes"
                 yield BadSource(file.where, f"images[{index}]", detail, reason="no_annotation")
 
     def _place(self, file: _File, entry: Any) -> str | None:
-        """Where the photo of an image entry lies, relative to the root; None if the entry does not say."""
+        """Path of an image entry's photo, relative to the root; None if the entry names none."""
         name = entry.get("file_name") if isinstance(entry, dict) else None
         if not isinstance(name, str) or not name.strip():
             return None
@@ -285,7 +279,7 @@ def _id(entry: Any, name: str) -> int | str | None:
 
 
 def _is_caption(value: Any) -> bool:
-    """Whether an annotation is words about the whole photo."""
+    """Whether an annotation is a caption, that is text about the whole photo."""
     return isinstance(value, dict) and "caption" in value and "bbox" not in value
 
 
@@ -294,7 +288,7 @@ def _not_a_mapping(field: str, value: Any) -> tuple[str, str] | None:
 
 
 def _lost(where: str, field: str, value: Any, image_id: Any, more: int) -> BadSource:
-    """An annotation, and those like it, that belongs to no photo."""
+    """The item for the annotations of an image id that no image has."""
     wrong = _not_a_mapping(field, value)
     if wrong is not None:
         return BadSource(where, *wrong)
@@ -306,20 +300,13 @@ def _lost(where: str, field: str, value: Any, image_id: Any, more: int) -> BadSo
 
 def _add_category(file: _File, item: JsonItem) -> None:
     value = as_mapping(item.value, file.where, item.field)
-    number, name = _id(value, "id"), value.get("name")
+    number = _id(value, "id")
     if number is NO_ID:
         raise RecordError(file.where, f"{item.field}.id", f"must be a whole number or text, is {value.get('id')!r}")
-    if not isinstance(name, str):
-        raise RecordError(file.where, f"{item.field}.name", f"must be text, is {name!r}")
+    name = as_text(value.get("name"), file.where, f"{item.field}.name")
     if number in file.categories:
         raise RecordError(file.where, f"{item.field}.id", f"{number!r} is also that of {file.categories[number]!r}")
-    file.categories[number] = check_text(name.strip(), file.where, f"{item.field}.name")
-
-
-def _declared_size(entry: dict[str, Any], where: str, field: str) -> tuple[int, int] | None:
-    if entry.get("width") is None and entry.get("height") is None:
-        return None
-    return check_size(entry.get("width"), entry.get("height"), where, field)
+    file.categories[number] = name
 
 
 # ---------------------------------------------------------------- objects
@@ -334,9 +321,10 @@ def _read_object(
         raise RecordError(file.where, f"{field}.category_id", why)
     label = file.categories[number]
     if _is_crowd(value, file.where, field):
-        detail = "iscrowd: a region of many parts has no one description"
+        detail = "iscrowd: a region of many objects has no single description"
         return Dropped(label or "(no label)", "crowd", detail, f"{field}.iscrowd")
-    box = _read_box(value.get("bbox"), file.where, f"{field}.bbox")
+    has_box = value.get("bbox") not in (None, [])
+    box = as_box(value["bbox"], file.where, f"{field}.bbox") if has_box else None
     geometry, note = read_segmentation(value.get("segmentation"), size, file.where, f"{field}.segmentation")
     notes += [note] if note else []
     notes += _left_out(value, file.where, field)
@@ -345,17 +333,9 @@ def _read_object(
     if geometry is None:
         if box is None:
             raise RecordError(file.where, f"{field}.bbox", "is missing, and so is segmentation")
-        geometry = _corners(box)
-        if min(box[2:]) < 0:
-            return Dropped(label, "inverted_box", f"width {box[2]:g}, height {box[3]:g} are below 0", f"{field}.bbox")
-        if min(box[2:]) == 0:
-            return Dropped(label, "zero_area", f"width {box[2]:g}, height {box[3]:g}", f"{field}.bbox")
+        found = box_of_size(label, box, f"{field}.bbox")
+        return replace(found, field=field) if isinstance(found, RawObject) else found
     return RawObject(label, *geometry, field)
-
-
-def _corners(box: tuple[float, ...]) -> Geometry:
-    x, y, width, height = box
-    return "bbox_2d", (x, y, x + width, y + height)
 
 
 def _is_crowd(value: dict[str, Any], where: str, field: str) -> bool:
@@ -363,16 +343,6 @@ def _is_crowd(value: dict[str, Any], where: str, field: str) -> bool:
     if crowd not in (0, 1) or isinstance(crowd, float):
         raise RecordError(where, f"{field}.iscrowd", f"must be 0 or 1, is {crowd!r}")
     return bool(crowd)
-
-
-def _read_box(value: Any, where: str, field: str) -> tuple[float, ...] | None:
-    """x, y, width, height; None where there is none."""
-    if value is None or value == []:
-        return None
-    items = as_list(value, where, field)
-    if len(items) != 4:
-        raise RecordError(where, field, f"needs 4 numbers [x, y, width, height], has {len(items)}")
-    return tuple(check_number(item, where, f"{field}[{i}]") for i, item in enumerate(items))
 
 
 def _left_out(value: dict[str, Any], where: str, field: str) -> list[str]:

@@ -1,8 +1,8 @@
 """The ``segmentation`` of a COCO annotation → a polygon or a box.
 
-absent, null or []                  nothing: the annotation's ``bbox`` counts
-[[x, y, …]]                         ``poly``; ``bbox_2d`` where it is only the four corners of a box
-[[x, y, …], [x, y, …], …]           a part seen in pieces: its box, noted
+absent, null or []                  none: the annotation's ``bbox`` counts
+[[x, y, …]]                         ``poly``, or ``bbox_2d`` if these are just the four corners of a box
+[[x, y, …], [x, y, …], …]           an object in several pieces: its box, noted
 {"size": [h, w], "counts": …}       run lengths (RLE), compressed or not: their box, noted
 """
 
@@ -12,10 +12,9 @@ from typing import Any
 
 from bbu.errors import RecordError
 from bbu.geometry import enclosing_box
-from data_conversion.base import MAX_COORDINATE, check_number, check_size
-from data_conversion.formats.json_stream import as_list, as_mapping
+from data_conversion.base import MAX_COORDINATE, as_list, as_mapping, check_number, check_size
 
-BOX_TOLERANCE = 0.5  # pixels a polygon's corner may lie off the box that it is read as
+BOX_TOLERANCE = 0.5  # pixels that a polygon's corner may lie off the box it is read as
 MAX_MASK_PIXELS = 2**31  # pycocotools counts in 32 bits
 
 SEVERAL_POLYGONS = "several_polygons_kept_as_box"
@@ -27,13 +26,13 @@ Geometry = tuple[str, tuple[float, ...]]  # kind, points
 def read_segmentation(
     value: Any, size: tuple[int, int] | None, where: str, field: str
 ) -> tuple[Geometry | None, str | None]:
-    """Geometry (None where there is no segmentation), and a note for the report if something of it was left out.
+    """The geometry, None without a segmentation, and a note for the report if it was simplified.
 
     Args:
         size: declared (width, height) of the photo; a mask must have the same.
 
     Raises:
-        RecordError: numbers that are no polygon, or run lengths that do not fill the photo.
+        RecordError: numbers that form no polygon, or run lengths that do not fill the photo.
     """
     if value is None or value == []:
         return None, None
@@ -47,7 +46,7 @@ def read_segmentation(
 
 
 def _read_ring(value: Any, where: str, field: str) -> tuple[float, ...]:
-    """Flat x, y of a ring; the closing point, which some tools repeat, goes."""
+    """Flat x, y of a ring, without the closing point that some tools repeat."""
     items = as_list(value, where, field)
     if not items or len(items) % 2:
         raise RecordError(where, field, f"must be pairs x, y, has {len(items)} numbers")
@@ -56,14 +55,14 @@ def _read_ring(value: Any, where: str, field: str) -> tuple[float, ...]:
 
 
 def _numbers(items: list[Any], where: str, field: str) -> tuple[float, ...]:
-    # Polygons are millions of numbers: their names are made only if one is wrong.
+    # Polygons have millions of numbers: field names are made only for a wrong one.
     if all(type(item) in (int, float) and abs(item) <= MAX_COORDINATE for item in items):
         return tuple(map(float, items))
     return tuple(check_number(item, where, f"{field}[{i}]") for i, item in enumerate(items))
 
 
 def _is_box(ring: tuple[float, ...], box: tuple[float, float, float, float]) -> bool:
-    """Whether four points are the corners of their enclosing box, in order round it."""
+    """Whether four points are the corners of their enclosing box, in order around it."""
     if len(ring) != 8:
         return False
     x1, y1, x2, y2 = box
@@ -80,7 +79,7 @@ def _is_box(ring: tuple[float, ...], box: tuple[float, float, float, float]) -> 
 def _mask_box(
     value: dict[str, Any], size: tuple[int, int] | None, where: str, field: str
 ) -> tuple[float, float, float, float]:
-    """The xyxy box of a run-length mask, by pycocotools; its C code checks nothing, so it is done here."""
+    """The xyxy box of a run-length mask, by pycocotools, whose C code checks nothing: the checks are here."""
     from pycocotools import mask
 
     sides = as_list(as_mapping(value, where, field).get("size"), where, f"{field}.size")
@@ -89,7 +88,7 @@ def _mask_box(
     width, height = check_size(sides[1], sides[0], where, f"{field}.size")
     if size is not None and size != (width, height):
         raise RecordError(
-            where, f"{field}.size", f"is {height}x{width}, and the photo is {size[1]} high, {size[0]} wide"
+            where, f"{field}.size", f"is {height}x{width}, but the photo is {size[1]} high and {size[0]} wide"
         )
     if width * height >= MAX_MASK_PIXELS:
         raise RecordError(where, f"{field}.size", f"{width}x{height} has too many pixels")
@@ -101,7 +100,7 @@ def _mask_box(
 
 
 def _run_lengths(value: Any, where: str, field: str) -> list[int]:
-    """Run lengths as whole numbers, none below 0."""
+    """Run lengths as whole numbers of at least 0."""
     items = _decompress(value, where, field) if isinstance(value, str) else as_list(value, where, field)
     for index, item in enumerate(items):
         if isinstance(item, bool) or not isinstance(item, int) or item < 0:
@@ -110,10 +109,10 @@ def _run_lengths(value: Any, where: str, field: str) -> list[int]:
 
 
 def _decompress(text: str, where: str, field: str) -> list[int]:
-    """COCO's text form of run lengths: letters of 6 bits from "0" on, low bits first.
+    """COCO's compressed run lengths: characters of 6 bits from "0" on, low bits first (cocoapi's maskApi).
 
-    Of the 6 bits 5 are the number's and 1 says that more follow; the number is signed, and from the fourth on it is
-    the difference to the one two places before (the rule in cocoapi's maskApi).
+    5 of the 6 bits belong to the number and 1 says that more follow. The number is signed; from the fourth on it is the
+    difference from the number two places before.
     """
     counts: list[int] = []
     number, shift = 0, 0

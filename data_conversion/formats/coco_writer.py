@@ -1,11 +1,11 @@
-"""COCO files from records.
+"""Write COCO files.
 
     annotations/instances_<split>.json      boxes and polygons; ``default`` where a photo has no split
     annotations/captions_<split>.json       if there are summaries
     images/<split>/<image>                  the photos; ``file_name`` is relative to images/<split>
 
-CVAT and Datumaro lay it out like that and open it; pycocotools, torchvision, Detectron2 and MMDetection take the JSON
-and the folder of photos as a pair. Category ids are the same in all splits: from 1, by name. A polygon is a
+This is the layout of CVAT and Datumaro; pycocotools, torchvision, Detectron2 and MMDetection take the JSON and the
+folder of photos as a pair. Category ids count from 1, by name, and are the same in all splits. A polygon becomes a
 ``segmentation``; a box has none; a score is an extra key of the annotation. COCO has no lines: their boxes are written.
 """
 
@@ -23,7 +23,7 @@ import numpy as np
 from bbu.geometry import enclosing_box, polygon_area, thicken
 from bbu.jsonl import atomic_writer
 from bbu.taxonomy import prefix
-from data_conversion.base import ExportObject, ExportPhoto, Losses
+from data_conversion.base import ExportLosses, ExportObject, ExportPhoto
 
 NO_SPLIT = "default"
 DECIMALS = 2  # of a pixel, as in records
@@ -33,12 +33,12 @@ def photo_place(image: str, split: str | None) -> str:
     return f"images/{split or NO_SPLIT}/{image}"
 
 
-def write_records(photos: Iterator[ExportPhoto], folder: Path) -> Losses:
-    """Write the JSON files; ids count through all splits. Memory holds the category names only."""
-    losses: Losses = Losses()
+def write_records(photos: Iterator[ExportPhoto], folder: Path) -> ExportLosses:
+    """Write the JSON files; ids are unique across splits. Memory holds only the category names."""
+    losses = ExportLosses()
     names: set[str] = set()
     with ExitStack() as stack:
-        # Beside the result: there is room for it there.
+        # Beside the result, where there is room for it.
         spools = _Spools(Path(stack.enter_context(tempfile.TemporaryDirectory(prefix=".coco-", dir=folder))), stack)
         annotation_id = 0
         for image_id, photo in enumerate(photos, start=1):
@@ -56,11 +56,11 @@ def write_records(photos: Iterator[ExportPhoto], folder: Path) -> Losses:
     return losses
 
 
-def _geometry(item: ExportObject, photo: ExportPhoto, losses: Losses) -> dict[str, Any]:
+def _geometry(item: ExportObject, photo: ExportPhoto, losses: ExportLosses) -> dict[str, Any]:
     box = enclosing_box(item.points)
     if item.kind == "line":
         losses["line written as its box"] += 1
-        box = thicken(box, photo.width, photo.height)  # tools drop a box without height
+        box = thicken(box, photo.width, photo.height)  # tools drop boxes without height
     x1, y1, x2, y2 = (round(value, DECIMALS) for value in box)
     area = (x2 - x1) * (y2 - y1)
     polygon: list[list[float]] = []
@@ -77,7 +77,7 @@ def _geometry(item: ExportObject, photo: ExportPhoto, losses: Losses) -> dict[st
 
 
 class _Spools:
-    """Temporary files of JSON lines: one for each split and list."""
+    """Temporary files of JSON lines, one for each split and list."""
 
     def __init__(self, folder: Path, stack: ExitStack) -> None:
         self.folder, self.stack = folder, stack
@@ -111,7 +111,7 @@ def _write_files(spools: _Spools, names: list[str], folder: Path) -> None:
 
 
 def _write(path: Path, lists: dict[str, Iterator[dict[str, Any]]]) -> None:
-    """One JSON object of lists, an item a line."""
+    """One JSON object of lists, one item per line."""
     with atomic_writer(path) as stream:
         stream.write('{"info": {}, "licenses": []')
         for name, values in lists.items():

@@ -1,13 +1,13 @@
-"""CSV tables at the root, one row a part: ``image,x1,y1,x2,y2,desc`` in any order, with a header.
+"""Read CSV tables at the root, one row per object: ``image,x1,y1,x2,y2,desc`` in any order, with a header.
 
     image,x1,y1,x2,y2,desc,split,group,width,height
     photos/a.jpg,10,20,110,80,screw/loose,train,site 4,1440,1920
     photos/b.jpg,,,,,,val,,,                                          nothing to see in b.jpg
 
-Separated by ``,`` ``;`` or tab (told by the header), UTF-8, quotes doubled. Corners are edges in pixels from 0 of the
-photo as displayed. Optional: split (else the file name may say it: ``train.csv``), group, and the width and height of
-the frame that the corners are measured in. Other columns, such as score, are left out and noted. A photo's rows may
-lie anywhere in one file. A photo is looked for in ``images/``, at the root, and anywhere if its name is unique.
+UTF-8, separated by ``,`` ``;`` or tab (found from the header), quotes doubled. Corners are edges in pixels from 0 of
+the displayed photo. Optional columns: split (or the file name gives it: ``train.csv``), group, and the width and height
+of the frame that the corners are measured in. Other columns, such as score, are not read, and noted. A photo's rows
+may be anywhere in one file. A photo is looked for in ``images/``, at the root, and anywhere if its name is unique.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import difflib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from bbu.errors import RecordError
+from bbu.errors import RecordError, shown
 from data_conversion.base import (
     BadSource,
     Dropped,
@@ -25,49 +25,49 @@ from data_conversion.base import (
     SourceImage,
     SourceItem,
     SourceOptions,
-    check_number,
+    bad_source,
+    box_of_corners,
     check_size,
+    parse_number,
     readable,
 )
-from data_conversion.formats.grouping import Shelves, named_split
+from data_conversion.formats.disk_multimap import DiskMultimap
+from data_conversion.formats.files import named_split
 from data_conversion.formats.source_photos import find_photo, unnamed_photos
 from data_conversion.locating import PhotoFinder
 
 CORNERS = ("x1", "y1", "x2", "y2")
 REQUIRED = ("image", *CORNERS, "desc")
-OF_PHOTO = ("split", "group", "width", "height")  # optional; the same in all rows of a photo that fill them
+OF_PHOTO = ("split", "group", "width", "height")  # optional; rows of one photo must agree
 DELIMITERS = ",;\t"
 
-_NAMED = "named"  # shelf of photos
+_NAMED = "named"  # map of the photos that tables name
 
 Row = tuple[str, dict[str, str], str | None]  # file:line, column → text, what is wrong with the row
 
 
 def iter_records(root: Path, options: SourceOptions = SourceOptions()) -> Iterator[SourceItem]:  # noqa: B008 (frozen)
-    """Yield one item for each photo of each table, in order of first rows, then one for each photo in none."""
+    """Yield one item for each photo of each table, by its first row, then one for each photo in no table."""
     finder = PhotoFinder(root)
-    with Shelves() as shelves:
+    with DiskMultimap() as store:
         for path in sorted(path for path in root.glob("*.csv") if path.name[0] != "."):
             where = readable(path.name)
             try:
-                columns = _shelve_rows(path, where, shelves)
-            except RecordError as error:
-                yield BadSource(error.where, error.field, error.why)
-                continue
-            except OSError as error:
-                yield BadSource(where, "file", f"cannot be read ({error.strerror or error})")
+                columns = _store_rows(path, where, store)
+            except (RecordError, OSError) as error:
+                yield bad_source(error, where)
                 continue
             notes = tuple(f"column not read: {name}" for name in columns if name not in REQUIRED + OF_PHOTO)
-            for image in shelves.keys(where):
-                yield from _read_photo(where, image, shelves, finder, notes)
-        yield from unnamed_photos(root, options.ignore, shelves, _NAMED)
+            for image in store.keys(where):
+                yield from _read_photo(where, image, store, finder, notes)
+        yield from unnamed_photos(root, options.ignore, store, _NAMED)
 
 
-def _shelve_rows(path: Path, where: str, shelves: Shelves) -> list[str]:
-    """Put the rows of a table on the shelf of its name, by photo; returns the columns.
+def _store_rows(path: Path, where: str, store: DiskMultimap) -> list[str]:
+    """Put the rows of a table into the map of its name, by photo; returns the columns.
 
     Raises:
-        RecordError: the file is no such table; nothing of it counts then.
+        RecordError: the file is no such table; none of its rows count then.
     """
     with path.open(encoding="utf-8-sig", newline="") as stream:
         line = 0
@@ -81,7 +81,7 @@ def _shelve_rows(path: Path, where: str, shelves: Shelves) -> list[str]:
                 if any(cell.strip() for cell in cells):
                     row = dict(zip(columns, (cell.strip() for cell in cells), strict=False))
                     wrong = f"has {len(cells)} cells, the header {len(columns)}" if len(cells) != len(columns) else None
-                    shelves.put(where, row.get("image", ""), [f"{where}:{start}", row, wrong])
+                    store.put(where, row.get("image", ""), [f"{where}:{start}", row, wrong])
         except UnicodeDecodeError as error:
             raise RecordError(where, "file", f"is not UTF-8 ({error.reason}); save it as UTF-8") from None
         except csv.Error as error:
@@ -90,7 +90,7 @@ def _shelve_rows(path: Path, where: str, shelves: Shelves) -> list[str]:
 
 
 def _delimiter(header: str) -> str:
-    """The separator that finds most of the required columns."""
+    """The separator that yields most of the required columns."""
     return max(DELIMITERS, key=lambda mark: len(set(REQUIRED) & set(_names(header, mark))))
 
 
@@ -114,34 +114,34 @@ def _read_header(header: str, where: str) -> list[str]:
 
 
 def _read_photo(
-    table: str, image: str, shelves: Shelves, finder: PhotoFinder, notes: tuple[str, ...]
+    table: str, image: str, store: DiskMultimap, finder: PhotoFinder, notes: tuple[str, ...]
 ) -> Iterator[SourceItem]:
-    rows: list[Row] = shelves.get(table, image)
+    rows: list[Row] = store.get(table, image)
     if not image:
         for where, _, _ in rows:
             yield BadSource(where, "image", "is empty; name the photo")
         return
     place = find_photo(finder, image, "images")
-    shelves.put(_NAMED, place)
+    store.put(_NAMED, place)
     try:
         yield _photo(table, place, rows, notes)
     except RecordError as error:
-        yield BadSource(error.where, error.field, error.why)
+        yield bad_source(error)
 
 
 def _photo(table: str, place: str, rows: list[Row], notes: tuple[str, ...]) -> SourceImage:
     for where, _, wrong in rows:
         if wrong is not None:
-            raise RecordError(where, "row", f"{wrong}; put text with separators in it in quotes")
-    parts = [row for row in rows if any(row[1][name] for name in (*CORNERS, "desc"))]
-    if parts and len(parts) < len(rows):
+            raise RecordError(where, "row", f"{wrong}; put text that holds separators in quotes")
+    objects = [row for row in rows if any(row[1][name] for name in (*CORNERS, "desc"))]
+    if objects and len(objects) < len(rows):
         where = next(where for where, cells, _ in rows if not any(cells[name] for name in (*CORNERS, "desc")))
-        raise RecordError(where, "desc", f"is empty: nothing to see, and {parts[0][0]} has a part of the same photo")
+        raise RecordError(where, "desc", f"is empty: nothing to see, but {objects[0][0]} has an object in that photo")
     of_photo = {name: _of_photo(rows, name) for name in OF_PHOTO}
     return SourceImage(
         image=place,
         source=table,
-        objects=tuple(_read_part(cells, where) for where, cells, _ in parts),
+        objects=tuple(_read_object(cells, where) for where, cells, _ in objects),
         size=_size(of_photo, rows[0][0]),
         displayed=True,
         split=_split(of_photo["split"], rows[0][0]) or named_split(Path(table).stem),
@@ -151,11 +151,11 @@ def _photo(table: str, place: str, rows: list[Row], notes: tuple[str, ...]) -> S
 
 
 def _of_photo(rows: list[Row], name: str) -> str:
-    """What the rows of a photo agree on in a column; "" where none fills it."""
+    """The value that the rows of a photo agree on in a column; "" if none fills it."""
     filled = [(where, cells[name]) for where, cells, _ in rows if cells.get(name)]
     for where, value in filled:
         if value != filled[0][1]:
-            raise RecordError(where, name, f"is {value!r}, and {filled[0][0]} says {filled[0][1]!r} of the same photo")
+            raise RecordError(where, name, f"is {value!r}, but {filled[0][0]} says {filled[0][1]!r} for the same photo")
     return filled[0][1] if filled else ""
 
 
@@ -176,26 +176,17 @@ def _size(of_photo: Mapping[str, str], where: str) -> tuple[int, int] | None:
         raise RecordError(where, error.field.removeprefix("size."), error.why) from None
 
 
-def _read_part(cells: Mapping[str, str], where: str) -> RawObject | Dropped:
+def _read_object(cells: Mapping[str, str], where: str) -> RawObject | Dropped:
     x1, y1, x2, y2 = (_number(cells[name], where, name) for name in CORNERS)
-    corners = f"({x1:g}, {y1:g}, {x2:g}, {y2:g})"
     line = where.rpartition(":")[2]
     if not cells["desc"]:
         return Dropped("(no label)", "no_description", "desc is empty", f"line {line}.desc")
-    if x2 < x1 or y2 < y1:
-        return Dropped(cells["desc"], "inverted_box", f"corners {corners} are swapped", f"line {line}")
-    if x2 == x1 or y2 == y1:
-        return Dropped(cells["desc"], "zero_area", f"corners {corners} coincide", f"line {line}")
-    return RawObject(cells["desc"], "bbox_2d", (x1, y1, x2, y2), f"line {line}")
+    return box_of_corners(cells["desc"], (x1, y1, x2, y2), f"line {line}")
 
 
 def _number(text: str, where: str, field: str) -> float:
     if not text:
-        raise RecordError(where, field, "is empty, and the row is not")
-    try:
-        number = float(text)
-        if "_" in text:  # 1_000 is Python's way of writing, nobody else's
-            raise ValueError
-    except ValueError:
-        raise RecordError(where, field, f"must be a number, is {text!r}") from None
-    return check_number(number, where, field)
+        raise RecordError(where, field, "is empty, but the row is not")
+    if "_" in text:  # only Python reads 1_000 as a number
+        raise RecordError(where, field, f"must be a number, is {shown(text)}")
+    return parse_number(text, where, field)

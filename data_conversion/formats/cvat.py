@@ -1,18 +1,18 @@
-"""CVAT: the export "CVAT for images 1.1", one or several ``*.xml`` at the root, read.
+"""Read CVAT's export "CVAT for images 1.1": one or several ``*.xml`` at the root.
 
     <image id name width height [subset]>
       <box label xtl ytl xbr ybr [rotation]>  <polygon label points="x,y;x,y">  <polyline …>  <tag label>
         <attribute name="state">loose</attribute>
 
-Frame: CVAT shows the photo turned as its EXIF tag says (since release 2.1 of 2022) and gives that size and those
-pixels, so ``displayed`` is set. A box with a rotation (degrees, clockwise around its centre) becomes ``poly``.
+Frame: since release 2.1 of 2022 CVAT applies the EXIF orientation and exports the size and pixels of the displayed
+photo, so ``displayed`` is set. A box with a rotation (degrees, clockwise around its centre) becomes a ``poly``.
 
-Labels: the label, then the value of each attribute as a further level, in file order. A checkbox is its name where
-it is ticked (``true``) and nothing where it is not (``false``). Tags are about the photo: its summary.
+Description: the label, then the value of each attribute as a further level, in file order. A ticked checkbox
+(``true``) gives its name, an unticked one (``false``) nothing. Tags describe the whole photo: they become its summary.
 
-Splits: the subset of a project's export (train, validation, test and the like). An ``<image>`` without shapes is a
-photo with nothing to see; CVAT writes photos that nobody has looked at in the same way, so they are noted
-(``no_shapes``). Points, ellipses, masks, cuboids and skeletons are dropped by name.
+Splits: the subset in a project's export (train, validation, test and the like). An ``<image>`` without shapes is a
+photo with nothing to see, but CVAT writes photos that nobody has looked at in the same way, so they are noted
+(``no_shapes``). Points, ellipses, masks, cuboids and skeletons are dropped as ``unsupported_shape``.
 
 Format: docs.cvat.ai/docs/dataset_management/formats/format-cvat, "XML annotation format", version 1.1.
 """
@@ -24,22 +24,23 @@ import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator
 from pathlib import Path
 
-from bbu.errors import RecordError
+from bbu.errors import RecordError, shown
 from bbu.taxonomy import SEPARATOR
 from data_conversion.base import (
-    BadSource,
     Dropped,
     RawObject,
     SourceImage,
     SourceItem,
     SourceOptions,
-    check_number,
+    bad_source,
+    box_of_corners,
     check_size,
     check_text,
-    readable,
+    parse_number,
 )
-from data_conversion.formats.grouping import Shelves, named_split
-from data_conversion.formats.source_photos import find_photo, unnamed_photos
+from data_conversion.formats.files import named_split
+from data_conversion.formats.source_photos import find_photo, read_exports
+from data_conversion.formats.xml_files import NoDoctype, parse_xml
 from data_conversion.locating import PhotoFinder
 
 SHAPES = {"polygon": ("poly", 3), "polyline": ("line", 2)}  # element → kind and fewest points
@@ -52,42 +53,15 @@ CHOOSE_IMAGES = "export the task again as CVAT for images 1.1"
 def iter_records(root: Path, options: SourceOptions = SourceOptions()) -> Iterator[SourceItem]:  # noqa: B008 (frozen)
     """Yield one item for each <image>, file by file, and one for each photo that no <image> names.
 
-    A file that is not such an export is one BadSource.
+    A file that is no such export is one BadSource.
     """
-    with Shelves() as named:
-        for item in _read_files(root):
-            if isinstance(item, SourceImage):
-                named.put("photos", item.image)
-            yield item
-        yield from unnamed_photos(root, options.ignore, named, "photos")
+    return read_exports(root, options.ignore, "*.xml", _read_images)
 
 
-def _read_files(root: Path) -> Iterator[SourceItem]:
-    finder = PhotoFinder(root)
-    for path in sorted(root.glob("*.xml")):
-        if path.name.startswith(".") or path.is_dir():
-            continue
-        if readable(path.name) != path.name:
-            yield BadSource(readable(path.name), "file", "has a name that is not UTF-8; rename it")
-            continue
-        try:
-            _check_file(path, path.name)
-            yield from _read_images(path, path.name, finder)
-        except RecordError as error:
-            yield BadSource(error.where, error.field, error.why)
-        except OSError as error:
-            yield BadSource(path.name, "file", f"cannot be read ({error.strerror or error})")
+class _Check(NoDoctype):
+    """Parser target that keeps nothing: is the file an export for images, from its first tag to its last?"""
 
-
-class _Sound:
-    """Target of a parser that keeps nothing: is the file an export for images, from its first tag to its last?"""
-
-    def __init__(self, where: str) -> None:
-        self.where, self.depth = where, 0
-
-    def doctype(self, name: str, public_id: str | None, system_id: str | None) -> None:
-        """Entities, and with them files that explode in memory, can only be declared there."""
-        raise RecordError(self.where, "DOCTYPE", "is refused; remove the DOCTYPE and its entities")
+    depth = 0
 
     def start(self, tag: str, attributes: dict[str, str]) -> None:
         self.depth += 1
@@ -102,26 +76,9 @@ class _Sound:
         self.depth -= 1
 
 
-def _check_file(path: Path, where: str) -> None:
-    """Read the file to its end before anything is taken from it.
-
-    Raises:
-        RecordError: it cannot be read exactly.
-    """
-    parser = ElementTree.XMLParser(target=_Sound(where))
-    try:
-        with path.open("rb") as stream:
-            while chunk := stream.read(1 << 16):
-                parser.feed(chunk)
-        parser.close()
-    except RecordError:
-        raise
-    except (ElementTree.ParseError, ValueError, LookupError) as error:
-        raise RecordError(where, "file", f"is not valid XML: {error}") from None
-
-
 def _read_images(path: Path, where: str, finder: PhotoFinder) -> Iterator[SourceItem]:
-    parents: list[ElementTree.Element] = []  # of the element at hand, from the root down
+    parse_xml(path, _Check(where))  # to its end, before anything is taken from a file that may be cut off
+    parents: list[ElementTree.Element] = []  # of the current element, from the root down
     index = 0
     for event, element in ElementTree.iterparse(path, events=("start", "end")):
         if event == "start":
@@ -133,7 +90,7 @@ def _read_images(path: Path, where: str, finder: PhotoFinder) -> Iterator[Source
         if element.tag == "image":
             yield _read_image(element, where, f"image[{index}]", finder)
             index += 1
-        parents[0].clear()  # else the whole file gathers below the root
+        parents[0].clear()  # otherwise the whole file would collect below the root
 
 
 def _read_image(image: ElementTree.Element, where: str, place: str, finder: PhotoFinder) -> SourceItem:
@@ -155,11 +112,11 @@ def _read_image(image: ElementTree.Element, where: str, place: str, finder: Phot
             notes=() if objects else ("no_shapes",),
         )
     except RecordError as error:
-        return BadSource(error.where, error.field, error.why)
+        return bad_source(error)
 
 
 def _read_shapes(image: ElementTree.Element, where: str, place: str) -> tuple[list[RawObject | Dropped], list[str]]:
-    """Objects in file order, and what the tags say."""
+    """Objects in file order, and the text of the tags."""
     objects: list[RawObject | Dropped] = []
     tags: list[str] = []
     counts: dict[str, int] = {}
@@ -200,16 +157,12 @@ def _read_shape(shape: ElementTree.Element, desc: str, where: str, place: str) -
         return Dropped(desc, "zero_area", f"a {shape.tag} of {len(points) // 2} points has no extent", place)
     if kind == "bbox_2d":
         x1, y1, x2, y2 = points
-        corners = f"({x1:g}, {y1:g}, {x2:g}, {y2:g})"
-        if x2 < x1 or y2 < y1:
-            return Dropped(desc, "inverted_box", f"corners {corners} are swapped", place)
-        if x2 == x1 or y2 == y1:
-            return Dropped(desc, "zero_area", f"corners {corners} coincide", place)
+        return box_of_corners(desc, (x1, y1, x2, y2), place)
     return RawObject(desc, kind, points, place)
 
 
 def _box(shape: ElementTree.Element, where: str, place: str) -> tuple[str, tuple[float, ...]]:
-    """Kind and points: a rotated box is a polygon of its four corners."""
+    """Kind and points; a rotated box is the polygon of its corners."""
     x1, y1, x2, y2 = (_number(shape, name, where, place) for name in ("xtl", "ytl", "xbr", "ybr"))
     angle = math.radians(_number(shape, "rotation", where, place) if "rotation" in shape.attrib else 0.0)
     if not angle % math.tau or x2 <= x1 or y2 <= y1:
@@ -217,19 +170,19 @@ def _box(shape: ElementTree.Element, where: str, place: str) -> tuple[str, tuple
     cos, sin = math.cos(angle), math.sin(angle)
     (cx, cy), (dx, dy) = ((x1 + x2) / 2, (y1 + y2) / 2), ((x2 - x1) / 2, (y2 - y1) / 2)
     around = ((-dx, -dy), (dx, -dy), (dx, dy), (-dx, dy))
-    # y goes down, so this turns clockwise on the screen.
+    # y points down, so this is clockwise on the screen.
     return "poly", tuple(n for x, y in around for n in (cx + x * cos - y * sin, cy + x * sin + y * cos))
 
 
 def _points(shape: ElementTree.Element, where: str, place: str) -> tuple[float, ...]:
-    """``points="x,y;x,y"``, flat."""
+    """The flat coordinates in ``points="x,y;x,y"``."""
     numbers: list[float] = []
     for index, pair in enumerate(shape.get("points", "").split(";")):
         name = f"{place}.points[{index}]"
         parts = pair.split(",")
         if len(parts) != 2:
-            raise RecordError(where, name, f"must be x,y, is {pair[:60]!r}")
-        numbers += (_decimal(part, where, name) for part in parts)
+            raise RecordError(where, name, f"must be x,y, is {shown(pair)}")
+        numbers += (parse_number(part, where, name) for part in parts)
     return tuple(numbers)
 
 
@@ -237,12 +190,4 @@ def _number(element: ElementTree.Element, name: str, where: str, place: str) -> 
     text = element.get(name)
     if text is None:
         raise RecordError(where, f"{place}.{name}", "is missing")
-    return _decimal(text, where, f"{place}.{name}")
-
-
-def _decimal(text: str, where: str, name: str) -> float:
-    try:
-        number = float(text)
-    except ValueError:
-        raise RecordError(where, name, f"must be a number, is {text[:60]!r}") from None
-    return check_number(number, where, name)
+    return parse_number(text, where, f"{place}.{name}")

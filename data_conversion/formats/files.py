@@ -1,25 +1,34 @@
-"""Annotation files in folders: found in a fixed order, read as UTF-8, never written over another's."""
+"""Annotation files in folders: found in a fixed order, read as UTF-8, never overwritten; and the splits they name."""
 
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 from bbu.errors import RecordError, UserError
-from data_conversion.formats.grouping import named_split
+
+_SPLITS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 
 
 def walk_files(root: Path, ignore: Path | None = None) -> Iterator[Path]:
-    """All files below a folder, by name; hidden ones and those of the ``ignore`` folder are left out."""
+    """All files below a folder, by name, except hidden ones and those in the ``ignore`` folder."""
     for folder, subfolders, names in os.walk(root):
         here = Path(folder)
         subfolders[:] = sorted(name for name in subfolders if name[0] != "." and (here / name).resolve() != ignore)
         yield from (here / name for name in sorted(names) if name[0] != ".")
 
 
+def named_split(name: str) -> str | None:
+    """The split that a file or folder name means: ``instances_val2017``, ``valid``, ``test-dev``; None if not one."""
+    words = (re.sub(r"\d+$", "", word) for word in re.split(r"[^a-z0-9]+", name.lower()))
+    found = {_SPLITS[word] for word in words if word in _SPLITS}
+    return found.pop() if len(found) == 1 else None
+
+
 def split_of(path: str) -> str | None:
-    """The split that the first telling folder of a path names: ``valid/images/a.jpg`` → ``val``."""
+    """The split of the first folder in a path that names one: ``valid/images/a.jpg`` → ``val``."""
     return next(filter(None, map(named_split, PurePosixPath(path).parts[:-1])), None)
 
 
@@ -27,7 +36,7 @@ def read_text(path: Path, where: str) -> str:
     """A text file in UTF-8, with or without a byte order mark.
 
     Raises:
-        RecordError: another encoding, or it cannot be read.
+        RecordError: the file has another encoding or cannot be read.
     """
     try:
         return path.read_bytes().decode("utf-8-sig")
@@ -38,10 +47,10 @@ def read_text(path: Path, where: str) -> str:
 
 
 def new_file(folder: Path, name: str, image: str) -> Path:
-    """Where the annotation file of a photo goes in an export.
+    """Path of a photo's annotation file in an export.
 
     Raises:
-        UserError: another photo has it, because tools find it by the photo's name without the suffix.
+        UserError: another photo has the same one, since tools find it by the photo's name without the suffix.
     """
     path = folder / name
     if path.exists():

@@ -1,15 +1,15 @@
-"""Hugging Face data sets on disk, in the three forms in which they are kept.
+"""Read Hugging Face data sets on disk, in the three forms in which they are kept.
 
 ``Dataset.save_to_disk`` or ``DatasetDict.save_to_disk``: Arrow files, opened by ``datasets.load_from_disk``.
 Parquet shards, ``data/<split>-00000-of-00004.parquet``, as the hub stores them, read batch by batch.
-Image folder: photos, and ``metadata.jsonl``, ``.csv`` or ``.parquet`` beside or above them with ``file_name``; the
-split is a folder name.
+Image folder: photos, and ``metadata.jsonl``, ``.csv`` or ``.parquet`` beside or above them with ``file_name``; a folder
+name gives the split.
 
-Columns: image or file_name, objects, and if there text, caption, width, height (see ``hf_objects``); others are left
-out and noted. Boxes are [x, y, width, height] in pixels from 0: of the frame that width and height declare where they
-are given (see ``photos.points_to_displayed``), else of the photo as displayed, which is what datasets decodes.
+Columns: image or file_name, objects, and optionally text, caption, width, height (see ``hf_objects``); others are not
+read, and noted. Boxes are [x, y, width, height] in pixels from 0: of the frame that width and height declare, if given
+(see ``photos.points_to_displayed``), otherwise of the displayed photo, which is what datasets decodes.
 
-A photo kept in a table is called ``<split>/<file name>`` if all have their own name, else ``<split>/<row number>``.
+A photo inside a table is called ``<split>/<file name>`` if file names are unique, otherwise ``<split>/<row number>``.
 Nothing is decoded, downloaded or written.
 """
 
@@ -24,9 +24,9 @@ from pathlib import Path
 from typing import Any
 
 from bbu.errors import RecordError
-from data_conversion.base import BadSource, SourceImage, SourceItem, SourceOptions, check_text, readable
-from data_conversion.formats.files import split_of, walk_files
-from data_conversion.formats.grouping import Shelves, named_split
+from data_conversion.base import BadSource, SourceImage, SourceItem, SourceOptions, bad_source, check_text, readable
+from data_conversion.formats.disk_multimap import DiskMultimap
+from data_conversion.formats.files import named_split, split_of, walk_files
 from data_conversion.formats.hf_objects import SUMMARY_COLUMNS, read_objects, read_size, read_summary
 from data_conversion.formats.hf_tables import Table, metadata_table, parquet_tables, saved_tables
 from data_conversion.formats.source_photos import find_photo, unnamed_photos
@@ -43,17 +43,15 @@ KINDS = {
     b"II*\0": ".tif",
     b"MM\0*": ".tif",
 }
-PLAIN_NAME = re.compile(
-    r"[^\x00-\x1f./\\][^\x00-\x1f/\\]{0,60}"
-)  # as a file name, at most 244 bytes without its suffix
+PLAIN_NAME = re.compile(r"[^\x00-\x1f./\\][^\x00-\x1f/\\]{0,60}")  # a file name of at most 244 bytes without suffix
 
-_NAMED = "named"  # shelf of photos in files of their own
+_NAMED = "named"  # map of the photos that have files of their own
 
 
 def iter_records(root: Path, options: SourceOptions = SourceOptions()) -> Iterator[SourceItem]:  # noqa: B008 (frozen)
-    """Yield one item a row, table by table; for an image folder also one for each photo that is in no row."""
-    with Shelves() as shelves:
-        source = _Source(root, shelves)
+    """Yield one item per row, table by table; for an image folder also one for each photo in no row."""
+    with DiskMultimap() as store:
+        source = _Source(root, store)
         if (root / "dataset_dict.json").is_file() or (root / "state.json").is_file():
             yield from source.items(saved_tables(root))
             return
@@ -64,38 +62,38 @@ def iter_records(root: Path, options: SourceOptions = SourceOptions()) -> Iterat
         yield from source.items(
             [metadata_table(path, readable(path.relative_to(root).as_posix())) for path in metadata]
         )
-        yield from unnamed_photos(root, options.ignore, shelves, _NAMED)
+        yield from unnamed_photos(root, options.ignore, store, _NAMED)
 
 
 class _Source:
     """The rows of all tables, as photos."""
 
-    def __init__(self, root: Path, shelves: Shelves) -> None:
-        self.root, self.shelves = root, shelves
+    def __init__(self, root: Path, store: DiskMultimap) -> None:
+        self.root, self.store = root, store
         self.finder = PhotoFinder(root)
         self.rows_of_split: Counter[str] = Counter()
 
     def items(self, tables: Sequence[Table | BadSource]) -> Iterator[SourceItem]:
         for table in tables:
             if isinstance(table, Table):
-                self._shelve_stems(table)
+                self._store_stems(table)
         for item in tables:
             if isinstance(item, BadSource):
                 yield item
             else:
                 yield from self._rows(item)
 
-    def _shelve_stems(self, table: Table) -> None:
-        """Put the file names of the photos on the shelf of their split, to see whether each has its own."""
+    def _store_stems(self, table: Table) -> None:
+        """Put the photos' file names into the map of their split, to see whether they are unique."""
         try:
             for path in table.paths():
-                self.shelves.put(f"stems {table.split}", (_stem(path) or "").casefold())
+                self.store.put(f"stems {table.split}", (_stem(path) or "").casefold())
         except (RecordError, OSError):
-            pass  # told when its rows are read
+            pass  # reported when the rows are read
 
     def _has_own_names(self, split: str) -> bool:
-        shelf = f"stems {split}"
-        return not self.shelves.has(shelf, "") and next(self.shelves.keys(shelf, at_least=2), None) is None
+        stems = f"stems {split}"
+        return not self.store.has(stems, "") and next(self.store.keys(stems, at_least=2), None) is None
 
     def _rows(self, table: Table) -> Iterator[SourceItem]:
         own_names = self._has_own_names(table.split)
@@ -109,18 +107,16 @@ class _Source:
                         raise row
                     yield self._photo(table, prefix, row, names, None if own_names else number)
                 except RecordError as error:
-                    yield BadSource(error.where, error.field, error.why)
-        except RecordError as error:
-            yield BadSource(error.where, error.field, error.why)
-        except OSError as error:
-            yield BadSource(table.where, "file", f"cannot be read ({error.strerror or error})")
+                    yield bad_source(error)
+        except (RecordError, OSError) as error:
+            yield bad_source(error, table.where)
 
     def _photo(
         self, table: Table, prefix: str, row: Mapping[str, Any], names: Mapping[str, Sequence[str]], number: int | None
     ) -> SourceImage:
         image, content = self._image(table, prefix, row, number)
         if content is None:
-            self.shelves.put(_NAMED, image)
+            self.store.put(_NAMED, image)
         objects, notes = read_objects(row.get("objects"), names, table.where, f"{prefix}objects")
         size = read_size(row, table.where, prefix)
         return SourceImage(
@@ -136,10 +132,10 @@ class _Source:
         )
 
     def _image(self, table: Table, prefix: str, row: Mapping[str, Any], number: int | None) -> tuple[str, bytes | None]:
-        """The photo's name and its bytes, or its place and None.
+        """The photo's name and bytes, or its path and None.
 
         Args:
-            number: what to call it; None = after its own file.
+            number: its name; None names it after its file.
         """
         column = "file_name" if "file_name" in row else "image"
         field = f"{prefix}{column}"

@@ -1,10 +1,10 @@
-"""One row of a Hugging Face data set → objects and summary; the same for JSON, CSV, Parquet and Arrow.
+"""One row of a Hugging Face data set → objects and summary, whether from JSON, CSV, Parquet or Arrow.
 
     objects   {"bbox": [[x, y, width, height], …], "category": […]} or [{"bbox": […], "category": …}, …]
     text or caption   text, or a list of texts
 
-The label is under ``categories``, ``category``, ``label`` or ``desc``: text, or the number of a ClassLabel. Other keys
-of an object are left out and noted, but ``iscrowd`` drops it.
+The label is in ``categories``, ``category``, ``label`` or ``desc``: text, or the number of a ClassLabel. Objects with
+``iscrowd`` are dropped; other keys of an object are not read, and noted.
 """
 
 from __future__ import annotations
@@ -15,15 +15,24 @@ from typing import Any
 
 from bbu.errors import RecordError
 from bbu.jsonl import decode_json
-from data_conversion.base import Dropped, RawObject, check_number, check_size, check_text
-from data_conversion.formats.json_stream import as_list, as_mapping
+from data_conversion.base import (
+    Dropped,
+    RawObject,
+    as_box,
+    as_list,
+    as_mapping,
+    as_text,
+    box_of_size,
+    check_text,
+    declared_size,
+)
 
 LABEL_KEYS = ("categories", "category", "label", "desc")
 CROWD_KEYS = ("iscrowd", "is_crowd")
-OTHER_KEYS = ("bbox", "id", "area")  # known, and nothing is lost with the last two
+OTHER_KEYS = ("bbox", "id", "area")  # the last two are not read, and hold nothing of use
 SUMMARY_COLUMNS = ("text", "caption")
 
-NO_LABEL = -1  # what datasets writes for a ClassLabel that nobody filled in
+NO_LABEL = -1  # what datasets writes for a missing ClassLabel
 
 
 def read_objects(
@@ -38,7 +47,7 @@ def read_objects(
         RecordError: no objects, or malformed ones.
     """
     if value is None:
-        raise RecordError(where, field, "is missing; a photo in which there is nothing to see has empty lists")
+        raise RecordError(where, field, "is missing; a photo with nothing to see has empty lists")
     if isinstance(value, str):
         try:
             value = decode_json(value, where)
@@ -55,7 +64,7 @@ def read_objects(
 
 
 class _Named:
-    """Field names of the object with this number: ``objects.bbox[3]``, or ``objects[3].bbox`` in a list of objects."""
+    """Field names of one object: ``objects.bbox[3]``, or ``objects[3].bbox`` in a list of objects."""
 
     def __init__(self, field: str, number: int, listed: bool) -> None:
         self.field, self.number, self.listed = field, number, listed
@@ -65,7 +74,7 @@ class _Named:
 
 
 def _one_by_one(value: Any, where: str, field: str) -> list[tuple[_Named, dict[str, Any]]]:
-    """A list of objects, or a mapping of lists, as mappings of one object each."""
+    """A list of objects, or a mapping of lists, as one mapping per object."""
     if isinstance(value, list):
         items = [as_mapping(item, where, f"{field}[{number}]") for number, item in enumerate(value)]
         return [(_Named(field, number, listed=True), item) for number, item in enumerate(items)]
@@ -96,7 +105,7 @@ def _label(value: Any, names: Sequence[str] | None, where: str, field: str) -> s
     if isinstance(value, bool) or not isinstance(value, int):
         raise RecordError(where, field, f"must be text or the number of a class, is {value!r}")
     if names is None:
-        raise RecordError(where, field, f"is {value}, and nothing says what that is called; write the name")
+        raise RecordError(where, field, f"is {value}, a class without a name; write the name")
     if value == NO_LABEL:
         return ""
     if not 0 <= value < len(names):
@@ -106,37 +115,26 @@ def _label(value: Any, names: Sequence[str] | None, where: str, field: str) -> s
 
 def _read_object(item: Mapping[str, Any], label: str, where: str, name_of: _Named) -> RawObject | Dropped:
     place = name_of("bbox")
-    numbers = as_list(item.get("bbox"), where, place)
-    if len(numbers) != 4:
-        raise RecordError(where, place, f"needs 4 numbers [x, y, width, height], has {len(numbers)}")
-    x, y, width, height = (check_number(number, where, f"{place}[{i}]") for i, number in enumerate(numbers))
+    box = as_box(item.get("bbox"), where, place)
     if not label:
         return Dropped("(no label)", "no_description", "the label is empty", place)
     if any(item.get(key) for key in CROWD_KEYS):
-        return Dropped(label, "crowd", "iscrowd: a region of many parts has no one description", place)
-    if min(width, height) < 0:
-        return Dropped(label, "inverted_box", f"width {width:g}, height {height:g} are below 0", place)
-    if min(width, height) == 0:
-        return Dropped(label, "zero_area", f"width {width:g}, height {height:g}", place)
-    return RawObject(label, "bbox_2d", (x, y, x + width, y + height), place)
+        return Dropped(label, "crowd", "iscrowd: a region of many objects has no single description", place)
+    return box_of_size(label, box, place)
 
 
 def read_summary(row: Mapping[str, Any], where: str, prefix: str) -> str | None:
-    """Words about the whole photo, several texts one a line; None if there are none."""
+    """Text about the whole photo, several texts on a line each; None if there is none."""
     lines = []
     for column in SUMMARY_COLUMNS:
         value = row.get(column)
-        for text in value if isinstance(value, list) else [] if value is None else [value]:
-            if not isinstance(text, str):
-                raise RecordError(where, f"{prefix}{column}", f"must be text, is {text!r}")
-            lines.append(check_text(text.strip(), where, f"{prefix}{column}"))
-    return "\n".join(line for line in lines if line) or None
+        texts = value if isinstance(value, list) else [] if value is None else [value]
+        lines += [as_text(text, where, f"{prefix}{column}") for text in texts]
+    return "\n".join(filter(None, lines)) or None
 
 
 def read_size(row: Mapping[str, Any], where: str, prefix: str) -> tuple[int, int] | None:
     """The size that the row declares, or None; in CSV it is text."""
     sides = [row.get(name) for name in ("width", "height")]
     width, height = (int(side) if isinstance(side, str) and re.fullmatch(r"\d{1,9}", side) else side for side in sides)
-    if width is None and height is None:
-        return None
-    return check_size(width, height, where, prefix.rstrip(".") or "row")
+    return declared_size(width, height, where, prefix.rstrip(".") or "row")

@@ -1,6 +1,6 @@
 """The tables of a Hugging Face data set: Arrow, Parquet, JSON lines and CSV, a few rows at a time.
 
-``datasets`` and ``pyarrow`` are imported where a table is opened: they take a second, and other formats need neither.
+``datasets`` and ``pyarrow`` take a second to import and only this format needs them, so they are imported on use.
 """
 
 from __future__ import annotations
@@ -16,25 +16,23 @@ from typing import Any
 
 from bbu.errors import RecordError
 from bbu.jsonl import decode_json
-from data_conversion.base import BadSource, readable
-from data_conversion.formats.files import read_text
-from data_conversion.formats.grouping import named_split
-from data_conversion.formats.json_stream import as_list, as_mapping
+from data_conversion.base import BadSource, as_list, as_mapping, bad_source, readable
+from data_conversion.formats.files import named_split, read_text
 
 ROWS = 16  # of a table in memory at a time, with their photos
 SHARD = re.compile(r"(?P<split>.+?)-\d{5}-of-\d{5}")
 
-Rows = Iterator[tuple[str, dict[str, Any] | RecordError]]  # prefix of field names; column → value, or what is wrong
+Rows = Iterator[tuple[str, dict[str, Any] | RecordError]]  # (prefix of field names, column → value or an error)
 ClassNames = dict[str, list[str]]  # key of an object → names of its ClassLabel
 
 
 class Table:
-    """The rows of one file or folder; every method raises RecordError where that is damaged.
+    """The rows of one file or folder; every method raises RecordError if that is damaged.
 
     Args:
         path: the file or folder.
         where: its path in the source, for messages.
-        split: the name that the data set gives the split; "" if none.
+        split: the data set's name for the split; "" if none.
     """
 
     def __init__(self, path: Path, where: str, split: str = "") -> None:
@@ -44,7 +42,7 @@ class Table:
         raise NotImplementedError
 
     def paths(self) -> Iterator[str | None]:
-        """What the photos that the rows hold were called; nothing where rows hold none."""
+        """File names of the photos inside the rows; none if the rows hold no photos."""
         return iter(())
 
     def class_names(self) -> ClassNames:
@@ -62,10 +60,8 @@ def saved_tables(root: Path) -> list[Table | BadSource]:
         for index, name in enumerate(splits):
             if not isinstance(name, str) or not re.fullmatch(r"\w[\w.-]*", name):
                 raise RecordError(where, f"splits[{index}]", f"must be the name of a folder, is {name!r}")
-    except RecordError as error:
-        return [BadSource(error.where, error.field, error.why)]
-    except OSError as error:
-        return [BadSource("dataset_dict.json", "file", f"cannot be read ({error.strerror or error})")]
+    except (RecordError, OSError) as error:
+        return [bad_source(error, "dataset_dict.json")]
     return [SavedTable(root / name, f"{name}/state.json", name) for name in splits]
 
 
@@ -88,7 +84,7 @@ def parquet_tables(root: Path, files: Iterable[Path]) -> list[Table | BadSource]
 
 
 def metadata_table(path: Path, where: str) -> Table:
-    """The metadata file of an image folder; its split is the photos' affair."""
+    """The metadata file of an image folder; the photos' folders give the split."""
     kinds: dict[str, Callable[[Path, str], Table]] = {".jsonl": JsonLines, ".csv": CsvFile, ".parquet": ParquetTable}
     return kinds[path.suffix](path, where)
 
@@ -136,7 +132,7 @@ class CsvFile(Table):
 
 
 class _ArrowTable(Table):
-    """Record batches with the features that datasets keeps beside them."""
+    """Record batches, and the features that datasets stores with them."""
 
     def batches(self, columns: list[str] | None) -> Iterator[Any]:
         raise NotImplementedError
@@ -170,20 +166,20 @@ class _ArrowTable(Table):
             yield
         except (RecordError, GeneratorExit):
             raise
-        except Exception as error:  # pyarrow and datasets raise many kinds for damaged files
+        except Exception as error:  # pyarrow and datasets raise many kinds of error for damaged files
             why = " ".join(str(error).split())[:200]
             raise RecordError(self.where, "file", f"is damaged or incomplete: {why or type(error).__name__}") from None
 
 
 class SavedTable(_ArrowTable):
-    """A folder that ``Dataset.save_to_disk`` wrote: Arrow files, mapped into memory."""
+    """A folder that ``Dataset.save_to_disk`` wrote: memory-mapped Arrow files."""
 
     @cached_property
     def _dataset(self) -> Any:
         import datasets
 
         dataset = datasets.load_from_disk(str(self.path.resolve()))
-        dataset.data.validate(full=True)  # Arrow trusts the offsets in a file
+        dataset.data.validate(full=True)  # Arrow trusts the offsets in a file, so check them
         return dataset
 
     def batches(self, columns: list[str] | None) -> Iterator[Any]:

@@ -1,8 +1,8 @@
-"""One big JSON file item by item: memory holds one item of a top-level list, never the file.
+"""Read one big JSON file item by item: memory holds one item of a top-level list, never the whole file.
 
-Items are found by the standard library's scanner and decoded by ``bbu.jsonl.decode_json``, so that NaN, a key written
-twice and deep nesting are the same errors as in a small file. (ijson's yajl reads half a surrogate pair as "?", keeps
-the last of two equal keys, and its prefixes take memory in the square of the nesting depth.)
+The standard library's scanner finds the items and ``bbu.jsonl.decode_json`` decodes them, so that NaN, a repeated key
+and deep nesting are the same errors as in a small file. (The yajl backend of ijson reads half a surrogate pair as "?"
+and keeps the last of two equal keys, and the memory for its prefixes grows with the square of the nesting depth.)
 """
 
 from __future__ import annotations
@@ -15,20 +15,19 @@ from typing import IO, Any, NamedTuple
 
 from bbu.errors import RecordError
 from bbu.jsonl import decode_json
-from data_conversion.base import check_number
 
 CHUNK = 1 << 20  # characters read at a time
-MAX_ITEM = 1 << 25  # characters; one photo or object is never that long
-CUT_OFF = 16  # characters; an error or a number that close to the end of the window may be only cut off there
+MAX_ITEM = 1 << 25  # characters; no photo or object is that long
+CUT_OFF = 16  # characters; an error or a number this close to the end of the window may only be cut off there
 
 _BLANK = re.compile(r"[ \t\n\r]*")
 _SCANNER = json.JSONDecoder()
 
 
 class JsonItem(NamedTuple):
-    """One part of a document: ``name`` is the top-level key, "" where the document is a list.
+    """One piece of a document: ``name`` is the top-level key, or "" where the document is a list.
 
-    A top-level list comes first as itself emptied (number None, value []), then item by item.
+    A top-level list comes first as an empty list (number None, value []), then item by item.
     """
 
     name: str
@@ -41,29 +40,29 @@ class JsonItem(NamedTuple):
 
 
 def stream_json(path: Path, where: str) -> Iterator[JsonItem]:
-    """Yield the parts of a JSON object or list in file order.
+    """Yield the pieces of a JSON object or list in file order.
 
     Raises:
-        RecordError: ``where``, the item and the reason, as soon as it is met.
+        RecordError: names ``where``, the item and the reason; raised as soon as the reader gets there.
         OSError: the file cannot be read.
     """
     with path.open(encoding="utf-8-sig", newline="") as stream:
         try:
-            yield from _Document(stream, where).parts()
+            yield from _Document(stream, where).pieces()
         except UnicodeDecodeError as error:
             raise RecordError(where, "file", f"is not UTF-8 ({error.reason}); save it as UTF-8") from None
 
 
 class _Document:
-    """A window of text that moves through the file; ``at`` is the next character to look at."""
+    """A window of text that moves through the file; ``at`` is the next character to read."""
 
     def __init__(self, stream: IO[str], where: str) -> None:
         self.stream, self.where = stream, where
         self.text, self.at = "", 0
         self.ended = False  # whether the window reaches the end of the file
-        self.before = 0  # characters of the file in front of the window
+        self.before = 0  # characters of the file before the window
 
-    def parts(self) -> Iterator[JsonItem]:
+    def pieces(self) -> Iterator[JsonItem]:
         first = self._peek()
         if first == "[":
             yield from self._items("")
@@ -118,7 +117,7 @@ class _Document:
         """The next character that is not blank, left in place; "" at the end of the file."""
         while True:
             blank = _BLANK.match(self.text, self.at)
-            assert blank is not None  # it matches nothing, too
+            assert blank is not None  # the pattern also matches an empty string
             self.at = blank.end()
             if self.at < len(self.text):
                 return self.text[self.at]
@@ -130,7 +129,7 @@ class _Document:
         self._peek()
         while True:
             length = self._length_of_value(field)
-            # A number near the end of the window may go on behind it.
+            # A number near the end of the window may continue beyond it.
             if length is not None and (self.ended or self.at + length + CUT_OFF <= len(self.text)):
                 break
             if length is None and len(self.text) - self.at > MAX_ITEM:
@@ -145,7 +144,7 @@ class _Document:
             raise RecordError(self.where, f"{field}{inner}", error.why) from None
 
     def _length_of_value(self, field: str) -> int | None:
-        """How many characters the value at hand has; None if it seems to go on behind the window."""
+        """Length of the value at hand in characters; None if it seems to continue beyond the window."""
         try:
             return _SCANNER.raw_decode(self.text, self.at)[1] - self.at
         except json.JSONDecodeError as error:
@@ -160,7 +159,7 @@ class _Document:
             raise RecordError(self.where, field, "is nested too deeply to be a record") from None
 
     def _read_on(self) -> bool:
-        """Drop what was used and read as much again as is left, so that a long item costs linear time."""
+        """Drop what was used and read as much as is left, so that a long item takes linear time."""
         left = self.text[self.at :]
         more = self.stream.read(max(CHUNK, len(left)))
         self.before += self.at
@@ -169,41 +168,3 @@ class _Document:
 
     def _broken(self, field: str, why: str, at: int) -> RecordError:
         return RecordError(self.where, field, f"is not valid JSON: {why} at character {self.before + at + 1}")
-
-
-def as_mapping(value: Any, where: str, field: str) -> dict[str, Any]:
-    """A JSON object.
-
-    Raises:
-        RecordError: anything else.
-    """
-    if not isinstance(value, dict):
-        raise RecordError(where, field, f"must be a JSON object, is {type(value).__name__}")
-    return value
-
-
-def as_list(value: Any, where: str, field: str) -> list[Any]:
-    """A JSON list.
-
-    Raises:
-        RecordError: anything else.
-    """
-    if not isinstance(value, list):
-        raise RecordError(where, field, f"must be a list, is {type(value).__name__}")
-    return value
-
-
-def as_points(value: Any, where: str, field: str) -> list[tuple[float, float]]:
-    """``[[x, y], …]`` in pixels.
-
-    Raises:
-        RecordError: anything else, naming the number.
-    """
-    points = []
-    for index, item in enumerate(as_list(value, where, field)):
-        name = f"{field}[{index}]"
-        pair = as_list(item, where, name)
-        if len(pair) != 2:
-            raise RecordError(where, name, f"must be a point [x, y], has {len(pair)} numbers")
-        points.append((check_number(pair[0], where, f"{name}[0]"), check_number(pair[1], where, f"{name}[1]")))
-    return points

@@ -1,19 +1,18 @@
-"""Label Studio, read: the JSON export, a list of tasks, one or several ``*.json`` at the root.
+"""Read Label Studio's JSON export: a list of tasks in one or several ``*.json`` at the root.
 
-Frame: the browser shows the photo turned as its EXIF tag says and points are percent of that photo, so
-``displayed`` is set and the size is ``original_width`` x ``original_height``. Where those are missing, points are
-shares of the photo.
+Frame: the browser applies the EXIF orientation and points are percent of the displayed photo, so ``displayed`` is set
+and the size is ``original_width`` x ``original_height``. Where those are missing, points are fractions of the photo.
 
-Labels: the labels of a region (several: joined by ``,``), then the choices, texts and taxonomy paths given to that
-region (same ``id``, or its id as ``parentID``), each as a further level, in the order they stand. Choices and texts
-without a region are about the photo: its summary. Other results (ratings, relations …) are noted, not read.
+Description: the labels of a region (several are joined by ``,``), then the choices, texts and taxonomy paths of that
+region (same ``id``, or its id as ``parentID``), each as a further level, in file order. Choices and texts without a
+region describe the whole photo: they become its summary. Other results (ratings, relations …) are noted, not read.
 
-Which results: of several annotations the one marked as ground truth, otherwise the one changed last (note
-``several_annotations``); cancelled ones never. Predictions are read only from a task without the key
-``annotations``, that is from a file made to be imported: in an export they are a model's guesses, not labels.
+Annotations: of several the ground truth is read, otherwise the one updated last (note ``several_annotations``);
+cancelled ones never are. Predictions are read only where a task has no key ``annotations``, that is in a file made for
+import: in an export they are a model's guesses, not labels.
 
 Photos: the longest tail of the reference that is a file of the source, with or without the eight hexadecimal digits
-that Label Studio puts before the name of an upload. ``data.split`` (train, val or test), if there, is the split.
+that Label Studio puts before the name of an upload. ``data.split`` (train, val or test) is the split, if given.
 
 Formats: labelstud.io/guide/export (raw JSON), /guide/task_format, /guide/predictions.
 """
@@ -29,7 +28,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, unquote_plus
 
-from bbu.errors import RecordError
+from bbu.errors import RecordError, shown
 from bbu.taxonomy import ATTRIBUTE_SEPARATOR, SEPARATOR
 from data_conversion.base import (
     IMAGE_SUFFIXES,
@@ -40,28 +39,32 @@ from data_conversion.base import (
     SourceImage,
     SourceItem,
     SourceOptions,
+    as_list,
+    as_mapping,
+    as_points,
+    as_text,
+    bad_source,
     check_number,
-    check_size,
     check_text,
+    declared_size,
     readable,
 )
-from data_conversion.formats.grouping import Shelves
-from data_conversion.formats.json_stream import as_list, as_mapping, stream_json
-from data_conversion.formats.source_photos import unnamed_photos
+from data_conversion.formats.json_stream import stream_json
+from data_conversion.formats.source_photos import read_exports
 from data_conversion.locating import PhotoFinder
 
 RECTANGLES = ("rectanglelabels", "rectangle")
 POLYGONS = ("polygonlabels", "polygon")
 OTHER_SHAPES = re.compile(r"(keypoint|brush|ellipse|bitmask|vector|cube|magicwand)(labels)?")
-WORDS = {"labels": "labels", "choices": "choices", "textarea": "text", "taxonomy": "taxonomy"}  # type → key of value
+TEXTS = {"labels": "labels", "choices": "choices", "textarea": "text", "taxonomy": "taxonomy"}  # type → key of value
 UPLOAD_PREFIX = re.compile(r"[0-9a-f]{8}-(?=.)")
-SENTENCE_SEPARATOR = "; "  # between the words about a whole photo
+SENTENCE_SEPARATOR = "; "  # between the texts about a whole photo
 CHOOSE_JSON = "choose the format JSON when you export from Label Studio"
 
 
 @dataclass
 class _Region:
-    """One shape on the photo and the words given to it, level by level."""
+    """One shape on the photo and its description, level by level."""
 
     item: dict[str, Any]
     place: str
@@ -77,36 +80,15 @@ class _Region:
 
 
 def iter_records(root: Path, options: SourceOptions = SourceOptions()) -> Iterator[SourceItem]:  # noqa: B008 (frozen)
-    """Yield one item a task, file by file, and one for each photo that no task names.
+    """Yield one item for each task, file by file, and one for each photo that no task names.
 
     A file that is no JSON list of tasks is one BadSource.
     """
-    with Shelves() as named:
-        for item in _read_files(root):
-            if isinstance(item, SourceImage):
-                named.put("photos", item.image)
-            yield item
-        yield from unnamed_photos(root, options.ignore, named, "photos")
-
-
-def _read_files(root: Path) -> Iterator[SourceItem]:
-    finder = PhotoFinder(root)
-    for path in sorted(root.glob("*.json")):
-        if path.name.startswith(".") or path.is_dir():
-            continue
-        if readable(path.name) != path.name:
-            yield BadSource(readable(path.name), "file", "has a name that is not UTF-8; rename it")
-            continue
-        try:
-            yield from _read_export(path, path.name, finder)
-        except RecordError as error:
-            yield BadSource(error.where, error.field, error.why)
-        except OSError as error:
-            yield BadSource(path.name, "file", f"cannot be read ({error.strerror or error})")
+    return read_exports(root, options.ignore, "*.json", _read_export)
 
 
 def _read_export(path: Path, where: str, finder: PhotoFinder) -> Iterator[SourceItem]:
-    for item in stream_json(path, where):  # to the end, before anything is taken from a file that may be cut off
+    for item in stream_json(path, where):  # to its end, before anything is taken from a file that may be cut off
         if item.name:
             raise RecordError(where, "file", f"must be a list of tasks; {CHOOSE_JSON}")
         if item.number == 0 and isinstance(item.value, dict) and "data" not in item.value:
@@ -117,8 +99,8 @@ def _read_export(path: Path, where: str, finder: PhotoFinder) -> Iterator[Source
         try:
             yield _read_task(item.value, where, item.field, finder)
         except RecordError as error:
-            yield BadSource(error.where, error.field, error.why)
-        except OSError as error:  # a photo name longer than names may be
+            yield bad_source(error)
+        except OSError as error:  # a photo name longer than a file name may be
             yield BadSource(where, f"{item.field}.data", f"names no photo ({error.strerror})")
 
 
@@ -147,7 +129,7 @@ def _read_task(value: Any, where: str, place: str, finder: PhotoFinder) -> Sourc
 
 
 def _choose_results(task: Mapping[str, Any], where: str, place: str) -> BadSource | tuple[list[Any], str, list[str]]:
-    """The results to read, their place, and notes; a BadSource where nobody has labelled the photo."""
+    """The results to read, their place, and notes; a BadSource if nobody has labelled the photo."""
     if task.get("annotations") is None:
         name, notes = "predictions", ["predictions_read"]
         found = as_list(task.get("predictions") or [], where, f"{place}.predictions")[:1]
@@ -162,32 +144,32 @@ def _choose_results(task: Mapping[str, Any], where: str, place: str) -> BadSourc
         return BadSource(where, place, why, reason="no_annotation")
     if len(kept) > 1:
         notes.append("several_annotations")
-    # Times of one export have one form, so their texts sort as they do; of equal ones the last.
+    # All times in an export have the same format, so they sort as text; of equal ones the last is taken.
     item, here = max(reversed(kept), key=lambda pair: _standing(pair[0]))
     return as_list(item.get("result"), where, f"{here}.result"), f"{here}.result", notes
 
 
 def _standing(annotation: Mapping[str, Any]) -> tuple[bool, str]:
-    """Sorts the annotations of a task: the truth above all, then by time of change."""
+    """Sort key of a task's annotations: ground truth last, then by time of update."""
     return annotation.get("ground_truth") is True, str(annotation.get("updated_at") or "")
 
 
-# ---------------------------------------------------------------- results → regions and words
+# ---------------------------------------------------------------- results → regions and texts
 
 
 def _read_results(results: list[Any], where: str, place: str) -> tuple[list[_Region], str | None, list[str]]:
-    """Regions in file order with their words, the words about the photo, and notes."""
+    """Regions in file order with their descriptions, the text about the photo, and notes."""
     regions: dict[str, _Region] = {}
     others: list[tuple[dict[str, Any], str]] = []
     for index, value in enumerate(results):
         here = f"{place}[{index}]"
         item = as_mapping(value, where, here)
         if not isinstance(item.get("type"), str):
-            raise RecordError(where, f"{here}.type", f"must be text, is {_show(item.get('type'))}")
+            raise RecordError(where, f"{here}.type", f"must be text, is {shown(item.get('type'))}")
         if not _is_shape(item["type"]):
             others.append((item, here))
             continue
-        region = _Region(item, here, _words(item, item["type"], where, here))
+        region = _Region(item, here, _texts(item, item["type"], where, here))
         first = regions.setdefault(_identity(item, here), region)
         if first is not region:
             if _outline(first) != _outline(region):
@@ -196,11 +178,11 @@ def _read_results(results: list[Any], where: str, place: str) -> tuple[list[_Reg
     about_photo: list[str] = []
     notes: list[str] = []
     for item, here in others:
-        if item["type"] not in WORDS:
+        if item["type"] not in TEXTS:
             notes.append(f"result_not_read: {readable(item['type'])}")
             continue
         owner = regions.get(_identity(item, here)) or regions.get(str(item.get("parentID")))
-        (owner.levels if owner else about_photo).extend(_words(item, WORDS[item["type"]], where, here))
+        (owner.levels if owner else about_photo).extend(_texts(item, TEXTS[item["type"]], where, here))
     return list(regions.values()), SENTENCE_SEPARATOR.join(about_photo) or None, notes
 
 
@@ -213,12 +195,12 @@ def _identity(item: Mapping[str, Any], here: str) -> str:
 
 
 def _outline(region: _Region) -> dict[str, Any]:
-    """What a region's value says without its labels."""
+    """A region's value without its labels."""
     return {key: value for key, value in region.value.items() if key != region.shape}
 
 
-def _words(item: Mapping[str, Any], key: str, where: str, here: str) -> list[str]:
-    """The text of one result as one level; [] when it says nothing. Taxonomy gives the levels of its path."""
+def _texts(item: Mapping[str, Any], key: str, where: str, here: str) -> list[str]:
+    """The text of one result as one level, [] if it is empty; a taxonomy path gives its levels."""
     found = as_mapping(item.get("value"), where, f"{here}.value").get(key)
     name = f"{here}.value.{key}"
     if found is None:
@@ -226,37 +208,29 @@ def _words(item: Mapping[str, Any], key: str, where: str, here: str) -> list[str
     texts = [found] if isinstance(found, str) else as_list(found, where, name)
     if key == "taxonomy":
         if len(texts) > 1:
-            raise RecordError(where, name, f"has {len(texts)} paths; a part has one description")
-        texts = [_text(word, where, name) for path in texts for word in as_list(path, where, name)]
+            raise RecordError(where, name, f"has {len(texts)} paths; an object has one description")
+        texts = [as_text(word, where, name) for path in texts for word in as_list(path, where, name)]
         return [text for text in texts if text]
-    joined = ATTRIBUTE_SEPARATOR.join(filter(None, (_text(text, where, name) for text in texts)))
+    joined = ATTRIBUTE_SEPARATOR.join(filter(None, (as_text(text, where, name) for text in texts)))
     return [joined] if joined else []
-
-
-def _text(value: Any, where: str, name: str) -> str:
-    if not isinstance(value, str):
-        raise RecordError(where, name, f"must be text, is {_show(value)}")
-    return check_text(value.strip(), where, name)
 
 
 # ---------------------------------------------------------------- geometry
 
 
 def _frame(regions: list[_Region], where: str) -> tuple[int, int] | None:
-    """The displayed size that the regions declare; None where they do not."""
+    """The displayed size that the regions declare; None if they declare none."""
     size = None
     for region in regions:
         turned = check_number(region.item.get("image_rotation") or 0, where, f"{region.place}.image_rotation")
         if turned % 360:
-            why = f"is {turned:g}: the photo was turned by hand while it was labelled; turn the file and label it again"
+            why = f"is {turned:g}: the photo was rotated by hand during labelling; rotate the file and label it again"
             raise RecordError(where, f"{region.place}.image_rotation", why)
         width, height = region.item.get("original_width"), region.item.get("original_height")
-        if width is None and height is None:
-            continue
-        found = check_size(width, height, where, f"{region.place}.original")
-        if size not in (None, found):
+        found = declared_size(width, height, where, f"{region.place}.original")
+        if size and found and size != found:
             raise RecordError(where, f"{region.place}.original_width", "differs from that of another region; keep one")
-        size = found
+        size = found or size
     return size
 
 
@@ -275,7 +249,7 @@ def _read_region(region: _Region, size: tuple[int, int] | None, where: str) -> R
     return RawObject(desc, shape[0], shape[1], place)
 
 
-Shape = tuple[str, tuple[float, ...] | str]  # kind and points, or reason and detail of what cannot be used
+Shape = tuple[str, tuple[float, ...] | str]  # (kind, points), or (reason, detail) of a shape that cannot be used
 
 
 def _rectangle(value: Mapping[str, Any], size: tuple[int, int] | None, where: str, place: str) -> Shape:
@@ -292,7 +266,7 @@ def _rectangle(value: Mapping[str, Any], size: tuple[int, int] | None, where: st
         return "bbox_2d", (x, y, x + width, y + height)
     if size is None:
         raise RecordError(where, f"{place}.rotation", "needs original_width and original_height beside it")
-    # Clockwise on the screen (y goes down) around the top left corner.
+    # Clockwise on the screen (y points down) around the top left corner.
     cos, sin = math.cos(math.radians(angle)), math.sin(math.radians(angle))
     right, down = (width * cos, width * sin), (-height * sin, height * cos)
     return "poly", (
@@ -302,22 +276,17 @@ def _rectangle(value: Mapping[str, Any], size: tuple[int, int] | None, where: st
 
 
 def _polygon(value: Mapping[str, Any], size: tuple[int, int] | None, where: str, place: str) -> Shape:
-    scale = _scale(size)
-    numbers: list[float] = []
-    for index, point in enumerate(as_list(value.get("points"), where, f"{place}.points")):
-        name = f"{place}.points[{index}]"
-        if len(as_list(point, where, name)) != 2:
-            raise RecordError(where, name, f"must be a point [x, y], has {len(point)} numbers")
-        numbers += (check_number(point[axis], where, f"{name}[{axis}]") * scale[axis] for axis in (0, 1))
+    points = as_points(value.get("points"), where, f"{place}.points")
     if value.get("closed") is False:
         return "unsupported_shape", "the polygon was not closed; finish it in Label Studio"
-    if len(numbers) < 6:
-        return "zero_area", f"a polygon of {len(numbers) // 2} points has no area"
-    return "poly", tuple(numbers)
+    if len(points) < 3:
+        return "zero_area", f"a polygon of {len(points)} points has no area"
+    across, down = _scale(size)
+    return "poly", tuple(number for x, y in points for number in (x * across, y * down))
 
 
 def _scale(size: tuple[int, int] | None) -> tuple[float, float]:
-    """Percent → pixels of the declared size, or shares of an unknown one."""
+    """Percent → pixels of the declared size, or fractions of an unknown one."""
     width, height = size or (1, 1)
     return width / 100, height / 100
 
@@ -326,7 +295,7 @@ def _scale(size: tuple[int, int] | None) -> tuple[float, float]:
 
 
 def _reference(data: Mapping[str, Any], regions: list[_Region], where: str, place: str) -> str:
-    """What the task says of its photo: under the key that its regions name, ``image``, or any that names a photo."""
+    """The task's reference to its photo: under the key that its regions name, ``image``, or any that names a photo."""
     named = {str(region.item["to_name"]) for region in regions if region.item.get("to_name") is not None}
     if len(named) > 1:
         raise RecordError(
@@ -343,10 +312,10 @@ def _reference(data: Mapping[str, Any], regions: list[_Region], where: str, plac
 
 
 def _find_photo(reference: str, finder: PhotoFinder) -> str:
-    """Path of the photo in the source; what cannot be found comes back as the reference has it."""
+    """Path of the photo in the source; one that is not found comes back as in the reference."""
     names = [name.replace("\\", "/") for name in _paths(reference)]
     if posixpath.normpath(names[0]).startswith("../"):
-        return names[0]  # leaves the source: refused when it is opened
+        return names[0]  # leaves the source, which is refused when the photo is opened
     for name in names:
         parts = posixpath.normpath(name).split("/")
         for start in range(len(parts)):
@@ -362,7 +331,7 @@ def _find_photo(reference: str, finder: PhotoFinder) -> str:
 
 
 def _paths(reference: str) -> list[str]:
-    """The path in a reference, likeliest first: older versions wrote local files and addresses unescaped."""
+    """Candidate paths of a reference, likeliest first: older versions did not escape local files and URLs."""
     path, _, query = reference.partition("?")
     if path.rstrip("/").endswith("data/local-files"):
         name = query.partition("d=")[2].lstrip("/")
@@ -373,10 +342,3 @@ def _paths(reference: str) -> list[str]:
     if path.startswith("/data/upload/"):
         return [path.lstrip("/"), unquote(path.lstrip("/"))]
     return [reference, unquote(reference)]
-
-
-def _show(value: Any) -> str:
-    if isinstance(value, list | dict):
-        return type(value).__name__
-    text = ascii(value)
-    return text if len(text) <= 60 else text[:57] + "..."

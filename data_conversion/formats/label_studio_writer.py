@@ -1,19 +1,19 @@
-"""Label Studio, written: pre-annotations for people to correct, and the labelling interface that shows them.
+"""Write for Label Studio: pre-annotations to correct, and the labelling interface that shows them.
 
     tasks.json          every photo with its objects as one prediction: Import
     label_config.xml    rectangles and polygons with all descriptions: Settings > Labeling Interface > Code
     images/             the photos
 
-Label Studio serves the photos from where they are when it is started with
+Label Studio serves the photos from their folder if it is started with
 
     LABEL_STUDIO_LOCAL_FILES_SERVING_ENABLED=true
     LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT=<absolute path of the written folder>
 
-and the project has a source storage "Local files" with the path ``<written folder>/images`` (it need not be
-synchronised). It wants a folder below the document root there, hence ``images/``.
+and the project has a source storage "Local files" with the path ``<written folder>/images``, which need not be synced.
+The storage must be a folder below the document root, hence ``images/``.
 
-The split goes into ``data.split``, a column to filter by; words about the whole photo into a text area. A line is
-written as its enclosing box: no tool of the labelling interface draws lines.
+The split goes into ``data.split``, a column to filter by; the summary into a text area. A line is written as its
+enclosing box, since the labelling interface has no lines.
 
 Formats: labelstud.io/guide/predictions, /guide/storage (Local storage), /tags/rectanglelabels, /tags/polygonlabels.
 """
@@ -21,7 +21,6 @@ Formats: labelstud.io/guide/predictions, /guide/storage (Local storage), /tags/r
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -30,24 +29,23 @@ from xml.sax.saxutils import quoteattr
 
 from bbu.geometry import enclosing_box, thicken
 from bbu.jsonl import atomic_writer
-from data_conversion.base import ExportObject, ExportPhoto, Losses
+from data_conversion.base import ExportLosses, ExportObject, ExportPhoto
+from data_conversion.formats.xml_files import NOT_IN_XML
 
 MODEL = "bbu"
 LINE_AS_BOX = "line written as its box"
 NOT_OFFERED = "description with characters that XML cannot hold, not in label_config.xml"
-NOT_IN_XML = re.compile("[^\t\n\r -\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")  # XML 1.0, production Char
 DECIMALS = 6  # of a percentage: a thousandth of a pixel in a photo of 100,000
 
 
 def photo_place(image: str, split: str | None) -> str:
-    """Where the tasks look for a photo."""
-    del split
+    """``images/<image>``, whatever the split."""
     return f"images/{image}"
 
 
-def write_records(photos: Iterator[ExportPhoto], folder: Path) -> Losses:
-    """Write tasks.json and label_config.xml; only the descriptions are kept in memory."""
-    losses = Losses()
+def write_records(photos: Iterator[ExportPhoto], folder: Path) -> ExportLosses:
+    """Write tasks.json and label_config.xml; memory holds only the descriptions."""
+    losses = ExportLosses()
     descriptions: dict[str, None] = {}
     has_summary = False
     with atomic_writer(folder / "tasks.json") as stream:
@@ -97,7 +95,7 @@ def _result(item: ExportObject, photo: ExportPhoto, identity: str) -> dict[str, 
 
 def _rectangle(item: ExportObject, photo: ExportPhoto) -> dict[str, float]:
     x1, y1, x2, y2 = enclosing_box(item.points)
-    if item.kind == "line":  # one along an axis has no height
+    if item.kind == "line":  # one along an axis has no extent across it
         x1, y1, x2, y2 = thicken((x1, y1, x2, y2), photo.width, photo.height)
     across, down = 100 / photo.width, 100 / photo.height
     sides = (x1 * across, y1 * down, (x2 - x1) * across, (y2 - y1) * down)
@@ -105,7 +103,7 @@ def _rectangle(item: ExportObject, photo: ExportPhoto) -> dict[str, float]:
 
 
 def _control(name: str, kind: str, value: dict[str, Any], identity: str) -> dict[str, Any]:
-    """One result of the control ``name`` of the labelling interface."""
+    """A result of the control ``name`` in the labelling interface."""
     return {"id": identity, "from_name": name, "to_name": "image", "type": kind, "value": value}
 
 

@@ -1,20 +1,20 @@
-"""LabelMe (github.com/wkentaro/labelme): one JSON beside each photo, in pixels of the photo as displayed.
+"""Read and write LabelMe (github.com/wkentaro/labelme): one JSON beside each photo, in displayed pixels.
 
     root/…/name.jpg + name.json: {"shapes": [{label, points, shape_type, flags, description, …}], "imagePath", …}
 
-LabelMe turns photos by their EXIF tag when it loads them, so its points are displayed pixels.
+LabelMe applies the EXIF orientation when it loads a photo, so its points are displayed pixels.
 
 | shape_type                             | becomes |
 |----------------------------------------|---------|
-| rectangle                              | bbox_2d; with four corners that do not lie along the axes, poly |
+| rectangle                              | bbox_2d; poly if its four corners do not lie along the axes |
 | polygon, oriented_rectangle, rotation  | poly (``rotation`` is the turned rectangle of X-AnyLabeling) |
 | line, linestrip                        | line |
 | circle (centre, a point on it)         | bbox_2d, the box that touches it, noted |
 | point, points, mask                    | dropped as ``unsupported_shape`` |
 
-Description path: the label, then the names of flags that are set, in file order, then the description text. The folder
-of the JSON is where ``imagePath`` starts. A photo that is not there is taken from ``imageData`` or, without that, from
-where else in the source it is found; both are noted. A folder called train, val or test is the split.
+Description: the label, then the names of flags that are set, in file order, then the description text. ``imagePath``
+is relative to the folder of the JSON. A photo that is not there is taken from ``imageData`` or, without that, from
+elsewhere in the source; both are noted. A folder called train, val or test is the split.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ import os
 import posixpath
 from collections.abc import Iterator, Mapping
 from functools import partial
+from itertools import chain
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -35,20 +36,22 @@ from bbu.taxonomy import join_path
 from data_conversion.base import (
     IMAGE_SUFFIXES,
     Dropped,
+    ExportLosses,
     ExportObject,
     ExportPhoto,
-    Losses,
     RawObject,
     SourceImage,
     SourceItem,
     SourceOptions,
-    check_size,
+    as_list,
+    as_mapping,
+    as_points,
     check_text,
+    declared_size,
     read_each,
 )
+from data_conversion.formats.disk_multimap import DiskMultimap
 from data_conversion.formats.files import new_file, read_text, split_of, walk_files
-from data_conversion.formats.grouping import Shelves
-from data_conversion.formats.json_stream import as_list, as_mapping, as_points
 from data_conversion.formats.source_photos import find_photo, unnamed_photos
 from data_conversion.locating import PhotoFinder
 
@@ -58,23 +61,23 @@ RINGS = ("polygon", "oriented_rectangle", "rotation")
 LINES = ("line", "linestrip")
 UNSUPPORTED = ("point", "points", "mask")  # no box, polygon or line
 SHAPE_TYPES = ("rectangle", *RINGS, *LINES, "circle", *UNSUPPORTED)
-AXIS_TOLERANCE = 0.5  # displayed pixels a corner may lie off the enclosing box and the rectangle still be a box
+AXIS_TOLERANCE = 0.5  # displayed pixels that the corners of a box may lie off its enclosing box
 CIRCLE_AS_BOX = "circle_read_as_its_box"  # note
 PHOTO_FROM_JSON = "photo_taken_from_image_data"  # note
 PHOTO_ELSEWHERE = "photo_found_in_another_folder"  # note
 
-VERSION = "5.4.1"  # of the files written: the newest whose shapes all of LabelMe 5 reads
+VERSION = "5.4.1"  # of written files: the newest whose shapes every LabelMe 5 reads
 SHAPES = {"bbox_2d": "rectangle", "poly": "polygon", "line": "linestrip"}  # geometry of a record → shape_type
 
 
 def iter_records(root: Path, options: SourceOptions = SourceOptions()) -> Iterator[SourceItem]:  # noqa: B008 (frozen)
-    """Yield one item for each JSON file, and one for each photo that none names, both by folder and name."""
+    """Yield one item for each JSON file, then one for each photo that none names, both by folder and name."""
     files = (path for path in walk_files(root, options.ignore) if path.suffix.lower() == ".json")
-    with Shelves() as named:
+    with DiskMultimap() as named:
         for item in read_each(root, files, partial(_read_file, finder=PhotoFinder(root))):
             if isinstance(item, SourceImage):
                 named.put("photos", item.image)
-            else:  # the photo of a bad JSON is not missing one
+            else:  # the photo of a malformed JSON does have one
                 stem = posixpath.splitext(item.source)[0]
                 for suffix in (*IMAGE_SUFFIXES, *map(str.upper, IMAGE_SUFFIXES)):
                     named.put("photos", f"{stem}{suffix}")
@@ -90,12 +93,11 @@ def _read_file(path: Path, where: str, finder: PhotoFinder) -> SourceImage:
     image, content = _photo(value, where, finder, notes)
     shapes = as_list(value["shapes"], where, "shapes")
     objects = tuple(_read_shape(item, where, f"shapes[{index}]", notes) for index, item in enumerate(shapes))
-    size = (value.get("imageWidth"), value.get("imageHeight"))
     return SourceImage(
         image=image,
         source=where,
         objects=objects,
-        size=None if size == (None, None) else check_size(*size, where, "image"),
+        size=declared_size(value.get("imageWidth"), value.get("imageHeight"), where, "image"),
         displayed=True,
         split=split_of(image),
         content=content,
@@ -107,7 +109,7 @@ def _read_file(path: Path, where: str, finder: PhotoFinder) -> SourceImage:
 
 
 def _photo(value: Mapping[str, Any], where: str, finder: PhotoFinder, notes: list[str]) -> tuple[str, bytes | None]:
-    """Path of the photo, and its bytes where only the JSON has them."""
+    """Path of the photo, and its bytes if only the JSON has them."""
     name = _text(value.get("imagePath"), where, "imagePath").replace("\\", "/")
     if not name:
         raise RecordError(where, "imagePath", "is missing or empty; name the photo")
@@ -122,7 +124,7 @@ def _photo(value: Mapping[str, Any], where: str, finder: PhotoFinder, notes: lis
         notes += [PHOTO_ELSEWHERE] * found
         return elsewhere if found else image, None
     notes.append(PHOTO_FROM_JSON)
-    if image.startswith(("/", "../")):  # nothing is opened there: only the name is needed
+    if image.startswith(("/", "../")):  # outside the source: only the name is used
         image = posixpath.join(folder, posixpath.basename(name))
     return image, _decode_photo(data, where)
 
@@ -135,7 +137,7 @@ def _decode_photo(data: str, where: str) -> bytes:
     try:
         return base64.b64decode("".join(data.split()), validate=True)
     except ValueError as error:
-        why = f"is not base64 ({error}), and the photo is not there; add it"
+        why = f"is not base64 ({error}), and the photo is missing; add it"
         raise RecordError(where, "imageData", why) from None
 
 
@@ -145,7 +147,7 @@ def _decode_photo(data: str, where: str) -> bytes:
 def _read_shape(value: Any, where: str, field: str, notes: list[str]) -> RawObject | Dropped:
     shape = as_mapping(value, where, field)
     desc = _description(shape, where, field)
-    name = shape.get("shape_type") or "polygon"  # the oldest files have polygons only, and do not say so
+    name = shape.get("shape_type") or "polygon"  # the oldest files hold only polygons, without a type
     if not isinstance(name, str) or name not in SHAPE_TYPES:
         raise RecordError(where, f"{field}.shape_type", f"must be one of {', '.join(SHAPE_TYPES)}, is {name!r}")
     points = as_points(shape.get("points"), where, f"{field}.points")
@@ -162,7 +164,7 @@ def _read_shape(value: Any, where: str, field: str, notes: list[str]) -> RawObje
 
 
 def _description(shape: Mapping[str, Any], where: str, field: str) -> str:
-    """Label / flags that are set / description text; "" without a label."""
+    """Label / set flags / description text; "" without a label."""
     label = _text(shape.get("label"), where, f"{field}.label").strip()
     text = _text(shape.get("description"), where, f"{field}.description").strip()
     flags = _flags(shape.get("flags"), where, f"{field}.flags")
@@ -170,7 +172,7 @@ def _description(shape: Mapping[str, Any], where: str, field: str) -> str:
 
 
 def _flags(value: Any, where: str, field: str) -> list[str]:
-    """Names of the flags that are set."""
+    """Names of the set flags."""
     flags = as_mapping(value or {}, where, field)
     for name, state in flags.items():
         check_text(name, where, field)
@@ -180,7 +182,7 @@ def _flags(value: Any, where: str, field: str) -> list[str]:
 
 
 def _geometry(name: str, points: Points, where: str, field: str) -> tuple[str, tuple[float, ...]]:
-    flat = tuple(number for point in points for number in point)
+    flat = tuple(chain.from_iterable(points))
     if name == "rectangle" and len(points) in (2, 4):
         box = enclosing_box(flat)
         return ("bbox_2d", box) if len(points) == 2 or _along_axes(points, box) else ("poly", flat)
@@ -197,7 +199,7 @@ def _geometry(name: str, points: Points, where: str, field: str) -> tuple[str, t
 
 
 def _along_axes(points: Points, box: tuple[float, float, float, float]) -> bool:
-    """Whether four points are, within AXIS_TOLERANCE, the four corners of their enclosing box."""
+    """Whether four points are the corners of their enclosing box, within AXIS_TOLERANCE."""
     corners = [(x, y) for x in box[::2] for y in box[1::2]]
     return all(
         any(abs(x - cx) <= AXIS_TOLERANCE and abs(y - cy) <= AXIS_TOLERANCE for x, y in points) for cx, cy in corners
@@ -213,15 +215,15 @@ def _text(value: Any, where: str, field: str) -> str:
 # ---------------------------------------------------------------- writing
 
 
-def write_records(photos: Iterator[ExportPhoto], folder: Path) -> Losses:
-    """Write ``name.json`` where ``name.jpg`` is expected: every geometry is kept, and the description is the label.
+def write_records(photos: Iterator[ExportPhoto], folder: Path) -> ExportLosses:
+    """Write ``name.json`` beside each ``name.jpg``: every geometry is kept, and the description is the label.
 
-    Splits are kept only as far as the photos' own folders tell them, scores and summaries not at all.
+    Splits are kept only where the photos' own folders name them; scores and summaries are not kept.
 
     Raises:
         UserError: two photos that differ only in their suffix would share a JSON.
     """
-    losses: Losses = Losses()
+    losses = ExportLosses()
     for photo in photos:
         name = str(PurePosixPath(photo.image).with_suffix(".json"))
         write_json(new_file(folder, name, photo.image), _document(photo))

@@ -1,10 +1,9 @@
-"""Pascal VOC: ``Annotations/*.xml``, ``JPEGImages/`` and, if there, ``ImageSets/Main/{train,val,test}.txt``.
+"""Read Pascal VOC: ``Annotations/*.xml``, ``JPEGImages/`` and, if present, ``ImageSets/Main/{train,val,test}.txt``.
 
-VOC numbers pixels from 1 and includes both corners, so a full image is (1, 1, W, H). As edges in pixels from
-0 that is (xmin - 1, ymin - 1, xmax, ymax). Common tools keep to [1, W] × [1, H] too: in BCCD the smallest
-corner is 1 (610 boxes, cells cut by the border), none is 0, and the largest is W or H. Two corners with the same
-x or y would be one pixel wide by the letter of the rule; labelling tools write them for a stray click, so
-they count as zero area and are dropped.
+VOC counts pixels from 1 and includes both corners, so a full image is (1, 1, W, H); as edges in pixels from 0 that is
+(xmin - 1, ymin - 1, xmax, ymax). Common tools also keep to [1, W] × [1, H]: in BCCD the smallest corner is 1 (610
+boxes, of cells cut by the border), none is 0, and the largest is W or H. Strictly, corners with the same x or y are one
+pixel apart; but labelling tools write them for a stray click, so they count as zero area and are dropped.
 """
 
 from __future__ import annotations
@@ -12,6 +11,7 @@ from __future__ import annotations
 import posixpath
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -25,21 +25,25 @@ from data_conversion.base import (
     SourceImage,
     SourceItem,
     SourceOptions,
-    check_number,
+    bad_source,
+    box_of_corners,
     check_size,
     check_text,
+    parse_number,
     read_each,
     readable,
 )
+from data_conversion.formats.files import read_text
+from data_conversion.formats.xml_files import NoDoctype, parse_xml
 
 
 def iter_records(root: Path, options: SourceOptions = SourceOptions()) -> Iterator[SourceItem]:  # noqa: B008 (frozen)
-    """Yield one item for each XML file, by name; photos that the image sets leave out are passed over."""
-    del options  # VOC has one label a box and fixed folders
+    """Yield one item for each XML file, by name, then what has no XML file."""
+    del options  # VOC has one label per box and fixed folders
     try:
         hints = _read_image_sets(root)
     except RecordError as error:
-        yield BadSource(error.where, error.field, error.why)
+        yield bad_source(error)
         return
     files = sorted(path for path in (root / "Annotations").glob("*.xml") if not path.name.startswith("."))
     used: set[str] = set()
@@ -59,7 +63,7 @@ def iter_records(root: Path, options: SourceOptions = SourceOptions()) -> Iterat
 def _read_image_sets(root: Path) -> dict[str, str] | None:
     """Stem → split, or None when the source has no image sets.
 
-    ``trainval.txt`` is only the union of two others and is read as train where neither of them is there.
+    ``trainval.txt`` is the union of two others and is read as train only where both of those are missing.
     """
     folder = root / "ImageSets" / "Main"
     files = {split: folder / f"{split}.txt" for split in SPLITS}
@@ -68,47 +72,21 @@ def _read_image_sets(root: Path) -> dict[str, str] | None:
     hints: dict[str, str] = {}
     found = [(split, file) for split, file in files.items() if file.is_file()]
     for split, file in found:
-        for stem in _read_stems(file, file.relative_to(root).as_posix()):
+        where = file.relative_to(root).as_posix()
+        for stem in filter(None, map(str.strip, read_text(file, where).splitlines())):
             if hints.setdefault(stem, split) != split:
-                where = file.relative_to(root).as_posix()
                 raise RecordError(where, stem, f"is in {hints[stem]} and in {split}; keep it in one split")
     return hints if found else None
 
 
-def _read_stems(file: Path, where: str) -> list[str]:
-    try:
-        text = file.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise RecordError(where, "file", f"is not UTF-8 ({error.reason}); save it as UTF-8") from None
-    return [line.strip() for line in text.splitlines() if line.strip()]
-
-
-class _NoDoctype(ElementTree.TreeBuilder):
-    """Entities, and with them files that explode in memory, can only be declared in a DOCTYPE: refuse it."""
-
-    def __init__(self, where: str) -> None:
-        super().__init__()
-        self.where = where
-
-    def doctype(self, name: str, public_id: str | None, system_id: str | None) -> None:
-        raise RecordError(self.where, "DOCTYPE", "is refused; remove the DOCTYPE and its entities")
-
-
-def _parse_xml(path: Path, where: str) -> ElementTree.Element:
-    parser = ElementTree.XMLParser(target=_NoDoctype(where))
-    try:
-        parser.feed(path.read_bytes())
-        return parser.close()
-    except (ElementTree.ParseError, ValueError, LookupError) as error:
-        if isinstance(error, RecordError):
-            raise
-        raise RecordError(where, "file", f"is not valid XML: {error}") from None
+class _Tree(NoDoctype, ElementTree.TreeBuilder):
+    """Parser target that builds the tree."""
 
 
 def _read_file(path: Path, where: str, root: Path, hints: Mapping[str, str] | None) -> SourceItem:
     if hints is not None and path.stem not in hints:
         return BadSource(where, "ImageSets", "is in none of train.txt, val.txt, test.txt", reason="not_in_image_sets")
-    annotation = _parse_xml(path, where)
+    annotation: ElementTree.Element = parse_xml(path, _Tree(where))
     if annotation.tag != "annotation":
         raise RecordError(where, annotation.tag, "the root element must be <annotation>")
     objects = [_read_object(item, where, f"object[{i}]") for i, item in enumerate(annotation.findall("object"))]
@@ -122,7 +100,7 @@ def _read_file(path: Path, where: str, root: Path, hints: Mapping[str, str] | No
 
 
 def _image_name(annotation: ElementTree.Element, path: Path, where: str, root: Path) -> str:
-    """``JPEGImages/<filename>``; without a <filename> the photo with the stem of the XML."""
+    """``JPEGImages/<filename>``; without a <filename> the photo that has the stem of the XML."""
     name = (annotation.findtext("filename") or "").strip()
     if name:
         return posixpath.normpath(f"JPEGImages/{check_text(name, where, 'filename')}")
@@ -143,14 +121,9 @@ def _declared_size(annotation: ElementTree.Element, where: str) -> tuple[int, in
 
 def _number(parent: ElementTree.Element, tag: str, where: str, field: str) -> float:
     text = parent.findtext(tag)
-    name = f"{field}.{tag}"
     if text is None:
-        raise RecordError(where, name, "is missing")
-    try:
-        number = float(text)
-    except ValueError:
-        raise RecordError(where, name, f"must be a number, is {text!r}") from None
-    return check_number(number, where, name)
+        raise RecordError(where, f"{field}.{tag}", "is missing")
+    return parse_number(text, where, f"{field}.{tag}")
 
 
 def _read_object(item: ElementTree.Element, where: str, field: str) -> RawObject | Dropped:
@@ -159,11 +132,8 @@ def _read_object(item: ElementTree.Element, where: str, field: str) -> RawObject
     if box is None:
         raise RecordError(where, f"{field}.bndbox", "is missing")
     x1, y1, x2, y2 = (_number(box, tag, where, f"{field}.bndbox") for tag in ("xmin", "ymin", "xmax", "ymax"))
-    corners = f"({x1:g}, {y1:g}, {x2:g}, {y2:g})"
     if not label:
         return Dropped("(no label)", "no_description", "<name> is missing or empty", field)
-    if x2 < x1 or y2 < y1:
-        return Dropped(label, "inverted_box", f"corners {corners} are swapped", f"{field}.bndbox")
-    if x2 == x1 or y2 == y1:
-        return Dropped(label, "zero_area", f"corners {corners} coincide", f"{field}.bndbox")
-    return RawObject(label, "bbox_2d", (x1 - 1, y1 - 1, x2, y2), f"{field}.bndbox")
+    found = box_of_corners(label, (x1, y1, x2, y2), f"{field}.bndbox")
+    edges = (x1 - 1, y1 - 1, x2, y2)
+    return replace(found, points=edges) if isinstance(found, RawObject) else found

@@ -1,11 +1,11 @@
-"""Written as Pascal VOC: ``Annotations/*.xml``, ``ImageSets/Main/<split>.txt``, and the photos in ``JPEGImages/``.
+"""Write Pascal VOC: ``Annotations/*.xml``, ``ImageSets/Main/<split>.txt``, and the photos in ``JPEGImages/``.
 
-VOC is flat, and its tools find a photo by the name of the XML. So a photo in a folder is called by its whole path,
-``train/a.jpg`` → ``train%2Fa.jpg`` and ``train%2Fa.xml``, which no two photos share; ``<path>`` keeps the path itself.
+VOC is flat, and its tools find a photo by the name of the XML. So a photo is named by its whole path, ``train/a.jpg`` →
+``train%2Fa.jpg`` and ``train%2Fa.xml``, which keeps names unique; ``<path>`` holds the path itself.
 
-Edges become corners that count from 1 and are inclusive, (x1 + 1, y1 + 1, x2, y2), with their decimals. A box of one
-pixel or less would get two corners at the same place, which readers drop as a stray click; it is written as wide as
-NARROWEST, and counted. Half a pixel is the most that an edge moves by it if the box was half a pixel wide.
+Edges become inclusive corners that count from 1, (x1 + 1, y1 + 1, x2, y2), with their decimals. A box of one pixel or
+less would get two corners at the same place, which readers drop as a stray click, so it is written NARROWEST wide and
+counted. For a box of half a pixel this moves each edge by a quarter of a pixel.
 """
 
 from __future__ import annotations
@@ -20,18 +20,17 @@ from xml.sax.saxutils import escape
 from bbu.errors import UserError
 from bbu.geometry import enclosing_box, thicken
 from bbu.jsonl import atomic_writer
-from data_conversion.base import ExportObject, ExportPhoto, Losses
+from data_conversion.base import ExportLosses, ExportObject, ExportPhoto
 from data_conversion.formats.files import new_file
+from data_conversion.formats.xml_files import NOT_IN_XML
 
 DECIMALS = 4  # of a pixel
-NARROWEST = 1.001  # pixels from edge to edge: over one, also with those decimals
-NOT_IN_A_NAME = re.compile(r"^\.|[%/\s\x00-\x1f\x7f]")  # a hidden file; what would break a path or a line of a list
-NOT_IN_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")  # XML 1.0, production Char
+NARROWEST = 1.001  # pixels from edge to edge: over one even after rounding
+NOT_IN_A_NAME = re.compile(r"^\.|[%/\s\x00-\x1f\x7f]")  # a hidden file; characters that break a path or a line
 
 
 def photo_place(image: str, split: str | None) -> str:
-    """``JPEGImages/<name>``: the photo's path with ``/``, ``%`` and blanks written as in a URL."""
-    del split
+    """``JPEGImages/<name>``: the photo's path with ``/``, ``%`` and blanks escaped as in a URL."""
     return f"JPEGImages/{NOT_IN_A_NAME.sub(_percent, image)}"
 
 
@@ -39,16 +38,16 @@ def _percent(found: re.Match[str]) -> str:
     return "".join(f"%{byte:02X}" for byte in found.group().encode())
 
 
-def write_records(photos: Iterator[ExportPhoto], folder: Path) -> Losses:
-    """Write an XML file for each photo, and the image sets; a photo without a split goes to train.
+def write_records(photos: Iterator[ExportPhoto], folder: Path) -> ExportLosses:
+    """Write one XML file per photo, and the image sets; a photo without a split goes to train.
 
-    Lines (at least MIN_BOX_THICKNESS thick) and polygons are written as their boxes; scores and summaries are not.
+    Lines (at least MIN_BOX_THICKNESS thick) and polygons are written as their boxes, scores and summaries not at all.
 
     Raises:
         UserError: two photos that differ only in their suffix would share an XML file, or a text holds a character
             that XML cannot hold.
     """
-    losses: Losses = Losses()
+    losses = ExportLosses()
     sets: dict[str, IO[str]] = {}
     with ExitStack() as stack:
         for photo in photos:
@@ -66,7 +65,7 @@ def write_records(photos: Iterator[ExportPhoto], folder: Path) -> Losses:
     return +losses
 
 
-def _annotation(photo: ExportPhoto, name: str, losses: Losses) -> str:
+def _annotation(photo: ExportPhoto, name: str, losses: ExportLosses) -> str:
     objects = "".join(_object(item, photo, losses) for item in photo.objects)
     return (
         "<annotation>\n  <folder>JPEGImages</folder>\n"
@@ -76,7 +75,7 @@ def _annotation(photo: ExportPhoto, name: str, losses: Losses) -> str:
     )
 
 
-def _object(item: ExportObject, photo: ExportPhoto, losses: Losses) -> str:
+def _object(item: ExportObject, photo: ExportPhoto, losses: ExportLosses) -> str:
     losses["score not kept"] += item.score is not None
     losses["line written as its box"] += item.kind == "line"
     losses["polygon written as its box"] += item.kind == "poly"

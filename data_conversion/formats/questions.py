@@ -1,7 +1,7 @@
-"""Newer BBU label scheme: one key for each question → one slash path.
+"""The newer BBU label scheme: one key per question → one slash path.
 
-The table is the documentation: a question belongs to an object type and its answer to a level. Answers of
-one level are joined with commas in table order; ``special_situation`` is the free remark and comes last.
+In the table a question belongs to an object type and its answer to a level. Answers of one level are joined by commas
+in table order; ``special_situation`` is a free remark and comes last.
 
     {"connect_point_type": "地排处螺丝", "connect_point_situation": ["未拧紧", "生锈"]}
         → connect_point/地排处螺丝/未拧紧,生锈
@@ -15,7 +15,7 @@ from typing import Any
 from bbu.errors import RecordError
 from bbu.taxonomy import ATTRIBUTE_SEPARATOR, SEPARATOR
 
-# question key → (object type, or None where any type may have it; level of the answer, 0 = the type)
+# question key → (object type, None for any; level of the answer, where level 0 is the type)
 QUESTIONS: dict[str, tuple[str | None, int]] = {
     "bbu_brand": ("bbu", 1),
     "bbu_stituation": ("bbu", 2),  # spelt so by the annotation tool
@@ -31,15 +31,15 @@ QUESTIONS: dict[str, tuple[str | None, int]] = {
 
 
 def unknown_questions(content: Mapping[str, Any]) -> list[str]:
-    """Answered keys that the table does not have."""
+    """Answered keys that are not in the table."""
     return [key for key, value in content.items() if key not in QUESTIONS and key != "label" and value]
 
 
 def answers_to_path(content: Mapping[str, Any], object_type: str, where: str, field: str) -> str:
-    """Answers of one object → its slash path; "" when no question is answered.
+    """Answers of one object → its slash path; "" if no question is answered.
 
     Args:
-        object_type: the type where the source names it, or "" to take it from the questions.
+        object_type: the type if the source names it, or "" to take it from the questions.
 
     Raises:
         RecordError: an answer that is not text, or questions of two object types in one object.
@@ -60,7 +60,7 @@ def answers_to_path(content: Mapping[str, Any], object_type: str, where: str, fi
 
 
 def _answers(value: Any, where: str, field: str) -> list[str]:
-    """One answer or several; an unanswered question gives none."""
+    """One or several answers; none for an unanswered question."""
     if value is None:
         return []
     items = value if isinstance(value, list) else [value]

@@ -1,33 +1,47 @@
-"""The photos of a source whose annotation files name them: where one lies, and which ones nobody names."""
+"""Photos that annotation files name: where one lies, and which photos of the source none of the files names."""
 
 from __future__ import annotations
 
 import os
 import posixpath
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-from data_conversion.base import IMAGE_SUFFIXES, BadSource, readable
+from data_conversion.base import IMAGE_SUFFIXES, BadSource, SourceImage, SourceItem, read_file, readable
+from data_conversion.formats.disk_multimap import DiskMultimap
 from data_conversion.formats.files import walk_files
-from data_conversion.formats.grouping import Shelves
 from data_conversion.locating import PhotoFinder
 
 
 def find_photo(finder: PhotoFinder, name: str, *folders: str) -> str:
-    """As PhotoFinder.find, but folders first: a bare name that lies in the folders of two splits is two photos."""
+    """As PhotoFinder.find, but folders first: the same bare name in the folders of two splits is two photos."""
     for folder in folders:
         guess = posixpath.normpath(posixpath.join(folder, name.replace("\\", "/")))
         if not guess.startswith(("/", "../")) and os.path.isfile(finder.root / guess):
             return guess
     try:
         return finder.find(name, *folders)
-    except OSError:  # longer than a file name can be; opening it gives the error
+    except OSError:  # longer than a file name may be; opening the photo raises the error
         return name
 
 
-def unnamed_photos(root: Path, ignore: Path | None, shelves: Shelves, shelf: str) -> Iterator[BadSource]:
-    """One item for each photo under the root that is no key of the shelf."""
+def read_exports(
+    root: Path, ignore: Path | None, pattern: str, read: Callable[[Path, str, PhotoFinder], Iterable[SourceItem]]
+) -> Iterator[SourceItem]:
+    """The items of ``read(file, relative name, finder)`` for the files at the root, then the photos that none names."""
+    finder = PhotoFinder(root)
+    with DiskMultimap() as store:
+        for file in sorted(path for path in root.glob(pattern) if path.name[0] != "." and not path.is_dir()):
+            for item in read_file(root, file, lambda path, where: read(path, where, finder)):
+                if isinstance(item, SourceImage):
+                    store.put("photos", item.image)
+                yield item
+        yield from unnamed_photos(root, ignore, store, "photos")
+
+
+def unnamed_photos(root: Path, ignore: Path | None, store: DiskMultimap, name: str) -> Iterator[BadSource]:
+    """One item for each photo under the root that is no key of the map ``name``."""
     for path in walk_files(root, ignore):
         place = path.relative_to(root).as_posix()
-        if place.lower().endswith(IMAGE_SUFFIXES) and not shelves.has(shelf, place):
+        if place.lower().endswith(IMAGE_SUFFIXES) and not store.has(name, place):
             yield BadSource(readable(place), "file", "no annotation names it", reason="no_annotation")

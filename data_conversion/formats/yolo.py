@@ -1,15 +1,15 @@
-"""YOLO: ``data.yaml``, photos in ``images/…`` and one text file for each in ``labels/…`` (the Ultralytics layout).
+"""Read YOLO: ``data.yaml``, photos in ``images/…`` and a text file for each in ``labels/…`` (Ultralytics layout).
 
     data.yaml      names: [screw, cable]      train: images/train      val: images/val
-    images/train/a.jpg ↔ labels/train/a.txt   one part a line: ``class cx cy w h`` or ``class x1 y1 x2 y2 x3 y3 …``
+    images/train/a.jpg ↔ labels/train/a.txt   one object per line: ``class cx cy w h`` or ``class x1 y1 x2 y2 x3 y3 …``
 
-The label file of a photo is found by its path: the last folder ``images`` becomes ``labels``; without such a folder it
-lies beside the photo. A photo without one, or with an empty one, shows nothing of interest (a background photo). All
-numbers are shares, 0 to 1, of the photo as displayed: Ultralytics turns photos by their EXIF tag when it loads them.
+The path of a photo gives that of its label file: the last folder ``images`` becomes ``labels``; without such a folder
+the file lies beside the photo. A photo with an empty label file, or none, is a background photo. All numbers are
+fractions, 0 to 1, of the displayed photo, since Ultralytics applies the EXIF orientation when it loads one.
 
 ``train``, ``val`` and ``test`` are a folder, a list of folders, or a .txt that lists photos. Without them, or with only
-``classes.txt`` or ``obj.names`` for the class names, every photo is read, and folder names say the split. Folders that
-the entries leave out are counted where they hold label files.
+``classes.txt`` or ``obj.names`` for the class names, every photo is read and folder names give the split. Label files
+in folders that the entries leave out are counted.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 
-from bbu.errors import RecordError
+from bbu.errors import RecordError, shown
 from bbu.geometry import cxcywh_to_xyxy
 from data_conversion.base import (
     IMAGE_SUFFIXES,
@@ -36,34 +36,35 @@ from data_conversion.base import (
     SourceImage,
     SourceItem,
     SourceOptions,
+    bad_source,
     check_text,
     read_each,
     readable,
 )
+from data_conversion.formats.disk_multimap import DiskMultimap
 from data_conversion.formats.files import read_text, split_of, walk_files
-from data_conversion.formats.grouping import Shelves
 from data_conversion.formats.source_photos import find_photo
 from data_conversion.locating import PhotoFinder
 
 CLASS_FILES = ("classes.txt", "obj.names", "labels/classes.txt")
 SPLIT_KEYS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
-NOTHING = ("", "~", "null")  # an entry that is left open
-ROUNDING = 1e-3  # shares that tools round to few digits may lie this far outside 0 to 1
+NOTHING = ("", "~", "null")  # an empty entry
+ROUNDING = 1e-3  # fractions that tools round to few digits may lie this far outside 0 to 1
 NO_LABEL_FILE = "no_label_file"  # note
 
-PHOTOS = "photos"  # shelf: path → split
-LABELS = "labels"  # shelf: label file → the photo that it was read for
+PHOTOS = "photos"  # map: path → split
+LABELS = "labels"  # map: label file → the photo that it was read for
 
 
 @dataclass(frozen=True)
 class _Description:
-    """What data.yaml, or a list of class names, says.
+    """The content of data.yaml, or of a list of class names.
 
     Args:
         source: the file.
         names: class number → description.
         base: folder that the entries are relative to, itself relative to the root.
-        entries: (key, folder or list); none: every photo below the root.
+        entries: (key, folder or list); empty means every photo below the root.
     """
 
     source: str
@@ -74,12 +75,12 @@ class _Description:
 
 @dataclass(frozen=True)
 class _Source:
-    """A source folder and what was found in it so far: PHOTOS and LABELS are on the shelves."""
+    """A source folder and what was found in it so far: the maps PHOTOS and LABELS of the store."""
 
     root: Path
     ignore: Path | None
     description: _Description
-    shelves: Shelves
+    store: DiskMultimap
 
 
 def iter_records(root: Path, options: SourceOptions = SourceOptions()) -> Iterator[SourceItem]:  # noqa: B008 (frozen)
@@ -87,12 +88,12 @@ def iter_records(root: Path, options: SourceOptions = SourceOptions()) -> Iterat
     try:
         description = _read_description(root)
     except RecordError as error:
-        yield BadSource(error.where, error.field, error.why)
+        yield bad_source(error)
         return
-    with Shelves() as shelves:
-        source = _Source(root, options.ignore, description, shelves)
+    with DiskMultimap() as store:
+        source = _Source(root, options.ignore, description, store)
         yield from _find_photos(source)
-        files = (root / image for image in shelves.keys(PHOTOS))
+        files = (root / image for image in store.keys(PHOTOS))
         yield from read_each(root, files, partial(_read_photo, source=source))
         yield from _unused_labels(source)
 
@@ -104,7 +105,7 @@ def _read_description(root: Path) -> _Description:
     """data.yaml, the only other YAML file, or a plain list of class names.
 
     Raises:
-        RecordError: none of them, or not what it should be.
+        RecordError: there is none of them, or its content is wrong.
     """
     found = _yaml_file(root)
     if found is not None:
@@ -134,20 +135,20 @@ def _read_yaml(root: Path, where: str) -> _Description:
         raise RecordError(where, "kpt_shape", "says that rows hold key points; only boxes and polygons are read")
     names = _class_names(value.get("names"), where)
     if value.get("nc", str(len(names))) != str(len(names)):
-        raise RecordError(where, "nc", f"is {_show(value['nc'])}, but names has {len(names)}; correct one of them")
+        raise RecordError(where, "nc", f"is {shown(value['nc'])}, but names has {len(names)}; correct one of them")
     entries = [(key, entry) for key in SPLIT_KEYS for entry in _entries(value.get(key, ""), where, key)]
     return _Description(where, names, _base_folder(root, value.get("path", ""), where), tuple(entries))
 
 
 def _load_yaml(text: str, where: str) -> Any:
-    """One YAML document, every scalar as the text that it is: a class may be called no, 007 or 1e3."""
+    """One YAML document with every scalar as text: a class may be called no, 007 or 1e3."""
     yaml: Any = importlib.import_module("yaml")
 
     def mapping(loader: Any, node: Any, deep: bool = False) -> Any:
         keys = [loader.construct_object(key, deep=True) for key, _ in node.value]
         twice = next((key for index, key in enumerate(keys) if key in keys[:index]), None)
         if twice is not None:
-            raise RecordError(where, _show(twice), "appears twice in one mapping; remove one of the two")
+            raise RecordError(where, shown(twice), "appears twice in one mapping; remove one of the two")
         return yaml.BaseLoader.construct_mapping(loader, node, deep)
 
     try:
@@ -166,7 +167,7 @@ def _class_names(value: Any, where: str) -> dict[int, str]:
         raise RecordError(where, "names", "must be a list of class names, or number: name")
     names = {}
     for key, name in value.items():
-        place = f"names.{_show(key)}"
+        place = f"names.{shown(key)}"
         if not isinstance(name, str):
             raise RecordError(where, place, f"must be text, is {type(name).__name__}")
         names[_class_number(key, where, place)] = check_text(name, where, place)
@@ -177,7 +178,7 @@ def _class_names(value: Any, where: str) -> dict[int, str]:
 
 def _class_number(text: str, where: str, place: str) -> int:
     if not re.fullmatch("[0-9]{1,9}", text):
-        raise RecordError(where, place, f"must be a class number, 0 or above, is {_show(text)}")
+        raise RecordError(where, place, f"must be a class number, 0 or above, is {shown(text)}")
     return int(text)
 
 
@@ -190,17 +191,17 @@ def _entries(value: Any, where: str, key: str) -> list[str]:
 
 
 def _base_folder(root: Path, value: Any, where: str) -> str:
-    """``path`` relative to the root. One that is not there names a place on another machine: then it is the root."""
+    """``path`` relative to the root; one that does not exist is on another machine, so the root is used."""
     (entry, *_) = [*_entries(value, where, "path"), ""]
     folder = _inside(root, entry)
     if folder is None and os.path.isdir(root / entry):
-        why = f"{_show(entry)} leaves the source folder; convert that folder, or remove the line"
+        why = f"{shown(entry)} leaves the source folder; convert that folder, or remove the line"
         raise RecordError(where, "path", why)
     return folder if folder is not None and os.path.isdir(root / folder) else ""
 
 
 def _inside(root: Path, name: str) -> str | None:
-    """A path relative to the root, or None where it leaves it; links are left to whoever opens a photo."""
+    """A path relative to the root, None if it leaves the root; links are checked when a photo is opened."""
     if name.startswith("/"):
         try:
             return Path(name).resolve().relative_to(root.resolve()).as_posix()
@@ -214,10 +215,10 @@ def _inside(root: Path, name: str) -> str | None:
 
 
 def _find_photos(source: _Source) -> Iterator[SourceItem]:
-    """Put every photo on its shelf; what is wrong with an entry, or with a photo in it, is yielded."""
+    """Put every photo into the map PHOTOS; yields an item for each bad entry, and each bad photo in one."""
     if not source.description.entries:
         for image in _photos_below(source, source.root):
-            source.shelves.put(PHOTOS, image, split_of(image))
+            source.store.put(PHOTOS, image, split_of(image))
     for key, entry in source.description.entries:
         try:
             place = _locate(source, key, entry)
@@ -228,10 +229,10 @@ def _find_photos(source: _Source) -> Iterator[SourceItem]:
 
 
 def _locate(source: _Source, key: str, entry: str) -> str:
-    """Folder or list that an entry means, relative to the root.
+    """The folder or list that an entry means, relative to the root.
 
-    Roboflow writes ``../train/images`` for the folder beside data.yaml. Ultralytics drops the ``../`` where nothing
-    is there, and so does this.
+    Roboflow writes ``../train/images`` for a folder beside data.yaml. If nothing is there, Ultralytics drops the
+    ``../``, and so does this.
     """
     guesses = [_inside(source.root, posixpath.join(source.description.base, entry))]
     if entry.startswith("../"):
@@ -240,7 +241,7 @@ def _locate(source: _Source, key: str, entry: str) -> str:
         if guess is not None and os.path.exists(source.root / guess):
             return guess
     why = "leaves the source folder; move it inside" if guesses[0] is None else "does not exist; add it"
-    raise RecordError(source.description.source, key, f"{_show(entry)} {why}, or remove the line")
+    raise RecordError(source.description.source, key, f"{shown(entry)} {why}, or remove the line")
 
 
 def _photos_of(source: _Source, place: str, key: str) -> Iterator[str]:
@@ -248,7 +249,7 @@ def _photos_of(source: _Source, place: str, key: str) -> Iterator[str]:
     if path.is_dir():
         yield from _photos_below(source, path)
     elif path.suffix.lower() != ".txt":
-        raise RecordError(source.description.source, key, f"{_show(place)} must be a folder, or a .txt of photos")
+        raise RecordError(source.description.source, key, f"{shown(place)} must be a folder, or a .txt of photos")
     else:
         finder = PhotoFinder(source.root)
         for number, line in enumerate(read_text(path, place).splitlines(), start=1):
@@ -265,12 +266,12 @@ def _photos_below(source: _Source, folder: Path) -> Iterator[str]:
 
 def _add_photo(source: _Source, image: str, key: str) -> Iterator[SourceItem]:
     split = SPLIT_KEYS[key]
-    found = source.shelves.get(PHOTOS, image)
+    found = source.store.get(PHOTOS, image)
     if image.startswith(("/", "../")):
-        # Whoever opens the photo refuses the path; what lies beside it is not read.
+        # The path is refused when the photo is opened; labels beside it are not read.
         yield SourceImage(image, source.description.source, (), split=split)
     elif not found:
-        source.shelves.put(PHOTOS, image, split)
+        source.store.put(PHOTOS, image, split)
     elif found != [split]:
         why = f"{image} is in {found[0]} and in {split}; keep it in one split"
         yield BadSource(source.description.source, key, why)
@@ -280,7 +281,7 @@ def _add_photo(source: _Source, image: str, key: str) -> Iterator[SourceItem]:
 
 
 def label_place(image: str) -> str:
-    """Path of the label file of a photo."""
+    """Path of a photo's label file."""
     head, found, tail = f"/{image}".rpartition("/images/")
     path = f"{head}/labels/{tail}".removeprefix("/") if found else image
     return f"{posixpath.splitext(path)[0]}.txt"
@@ -288,14 +289,14 @@ def label_place(image: str) -> str:
 
 def _read_photo(path: Path, image: str, source: _Source) -> SourceImage:
     label = label_place(image)
-    (split,) = source.shelves.get(PHOTOS, image)
+    (split,) = source.store.get(PHOTOS, image)
     item = partial(SourceImage, image, displayed=True, relative=True, split=split)
     if not os.path.lexists(source.root / label):
         return item(source=image, objects=(), notes=(NO_LABEL_FILE,))
-    others = source.shelves.get(LABELS, label)
+    others = source.store.get(LABELS, label)
     if others:
         raise RecordError(label, "file", f"is beside {others[0]} and {path.name}; rename one photo and its labels")
-    source.shelves.put(LABELS, label, image)
+    source.store.put(LABELS, label, image)
     lines = enumerate(read_text(source.root / label, label).splitlines(), start=1)
     objects = [_read_row(line.split(), source, label, f"line {number}") for number, line in lines if line.strip()]
     return item(source=label, objects=tuple(objects))
@@ -309,34 +310,34 @@ def _read_row(row: list[str], source: _Source, where: str, place: str) -> RawObj
         raise RecordError(where, place, f"class {number} is none of the {known}; add its name or correct the number")
     count = len(row) - 1
     if count == 5 or (count > 6 and count % 2):
-        why = f"has {count} numbers after the class: one too many, as predictions with a confidence have (save_conf)"
+        why = f"has {count} numbers after the class: one too many, as in predictions with a confidence (save_conf)"
         raise RecordError(where, place, f"{why}; remove it")
     if count != 4 and count < 6:
         raise RecordError(where, place, f"needs cx cy w h, or at least 3 points, after the class; has {count} numbers")
-    shares = [_share(text, where, place) for text in row[1:]]
+    fractions = [_fraction(text, where, place) for text in row[1:]]
     if count > 4:
-        return RawObject(names[number], "poly", tuple(shares), place)
-    if min(shares[2:]) <= 0:
+        return RawObject(names[number], "poly", tuple(fractions), place)
+    if min(fractions[2:]) <= 0:
         return Dropped(names[number], "zero_area", f"width {row[3]} and height {row[4]} leave no area", place)
-    return RawObject(names[number], "bbox_2d", tuple(cxcywh_to_xyxy(np.array(shares)).tolist()), place)
+    return RawObject(names[number], "bbox_2d", tuple(cxcywh_to_xyxy(np.array(fractions)).tolist()), place)
 
 
-def _share(text: str, where: str, place: str) -> float:
+def _fraction(text: str, where: str, place: str) -> float:
     try:
         number = float(text)
     except ValueError:
-        raise RecordError(where, place, f"must hold numbers, has {_show(text)}") from None
+        raise RecordError(where, place, f"must hold numbers, has {shown(text)}") from None
     if not -ROUNDING <= number <= 1 + ROUNDING:
-        raise RecordError(where, place, f"must hold shares of the photo, 0 to 1, has {_show(text)}")
+        raise RecordError(where, place, f"must hold fractions of the photo, 0 to 1, has {shown(text)}")
     return number
 
 
 def _unused_labels(source: _Source) -> Iterator[BadSource]:
-    """Label files without a photo, or of a photo that no entry names."""
+    """Label files without a photo, or whose photo no entry names."""
     for path in walk_files(source.root, source.ignore):
         label = path.relative_to(source.root).as_posix()
         head, found, tail = f"/{label}".rpartition("/labels/")
-        if not found or path.suffix != ".txt" or path.name == "classes.txt" or source.shelves.has(LABELS, label):
+        if not found or path.suffix != ".txt" or path.name == "classes.txt" or source.store.has(LABELS, label):
             continue
         stem = f"{head}/images/{tail}".removeprefix("/").removesuffix(".txt")
         photos = [f"{stem}{variant}" for suffix in IMAGE_SUFFIXES for variant in (suffix, suffix.upper())]
@@ -345,8 +346,3 @@ def _unused_labels(source: _Source) -> Iterator[BadSource]:
             yield BadSource(readable(label), "file", why, reason="not_in_image_sets")
         else:
             yield BadSource(readable(label), "file", f"has no photo {readable(stem)}.jpg; add it or remove the file")
-
-
-def _show(text: Any) -> str:
-    shown = ascii(text) if isinstance(text, str) else type(text).__name__
-    return shown if len(shown) <= 60 else shown[:57] + "..."

@@ -1,4 +1,4 @@
-"""Written as YOLO: ``data.yaml``, ``labels/<split>/….txt``, and the photos in ``images/<split>/…``. See yolo.py."""
+"""Write YOLO: ``data.yaml``, ``labels/<split>/….txt``, and the photos in ``images/<split>/…``. See yolo.py."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 
 from bbu.geometry import cxcywh_to_xyxy, enclosing_box, thicken, xyxy_to_cxcywh
 from bbu.jsonl import atomic_writer
-from data_conversion.base import SPLITS, ExportObject, ExportPhoto, Losses
+from data_conversion.base import SPLITS, ExportLosses, ExportObject, ExportPhoto
 from data_conversion.formats.files import new_file, walk_files
 from data_conversion.formats.yolo import label_place
 
@@ -20,26 +20,26 @@ DIGITS = 8  # 0.0002 pixels in a photo of 20,000
 
 
 def photo_place(image: str, split: str | None) -> str:
-    """``images/<split>/<image>``, without a split in train.
+    """``images/<split>/<image>``; a photo without a split goes to train.
 
-    A folder ``images`` inside the photo's own path would be taken for the one that becomes ``labels``, so it is
-    written ``images_`` (and ``images_`` as ``images__``: no two photos meet).
+    A folder ``images`` inside the photo's own path would be mistaken for the one that becomes ``labels``, so it is
+    written as ``images_`` (and ``images_`` as ``images__``, which keeps paths unique).
     """
     parts = (f"{part}_" if re.fullmatch("images_*", part) else part for part in image.split("/"))
     return f"images/{split or 'train'}/{'/'.join(parts)}"
 
 
-def write_records(photos: Iterator[ExportPhoto], folder: Path) -> Losses:
-    """Write ``data.yaml`` and ``labels/<split>/….txt``; a photo without parts gets an empty file.
+def write_records(photos: Iterator[ExportPhoto], folder: Path) -> ExportLosses:
+    """Write ``data.yaml`` and ``labels/<split>/….txt``; a photo without objects gets an empty file.
 
-    Classes are numbered as they come. Ultralytics wants boxes or polygons, never both: it takes a box row among
-    polygons for two points. So as soon as one part is a polygon, every box is written as its four corners, and
-    counted. A line is written as its box, at least MIN_BOX_THICKNESS thick, scores and summaries are not written.
+    Classes are numbered by first use. Ultralytics wants boxes or polygons, never both: it reads a box row among
+    polygons as two points. So if any object is a polygon, every box is written as its four corners, and counted. A
+    line is written as its box, at least MIN_BOX_THICKNESS thick; scores and summaries are not written.
 
     Raises:
         UserError: two photos that differ only in their suffix would share a label file.
     """
-    losses: Losses = Losses()
+    losses = ExportLosses()
     classes: dict[str, int] = {}
     splits: set[str] = set()
     polygons = False
@@ -59,30 +59,30 @@ def write_records(photos: Iterator[ExportPhoto], folder: Path) -> Losses:
     return +losses
 
 
-def _write_row(item: ExportObject, photo: ExportPhoto, classes: dict[str, int], losses: Losses) -> str | None:
-    """One part as a line, or None where nothing of it lies inside the photo."""
+def _write_row(item: ExportObject, photo: ExportPhoto, classes: dict[str, int], losses: ExportLosses) -> str | None:
+    """One object as a line, or None if nothing of it lies inside the photo."""
     losses["score not kept"] += item.score is not None
     losses["line written as its box"] += item.kind == "line"
     points = item.points
     if item.kind == "line":
         points = thicken(enclosing_box(points), photo.width, photo.height)
-    # A record may lie half a pixel outside; Ultralytics refuses the whole file for it.
+    # A record may lie half a pixel outside, for which Ultralytics would refuse the whole file.
     sides = (photo.width, photo.height)
-    shares = [min(max(value / sides[index % 2], 0.0), 1.0) for index, value in enumerate(points)]
+    fractions = [min(max(value / sides[index % 2], 0.0), 1.0) for index, value in enumerate(points)]
     if item.kind != "poly":
-        shares = xyxy_to_cxcywh(np.array(shares)).tolist()
-        if min(shares[2:]) < 10**-DIGITS:
-            losses["part without area inside the photo not written"] += 1
+        fractions = xyxy_to_cxcywh(np.array(fractions)).tolist()
+        if min(fractions[2:]) < 10**-DIGITS:
+            losses["object without area inside the photo not written"] += 1
             return None
-    return _row(str(classes.setdefault(item.desc, len(classes))), shares)
+    return _row(str(classes.setdefault(item.desc, len(classes))), fractions)
 
 
-def _row(number: str, shares: list[float]) -> str:
-    return " ".join((number, *(f"{share:.{DIGITS}f}" for share in shares)))
+def _row(number: str, fractions: list[float]) -> str:
+    return " ".join((number, *(f"{fraction:.{DIGITS}f}" for fraction in fractions)))
 
 
 def _boxes_to_polygons(path: Path) -> int:
-    """Rewrite the box rows of a label file as polygons of four corners; returns how many there were."""
+    """Rewrite the box rows of a label file as polygons of four corners; returns their number."""
     rows = [line.split() for line in path.read_text(encoding="utf-8").splitlines()]
     boxes = sum(len(row) == 5 for row in rows)
     if boxes:

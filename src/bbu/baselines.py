@@ -1,4 +1,4 @@
-"""What a trained model's scores are to be compared with: the same photos and scorer, other ways to an answer.
+"""Baselines for a trained model: the same photos and scorer, other ways to an answer.
 
 <output_dir>/baselines.json           every number, for each baseline
              baselines/truth.jsonl    the photos that were compared
@@ -36,19 +36,18 @@ from bbu.jsonl import write_json, write_jsonl
 from bbu.models.build import build_model
 from bbu.models.checkpoint import FACTS_FILE
 from bbu.models.precision import use_bf16
-from bbu.models.vocabulary import choose_vocabulary
 from bbu.records import PredictedObject, PredictionRow, Row, read_predictions, resolve_image
 
 SHOTS = (0, 1, 3, 5)  # teachers of the few-shot curve
-ROOM_TO_WRITE = 1.25  # text is cut off at so many times the longest training answer
+ROOM_TO_WRITE = 1.25  # text is cut off at this multiple of the longest training answer
 
 Predict = Callable[[Sequence[str]], Iterator[PredictionRow]]
 # Column of the table → where its value is in a baseline's entry.
 COLUMNS = {
     "AP": ("metrics", "AP"),
     "AP50": ("metrics", "AP50"),
-    "AP50 boxes": ("metrics", "AP50_agnostic"),
-    "words right": ("metrics", "description_accuracy"),
+    "AP50 agnostic": ("metrics", "AP50_agnostic"),
+    "caption acc": ("metrics", "description_accuracy"),
     "precision": ("precision",),
     "recall": ("recall",),
     "s/photo": ("seconds_per_photo",),
@@ -57,11 +56,11 @@ COLUMNS = {
 
 @dataclass(frozen=True)
 class Material:
-    """What every baseline is given.
+    """Data that every baseline uses.
 
     Args:
         rows: annotated photos that are predicted and scored.
-        students: training rows; their words are the commonest, and their photos teach where there are no teachers.
+        students: training rows, for the majority baseline, and as teachers where teacher.jsonl is empty.
         teachers: rows of teacher.jsonl.
         image_root: folder that image paths are relative to.
     """
@@ -77,13 +76,13 @@ class Material:
         return [row.images[0] for row in self.rows]
 
     @cached_property
-    def trained_words(self) -> Counter[str]:
-        """Description → how often training shows it."""
+    def trained_descriptions(self) -> Counter[str]:
+        """Description → count in the training split."""
         return Counter(item.desc for row in self.students for item in row.objects)
 
     @property
     def pool_name(self) -> str:
-        """The split that teachers come from: data.episodes.pool, or train where it has none."""
+        """The split that teachers come from: data.episodes.pool, or train if it is empty."""
         return "teacher" if self.config.data.episodes.pool == "teacher" and self.teachers else "train"
 
     @cached_property
@@ -94,10 +93,10 @@ class Material:
         return TeacherPool(rows, hashes, self.config.data.episodes.near_duplicate_bits)
 
     def shown(self, teachers: int) -> Shown:
-        """What is shown with each photo.
+        """Teachers and context of each photo.
 
         Raises:
-            UserError: there are fewer teachers that show no photo of the split, or one cannot be read.
+            UserError: too few teachers are left without photos of the split, or one cannot be read.
         """
         pool = self.pool if teachers else None
         shown = EvaluationEpisodes(self.config.data.episodes, self.rows, pool, teachers, self.image_root)
@@ -110,31 +109,22 @@ class Material:
 
 
 def compare(material: Material, model_folder: Path) -> dict[str, Any]:
-    """Predict, score and save every baseline; writes ``baselines.json`` last.
+    """Predict, score and save every baseline; ``baselines.json`` is written last.
 
     Raises:
-        UserError: there is nothing to compare, or no trained model.
+        UserError: there is no photo to compare on, or no trained model.
     """
     config, output = material.config, Path(material.config.output_dir)
     if not material.rows:
         raise ConfigError(f"evaluation.split: there is no {config.evaluation.split} split with photos in it")
     if not (model_folder / FACTS_FILE).is_file():
         raise CheckpointError(f"{model_folder}: there is no trained model; train one first with: bbu run CONFIG")
-    inference = Inference(
-        model_folder,
-        precision=config.training.precision,
-        attention=config.model.attention,
-        batch_size=config.evaluation.batch_size,
-        max_detections=config.evaluation.max_detections,
-        nms_iou=config.evaluation.nms_iou,
-    )
-    words = choose_vocabulary(config.evaluation.descriptions, model_folder, inference.processor)
-    inference.predictor.options = replace(inference.predictor.options, vocabulary=words)
+    inference = Inference.as_configured(model_folder, config)
     (output / "baselines.json").unlink(missing_ok=True)
     shutil.rmtree(output / "baselines", ignore_errors=True)
     write_jsonl(output / "baselines" / "truth.jsonl", material.rows)
     trained = _of_trained_model(material, inference)
-    restart(inference, config)  # in place of the trained weights, so that memory holds one model
+    restart(inference, config)  # in place, so memory holds one model
     report = {
         "config": config.name,
         "split": config.evaluation.split,
@@ -150,8 +140,10 @@ def compare(material: Material, model_folder: Path) -> dict[str, Any]:
 
 
 def restart(inference: Inference, config: Config) -> None:
-    """Exchange the trained weights for those that training starts from: fresh ones, or the base model's with an
-    untrained detection head. Prompt, tokenizer and settings stay; calibration, fitted to the trained weights, goes."""
+    """Replace the trained weights by training's initial ones: fresh, or the base model's with an untrained head.
+
+    Prompt, tokenizer and settings stay; the calibration, fitted to the trained weights, is removed.
+    """
     device = next(inference.model.parameters()).device
     dtype = torch.bfloat16 if use_bf16(config.training.precision, device) else torch.float32
     start = replace(config, training=replace(config.training, deepspeed=""))  # which alone would store 16-bit weights
@@ -170,7 +162,7 @@ def _of_trained_model(material: Material, inference: Inference) -> dict[str, dic
     found = {
         "trained": _detected(material, inference, "trained", "trained model", usual),
         "trained_text": _written(material, inference, "trained_text", "its language model's text", usual),
-        "commonest": _commonest(material),
+        "majority": _majority(material),
     }
     for shots in SHOTS:
         if shots != usual:
@@ -183,13 +175,13 @@ def _of_untrained_model(material: Material, inference: Inference) -> dict[str, d
     usual, path = material.config.evaluation.teachers, material.config.model.path
     title = "base model, untrained head" if path else "before training"
     found = {"untrained": _detected(material, inference, "untrained", title, usual)}
-    if path:  # fresh weights have nothing to say
+    if path:  # fresh weights write no text
         found["untrained_text"] = _written(material, inference, "untrained_text", "its language model's text", usual)
     return found
 
 
 def _detected(material: Material, inference: Inference, name: str, title: str, teachers: int) -> dict[str, Any]:
-    """One pass for all boxes."""
+    """All boxes from one forward pass."""
     facts = {"title": title, "teachers": teachers}
     try:
         shown = material.shown(teachers)
@@ -204,7 +196,7 @@ def _detected(material: Material, inference: Inference, name: str, title: str, t
 
 
 def _written(material: Material, inference: Inference, name: str, title: str, teachers: int) -> dict[str, Any]:
-    """The language model's own answers, one photo at a time."""
+    """The language model's text answers, one photo at a time."""
     facts = {"title": title, "teachers": teachers}
     try:
         write = Writer(inference, material.shown(teachers), material.image_root, answer_budget(material, inference))
@@ -214,29 +206,24 @@ def _written(material: Material, inference: Inference, name: str, title: str, te
     return {**facts, "seconds_per_photo": seconds, **write.counts, **_scored(material, name, rows)}
 
 
-def _commonest(material: Material) -> dict[str, Any]:
-    """The trained model's boxes, each with the words that training shows most; ranked by objectness."""
-    facts: dict[str, Any] = {"title": "its boxes, commonest words", "teachers": material.config.evaluation.teachers}
+def _majority(material: Material) -> dict[str, Any]:
+    """The trained model's boxes, all with the most frequent training description, ranked by objectness."""
+    facts: dict[str, Any] = {"title": "its boxes, majority caption", "teachers": material.config.evaluation.teachers}
     saved = _saved(material, "trained")
-    words = most_frequent(material.trained_words)
-    if words is None or not saved.is_file():
-        return {**facts, "note": "not run: no boxes of the trained model, or no training part to take words from"}
-    rows = [
-        replace(
-            row,
-            predictions=tuple(
-                PredictedObject(part.box, words, part.objectness, part.objectness) for part in row.predictions
-            ),
-        )
-        for row in read_predictions(saved)
-    ]
-    return {**facts, "description": words, **_scored(material, "commonest", rows)}
+    majority = most_frequent(material.trained_descriptions)
+    if majority is None or not saved.is_file():
+        return {**facts, "note": "not run: the trained model has no boxes, or training has no description"}
+    rows = []
+    for row in read_predictions(saved):
+        objects = (PredictedObject(item.box, majority, item.objectness, item.objectness) for item in row.predictions)
+        rows.append(replace(row, predictions=tuple(objects)))
+    return {**facts, "description": majority, **_scored(material, "majority", rows)}
 
 
 class Writer:
-    """The language model's answers as predictions, and counts of what was wrong with them.
+    """The language model's answers as predictions, and counts of malformed ones.
 
-    Text has no scores: every part gets 1, so nothing ranks them.
+    Text has no scores: every object gets 1, so the ranking is arbitrary.
 
     Args:
         budget: tokens after which an answer is cut off.
@@ -247,7 +234,7 @@ class Writer:
         self.counts: dict[str, int] = {}
 
     def __call__(self, names: Sequence[str]) -> Iterator[PredictionRow]:
-        """One row a photo; one that cannot be read, or does not fit the model, becomes an error row."""
+        """One row per photo; a photo that cannot be read or does not fit the model becomes an error row."""
         self.counts = {"max_new_tokens": self.budget, "tokens": 0, "malformed_objects": 0, "unfinished_answers": 0}
         for name in names:
             try:
@@ -262,10 +249,10 @@ class Writer:
             self.counts["tokens"] += answer.tokens
             self.counts["malformed_objects"] += answer.malformed
             self.counts["unfinished_answers"] += not answer.finished
-            yield PredictionRow((name,), *photo.image.size, _parts(answer, *photo.image.size))
+            yield PredictionRow((name,), *photo.image.size, _objects(answer, *photo.image.size))
 
 
-def _parts(answer: TextResult, width: int, height: int) -> tuple[PredictedObject, ...]:
+def _objects(answer: TextResult, width: int, height: int) -> tuple[PredictedObject, ...]:
     boxes = answer.boxes.clip(0, [width, height, width, height])  # as detection's are
     return tuple(
         PredictedObject((x1, y1, x2, y2), desc, score=1.0, objectness=1.0)
@@ -274,9 +261,9 @@ def _parts(answer: TextResult, width: int, height: int) -> tuple[PredictedObject
 
 
 def answer_budget(material: Material, inference: Inference) -> int:
-    """Tokens that an answer may have: room for more than the longest one of training.
+    """Most tokens of an answer: ROOM_TO_WRITE times the longest training answer.
 
-    Coordinates count in displayed pixels, whose digits are seldom fewer than those of the resized photo.
+    Coordinates are counted in displayed pixels; they rarely have fewer digits than those of the resized photo.
     """
     tokenizer = inference.processor.tokenizer
     answers = [
@@ -291,7 +278,7 @@ def answer_budget(material: Material, inference: Inference) -> int:
 
 
 def _timed(predict: Predict, names: Sequence[str], name: str) -> tuple[list[PredictionRow], float]:
-    """Rows, and seconds a photo with reading it; what only a first call costs is left out."""
+    """Rows, and seconds per photo including reading; a warm-up call is not timed."""
     list(predict(names[:1]))
     started = time.perf_counter()
     rows = list(tqdm(predict(names), total=len(names), desc=name, unit="photo", file=sys.stderr))
@@ -299,7 +286,7 @@ def _timed(predict: Predict, names: Sequence[str], name: str) -> tuple[list[Pred
 
 
 def _scored(material: Material, name: str, rows: Sequence[PredictionRow]) -> dict[str, Any]:
-    """Save the predictions and score what was saved; no metrics where every photo failed."""
+    """Save the predictions and score the saved file; no metrics if every photo failed."""
     path = _saved(material, name)
     write_jsonl(path, rows)
     errors = [row.error for row in rows if row.error is not None]
@@ -313,13 +300,13 @@ def _scored(material: Material, name: str, rows: Sequence[PredictionRow]) -> dic
         material.rows,
         read_predictions(path),
         score_threshold=evaluation.score_threshold,
-        train_descriptions=material.trained_words,
+        train_descriptions=material.trained_descriptions,
         precision=evaluation.target_precision,
-        alarms=evaluation.fppi,
+        fppi=evaluation.fppi,
         bootstrap_samples=evaluation.bootstrap_samples,
     )
     said = metrics["predictions_at_threshold"]
-    right = said - metrics["false_alarms"]
+    right = said - metrics["false_positives"]
     return {
         **facts,
         "precision": ratio(right, said),
@@ -333,14 +320,14 @@ def _saved(material: Material, name: str) -> Path:
 
 
 def baselines_table(report: Mapping[str, Any]) -> str:
-    """A line for each baseline, then what has to be said about some of them."""
+    """A line per baseline, then notes on some of them."""
     lines = [f"{'':<28}" + "".join(f"{column:>13}" for column in COLUMNS)]
     notes = []
     for entry in report["baselines"].values():
         cells = "".join(f"{_cell(entry, place):>13}" for place in COLUMNS.values())
         lines.append(f"{entry['title']:<28}{cells}")
         notes += [f"{entry['title']}: {note}" for note in _notes(entry, report["photos"])]
-    lines.append(f"precision, recall: right place and words, score ≥ {report['score_threshold']:g}; text has no scores")
+    lines.append(f"precision, recall: right box and caption, score ≥ {report['score_threshold']:g}; text has no scores")
     return "\n".join([*lines, *notes])
 
 

@@ -1,4 +1,10 @@
-"""Errors meant for the person who reads them: what, where, why and the fix, in one line."""
+"""Errors for the person who reads them: where, what, why and the fix, in one line."""
+
+from __future__ import annotations
+
+from typing import Any
+
+SHOWN_LENGTH = 60  # characters of a value in a message
 
 
 class UserError(ValueError):
@@ -33,3 +39,13 @@ class ConfigError(UserError):
 
 class CheckpointError(UserError):
     """A checkpoint that is incomplete, or was made with another prompt, template or vocabulary."""
+
+
+def shortened(text: str) -> str:
+    """Text cut to SHOWN_LENGTH characters."""
+    return text if len(text) <= SHOWN_LENGTH else text[: SHOWN_LENGTH - 3] + "..."
+
+
+def shown(value: Any) -> str:
+    """A value as a message shows it: its repr, shortened."""
+    return shortened(repr(value))

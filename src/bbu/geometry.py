@@ -1,19 +1,20 @@
-"""The only place that knows box formats and how pixels map between a file, the model and [0, 1].
+"""Box formats, and the maps between the pixels of a file, those of the model and [0, 1]. They are known only here.
 
 Formats: ``xyxy`` = corners, used outside the model; ``cxcywh`` = centre and size, used inside it.
-Every function takes a NumPy array or a torch tensor of shape (..., 4) and returns the same kind.
+Functions of boxes take a NumPy array or a torch tensor of shape (..., 4) and return the same kind.
 
-Pixel frames, in the order a box travels:
-  stored     pixels as they lie in the file;
-  displayed  after the EXIF transpose: the "raw pixels" of a record;
-  canvas     after augmentation (equal to displayed when there is none); bbu.data.photo.Photo keeps the way there;
-  model      after smart_resize: what the patches are cut from;
-  unit       model pixels / model size, in [0, 1].
+Pixel frames, in the order in which a box passes through them:
+  stored     pixels as stored in the file;
+  displayed  after the EXIF transpose: the frame of records;
+  augmented  after augmentation (equal to displayed without it); bbu.data.photo.Photo holds the map to it;
+  model      after the family's resize, on its canvas: the image that is cut into patches;
+  unit       model pixels / size of the canvas, in [0, 1].
+
+Shapes: R rows.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -21,16 +22,17 @@ from typing import Any
 
 import numpy as np
 
+Grid = tuple[int, int, int]  # (frames, rows, columns) of patches of one photo
 Affine = tuple[float, float, float, float, float, float]  # (a, b, c, d, e, f): x' = ax+by+c, y' = dx+ey+f
 IDENTITY: Affine = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
 
-# A part seen edge-on, or a horizontal wire, has no height. GIoU and log-sizes need one.
-MIN_BOX_THICKNESS = 2.0  # displayed pixels, given to the detection head only; the record keeps the line
-MAX_ASPECT_RATIO = 200  # limit published with Qwen2-VL's smart_resize
+# An object seen edge-on, or a horizontal wire, has no height. GIoU and log-sizes need one.
+MIN_BOX_THICKNESS = 2.0  # displayed pixels; for the detection head only, the record keeps the line
+MAX_ASPECT_RATIO = 200  # of a photo that a model is shown: longer side over shorter
 
 
 def _namespace(array: Any) -> Any:
-    """numpy or torch, whichever made the array."""
+    """The library of an array: numpy or torch."""
     if isinstance(array, np.ndarray):
         return np
     import torch
@@ -97,7 +99,7 @@ def enclosing_box(points: Sequence[float] | np.ndarray) -> tuple[float, float, f
 
 
 def thicken(box: Sequence[float], width: int, height: int) -> tuple[float, float, float, float]:
-    """Give a flat box MIN_BOX_THICKNESS displayed pixels a side, kept inside the image."""
+    """Widen the sides of a flat box to MIN_BOX_THICKNESS displayed pixels, inside the image."""
 
     def widen(low: float, high: float, limit: int) -> tuple[float, float]:
         thickness = min(MIN_BOX_THICKNESS, limit)
@@ -109,37 +111,6 @@ def thicken(box: Sequence[float], width: int, height: int) -> tuple[float, float
     x1, x2 = widen(float(box[0]), float(box[2]), width)
     y1, y2 = widen(float(box[1]), float(box[3]), height)
     return x1, y1, x2, y2
-
-
-def smart_resize(height: int, width: int, factor: int, min_pixels: int, max_pixels: int) -> tuple[int, int]:
-    """Model size of an image: sides are multiples of ``factor``, area within [min_pixels, max_pixels].
-
-    The rule published with Qwen2-VL, as transformers' image processor applies it (it cuts the patches, so the
-    two must never differ); ``factor`` = patch × merge, 28 for Qwen2.5-VL.
-
-    Returns:
-        (height, width) in pixels.
-
-    Raises:
-        ValueError: an empty image, or one more than 200 times longer than wide.
-    """
-    if min(height, width) < 1:
-        raise ValueError(f"image size {width}x{height} has no pixels")
-    if max(height, width) / min(height, width) > MAX_ASPECT_RATIO:
-        raise ValueError(
-            f"image size {width}x{height}: aspect ratio is over {MAX_ASPECT_RATIO}; crop it or split it into tiles"
-        )
-    new_height = round(height / factor) * factor
-    new_width = round(width / factor) * factor
-    if new_height * new_width > max_pixels:
-        shrink = math.sqrt(height * width / max_pixels)
-        new_height = max(factor, math.floor(height / shrink / factor) * factor)
-        new_width = max(factor, math.floor(width / shrink / factor) * factor)
-    elif new_height * new_width < max(min_pixels, 1):  # also a side under half a factor, which rounds to 0
-        grow = math.sqrt(max(min_pixels, 1) / (height * width))
-        new_height = math.ceil(height * grow / factor) * factor
-        new_width = math.ceil(width * grow / factor) * factor
-    return new_height, new_width
 
 
 def displayed_size(width: int, height: int, orientation: int) -> tuple[int, int]:
@@ -172,11 +143,11 @@ def transform_points(points: np.ndarray, affine: Affine) -> np.ndarray:
     return np.stack((a * x + b * y + c, d * x + e * y + f), axis=-1)
 
 
-def transform_boxes(boxes: np.ndarray, affine: Affine) -> np.ndarray:
-    """(n, 4) xyxy through an affine map → the enclosing xyxy boxes (exact for flips and quarter turns)."""
-    corners = boxes[:, [0, 1, 2, 1, 2, 3, 0, 3]].reshape(-1, 4, 2)
-    moved = transform_points(corners, affine)
-    return np.concatenate((moved.min(axis=1), moved.max(axis=1)), axis=-1)
+def transform_boxes(boxes_R4: np.ndarray, affine: Affine) -> np.ndarray:
+    """(R, 4) xyxy through an affine map → the enclosing xyxy boxes (exact for flips and quarter turns)."""
+    corners_R42 = boxes_R4[:, [0, 1, 2, 1, 2, 3, 0, 3]].reshape(-1, 4, 2)
+    moved_R42 = transform_points(corners_R42, affine)
+    return np.concatenate((moved_R42.min(axis=1), moved_R42.max(axis=1)), axis=-1)
 
 
 def compose(first: Affine, then: Affine) -> Affine:
@@ -200,50 +171,50 @@ def invert(affine: Affine) -> Affine:
     return (p, q, -(p * c + q * f), s, t, -(s * c + t * f))
 
 
-# ---------------------------------------------------------------- cutting to an image
+# ---------------------------------------------------------------- clipping to an image
 
-_PARALLEL = 1e-9  # pixels a segment moves along an axis; less is none, and dividing by it would overflow
+_PARALLEL = 1e-9  # pixels; a segment that moves less along an axis is parallel to it: dividing would overflow
 
 
 def clip_box(box: np.ndarray, width: int, height: int) -> np.ndarray:
-    """(4,) xyxy cut to the image; no area is left when it lay outside."""
+    """(4,) xyxy clipped to the image; without area if it lies outside."""
     clipped: np.ndarray = np.clip(box, 0, [width, height, width, height])
     return clipped
 
 
-def clip_polygon(points: np.ndarray, width: int, height: int) -> np.ndarray:
-    """(n, 2) ring cut to the image, side by side (Sutherland and Hodgman 1974); (0, 2) when outside."""
+def clip_polygon(points_R2: np.ndarray, width: int, height: int) -> np.ndarray:
+    """Ring clipped to the image, one side after another (Sutherland and Hodgman 1974); (0, 2) if it lies outside."""
     for axis, limit, sign in ((0, 0, 1), (0, width, -1), (1, 0, 1), (1, height, -1)):
-        inside = sign * (points[:, axis] - limit)  # distance from the image's side, pixels, negative outside
+        inside = sign * (points_R2[:, axis] - limit)  # distance from the image's side in pixels, negative outside
         kept: list[np.ndarray] = []
-        for index in range(len(points)):
+        for index in range(len(points_R2)):
             before = index - 1
             if (inside[before] < 0) != (inside[index] < 0):
                 share = inside[before] / (inside[before] - inside[index])
-                kept.append(points[before] + share * (points[index] - points[before]))
+                kept.append(points_R2[before] + share * (points_R2[index] - points_R2[before]))
             if inside[index] >= 0:
-                kept.append(points[index])
-        points = np.array(kept).reshape(-1, 2)
-    return points
+                kept.append(points_R2[index])
+        points_R2 = np.array(kept).reshape(-1, 2)
+    return points_R2
 
 
-def clip_line(points: np.ndarray, width: int, height: int) -> np.ndarray:
-    """(n, 2) polyline cut to the image, segment by segment; (0, 2) when outside.
+def clip_line(points_R2: np.ndarray, width: int, height: int) -> np.ndarray:
+    """Polyline clipped to the image, segment by segment; (0, 2) if it lies outside.
 
-    A line that leaves the image and comes back is joined straight between the two places.
+    Where a line leaves the image and comes back, the two points on the border are joined.
     """
     kept: list[np.ndarray] = []
-    for point in segments_inside(points, width, height).reshape(-1, 2):
+    for point in segments_inside(points_R2, width, height).reshape(-1, 2):
         if not kept or not np.array_equal(kept[-1], point):
             kept.append(point)
     return np.array(kept).reshape(-1, 2)
 
 
-def segments_inside(points: np.ndarray, width: int, height: int) -> np.ndarray:
-    """(n, 2) polyline → (m, 2, 2) the two ends of what each of its segments has inside the image."""
+def segments_inside(points_R2: np.ndarray, width: int, height: int) -> np.ndarray:
+    """(R, 2, 2) ends of the parts of a polyline's segments that lie inside the image."""
     limit = np.array([width, height], dtype=np.float64)
     kept = []
-    for start, end in pairwise(points):
+    for start, end in pairwise(points_R2):
         span = _inside_span(start, end, limit)
         if span is not None:
             kept.append([start + share * (end - start) for share in span])
@@ -251,7 +222,7 @@ def segments_inside(points: np.ndarray, width: int, height: int) -> np.ndarray:
 
 
 def _inside_span(start: np.ndarray, end: np.ndarray, limit: np.ndarray) -> tuple[float, float] | None:
-    """Part of a segment inside [0, limit], as shares of its length (Liang and Barsky 1984)."""
+    """Part of a segment inside [0, limit], as fractions of its length (Liang and Barsky 1984)."""
     low, high = 0.0, 1.0
     for axis in (0, 1):
         step = end[axis] - start[axis]
@@ -264,61 +235,70 @@ def _inside_span(start: np.ndarray, end: np.ndarray, limit: np.ndarray) -> tuple
     return (low, high) if low <= high else None
 
 
-def polygon_area(points: np.ndarray) -> float:
-    """Area of an (n, 2) ring in square pixels (shoelace rule)."""
-    x, y = points[:, 0], points[:, 1]
+def polygon_area(points_R2: np.ndarray) -> float:
+    """Area of a ring in square pixels (shoelace rule)."""
+    x, y = points_R2[:, 0], points_R2[:, 1]
     return abs(float(np.dot(x, np.roll(y, -1)) - np.dot(y, np.roll(x, -1)))) / 2
 
 
-def line_length(points: np.ndarray) -> float:
-    """Length of an (n, 2) polyline in pixels."""
-    return float(np.linalg.norm(np.diff(points, axis=0), axis=1).sum())
+def line_length(points_R2: np.ndarray) -> float:
+    """Length of a polyline in pixels."""
+    return float(np.linalg.norm(np.diff(points_R2, axis=0), axis=1).sum())
 
 
-# ---------------------------------------------------------------- the way to the model
+# ---------------------------------------------------------------- from the photo to the model and back
 
 
 @dataclass(frozen=True)
 class ImageGeometry:
-    """How one image's pixels reach the model and come back.
+    """Maps between the pixels of one image and those of the model.
 
     Args:
-        width, height: of the photo as the processor is given it (of the canvas, where there is augmentation).
-        model_width, model_height: size after smart_resize.
+        width, height: size of the photo that the processor gets (after augmentation, if there is any).
+        model_width, model_height: size of the resized photo.
+        canvas_width, canvas_height: size of what the model sees, with the resized photo in its upper left corner; 0 =
+            the resized photo is all of it.
     """
 
     width: int
     height: int
     model_width: int
     model_height: int
+    canvas_width: int = 0
+    canvas_height: int = 0
 
-    @classmethod
-    def plan(cls, width: int, height: int, *, factor: int, min_pixels: int, max_pixels: int) -> ImageGeometry:
-        """Geometry of an image under a resize policy."""
-        model_height, model_width = smart_resize(height, width, factor, min_pixels, max_pixels)
-        return cls(width, height, model_width, model_height)
+    @property
+    def photo_in_unit(self) -> tuple[float, float, float, float]:
+        """xyxy of the photo in the unit square: all of it, unless the canvas is larger."""
+        across, down = self._canvas
+        return (0.0, 0.0, self.model_width / across, self.model_height / down)
 
     @property
     def to_unit(self) -> Affine:
         """Pixels of the photo → unit square."""
-        return (1 / self.width, 0.0, 0.0, 0.0, 1 / self.height, 0.0)
+        _, _, across, down = self.photo_in_unit
+        return (across / self.width, 0.0, 0.0, 0.0, down / self.height, 0.0)
 
-    def boxes_to_unit(self, boxes: np.ndarray) -> np.ndarray:
-        """(n, 4) xyxy of the photo → (n, 4) unit xyxy."""
-        return transform_boxes(np.asarray(boxes, dtype=np.float64).reshape(-1, 4), self.to_unit)
+    def boxes_to_unit(self, boxes_R4: np.ndarray) -> np.ndarray:
+        """(R, 4) xyxy of the photo → (R, 4) unit xyxy."""
+        return transform_boxes(np.asarray(boxes_R4, dtype=np.float64).reshape(-1, 4), self.to_unit)
 
-    def boxes_from_unit(self, boxes: np.ndarray) -> np.ndarray:
-        """(n, 4) unit xyxy → (n, 4) xyxy of the photo."""
-        return transform_boxes(np.asarray(boxes, dtype=np.float64).reshape(-1, 4), invert(self.to_unit))
+    def boxes_from_unit(self, boxes_R4: np.ndarray) -> np.ndarray:
+        """(R, 4) unit xyxy → (R, 4) xyxy of the photo."""
+        return transform_boxes(np.asarray(boxes_R4, dtype=np.float64).reshape(-1, 4), invert(self.to_unit))
 
-    def boxes_to_model(self, boxes: np.ndarray) -> np.ndarray:
-        """(n, 4) xyxy of the photo → (n, 4) xyxy in pixels of the resized image (Qwen2.5-VL's text boxes)."""
-        return self.boxes_to_unit(boxes) * self._model_scale
+    def boxes_to_model(self, boxes_R4: np.ndarray) -> np.ndarray:
+        """(R, 4) xyxy of the photo → (R, 4) xyxy in pixels of what the model sees."""
+        return self.boxes_to_unit(boxes_R4) * self._model_scale
 
-    def boxes_from_model(self, boxes: np.ndarray) -> np.ndarray:
-        """(n, 4) xyxy in pixels of the resized image → (n, 4) xyxy of the photo."""
-        return self.boxes_from_unit(np.asarray(boxes, dtype=np.float64).reshape(-1, 4) / self._model_scale)
+    def boxes_from_model(self, boxes_R4: np.ndarray) -> np.ndarray:
+        """(R, 4) xyxy in pixels of what the model sees → (R, 4) xyxy of the photo."""
+        return self.boxes_from_unit(np.asarray(boxes_R4, dtype=np.float64).reshape(-1, 4) / self._model_scale)
+
+    @property
+    def _canvas(self) -> tuple[int, int]:
+        return self.canvas_width or self.model_width, self.canvas_height or self.model_height
 
     @property
     def _model_scale(self) -> np.ndarray:
-        return np.array([self.model_width, self.model_height] * 2, dtype=np.float64)
+        return np.array(self._canvas * 2, dtype=np.float64)

@@ -1,4 +1,4 @@
-"""Reading photos: any mode a camera or an office produces → RGB as displayed, or an error that names the file."""
+"""Read photos: any mode that cameras and offices produce → RGB as displayed, or an error that names the file."""
 
 from __future__ import annotations
 
@@ -8,22 +8,28 @@ from pathlib import Path
 
 import numpy as np
 import simplejpeg
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from bbu.errors import ImageError
 
-MAX_IMAGE_PIXELS = 200_000_000  # beyond any camera; a compressed file can unfold to far more
+MAX_IMAGE_PIXELS = 200_000_000  # beyond any camera; a compressed file can decode to far more
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 
 
-def load_image(source: str | Path | bytes, name: str = "") -> Image.Image:
-    """Read a photo as 8-bit RGB, turned as its EXIF orientation says.
+def exif_orientation(image: Image.Image) -> int:
+    """EXIF orientation of an opened photo, 1 to 8; a missing or impossible one is 1, as in Pillow's exif_transpose."""
+    tag = image.getexif().get(ExifTags.Base.Orientation, 1)
+    return next((number for number in range(1, 9) if number == tag), 1)  # a 6 written as a fraction is still a 6
 
-    CMYK, palette, grey and 16-bit photos are converted; transparency is laid over white.
+
+def load_image(source: str | Path | bytes, name: str = "") -> Image.Image:
+    """Read a photo as 8-bit RGB with its EXIF orientation applied.
+
+    CMYK, palette, grey and 16-bit photos are converted; transparent pixels are blended with white.
 
     Args:
         source: path of the file, or its bytes.
-        name: what messages call it; default: the path.
+        name: its name in messages; default: the path.
 
     Raises:
         ImageError: missing, not an image, truncated, or over MAX_IMAGE_PIXELS.
@@ -51,11 +57,10 @@ def load_image(source: str | Path | bytes, name: str = "") -> Image.Image:
 
 
 def _decode(opened: Image.Image, data: bytes) -> Image.Image:
-    """The pixels of an opened photo, those of colour JPEGs by simplejpeg.
+    """The pixels of an opened photo; simplejpeg decodes colour JPEGs.
 
-    Both use libjpeg-turbo with the same settings, so pixels are the same (a test compares them), but simplejpeg writes
-    them where they are wanted: a fifth to a third of the time saved on photos of 12 megapixels. What it has any doubt
-    about is left to Pillow.
+    It uses libjpeg-turbo with Pillow's settings, so the pixels are the same (a test compares them), but saves a copy: a
+    fifth to a third of the time on photos of 12 megapixels. Pillow decodes whatever simplejpeg refuses.
     """
     if opened.format == "JPEG" and opened.mode == "RGB":
         try:
@@ -63,7 +68,7 @@ def _decode(opened: Image.Image, data: bytes) -> Image.Image:
         except ValueError:
             pass
         else:
-            image.info = opened.info  # how it is turned
+            image.info = opened.info  # with the EXIF orientation
             return image
     opened.load()
     return opened
@@ -75,7 +80,7 @@ def _check_size(path: Path, width: int, height: int) -> None:
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    """8-bit RGB; a photo that is that already is not copied, which would take half as long as decoding it."""
+    """8-bit RGB; an RGB photo is not copied, which would take half as long as decoding it."""
     if image.mode in ("I;16", "I;16B", "I;16L", "I", "F"):
         values = np.asarray(image, dtype=np.float64)
         top = 65535.0 if values.max(initial=0.0) > 255 else 255.0

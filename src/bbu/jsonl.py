@@ -1,4 +1,4 @@
-"""JSON and JSON-lines files: read without JSON's traps, written whole or not at all."""
+"""JSON and JSON-lines files, read strictly; and files that are written whole or not at all."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 import os
 import tempfile
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO, Any
 
@@ -14,7 +14,7 @@ from bbu.errors import RecordError, UserError
 
 
 def decode_json(text: str, where: str) -> Any:
-    """JSON without its traps: NaN, Infinity and duplicate keys are errors.
+    """Strict JSON: NaN, Infinity and repeated keys are errors.
 
     Raises:
         RecordError: with ``where`` and the reason.
@@ -65,28 +65,42 @@ def iter_json_lines(path: str | Path) -> Iterator[tuple[str, Any]]:
 
 
 @contextmanager
+def atomic_file(path: Path) -> Iterator[Path]:
+    """A hidden file beside ``path`` to write to, which becomes ``path`` at the end; an error leaves nothing behind.
+
+    Raises:
+        OSError: the folder cannot be made or written.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # The prefix is not the name of the file, which may already have the greatest length.
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=".new.")
+    os.close(descriptor)
+    temporary = Path(name)
+    try:
+        yield temporary
+        if temporary.stat().st_nlink < 2:  # a hard link shares its permissions with its source
+            temporary.chmod(0o644)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
 def atomic_writer(path: str | Path) -> Iterator[IO[str]]:
     """A UTF-8 text file that appears whole or not at all.
 
     Raises:
-        UserError: nothing can be written there; known before the first line is asked for.
+        UserError: nothing can be written there; raised before the first line is asked for.
     """
     path = Path(path)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if path.is_dir():
-            raise UserError(f"{path}: is a folder; name a file in it")
-        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written: {error.strerror}") from None
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8", newline="\n") as stream:
-            yield stream
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    with ExitStack() as stack:
+        try:
+            if path.is_dir():
+                raise UserError(f"{path}: is a folder; name a file in it")
+            temporary = stack.enter_context(atomic_file(path))
+        except OSError as error:
+            raise UserError(f"{path}: cannot be written: {error.strerror}") from None
+        yield stack.enter_context(temporary.open("w", encoding="utf-8", newline="\n"))
 
 
 def write_jsonl(path: str | Path, rows: Iterable[Any]) -> int:

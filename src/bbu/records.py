@@ -1,4 +1,4 @@
-"""The JSONL contract: annotated rows, few-shot samples and predictions, strictly read.
+"""The JSONL contract: annotated rows, few-shot samples and predictions, read strictly.
 
 Row        {"images": [...], "objects": [...], "width": W, "height": H, "summary"?: str, "metadata"?: {}}
 object     {"desc": str, and exactly one of "bbox_2d" [x1,y1,x2,y2] | "poly" [x,y,…≥3 points] | "line" [x,y,…≥2]}
@@ -8,8 +8,10 @@ prediction {"images": [...], "width": W, "height": H,
            or {"images": [...], "error": str} for a photo that could not be read
 
 Coordinates are pixels of the image as displayed (after the EXIF transpose, before any resize).
-Image paths are relative to an image root that the reader is told; a path that leaves it is refused.
+Image paths are relative to an image root that is given to the reader; a path that leaves it is refused.
 metadata.group names the site or series of a photo; photos of one group may be shown together (context).
+
+Shapes: R rows.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ from typing import Any
 
 import numpy as np
 
-from bbu.errors import RecordError, UserError
+from bbu.errors import RecordError, UserError, shown
 from bbu.geometry import box_area, enclosing_box
 from bbu.jsonl import iter_json_lines
 from bbu.taxonomy import split_path
@@ -31,13 +33,13 @@ from bbu.taxonomy import split_path
 GEOMETRIES = {"bbox_2d": 4, "poly": 6, "line": 4}  # name → fewest numbers
 BOUNDS_TOLERANCE = 0.5  # pixels a coordinate may lie outside the image (rounding of annotation tools)
 COUNT_BINS = (3, 10)  # objects: up to 3, up to 10, more
-AREA_BINS = (0.05, 0.20)  # mean box area as a share of the photo: under 5 %, under 20 %, more
-PLACE_GRID = 3  # cells a side, for the mean centre of all boxes
+AREA_BINS = (0.05, 0.20)  # mean box area as a fraction of the photo: under 5 %, under 20 %, more
+PLACE_GRID = 3  # cells per side, for the mean centre of all boxes
 
 
 @dataclass(frozen=True)
 class ObjectRow:
-    """One annotated part: a description and exactly one geometry in displayed pixels."""
+    """One annotated object: a description and exactly one geometry in displayed pixels."""
 
     desc: str
     kind: str  # "bbox_2d", "poly" or "line"
@@ -51,7 +53,7 @@ class ObjectRow:
     def to_json(self) -> dict[str, Any]:
         points: list[float] = [_tidy(value) for value in self.points]
         if self.kind == "bbox_2d" and not (points[0] < points[2] and points[1] < points[3]):
-            points = list(self.points)  # thinner than the rounding, which would make it unreadable
+            points = list(self.points)  # rounding would leave no side, and the row could not be read back
         return {"desc": self.desc, self.kind: points}
 
 
@@ -68,12 +70,12 @@ class Row:
 
     @property
     def labels(self) -> frozenset[str]:
-        """The different descriptions in the photo."""
+        """The distinct descriptions in the photo."""
         return frozenset(item.desc for item in self.objects)
 
     @property
     def group(self) -> str | None:
-        """The site or series that the photo belongs to (metadata.group), None = to none."""
+        """The site or series that the photo belongs to (metadata.group), or None."""
         group = self.metadata.get("group")
         return str(group) if group not in (None, "") else None
 
@@ -92,22 +94,22 @@ class Row:
 
 
 def situations(row: Row) -> tuple[str, ...]:
-    """In which bins a photo's object count, mean centre and mean size lie; nothing for a photo without objects."""
+    """Bins of a photo's object count, mean centre and mean size; none for a photo without objects."""
     if not row.objects:
         return ()
-    boxes = np.array([item.box for item in row.objects])  # (n, 4) displayed pixels
-    centre = ((boxes[:, :2] + boxes[:, 2:]) / 2).mean(axis=0) / (row.width, row.height)
+    boxes_R4 = np.array([item.box for item in row.objects])  # displayed pixels
+    centre = ((boxes_R4[:, :2] + boxes_R4[:, 2:]) / 2).mean(axis=0) / (row.width, row.height)
     column, line = (min(PLACE_GRID - 1, int(value * PLACE_GRID)) for value in centre)
-    area = float(box_area(boxes).mean()) / (row.width * row.height)
-    count_bin = int(np.searchsorted(COUNT_BINS, len(boxes), side="left"))
+    area = float(box_area(boxes_R4).mean()) / (row.width * row.height)
+    count_bin = int(np.searchsorted(COUNT_BINS, len(boxes_R4), side="left"))
     area_bin = int(np.searchsorted(AREA_BINS, area, side="right"))
     return f"count {count_bin}", f"place {column},{line}", f"size {area_bin}"
 
 
 @dataclass(frozen=True)
 class FewShotSample:
-    """Worked examples (teachers), the photo to be learned or predicted (student), and photos shown without
-    answers before it in its own turn (context)."""
+    """One photo to learn or predict (student), worked examples (teachers), and photos without answers that are shown
+    before it in its own turn (context)."""
 
     student: Row
     teachers: tuple[Row, ...] = ()
@@ -125,10 +127,10 @@ class FewShotSample:
 
 @dataclass(frozen=True)
 class PredictedObject:
-    """One predicted part: xyxy box in displayed pixels, words, and two confidences in [0, 1].
+    """One predicted object: xyxy box in displayed pixels, description, and two confidences in [0, 1].
 
-    ``score`` ranks by description (objectness × probability of the words), ``objectness`` class-agnostically.
-    ``levels``: how probable the first level of ``desc`` is, the first two, …; None where the model does not say.
+    ``score`` ranks predictions of one description (objectness × probability of the description), ``objectness`` ranks
+    class-agnostically. ``levels``: probability of the first level of ``desc``, of the first two, …; None if unknown.
     """
 
     box: tuple[float, float, float, float]
@@ -151,7 +153,7 @@ class PredictedObject:
 
 @dataclass(frozen=True)
 class PredictionRow:
-    """All predictions for one photo, or the reason why there are none."""
+    """All predictions for one photo, or the error that prevented them."""
 
     images: tuple[str, ...]
     width: int = 0
@@ -178,7 +180,7 @@ def parse_row(value: Any, where: str, prefix: str = "") -> Row:
 
     Args:
         where: file and line for the error message.
-        prefix: dotted path in front of the field names.
+        prefix: dotted path before the field names.
 
     Raises:
         RecordError: names ``where``, the field, the value and the fix.
@@ -190,10 +192,10 @@ def parse_row(value: Any, where: str, prefix: str = "") -> Row:
     objects = check.list(value["objects"], "objects")
     summary = value.get("summary")
     if summary is not None and not isinstance(summary, str):
-        check.fail("summary", f"must be text, is {_show(summary)}")
+        check.fail("summary", f"must be text, is {shown(summary)}")
     metadata = value.get("metadata", {})
     if not isinstance(metadata, dict):
-        check.fail("metadata", f"must be an object, is {_show(metadata)}")
+        check.fail("metadata", f"must be an object, is {shown(metadata)}")
     return Row(
         images=check.images(value["images"]),
         objects=tuple(
@@ -241,7 +243,7 @@ def parse_prediction_row(value: Any, where: str) -> PredictionRow:
         if len(box) != 4:
             inner.fail("bbox_2d", f"needs 4 numbers, has {len(box)}")
         if not isinstance(item["desc"], str):
-            inner.fail("desc", f"must be text, is {_show(item['desc'])}")
+            inner.fail("desc", f"must be text, is {shown(item['desc'])}")
         score = inner.unit(item["score"], "score")
         objectness = inner.unit(item.get("objectness", item["score"]), "objectness")
         levels = inner.levels(item["levels"], item["desc"]) if "levels" in item else None
@@ -273,7 +275,7 @@ def _parse_object(value: Any, check: _Checker, width: int, height: int) -> Objec
 
 
 class _Checker:
-    """Typed look-ups that fail with file, line and field."""
+    """Typed look-ups whose errors name file, line and field."""
 
     def __init__(self, where: str, prefix: str) -> None:
         self.where, self.prefix = where, prefix
@@ -283,7 +285,7 @@ class _Checker:
 
     def keys(self, value: Any, required: tuple[str, ...], optional: tuple[str, ...] = ()) -> None:
         if not isinstance(value, dict):
-            raise RecordError(self.where, self.prefix.rstrip(".") or "row", f"must be a JSON object, is {_show(value)}")
+            raise RecordError(self.where, self.prefix.rstrip(".") or "row", f"must be a JSON object, is {shown(value)}")
         for name in required:
             if name not in value:
                 self.fail(name, "is missing")
@@ -296,19 +298,19 @@ class _Checker:
 
     def list(self, value: Any, name: str) -> list[Any]:
         if not isinstance(value, list):
-            self.fail(name, f"must be a list, is {_show(value)}")
+            self.fail(name, f"must be a list, is {shown(value)}")
         return value  # type: ignore[no-any-return]
 
     def text(self, value: Any, name: str) -> str:
         if not isinstance(value, str) or not value.strip():
-            self.fail(name, f"must be non-empty text, is {_show(value)}")
+            self.fail(name, f"must be non-empty text, is {shown(value)}")
         if any("\ud800" <= letter <= "\udfff" for letter in value):
-            self.fail(name, f"holds half a character (a lone surrogate), is {_show(value)}")
+            self.fail(name, f"holds half a character (a lone surrogate), is {shown(value)}")
         return value  # type: ignore[no-any-return]
 
     def size(self, value: Any, name: str) -> int:
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            self.fail(name, f"must be a whole number of pixels above 0, is {_show(value)}")
+            self.fail(name, f"must be a whole number of pixels above 0, is {shown(value)}")
         return value  # type: ignore[no-any-return]
 
     def unit(self, value: Any, name: str) -> float:
@@ -319,13 +321,13 @@ class _Checker:
 
     def number(self, value: Any, name: str) -> float:
         if isinstance(value, bool) or not isinstance(value, int | float):
-            self.fail(name, f"must be a number, is {_show(value)}")
+            self.fail(name, f"must be a number, is {shown(value)}")
         try:
             number = float(value)
         except OverflowError:
             number = math.inf
         if not math.isfinite(number):
-            self.fail(name, f"must be a finite number, is {_show(value)}")
+            self.fail(name, f"must be a finite number, is {shown(value)}")
         return number
 
     def numbers(self, value: Any, name: str, fewest: int) -> tuple[float, ...]:
@@ -347,13 +349,8 @@ class _Checker:
         return tuple(self.text(item, f"images[{index}]") for index, item in enumerate(items))
 
 
-def _show(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
-
-
 def _tidy(value: float) -> float | int:
-    """Two decimals of a pixel, and whole numbers without a point, keep files small and diffs readable."""
+    """Two decimals of a pixel, and whole numbers without a point: small files and readable diffs."""
     rounded = round(value, 2)
     return int(rounded) if rounded == int(rounded) else rounded
 
@@ -381,15 +378,15 @@ def read_predictions(path: str | Path) -> list[PredictionRow]:
 
 
 def resolve_image(root: str | Path, name: str) -> Path:
-    """The file an image path means, kept inside ``root``.
+    """The file of an image path, which must lie inside ``root``.
 
     Raises:
-        UserError: the path leaves the root (``..``, an absolute path elsewhere, or a link out of it), or is none.
+        UserError: the path leaves the root (``..``, an absolute path elsewhere, or a link out of it), or is invalid.
     """
     root = Path(root).resolve()
     try:
         path = (root / name).resolve()
-    except (ValueError, OSError, RuntimeError) as error:  # a null character, or links in a circle
+    except (ValueError, OSError, RuntimeError) as error:  # a null character, or a loop of links
         raise UserError(f"image path {name!r} under {root} cannot be followed: {error}") from None
     if not path.is_relative_to(root):
         raise UserError(f"image path {name!r} leaves its folder {root}; move the file inside or change the image root")

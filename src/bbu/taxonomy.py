@@ -1,7 +1,7 @@
-"""Description paths: levels, token map, hierarchy check, mirror words, prefix tree.
+"""Description paths: levels, token map, hierarchy, words that a mirror swaps, prefix tree.
 
-A description is a slash path, coarse to fine: ``object_type/property/extra_info``. Within one level, commas
-separate attributes. A taxonomy says how raw level texts become final ones and which paths are known.
+A description is a slash path, coarse to fine: ``object_type/property/extra_info``. Commas separate the attributes of
+one level. A taxonomy maps raw level texts to final ones and lists the allowed paths.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from typing import Any
 SEPARATOR = "/"
 ATTRIBUTE_SEPARATOR = ","
 
-# What may follow a term: None = anything, a mapping = only these terms, each with what may follow it.
+# What may follow a term: None = anything; a mapping = only these terms, each with what may follow it.
 Children = Mapping[str, Any] | None
 
 
 def split_path(desc: str) -> tuple[str, ...]:
-    """Levels of a description, coarse to fine; blanks at the ends and empty levels are dropped."""
+    """Levels of a description, coarse to fine, with blanks tidied and without empty levels."""
     levels = (" ".join(level.split()) for level in desc.split(SEPARATOR))
     return tuple(level for level in levels if level)
 
@@ -52,27 +52,28 @@ def prefix_tree(descriptions: Iterable[str]) -> dict[str, Any]:
 
 
 MIRRORS = ("horizontal", "vertical")
-SIDE_WORDS = (  # (word, its mirror image, which mirror swaps the two)
+SIDE_WORDS = (  # (word, its mirror image, the mirror that swaps them)
     ("left", "right", "horizontal"),
     ("左", "右", "horizontal"),
     ("top", "bottom", "vertical"),
     ("upper", "lower", "vertical"),
     ("above", "below", "vertical"),
-    # 上 and 下 alone also mean "at least", "at most": 4cm以上.
+    # 上 and 下 alone also mean "at least" and "at most": 4cm以上.
     *((f"上{place}", f"下{place}", "vertical") for place in ("部", "方", "侧", "端", "边", "面", "层")),
 )
 
 
 @dataclass(frozen=True)
 class MirrorRules:
-    """What a mirrored or turned photo does to descriptions that name a side.
+    """How mirroring or turning a photo changes descriptions that name a side.
 
     Args:
-        horizontal, vertical: what a flip left to right, or top to bottom, does: ``swap`` the words; ``unless_words``:
-            not where a description has one; ``forbid``: never; ``allow``: anywhere, words stay.
-        turn: the same for quarter turns, which no swap can mend: ``unless_words``, ``forbid`` or ``allow``.
-        words: (word, its mirror image, horizontal or vertical). Latin words are whole words in any case, others are
-            found anywhere.
+        horizontal, vertical: rule for flips left to right and top to bottom. ``swap``: flip, and swap the words;
+            ``unless_words``: flip only if no description has such a word; ``forbid``: never flip; ``allow``: always
+            flip, words stay.
+        turn: rule for quarter turns, which no swap can express: ``unless_words``, ``forbid`` or ``allow``.
+        words: (word, its mirror image, horizontal or vertical). Latin words match as whole words in any case, others
+            anywhere.
     """
 
     horizontal: str = "swap"
@@ -88,19 +89,19 @@ class MirrorRules:
         return bool(rule != "forbid")
 
     def swap(self, desc: str, mirror: str) -> str:
-        """The description of the mirrored part, ``mirror`` being ``horizontal`` or ``vertical``."""
+        """The description of the mirrored object; ``mirror`` is ``horizontal`` or ``vertical``."""
         pattern, pairs = self._pattern(mirror)
         if getattr(self, mirror) != "swap" or not pairs:
             return desc
         return pattern.sub(lambda found: _like(found.group(), pairs[found.group().lower()]), desc)
 
     def names_a_side(self, desc: str, change: str) -> bool:
-        """Whether a word in the description would be wrong after ``change``; a turn concerns all words."""
+        """Whether the description has a word that is wrong after ``change``; a turn affects all words."""
         mirrors = MIRRORS if change == "turn" else (change,)
         return any(pairs and pattern.search(desc) for pattern, pairs in map(self._pattern, mirrors))
 
     def _pattern(self, mirror: str) -> tuple[re.Pattern[str], dict[str, str]]:
-        """What to look for, longest first, and the image of each word in small letters."""
+        """Pattern of all words, longest first, and lower-case word → its mirror image."""
         pairs = {}
         for word, image, kind in self.words:
             if kind == mirror:
@@ -123,9 +124,9 @@ class LevelRule:
 
     Args:
         name: for messages.
-        required: a description without it is outside the taxonomy.
-        when: earlier level's name → its terms: the level stands (and, if required, must stand) only below these;
-            None: always.
+        required: a description without this level is outside the taxonomy.
+        when: earlier level's name → its terms: the level is allowed (and, if required, needed) only below these; None
+            means always.
     """
 
     name: str
@@ -139,14 +140,14 @@ def _rules(levels: Iterable[str | LevelRule]) -> tuple[LevelRule, ...]:
 
 @dataclass(frozen=True)
 class Taxonomy:
-    """The words of one labelling project. ``Taxonomy()`` only tidies blanks and allows every path.
+    """The vocabulary of one labelling project. ``Taxonomy()`` only tidies blanks and allows every path.
 
     Args:
-        language: ``zh`` or ``en``: which raw label is read where the source has both.
+        language: ``zh`` or ``en``: the raw label to read where the source has both.
         levels: names of the levels, or rules for them (see LevelRule).
-        tokens: raw level text (or raw attribute) → final text; "" drops the level.
+        tokens: raw level text (or raw attribute) → final text; "" drops it.
         hierarchy: allowed paths, see Children; None allows every path.
-        mirror: words that a mirrored photo swaps.
+        mirror: rules for mirrored and turned photos.
     """
 
     language: str = "zh"
@@ -156,14 +157,14 @@ class Taxonomy:
     mirror: MirrorRules = MirrorRules()
 
     def normalise(self, desc: str) -> str:
-        """Raw description → final one: token map level by level, blanks stripped, empty levels dropped.
+        """Raw description → final one: token map level by level, blanks tidied, empty levels dropped.
 
-        Doing it twice changes nothing. May return "" when nothing is left.
+        Idempotent; returns "" if nothing is left.
         """
         return join_path(final for _, final in self._levels(desc))
 
     def problem(self, desc: str) -> str | None:
-        """Why a (raw or final) description is outside the taxonomy, naming the raw term; None if it is inside."""
+        """Why a raw or final description is outside the taxonomy, naming the raw term; None if it is inside."""
         levels = self._levels(desc)
         return self._outside_hierarchy(levels) or self._breaks_level_rule([final for _, final in levels])
 
@@ -179,7 +180,7 @@ class Taxonomy:
         return None
 
     def _breaks_level_rule(self, path: Sequence[str]) -> str | None:
-        """A level that must stand and does not, or stands where it may not."""
+        """A required level that is missing, or a level that is not allowed there."""
         rules = _rules(self.levels)
         at = {rule.name: depth for depth, rule in enumerate(rules)}
         for depth, rule in enumerate(rules):
@@ -192,7 +193,7 @@ class Taxonomy:
                 return f"{rule.name} is missing{after}; add it to the label or make it optional in levels"
             if not applies and depth < len(path):
                 where = ", ".join(f"{name} is {' or '.join(terms)}" for name, terms in (rule.when or {}).items())
-                return f"{rule.name} {path[depth]!r} may only stand where {where}; map it in tokens or change levels"
+                return f"{rule.name} {path[depth]!r} is only allowed where {where}; map it in tokens or change levels"
         return None
 
     def _levels(self, desc: str) -> list[tuple[str, str]]:
@@ -233,7 +234,7 @@ def _look_up(level: str, allowed: Mapping[str, Any]) -> tuple[list[Children], st
 
 
 def _merge(children: list[Children]) -> Children:
-    """What may follow a level of several attributes: whatever may follow any of them."""
+    """What may follow a level of several attributes: anything that may follow one of them."""
     merged: dict[str, Any] = {}
     for child in children:
         if child is None:

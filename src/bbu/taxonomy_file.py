@@ -1,4 +1,4 @@
-"""Taxonomy files: YAML read and checked, every complaint naming the field."""
+"""Taxonomy files: YAML, read and checked; every error names the field."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def read_taxonomy(path: str | Path) -> Taxonomy:
 
 
 def _load_yaml(path: Path) -> Any:
-    """One YAML document in which a key may stand only once."""
+    """One YAML document without repeated keys."""
     yaml: Any = importlib.import_module("yaml")
     unique_keys: Any = type("UniqueKeys", (yaml.SafeLoader,), {})
 
@@ -57,7 +57,7 @@ def _load_yaml(path: Path) -> Any:
 
 
 class _Reader:
-    """Checks a decoded taxonomy file and names the field that is wrong."""
+    """Checks a decoded taxonomy file."""
 
     def __init__(self, where: str) -> None:
         self.where = where
@@ -94,7 +94,7 @@ class _Reader:
             rule = self.level_rule(item, f"levels[{index}]", names)
             name = rule if isinstance(rule, str) else rule.name
             if name in names:
-                raise self.fail(f"levels[{index}]", f"{name!r} is there twice")
+                raise self.fail(f"levels[{index}]", f"{name!r} is listed twice")
             names.append(name)
             levels.append(rule)
         return tuple(levels)
@@ -130,7 +130,7 @@ class _Reader:
         return MirrorRules(**rules, words=self.side_words(value.get("words")))
 
     def side_words(self, value: Any) -> tuple[tuple[str, str, str], ...]:
-        """``{horizontal: [[left, right]], vertical: []}``; a mirror that is not named keeps the usual words."""
+        """``{horizontal: [[left, right]], vertical: []}``; a mirror that is left out keeps its default words."""
         if value is None:
             return SIDE_WORDS
         if not isinstance(value, dict):
@@ -151,9 +151,9 @@ class _Reader:
         return value
 
     def level(self, value: Any, name: str) -> str:
-        """Text of one level, with its blanks tidied as split_path tidies them."""
+        """Text of one level, with blanks tidied as by split_path."""
         if SEPARATOR in self.text(value, name):
-            raise self.fail(name, f"names one level, so {value!r} may not hold '/'")
+            raise self.fail(name, f"is one level, so {value!r} must not contain '/'")
         return join_path(split_path(value))
 
     def tokens(self, value: Any) -> dict[str, str]:
@@ -165,7 +165,7 @@ class _Reader:
             tokens[self.level(raw, name)] = "" if final == "" else self.level(final, name)
         mapping = Taxonomy(tokens=tokens)
         for raw, final in tokens.items():
-            # A chain would make the result depend on how often the map is applied.
+            # With a chain the result would depend on how often the map is applied.
             again = mapping.normalise(final)
             if again != final:
                 raise self.fail(f"tokens.{raw}", f"{final!r} is itself mapped to {again!r}; map straight to that")
@@ -174,14 +174,14 @@ class _Reader:
     def children(self, value: Any, name: str) -> Children:
         if value is None:
             return None
-        if isinstance(value, list):  # a list is short for terms that anything may follow
+        if isinstance(value, list):  # a list means terms that anything may follow
             value = dict.fromkeys((self.level(term, f"{name}[{i}]") for i, term in enumerate(value)), None)
         if not isinstance(value, dict):
             raise self.fail(name, f"must be a mapping, a list or empty, is {value!r}")
         return {self.level(term, f"{name}.{term}"): self.children(sub, f"{name}.{term}") for term, sub in value.items()}
 
     def reachable(self, hierarchy: Children, tokens: Mapping[str, str], name: str) -> None:
-        """A term that the token map rewrites can never be met: it is a mistake in one of the two tables."""
+        """A term that the token map rewrites never occurs, so one of the two tables is wrong."""
         for term, sub in (hierarchy or {}).items():
             if tokens.get(term, term) != term:
                 raise self.fail(f"{name}.{term}", f"tokens map it to {tokens[term]!r}; list that term instead")

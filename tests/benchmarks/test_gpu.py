@@ -194,7 +194,7 @@ def test_the_published_sizes_are_those_of_the_published_model() -> None:
     planner = importlib.import_module("planner")
     ids = dict.fromkeys(("<|endoftext|>", "<|im_end|>", "<|image_pad|>", "<|video_pad|>"), 7)
     config = model.model_config(model.PUBLISHED, ids | dict.fromkeys(("<|vision_start|>", "<|vision_end|>"), 8))
-    assert model.CostModel.of(config) == model.CostModel.of(planner.SIZES)
+    assert model.cost_of(config) == model.cost_of(planner.SIZES)
     with torch.device("meta"):
         vlm = model.Qwen2_5_VLForConditionalGeneration._from_config(config, dtype=torch.bfloat16)
     assert sum(parameter.numel() for parameter in vlm.parameters()) == 7_509_245_952 // 2  # total_size of its weights

@@ -18,8 +18,10 @@ from bbu.config import AugmentConfig
 from bbu.data.augment import Augmenter
 from bbu.data.photo import open_photo
 from bbu.errors import ImageError, SampleError
+from bbu.families.photo_plan import plan_resize
 from bbu.families.prompts import CONTEXT_NOTES, WORDING, answer_text, boxes_from_text, parse_answer, text_boxes
-from bbu.geometry import ImageGeometry, cxcywh_to_xyxy
+from bbu.families.qwen2_5_vl.codec import QWEN
+from bbu.geometry import cxcywh_to_xyxy
 from bbu.images import load_image
 from bbu.records import FewShotSample, ObjectRow, Row
 
@@ -30,7 +32,7 @@ IGNORE = -100
 def published(shared_dir: Path) -> Any:
     from bbu.families.tokenizer import load_tokenizer
 
-    return load_tokenizer(str(shared_dir / "data" / "qwen_tokenizer"))
+    return load_tokenizer(str(shared_dir / "data" / "qwen_tokenizer"), QWEN)
 
 
 # ---------------------------------------------------------------- parity with transformers
@@ -54,7 +56,7 @@ def transformers_sample(processor: Any, sample: FewShotSample, folder: Path, wit
         photo = load_image(folder / row.images[0])
         photos.append(photo)
         ask = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": instruction}]}
-        plan = ImageGeometry.plan(*photo.size, factor=28, min_pixels=spec.min_pixels, max_pixels=spec.max_pixels)
+        plan = plan_resize(*photo.size, factor=28, min_pixels=spec.min_pixels, max_pixels=spec.max_pixels)
         boxes = np.array([item.box for item in row.objects]).reshape(-1, 4)
         scale = np.array([plan.model_width / plan.width, plan.model_height / plan.height] * 2)
         answer = answer_text(np.rint(boxes * scale), [item.desc for item in row.objects])
@@ -149,7 +151,7 @@ def test_every_supervised_token_lies_in_exactly_one_answer_span(
         found, malformed = parse_answer(text)
         assert malformed == 0 and sorted(label for _, label in found) == sorted(item.desc for item in row.objects)
         photo = load_image(photo_folder / row.images[0])
-        plan = ImageGeometry.plan(
+        plan = plan_resize(
             *photo.size,
             factor=28,
             min_pixels=chat_processor.spec.min_pixels,

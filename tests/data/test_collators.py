@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bbu.geometry import ImageGeometry
+from bbu.families.photo_plan import plan_resize
 from bbu.records import FewShotSample
 
 IGNORE, PAD = -100, 7
-GEOMETRY = ImageGeometry.plan(60, 40, factor=28, min_pixels=3136, max_pixels=100352)
+GEOMETRY = plan_resize(60, 40, factor=28, min_pixels=3136, max_pixels=100352)
 
 
 def positions(token_ids: Sequence[int], grids: Sequence[tuple[int, int, int]]) -> Any:

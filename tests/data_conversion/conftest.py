@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image
 
 from bbu.records import read_rows
 from bbu.taxonomy import Taxonomy
@@ -17,7 +17,6 @@ from bbu.taxonomy_file import read_taxonomy
 from data_conversion.pipeline import convert
 from data_conversion.report import ConversionReport
 
-ORIENTATION = 274
 SIZE = (80, 60)  # width, height in pixels of every photo that does not say otherwise
 
 
@@ -35,7 +34,7 @@ class Source:
         image = Image.new("RGB", size, (40, 80, 90))
         exif = image.getexif()
         if orientation != 1:
-            exif[ORIENTATION] = orientation
+            exif[ExifTags.Base.Orientation] = orientation
         image.save(path, format="JPEG", exif=exif, comment=text or name)
         return path
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 
 from bbu.errors import UserError
 from bbu.geometry import enclosing_box, exif_affine, iou, transform_points
@@ -187,7 +187,7 @@ def test_turned_photos_are_displayed_upright(habits: list[tuple[int, int, bool]]
         upright = expose(np.random.default_rng(camera), compose(scene))
         path = tmp_path / f"{index}.jpg"
         exif = Image.Exif()
-        exif[0x0112] = photo.orientation
+        exif[ExifTags.Base.Orientation] = photo.orientation
         photo.image.save(path, quality=95, exif=exif)
         displayed = ImageOps.exif_transpose(Image.open(path))
         assert displayed.size == (scene.width, scene.height)

@@ -43,7 +43,7 @@ def test_splits_and_teachers(source: Any, part: Any) -> None:
 @pytest.mark.parametrize(
     ("arguments", "why"),
     [
-        (("--taxonomy", "bub"), "neither a file nor one of the shipped: bbu"),
+        (("--taxonomy", "bub"), "neither a file nor one of the shipped taxonomies: bbu"),
         (("--splits", "train"), "write each target once"),
         (("--max-teachers", "9"), "leaves no photo to train on"),
     ],

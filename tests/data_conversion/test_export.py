@@ -13,12 +13,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 
 from bbu.errors import UserError
 from bbu.jsonl import write_jsonl
 from data_conversion import export as module
-from data_conversion.base import ExportPhoto, Format, Losses, SourceOptions
+from data_conversion.base import ExportLosses, ExportPhoto, Format, SourceOptions
 from data_conversion.export import export
 from data_conversion.formats import FORMATS
 from data_conversion.photos import read_photo
@@ -46,11 +46,11 @@ def written(monkeypatch: pytest.MonkeyPatch) -> list[ExportPhoto]:
     """A format that keeps what it was given and writes one file."""
     kept: list[ExportPhoto] = []
 
-    def write(photos: Iterator[ExportPhoto], folder: Path) -> Losses:
+    def write(photos: Iterator[ExportPhoto], folder: Path) -> ExportLosses:
         assert list(folder.iterdir()) == []
         kept.extend(photos)
         (folder / "list.txt").write_text("\n".join(photo.image for photo in kept), encoding="utf-8")
-        return Losses({"line written as its box": 3})
+        return ExportLosses({"line written as its box": 3})
 
     place = lambda image, split: f"images/{split or 'all'}/{image}"  # noqa: E731
     monkeypatch.setitem(FORMATS, "kept", Format(None, "for tests", write, place))
@@ -165,7 +165,7 @@ def test_turned_photos_are_written_upright_and_originals_stay(
     pixels = np.random.default_rng(0).integers(0, 255, (6, 8, 3), dtype=np.uint8).repeat(8, 0).repeat(8, 1)
     image = Image.fromarray(pixels)
     exif = image.getexif()
-    exif[274] = orientation
+    exif[ExifTags.Base.Orientation] = orientation
     image.save(source.root / name, exif=exif, **({"quality": 95} if name == "a.jpg" else {"lossless": True}))
     before = (source.root / name).read_bytes()
     with Image.open(source.root / name) as stored:
@@ -185,7 +185,7 @@ def test_turned_photos_are_written_upright_and_originals_stay(
 def test_grey_photos_with_a_colour_profile_stay_so(source: Any, run: Any) -> None:
     image = Image.new("L", SIZE, 90)
     exif = image.getexif()
-    exif[274] = 3
+    exif[ExifTags.Base.Orientation] = 3
     image.save(source.root / "a.jpg", exif=exif, icc_profile=b"a profile")
     run(row("a.jpg"))
     with Image.open(source.out / "images/all/a.jpg") as found:
@@ -336,7 +336,7 @@ def test_a_folder_without_rows_and_a_file_that_is_not_there(source: Any, written
 
 
 def test_a_writer_that_fails_leaves_nothing_behind(source: Any, run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    def write(photos: Iterator[ExportPhoto], folder: Path) -> Losses:
+    def write(photos: Iterator[ExportPhoto], folder: Path) -> ExportLosses:
         next(photos)
         raise OSError(28, "No space left on device")
 
@@ -357,7 +357,7 @@ def test_memory_does_not_grow_with_the_rows(tmp_path: Path, monkeypatch: pytest.
     held: list[int] = []
     entry = FORMATS["label_studio"]
 
-    def write(photos: Iterator[ExportPhoto], folder: Path) -> Losses:
+    def write(photos: Iterator[ExportPhoto], folder: Path) -> ExportLosses:
         def watched() -> Iterator[ExportPhoto]:
             for number, photo in enumerate(photos):
                 if number in (600, 1100):  # the first hundreds fill caches of fixed size

@@ -62,7 +62,7 @@ def end(number: int) -> int:
 
 def test_a_process_that_ends_is_one_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(parallel, "INLINE", 0)
-    with pytest.raises(UserError, match="a working process ended early"):
+    with pytest.raises(UserError, match="a worker process died"):
         list(parallel.map_in_order(end, range(9), 2))
 
 
@@ -167,7 +167,7 @@ def test_two_conversions_into_one_folder_do_not_mix(source: Any, part: Any) -> N
     fill(source, part, 3)
     work = source.out.with_name(".out.partial")
     journal = Journal(work, {})
-    with pytest.raises(UserError, match="is another conversion at work in it"):
+    with pytest.raises(UserError, match="is another conversion using it"):
         source.convert()
     journal.discard()
     assert source.convert().photos_written == 3

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image
 
 from bbu.errors import UserError
 from bbu.images import load_image
@@ -56,14 +56,14 @@ def test_a_reencoded_photo_is_upright_smaller_and_its_parts_lie_on_the_same_pixe
     image = Image.new("RGB", (400, 300), "white")
     image.paste("black", (100, 60, 200, 160))
     exif = image.getexif()
-    exif[274] = 6
+    exif[ExifTags.Base.Orientation] = 6
     source.bbu("a", [part("a/b", (100, 60, 200, 160))], size=(400, 300))
     image.save(source.root / "a.jpg", exif=exif, quality=98)
     report = source.convert(images="reencode", max_pixels=30_000)
     (row,) = source.rows()
     photo = load_image(source.out / "photos" / "a.jpg")
     assert photo.size == (row.width, row.height) == (150, 200)
-    assert Image.open(source.out / "photos" / "a.jpg").getexif().get(274, 1) == 1
+    assert Image.open(source.out / "photos" / "a.jpg").getexif().get(ExifTags.Base.Orientation, 1) == 1
     ys, xs = np.nonzero(np.asarray(photo.convert("L")) < 128)
     found = np.array([xs.min(), ys.min(), xs.max() + 1, ys.max() + 1])
     assert np.abs(found - np.array(row.objects[0].box)).max() <= 1
@@ -111,7 +111,7 @@ def test_a_photo_inside_its_source_is_unpacked(source: Any, monkeypatch: pytest.
     content = source.photo("a.jpg").read_bytes()
     (source.root / "a.jpg").unlink()
     with_items(monkeypatch, SourceImage("train/0.jpg", "data.parquet", BOX, content=content))
-    with pytest.raises(UserError, match=r"lies inside data\.parquet; unpack it with images copy"):
+    with pytest.raises(UserError, match=r"lies inside data\.parquet; unpack it with images = copy"):
         source.convert("given")
     for mode in ("copy", "link", "reencode"):
         source.convert("given", images=mode)

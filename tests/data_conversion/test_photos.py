@@ -9,13 +9,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image, ImageDraw, ImageOps
+from PIL import ExifTags, Image, ImageDraw, ImageOps
 
 from bbu.errors import ImageError, UserError
 from bbu.geometry import transform_points
 from data_conversion.photos import Photo, points_to_displayed, read_photo
-
-TAG = 274
 
 
 def marked_photo(path: Path, orientation: int, size: tuple[int, int], box: tuple[int, int, int, int]) -> None:
@@ -23,7 +21,7 @@ def marked_photo(path: Path, orientation: int, size: tuple[int, int], box: tuple
     image = Image.new("RGB", size, (10, 10, 10))
     ImageDraw.Draw(image).rectangle((box[0], box[1], box[2] - 1, box[3] - 1), fill=(250, 250, 250))
     exif = image.getexif()
-    exif[TAG] = orientation
+    exif[ExifTags.Base.Orientation] = orientation
     image.save(path, quality=95, exif=exif)
 
 
@@ -87,6 +85,12 @@ def test_declared_sizes(orientation: int, declared: Any, point: Any, lands: Any,
 def test_points_already_displayed_are_not_turned_again() -> None:
     affine, _ = points_to_displayed(photo(orientation=6), None, already_displayed=True)
     assert affine == (1, 0, 0, 0, 1, 0)
+
+
+def test_relative_points_keep_the_note_that_their_frame_is_the_displayed_photo() -> None:
+    affine, notes = points_to_displayed(photo(orientation=6), (100, 200), already_displayed=False, relative=True)
+    assert transform_points(np.array([0.5, 0.25]), affine) == pytest.approx((100, 100)), "shares of 200x400 pixels"
+    assert notes == ["size_declared_as_displayed", "rescaled"]
 
 
 def test_a_photo_on_its_side_without_an_exif_turn_is_an_error() -> None:

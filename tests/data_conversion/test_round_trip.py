@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import ExifTags, Image
 
 from bbu.geometry import displayed_size
 from bbu.jsonl import write_jsonl
@@ -84,7 +84,7 @@ def make_photo(path: Path, sample: Sample, number: int) -> None:
     size = displayed_size(sample.row.width, sample.row.height, sample.orientation)  # its own inverse
     image = Image.new("RGB", size, (40 * number, 80, 90))
     exif = image.getexif()
-    exif[274] = sample.orientation
+    exif[ExifTags.Base.Orientation] = sample.orientation
     image.save(path, exif=exif)
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 
-from bbu.config import Config
 from bbu.doctor.boxes import contradictions, counted, measure_sizes
 from bbu.doctor.reading import Sample
-from bbu.geometry import smart_resize
+from bbu.families.photo_plan import MergedPlan, smart_resize
 from bbu.records import FewShotSample, ObjectRow, Row
 
 CELL = 28
@@ -21,23 +22,21 @@ def square(side: float, desc: str = "screw", at: float = 10) -> ObjectRow:
     return ObjectRow(desc, "bbox_2d", (at, at, at + side, at + side))
 
 
-def config(max_pixels: int) -> Config:
-    made = Config()
-    made.data.max_pixels = max_pixels
-    return made
+def plan(max_pixels: int) -> MergedPlan:
+    return MergedPlan(SimpleNamespace(patch_size=14, merge_size=2, temporal_patch_size=2), 56 * 56, max_pixels)
 
 
 def test_a_box_of_exactly_one_token_is_not_tiny() -> None:
-    budget = config(700 * 700)  # halves a photo of 1400 x 1400
-    assert measure_sizes([sample(square(56))], CELL, budget)[1] == []
-    sizes, (found,) = measure_sizes([sample(square(55.9), square(56))], CELL, budget)
+    budget = plan(700 * 700)  # halves a photo of 1400 x 1400
+    assert measure_sizes([sample(square(56))], budget)[1] == []
+    sizes, (found,) = measure_sizes([sample(square(55.9), square(56))], budget)
     assert sizes.tiny == {"screw": 1} and found.count == 1 and found.severity == "warning"
 
 
 @pytest.mark.parametrize("sides", [(40, 40, 40), (30, 45, 55), (29, 29, 54, 55)])
 def test_the_advised_budget_saves_half_and_no_smaller_one_does(sides: tuple[int, ...]) -> None:
     samples = [sample(square(side)) for side in sides]
-    sizes, _ = measure_sizes(samples, CELL, config(700 * 700))
+    sizes, _ = measure_sizes(samples, plan(700 * 700))
     assert sizes.saving_pixels is not None and sizes.saving_pixels % CELL**2 == 0
 
     def saved(max_pixels: int) -> float:
@@ -48,19 +47,19 @@ def test_the_advised_budget_saves_half_and_no_smaller_one_does(sides: tuple[int,
 
 
 def test_what_is_tiny_in_the_photo_itself_cannot_be_saved() -> None:
-    sizes, (found,) = measure_sizes([sample(square(20), square(21), square(40))], CELL, config(700 * 700))
+    sizes, (found,) = measure_sizes([sample(square(20), square(21), square(40))], plan(700 * 700))
     assert sizes.saving_pixels is None and "data.min_pixels" in found.fix
 
 
 def test_a_flat_line_is_as_large_as_it_is_long() -> None:
     cable = ObjectRow("cable", "line", (0, 100, 1000, 100))
-    assert measure_sizes([sample(cable)], CELL, config(700 * 700))[1] == []
+    assert measure_sizes([sample(cable)], plan(700 * 700))[1] == []
 
 
 def test_a_data_set_without_objects_has_sizes_of_nothing() -> None:
-    sizes, found = measure_sizes([sample()], CELL, config(700 * 700))
+    sizes, found = measure_sizes([sample()], plan(700 * 700))
     assert (sizes.objects, found) == (0, [])
-    assert measure_sizes([], CELL, config(700 * 700))[0].objects == 0
+    assert measure_sizes([], plan(700 * 700))[0].objects == 0
 
 
 def test_copies_of_other_sizes_are_compared_in_shares_of_the_photo() -> None:

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from bbu.doctor.charts import Bar
-from bbu.doctor.page import CHART_HEIGHT, CHART_WIDTH, columns, render_page, write_page
+from bbu.doctor.page import CHART_HEIGHT, CHART_WIDTH, columns, page_of, write_page
 from bbu.doctor.report import Report
 from tests.doctor.small_set import DataSet
 
@@ -48,7 +48,7 @@ def page(data: DataSet) -> tuple[Report, str]:
     data.rows["train"][0]["objects"][0]["desc"] = "螺丝/<script>alert(1)</script>"
     data.rows["train"][1]["images"] = ["gone & away.png"]
     report = data.examine(samples=2)
-    return report, render_page(report)
+    return report, page_of(report)
 
 
 def test_the_page_is_whole_and_needs_nothing_from_outside(page: tuple[Report, str]) -> None:
@@ -58,7 +58,7 @@ def test_the_page_is_whole_and_needs_nothing_from_outside(page: tuple[Report, st
     assert outline.open == [] and not outline.tags & {"script", "link", "iframe", "object"}
     assert outline.targets and all(target.startswith("data:image/jpeg;base64,") for target in outline.targets)
     assert not re.search(r"https?://|url\(|@import", html)
-    assert 'charset="utf-8"' in html and "prefers-color-scheme: dark" in html
+    assert 'charset="utf-8"' in html and "light-dark(" in html and 'name="color-scheme" content="light dark"' in html
 
 
 def test_findings_figures_and_photos_are_on_it(page: tuple[Report, str]) -> None:
@@ -79,7 +79,7 @@ def test_a_clean_data_set_says_so(data: DataSet, tmp_path: Path) -> None:
 
 
 def test_a_page_about_nothing_can_be_drawn() -> None:
-    assert "not computed" in render_page(Report("empty", "."))
+    assert "not computed" in page_of(Report("empty", "."))
 
 
 def test_columns_fill_the_chart_and_a_single_value_can_be_seen() -> None:

@@ -62,7 +62,7 @@ def test_a_head_frame_that_is_off_by_more_than_half_a_pixel_is_caught(
     sample = replace(crowd, sample=FewShotSample(replace(crowd.row, objects=crowd.row.objects[:9])))  # away from edges
     monkeypatch.setattr(ImageGeometry, "boxes_to_unit", shifted)
     problem = prove(sample, "drawn", chat_processor).problem
-    assert ("head's frame" in problem) == caught
+    assert ("head's targets" in problem) == caught
 
 
 def test_text_that_loses_a_part_or_moves_it_is_caught(

@@ -11,12 +11,11 @@ from bbu.data.chat_processor import ChatProcessor
 from bbu.doctor.charts import histogram, round_edges
 from bbu.doctor.reading import Sample
 from bbu.doctor.tokens import measure_lengths
-from bbu.families.registry import BACKBONES
 from bbu.records import FewShotSample, Row
-from tests.tiny import tiny_config, tiny_processor, write_samples
+from tests.tiny import FAMILIES, tiny_config, tiny_processor, write_samples
 
 
-@pytest.mark.parametrize("family", sorted(BACKBONES))
+@pytest.mark.parametrize("family", FAMILIES)
 def test_lengths_are_those_of_the_processor(family: str, tmp_path: Path) -> None:
     samples = write_samples(tmp_path, 6)
     processor = tiny_processor(family, tmp_path)
@@ -24,7 +23,7 @@ def test_lengths_are_those_of_the_processor(family: str, tmp_path: Path) -> None
     real = [processor.process_sample(sample) for sample in samples]
     for found in (lengths.alone, lengths.longest):
         assert found.tokens.tolist() == [len(made.input_ids) for made in real]
-        assert (found.pixels // (processor.factor // processor.merge_size) ** 2).tolist() == [
+        assert (found.pixels // processor.photo_plan.patch_size**2).tolist() == [
             len(made.pixel_values) for made in real
         ]
         assert found.images.tolist() == [len(made.image_grid_thw) for made in real]

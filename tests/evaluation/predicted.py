@@ -30,7 +30,7 @@ def crowded_rows(count: int, parts: int = 12, size: tuple[int, int] = (320, 240)
     return rows
 
 
-def perturbed(rows: Sequence[Row], seed: int = 0, alarms: float = 2.0) -> list[PredictionRow]:
+def perturbed(rows: Sequence[Row], seed: int = 0, fppi: float = 2.0) -> list[PredictionRow]:
     """Predictions: parts moved a little, some left out, some in other words, some made up; scores of one decimal."""
     random = np.random.default_rng(seed)
     descs = sorted({item.desc for row in rows for item in row.objects})
@@ -38,10 +38,10 @@ def perturbed(rows: Sequence[Row], seed: int = 0, alarms: float = 2.0) -> list[P
     for row in rows:
         boxes = [(np.array(item.box), item.desc) for item in row.objects if random.random() > 0.15]
         boxes += [
-            boxes[n] for n in random.integers(0, max(len(boxes), 1), random.poisson(alarms)) if boxes
+            boxes[n] for n in random.integers(0, max(len(boxes), 1), random.poisson(fppi)) if boxes
         ]  # second boxes
         found = [_said(random, box, desc, descs) for box, desc in boxes]
-        for _ in range(random.poisson(alarms)):
+        for _ in range(random.poisson(fppi)):
             corner = random.uniform(0, 0.8, 2) * (row.width, row.height)
             found.append(_said(random, np.concatenate([corner, corner + 30]), descs[0], descs))
         predictions.append(PredictionRow(row.images, row.width, row.height, tuple(found)))

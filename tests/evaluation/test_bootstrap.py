@@ -12,23 +12,23 @@ import pytest
 from bbu.evaluation import bootstrap, evaluate
 from bbu.evaluation.bootstrap import Headlines, interval, intervals, resample
 from bbu.evaluation.coco import IOU_THRESHOLDS
-from bbu.evaluation.matching import Matched, collect, part, rank
+from bbu.evaluation.matching import Matched, any_object, flatten, rank
 from bbu.evaluation.pairing import pair
 from bbu.records import PredictionRow, Row
-from tests.evaluation.albums import cell, guess, photo, random_rows
+from tests.evaluation.photo_sets import cell, guess, photo, random_rows
 
-ALARMS = (1.0, 0.1, 0.0)
+FPPI = (1.0, 0.1, 0.0)
 
 
 def headlines_of(truth: Sequence[Row], found: Sequence[PredictionRow]) -> Headlines:
-    album = collect(pair(truth, found).photos)
-    described = Matched.at(rank(album, str, "scores_M", 100), IOU_THRESHOLDS)
-    return Headlines(described, Matched.at(rank(album, part, "objectness_M", 100), IOU_THRESHOLDS), ALARMS)
+    photo_set = flatten(pair(truth, found).photos)
+    described = Matched.at(rank(photo_set, str, "score", 100), IOU_THRESHOLDS)
+    return Headlines(described, Matched.at(rank(photo_set, any_object, "objectness", 100), IOU_THRESHOLDS), FPPI)
 
 
 def expected(truth, found, names):
-    """The figures as the ordinary evaluation has them, with objectness judged as a score of bare boxes."""
-    metrics = evaluate(truth, found, alarms=ALARMS, bootstrap_samples=0)
+    """The figures as the ordinary evaluation has them, with objectness judged as a class-agnostic score."""
+    metrics = evaluate(truth, found, fppi=FPPI, bootstrap_samples=0)
     metrics |= {f"{name}_objectness": metrics["calibration"]["objectness"][name] for name in ("ECE", "Brier")}
     metrics |= {name: metrics["calibration"]["score"][name] for name in ("ECE", "Brier")}
     return {name: metrics[name] for name in names}
@@ -60,15 +60,15 @@ def copies(rows, counts):
     ]
 
 
-def test_miss_rates_hold_where_few_alarms_are_far_down_the_list():
-    """All alarms are in one photo: a resample without it lets through everything."""
+def test_miss_rates_hold_where_false_positives_are_far_down_the_list():
+    """All false positives are in one photo: a bootstrap sample without it lets through everything."""
     truth = [photo(f"{n}.jpg", (cell(0), "a")) for n in range(10)]
     found = [guess(f"{n}.jpg", (cell(0), "a", 0.5 - n / 100)) for n in range(10)]
     found[0] = guess("0.jpg", *((cell(k), "a", 0.9 - k / 100) for k in range(1, 16)))
     figures = headlines_of(truth, found)
     weights = np.ones(10)
     weights[0], weights[1] = 0, 2
-    assert figures(np.ones((1, 10)))["miss_rate_at_1"][0] == 1  # 15 alarms stand before the first right one
+    assert figures(np.ones((1, 10)))["miss_rate_at_1"][0] == 1  # 15 false positives stand before the first right one
     assert figures(weights[None])["miss_rate_at_1"][0] == 0
     assert figures(np.array([np.ones(10), weights]))["miss_rate_at_1"].tolist() == [1, 0]
 

@@ -26,7 +26,7 @@ from bbu.evaluation.calibration import (
 from bbu.jsonl import write_jsonl
 from bbu.records import PredictionRow, Row, read_predictions
 from bbu.stages import scoring
-from tests.evaluation.albums import cell, guess, photo, random_rows
+from tests.evaluation.photo_sets import cell, guess, photo, random_rows
 
 confidences = st.lists(
     st.tuples(st.floats(0, 1) | st.integers(0, 10).map(lambda n: n / 10), st.booleans()), min_size=1, max_size=40
@@ -270,7 +270,7 @@ def run(tmp_path, monkeypatch):
         config = Config(output_dir=str(tmp_path / "run"))
         config.evaluation.calibration = kind
         monkeypatch.setattr(scoring, "_predict_split", lambda *_: iter(found))
-        stages.calibrate(config, stages.PreparedData(tmp_path / "rows", str(tmp_path)))
+        stages.calibrate(stages.Run(config, stages.PreparedData(tmp_path / "rows", str(tmp_path))))
         return tmp_path / "run"
 
     return calibrate

@@ -10,7 +10,7 @@ import pytest
 from bbu.errors import UserError
 from bbu.evaluation import evaluate
 from bbu.evaluation.compare import compare, comparison_table
-from tests.evaluation.albums import cell, guess, photo, random_rows
+from tests.evaluation.photo_sets import cell, guess, photo, random_rows
 
 
 def test_predictions_do_not_differ_from_themselves():

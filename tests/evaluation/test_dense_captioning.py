@@ -166,7 +166,7 @@ def test_without_annotated_boxes_nothing_is_defined() -> None:
         metrics = dense_metrics(truth, found)
         assert metrics["dense_map"] is metrics["dense_map_localisation"] is None
         assert metrics["dense_ap"]["0.3"]["0.00"] is None and metrics["dense_regions"] == 0
-        assert "mAP                     -\n" in dense_table(metrics)
+        assert "mAP                      -\n" in dense_table(metrics)
 
 
 def test_photos_without_predictions_or_that_failed_are_missed() -> None:
@@ -289,7 +289,7 @@ def by_loops(truth: Sequence[Row], predictions: Sequence[PredictionRow], iou: fl
     """The protocol for one pair of thresholds, step by step; least -1 for boxes alone."""
     verdicts, regions = [], 0
     for one in pair(truth, predictions).photos:
-        left = [(box.tolist(), desc) for box, desc in zip(one.truth_boxes_N4, one.truth_descs, strict=True)]
+        left = [(box.tolist(), desc) for box, desc in zip(one.truth_boxes_Gt4, one.truth_descs, strict=True)]
         places = []
         while left:
             groups = [[other for other in left if overlap(box, other[0]) >= 0.7] for box, _ in left]
@@ -299,9 +299,9 @@ def by_loops(truth: Sequence[Row], predictions: Sequence[PredictionRow], iou: fl
             left = [item for item in left if item not in group]
         regions += len(places)
         free = [True] * len(places)
-        ranked = sorted(zip(-one.scores_M, range(len(one.descs)), strict=True))
+        ranked = sorted(zip(-one.scores_Dt, range(len(one.descs)), strict=True))
         for score, m in ranked:
-            fits = [overlap(one.boxes_M4[m], box) for box, _ in places]
+            fits = [overlap(one.boxes_Dt4[m], box) for box, _ in places]
             best = fits.index(max(fits))
             right = free[best] and fits[best] >= iou
             right = right and approximate_meteor([(one.descs[m], tuple(places[best][1]))])[0] > least
@@ -367,14 +367,14 @@ def test_evaluate_adds_the_numbers_where_asked(
     metrics = json.loads(output.read_text(encoding="utf-8"))
     assert metrics["dense_map"] == metrics["dense_map_localisation"] == metrics["AP50"] == pytest.approx(1)
     assert sum(len(row) for row in metrics["dense_ap"].values()) == 30 and metrics["dense_meteor"] == "approximate"
-    assert "dense captioning, METEOR approximate, 2 regions\nmAP                 1.000\n" in capsys.readouterr().out
+    assert "dense captioning, METEOR approximate, 2 regions\nmAP                  1.000\n" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
     ("options", "why"),
     [
-        (["--meteor", "exact"], "--meteor exact is a part of --dense; give both"),
-        (["--dense", "--meteor", "exact"], "exact METEOR compares English only, and '螺丝/安装正确'"),
+        (["--meteor", "exact"], "--meteor exact needs --dense; give both"),
+        (["--dense", "--meteor", "exact"], "exact METEOR compares English only, but '螺丝/安装正确'"),
         (["--dense", "--meteor", "best"], "invalid choice"),
     ],
 )

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from bbu.errors import UserError
 from bbu.evaluation import evaluate
 from bbu.evaluation.coco import tables_of
-from bbu.evaluation.matching import collect, part, rank
+from bbu.evaluation.matching import any_object, flatten, rank
 from bbu.evaluation.pairing import pair
 from bbu.records import ObjectRow, PredictedObject, PredictionRow, Row
-from tests.evaluation.albums import HEIGHT, WIDTH, guess, photo
+from tests.evaluation.photo_sets import HEIGHT, WIDTH, guess, photo
 
 LEFT, MIDDLE, RIGHT = (0, 0, 100, 100), (300, 0, 400, 100), (600, 0, 700, 100)
 SCREW_OK, SCREW_LOOSE = "螺丝连接点/BBU安装螺丝/连接正确", "螺丝连接点/BBU安装螺丝/未拧紧"
@@ -35,7 +35,7 @@ def test_perfect_predictions_score_one():
     for key in ("AP_agnostic", "AP50_agnostic", "AP75_agnostic", "AR100_agnostic"):
         assert metrics[key] == pytest.approx(1), key
     assert metrics["description_accuracy"] == metrics["description_macro_accuracy"] == 1
-    assert (metrics["matched_boxes"], metrics["missed_boxes"], metrics["false_alarms_per_photo"]) == (3, 0, 0)
+    assert (metrics["matched_boxes"], metrics["missed_boxes"], metrics["false_positives_per_image"]) == (3, 0, 0)
 
 
 def test_nothing_predicted_scores_zero_and_leaves_accuracy_undefined():
@@ -54,7 +54,7 @@ def test_right_boxes_with_wrong_words_are_right_only_class_agnostically():
     assert metrics["AP"] == metrics["AP50"] == metrics["description_accuracy"] == 0
     assert metrics["AP_agnostic"] == pytest.approx(1)
     assert metrics["matched_boxes"] == 2
-    assert metrics["false_alarms_per_photo"] == 2  # the words are wrong, so both are alarms
+    assert metrics["false_positives_per_image"] == 2  # the words are wrong, so both are false positives
 
 
 def test_a_second_box_on_one_part_lowers_precision():
@@ -65,16 +65,16 @@ def test_a_second_box_on_one_part_lowers_precision():
     # Up to recall 0.5 (51 of 101 points) precision is 1; beyond it 2 of 3 are right.
     assert metrics["AP50"] == pytest.approx((51 + 50 * 2 / 3) / 101)
     assert metrics["AP"] == pytest.approx(metrics["AP50"])
-    assert metrics["false_alarms_per_photo"] == 1
+    assert metrics["false_positives_per_image"] == 1
 
 
-def test_a_detection_on_a_photo_without_parts_is_a_false_alarm():
+def test_a_detection_on_a_photo_without_parts_is_a_false_positive():
     metrics = evaluate(
         [photo("a.jpg", (LEFT, LABEL)), photo("empty.jpg")],
         [guess("a.jpg", (LEFT, LABEL, 0.5)), guess("empty.jpg", (LEFT, LABEL, 0.9))],
     )
     assert metrics["AP50"] == pytest.approx(0.5)  # the first of two detections is wrong
-    assert metrics["false_alarms_per_photo"] == 0.5
+    assert metrics["false_positives_per_image"] == 0.5
 
 
 def test_a_box_off_by_a_fifth_counts_at_loose_thresholds_only():
@@ -84,7 +84,7 @@ def test_a_box_off_by_a_fifth_counts_at_loose_thresholds_only():
     assert metrics["AP"] == metrics["AR100"] == pytest.approx(0.7)
 
 
-def test_words_are_ranked_by_score_and_bare_boxes_by_objectness():
+def test_words_are_ranked_by_score_and_class_agnostic_boxes_by_objectness():
     truth = [photo("a.jpg", (LEFT, LABEL))]
     sure_of_the_words = guess("a.jpg", (LEFT, LABEL, 0.9, 0.3), (RIGHT, LABEL, 0.2, 0.8))
     metrics = evaluate(truth, [sure_of_the_words])
@@ -136,11 +136,11 @@ def test_a_polygon_counts_as_its_enclosing_box():
     assert metrics["AP"] == metrics["AP_large"] == pytest.approx(1)  # 100 × 100 pixels, not the diamond's 5,000
 
 
-def test_a_box_with_swapped_corners_is_a_false_alarm():
+def test_a_box_with_swapped_corners_is_a_false_positive():
     truth = [photo("a.jpg", (LEFT, LABEL))]
     metrics = evaluate(truth, [guess("a.jpg", ((700, 100, 600, 0), LABEL, 0.9), (LEFT, LABEL, 0.8))])
     assert metrics["AP50"] == pytest.approx(0.5)
-    assert metrics["false_alarms_per_photo"] == 1
+    assert metrics["false_positives_per_image"] == 1
 
 
 # ---------------------------------------------------------------- words
@@ -228,10 +228,10 @@ def test_accuracy_does_not_depend_on_the_score_threshold():
     low, high = (evaluate(truth, predictions, score_threshold=value) for value in (0, 1))
     assert low["description_accuracy"] == high["description_accuracy"]
     assert (low["predictions_at_threshold"], high["predictions_at_threshold"]) == (4, 0)
-    assert high["false_alarms_per_photo"] == 0
+    assert high["false_positives_per_image"] == 0
 
 
-# ---------------------------------------------------------------- alarms
+# ---------------------------------------------------------------- false positives
 
 
 def test_words_that_no_annotation_has_are_counted():
@@ -249,7 +249,7 @@ def test_words_that_no_annotation_has_are_counted():
     assert metrics["out_of_vocabulary_rate"] == 2 / 4
     assert metrics["unknown_to_training_predictions"] == 2  # 螺丝/松 and the label
     assert metrics["unknown_to_training_rate"] == 2 / 4
-    assert metrics["false_alarms_per_photo"] == 1
+    assert metrics["false_positives_per_image"] == 1
 
 
 def test_unknown_to_training_is_undefined_without_the_training_words():
@@ -293,8 +293,8 @@ def test_predictions_made_at_another_size_are_an_error():
     "arguments",
     [
         {"score_threshold": 1.5}, {"score_threshold": -1}, {"score_threshold": float("nan")}, {"max_detections": 0},
-        {"precision": 1.1}, {"precision": float("nan")}, {"bootstrap_samples": -1}, {"alarms": [-1]},
-        {"alarms": [float("nan")]},
+        {"precision": 1.1}, {"precision": float("nan")}, {"bootstrap_samples": -1}, {"fppi": [-1]},
+        {"fppi": [float("nan")]},
     ],
 )  # fmt: skip
 def test_arguments_out_of_range_are_errors(arguments):
@@ -306,7 +306,7 @@ def test_arguments_out_of_range_are_errors(arguments):
 def test_without_annotated_boxes_precision_is_undefined_not_zero(truth):
     metrics = evaluate(truth, [guess(row.images[0], (LEFT, LABEL, 0.9)) for row in truth])
     assert metrics["AP"] is metrics["AP_agnostic"] is metrics["AR100"] is None
-    assert metrics["false_alarms_per_photo"] == (1 if truth else None)
+    assert metrics["false_positives_per_image"] == (1 if truth else None)
     assert metrics["per_description"] == {} and metrics["confusions"] == []
     assert metrics["miss_rate_at_1"] is metrics["intervals"]["AP"] is metrics["intervals"]["miss_rate_at_1"] is None
     assert metrics["ECE"] == (pytest.approx(0.9) if truth else None)
@@ -331,22 +331,22 @@ words = st.sampled_from([SCREW_OK, SCREW_LOOSE, LABEL])
 steps = st.integers(0, 4).map(lambda n: n / 4)
 truths = st.lists(st.tuples(boxes, words), max_size=4)
 guesses = st.lists(st.tuples(boxes, words | st.just("乱码"), steps, steps), max_size=6)
-albums = st.lists(st.tuples(truths, guesses), min_size=1, max_size=3)
+photo_sets = st.lists(st.tuples(truths, guesses), min_size=1, max_size=3)
 
 
-def rows_of(album):
-    truth = [photo(f"{index}.jpg", *objects) for index, (objects, _) in enumerate(album)]
-    return truth, [guess(f"{index}.jpg", *found) for index, (_, found) in enumerate(album)]
+def rows_of(photo_set):
+    truth = [photo(f"{index}.jpg", *objects) for index, (objects, _) in enumerate(photo_set)]
+    return truth, [guess(f"{index}.jpg", *found) for index, (_, found) in enumerate(photo_set)]
 
 
 @settings(deadline=None, max_examples=40)
-@given(albums, st.randoms(use_true_random=False))
-def test_order_of_lines_objects_and_predictions_changes_nothing(album, random):
+@given(photo_sets, st.randoms(use_true_random=False))
+def test_order_of_lines_objects_and_predictions_changes_nothing(photo_set, random):
     def shuffled(items):
         return random.sample(items, len(items))
 
-    expected = evaluate(*rows_of(album), bootstrap_samples=20)
-    truth, predictions = rows_of([(shuffled(objects), shuffled(found)) for objects, found in album])
+    expected = evaluate(*rows_of(photo_set), bootstrap_samples=20)
+    truth, predictions = rows_of([(shuffled(objects), shuffled(found)) for objects, found in photo_set])
     assert evaluate(shuffled(truth), shuffled(predictions), bootstrap_samples=20) == expected
 
 
@@ -356,16 +356,16 @@ def test_order_of_two_parts_in_one_box_changes_nothing():
 
 
 @settings(deadline=None, max_examples=40)
-@given(albums)
-def test_every_number_is_in_range_and_the_counts_add_up(album):
-    truth, predictions = rows_of(album)
+@given(photo_sets)
+def test_every_number_is_in_range_and_the_counts_add_up(photo_set):
+    truth, predictions = rows_of(photo_set)
     metrics = evaluate(truth, predictions, bootstrap_samples=50)
     json.dumps(metrics, allow_nan=False)
     for key, value in metrics.items():
-        if isinstance(value, float) and not key.endswith("_per_photo"):
+        if isinstance(value, float) and not key.endswith(("_per_photo", "_per_image")):
             assert -1e-12 <= value <= 1 + 1e-12, key
     for key, interval in metrics["intervals"].items():
-        assert (interval is None) == (metrics[key] is None or len(album) == 1), key
+        assert (interval is None) == (metrics[key] is None or len(photo_set) == 1), key
         low, high = interval or (0, 1)
         assert -1e-12 <= low <= high <= 1 + 1e-12, key
     assert sum(row["count"] for row in metrics["confusions"]) == metrics["truth_boxes"]
@@ -375,10 +375,10 @@ def test_every_number_is_in_range_and_the_counts_add_up(album):
 
 
 @settings(deadline=None, max_examples=40)
-@given(albums)
-def test_matched_boxes_are_those_of_the_class_agnostic_ranking(album):
-    truth, predictions = rows_of(album)
+@given(photo_sets)
+def test_matched_boxes_are_those_of_the_class_agnostic_ranking(photo_set):
+    truth, predictions = rows_of(photo_set)
     metrics = evaluate(truth, predictions, bootstrap_samples=0)
-    bare = rank(collect(pair(truth, predictions).photos), part, "objectness_M", 100)
+    bare = rank(flatten(pair(truth, predictions).photos), any_object, "objectness", 100)
     tables = tables_of(bare, 100, (0.5,), ("all",))
     assert metrics["matched_boxes"] == pytest.approx((tables.average_recall(100) or 0) * metrics["truth_boxes"])

@@ -1,4 +1,4 @@
-"""Recall at a precision, misses at so many alarms, duplicates and confusions."""
+"""Recall at a precision, misses at an FPPI, duplicates and confusions."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from bbu.evaluation import evaluate
 from bbu.evaluation.inspection import sweep
-from tests.evaluation.albums import albums, cell, guess, photo
+from tests.evaluation.photo_sets import cell, guess, photo, photo_sets
 
 scored = st.lists(st.tuples(st.integers(0, 5).map(lambda n: n / 5), st.booleans()), max_size=12)
 goals = st.integers(0, 10).map(lambda n: n / 10)
@@ -28,14 +28,14 @@ def test_every_goal_is_met_by_the_best_threshold_that_meets_it(predictions, goal
     points = {t: let_through(predictions, t) for t in {score for score, _ in predictions}}
 
     def threshold(index):
-        return None if index is None else found.thresholds_S[index]
+        return None if index is None else found.thresholds_Th[index]
 
     precise = [t for t, (right, wrong) in points.items() if right >= goal * (right + wrong) - 1e-9]
     assert threshold(found.at_precision(goal)) == min(precise, default=None)
     complete = [t for t, (right, _) in points.items() if annotated and right >= goal * annotated - 1e-9]
     assert threshold(found.at_recall(goal)) == max(complete, default=None)
     calm = [t for t, (_, wrong) in points.items() if wrong <= 10 * goal]
-    assert threshold(found.at_alarms(10 * goal)) == min(calm, default=None)
+    assert threshold(found.at_false_positives(10 * goal)) == min(calm, default=None)
     best = max((points[t][0] for t in calm), default=0)
     assert found.miss_rate(10 * goal) == (pytest.approx(1 - best / annotated) if annotated else None)
 
@@ -50,7 +50,7 @@ def test_recall_at_the_precision_asked_for():
         return row["threshold_at_precision"], row["recall_at_precision"]
 
     assert at(1) == (0.8, 0.5)
-    assert at(0.75) == (0.6, 0.75)  # three of four: past the alarm at 0.7
+    assert at(0.75) == (0.6, 0.75)  # three of four: past the false positive at 0.7
     assert at(0.6) == (0.5, 0.75)
     assert at(0) == (0.5, 0.75)
 
@@ -58,25 +58,25 @@ def test_recall_at_the_precision_asked_for():
 def test_a_threshold_cannot_tell_equal_scores_apart():
     truth = [photo("a.jpg", (cell(0), "label"), (cell(1), "label"))]
     found = [guess("a.jpg", (cell(0), "label", 0.5), (cell(8), "label", 0.5), (cell(1), "label", 0.5))]
-    metrics = evaluate(truth, found, alarms=[0, 1], bootstrap_samples=0)
+    metrics = evaluate(truth, found, fppi=[0, 1], bootstrap_samples=0)
     assert (metrics["miss_rate_at_0"], metrics["miss_rate_at_1"]) == (1, 0)
     assert metrics["per_description"]["label"]["recall_at_precision"] is None
 
 
-def test_miss_rates_count_alarms_a_photo_over_all_words_and_for_each():
+def test_miss_rates_count_false_positives_per_image_over_all_descriptions_and_for_each():
     truth = [photo(f"{n}.jpg", (cell(0), "label"), (cell(1), "screw")) for n in range(10)]
     found = [
-        guess("0.jpg", (cell(0), "noise", 0.95), (cell(0), "label", 0.9, 0.1)),  # one alarm, in words nothing has
+        guess("0.jpg", (cell(0), "noise", 0.95), (cell(0), "label", 0.9, 0.1)),  # one false positive: noise
         *(guess(f"{n}.jpg", (cell(0), "label", 0.8)) for n in range(1, 10)),
-        # the words of the other part: two alarms, though the boxes are right
+        # the words of the other object: two false positives, though the boxes are right
     ]
     found[1] = guess("1.jpg", (cell(0), "label", 0.8), (cell(1), "label", 0.7), (cell(0), "screw", 0.6))
-    metrics = evaluate(truth, found, alarms=[0.1, 0], bootstrap_samples=0)
+    metrics = evaluate(truth, found, fppi=[0.1, 0], bootstrap_samples=0)
     assert metrics["miss_rate_at_0"] == 1  # the surest of all is wrong
     assert metrics["miss_rate_at_0.1"] == pytest.approx(1 - 10 / 20)
     assert metrics["miss_rate_agnostic_at_0"] == pytest.approx(1 - 11 / 20)
     label, screw = (metrics["per_description"][desc] for desc in ("label", "screw"))
-    assert (label["miss_rate_at_0"], label["miss_rate_at_0.1"]) == (0, 0)  # alarms in other words are not its own
+    assert (label["miss_rate_at_0"], label["miss_rate_at_0.1"]) == (0, 0)  # those in other words are not its own
     assert (screw["miss_rate_at_0"], screw["miss_rate_at_0.1"]) == (1, 1)
 
 
@@ -112,13 +112,13 @@ def test_confusions_say_what_was_called_what():
     ]
 
 
-@given(albums)
-def test_inspection_agrees_with_the_other_figures(album):
-    metrics = evaluate(*album, score_threshold=0.5, alarms=[1e5], bootstrap_samples=0)
+@given(photo_sets)
+def test_inspection_agrees_with_the_other_figures(photo_set):
+    metrics = evaluate(*photo_set, score_threshold=0.5, fppi=[1e5], bootstrap_samples=0)
     correct = sum(row["count"] for row in metrics["confusions"] if row["predicted"] == row["annotated"])
     missed = sum(row["count"] for row in metrics["confusions"] if row["predicted"] is None)
     assert correct == sum(row["correct"] for row in metrics["per_description"].values())
     assert missed == metrics["missed_boxes"]
     assert metrics["duplicates"] <= metrics["predictions_at_threshold"]
-    if metrics["truth_boxes"]:  # with any number of alarms only what no box reaches is missed
+    if metrics["truth_boxes"]:  # with any number of false positives only what no box reaches is missed
         assert metrics["miss_rate_agnostic_at_100000"] == pytest.approx(missed / metrics["truth_boxes"])

@@ -7,19 +7,19 @@ import pytest
 from hypothesis import given
 
 from bbu.evaluation.descriptions import greedy_match
-from bbu.evaluation.matching import MATCH_IOU, Matched, collect, part, rank
+from bbu.evaluation.matching import MATCH_IOU, Matched, any_object, flatten, rank
 from bbu.evaluation.pairing import pair
 from bbu.geometry import iou_matrix
-from tests.evaluation.albums import WORDS, albums, cell, guess, photo
+from tests.evaluation.photo_sets import WORDS, cell, guess, photo, photo_sets
 
 
-@given(albums)
-def test_each_photo_is_matched_as_if_it_were_alone(album):
-    photos = pair(*album).photos
-    flat = collect(photos)
-    for label, rank_by in ((part, "objectness_M"), (str, "scores_M")):
+@given(photo_sets)
+def test_each_photo_is_matched_as_if_it_were_alone(photo_set):
+    photos = pair(*photo_set).photos
+    flat = flatten(photos)
+    for label, rank_by in ((any_object, "objectness"), (str, "score")):
         matched = Matched.at(rank(flat, label, rank_by, 100))
-        taken = {int(g): int(matched.ranking.prediction_D[d]) for d, g in enumerate(matched.match_TD[0]) if g >= 0}
+        taken = {int(g): int(matched.ranking.prediction_Dt[d]) for d, g in enumerate(matched.match_UDt[0]) if g >= 0}
         assert taken == one_by_one(photos, label, rank_by)
 
 
@@ -27,17 +27,18 @@ def one_by_one(photos, label, rank_by):
     """Annotated box → prediction, both numbered through all photos, by the plain loop over one photo."""
     taken, truths, predictions = {}, 0, 0
     for item in photos:
-        same_MN = np.array([[label(a) == label(b) for b in item.truth_descs] for a in item.descs], dtype=bool)
-        iou_MN = iou_matrix(item.boxes_M4, item.truth_boxes_N4)
-        matched_N = greedy_match(iou_MN * same_MN.reshape(iou_MN.shape), getattr(item, rank_by))
-        taken |= {n + truths: int(m) + predictions for n, m in enumerate(matched_N) if m >= 0}
+        same_DtGt = np.array([[label(a) == label(b) for b in item.truth_descs] for a in item.descs], dtype=bool)
+        iou_DtGt = iou_matrix(item.boxes_Dt4, item.truth_boxes_Gt4)
+        confidences = {"score": item.scores_Dt, "objectness": item.objectness_Dt}
+        matched_Gt = greedy_match(iou_DtGt * same_DtGt.reshape(iou_DtGt.shape), confidences[rank_by])
+        taken |= {n + truths: int(m) + predictions for n, m in enumerate(matched_Gt) if m >= 0}
         truths, predictions = truths + len(item.truth_descs), predictions + len(item.descs)
     return taken
 
 
-@given(albums)
-def test_a_stricter_overlap_finds_no_more(album):
-    matches = rank(collect(pair(*album).photos), str, "scores_M", 100).match((0.5, 0.75, 0.95))
+@given(photo_sets)
+def test_a_stricter_overlap_finds_no_more(photo_set):
+    matches = rank(flatten(pair(*photo_set).photos), str, "score", 100).match((0.5, 0.75, 0.95))
     found = (matches >= 0).sum(axis=1)
     assert list(found) == sorted(found, reverse=True)
     for row in matches:
@@ -51,23 +52,23 @@ def test_predictions_are_kept_and_ranked_for_each_photo_and_category():
         guess("a.jpg", (cell(0), "label", 0.2), (cell(1), "label", 0.9), (cell(2), "noise", 0.5)),
         guess("b.jpg", (cell(0), "label", 0.4)),
     ]
-    ranking = rank(collect(pair(truth, found).photos), str, "scores_M", 1)
+    ranking = rank(flatten(pair(truth, found).photos), str, "score", 1)
     assert ranking.categories == ("label",)
-    assert ranking.confidence_D.tolist() == [0.9, 0.4, 0.5] and ranking.category_D.tolist() == [0, 0, 1]
-    assert ranking.photo_D.tolist() == [0, 1, 0] and ranking.rank_D.tolist() == [0, 0, 0]
+    assert ranking.confidence_Dt.tolist() == [0.9, 0.4, 0.5] and ranking.category_Dt.tolist() == [0, 0, 1]
+    assert ranking.photo_Dt.tolist() == [0, 1, 0] and ranking.rank_Dt.tolist() == [0, 0, 0]
 
 
 def test_overlaps_too_small_to_be_kept_cannot_be_asked_for():
-    ranking = rank(collect(pair([photo("a.jpg")], []).photos), str, "scores_M", 100)
+    ranking = rank(flatten(pair([photo("a.jpg")], []).photos), str, "score", 100)
     with pytest.raises(ValueError, match=f"under {MATCH_IOU}"):
         ranking.match((0.3,))
 
 
 def test_nothing_at_all_can_be_matched():
-    ranking = rank(collect(()), part, "scores_M", 100)
+    ranking = rank(flatten(()), any_object, "score", 100)
     assert ranking.match((0.5,)).shape == (1, 0) and ranking.categories == ()
 
 
 def test_the_vocabulary_holds_what_is_annotated_and_what_is_said():
-    flat = collect(pair([photo("a.jpg", (cell(0), "b"))], [guess("a.jpg", (cell(0), "a", 0.5))]).photos)
+    flat = flatten(pair([photo("a.jpg", (cell(0), "b"))], [guess("a.jpg", (cell(0), "a", 0.5))]).photos)
     assert flat.vocabulary == ("a", "b") and WORDS[0] not in flat.vocabulary

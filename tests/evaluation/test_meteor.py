@@ -99,7 +99,7 @@ def test_nothing_to_score_starts_nothing(fake_java: FakeJava) -> None:
 def test_other_scripts_are_refused_by_name(phrase: str, fake_java: FakeJava) -> None:
     java = fake_java(COUNTS_WORDS)
     for pair in ((phrase, ("a dog",)), ("a dog", ("a cat", phrase))):
-        with pytest.raises(UserError, match=f"English only, and '{phrase}'"):
+        with pytest.raises(UserError, match=f"English only, but '{phrase}'"):
             exact_meteor([pair])
     assert not Path(f"{java}.calls").exists()
 
@@ -115,7 +115,7 @@ def test_no_java_and_no_package_are_said_with_the_cure(fake_java: FakeJava, monk
     with pytest.raises(UserError, match=r"pycocoevalcap, which is not installed; pip install pycocoevalcap"):
         exact_meteor([("dog", ("dog",))])
     monkeypatch.setenv("PATH", "")
-    with pytest.raises(UserError, match="there is no java; install a Java runtime"):
+    with pytest.raises(UserError, match="java was not found; install a Java runtime"):
         exact_meteor([("dog", ("dog",))])
 
 

@@ -12,7 +12,7 @@ from bbu.errors import UserError
 from bbu.evaluation import evaluate
 from bbu.evaluation.operating_points import operating_points, operating_table
 from bbu.records import PredictionRow
-from tests.evaluation.albums import WORDS, albums, cell, guess, photo, random_rows
+from tests.evaluation.photo_sets import WORDS, cell, guess, photo, photo_sets, random_rows
 
 
 def cut(found, points):
@@ -33,11 +33,11 @@ def tally(truth, found, desc):
         PredictionRow(r.images, r.width, r.height, tuple(i for i in r.predictions if i.desc == desc)) for r in found
     ]
     metrics = evaluate(truth, only, score_threshold=0, bootstrap_samples=0)
-    wrong, said = metrics["false_alarms"], metrics["predictions_at_threshold"]
+    wrong, said = metrics["false_positives"], metrics["predictions_at_threshold"]
     return said - wrong, wrong, sum(item.desc == desc for row in truth for item in row.objects)
 
 
-@pytest.mark.parametrize(("goal", "value"), [("precision", 0.8), ("recall", 0.6), ("alarms", 0.5)])
+@pytest.mark.parametrize(("goal", "value"), [("precision", 0.8), ("recall", 0.6), ("fppi", 0.5)])
 @pytest.mark.parametrize("minimum", [1, 60, 10_000])
 def test_the_figures_of_each_point_are_those_of_the_predictions_it_keeps(goal, value, minimum):
     truth, found = random_rows(1, photos=60)
@@ -56,9 +56,9 @@ def test_the_figures_of_each_point_are_those_of_the_predictions_it_keeps(goal, v
             assert point["threshold"] == points["default"]["threshold"]
 
 
-@given(albums, st.sampled_from(["precision", "recall", "alarms"]), st.integers(0, 4).map(lambda n: n / 4))
-def test_no_other_threshold_would_be_better(album, goal, value):
-    truth, found = album
+@given(photo_sets, st.sampled_from(["precision", "recall", "fppi"]), st.integers(0, 4).map(lambda n: n / 4))
+def test_no_other_threshold_would_be_better(photo_set, goal, value):
+    truth, found = photo_set
     try:
         points = operating_points(truth, found, goal, value, minimum=1)
     except UserError as error:
@@ -74,7 +74,7 @@ def test_no_other_threshold_would_be_better(album, goal, value):
             good[score] = {
                 "precision": right >= value * (right + wrong) - 1e-9,
                 "recall": right >= value * annotated - 1e-9,
-                "alarms": wrong <= share * len(truth) + 1e-9,
+                "fppi": wrong <= share * len(truth) + 1e-9,
             }[goal]
         best = [score for score, holds in good.items() if holds]
         if best:
@@ -88,13 +88,13 @@ def test_no_other_threshold_would_be_better(album, goal, value):
 
 
 @pytest.mark.parametrize("minimum", [1, 60, 10_000])
-@pytest.mark.parametrize("alarms", [0.2, 1.0, 3.0])
-def test_alarms_of_all_descriptions_and_strange_words_together_keep_to_the_goal(alarms, minimum):
+@pytest.mark.parametrize("fppi", [0.2, 1.0, 3.0])
+def test_false_positives_of_all_descriptions_and_unknown_ones_together_keep_to_the_goal(fppi, minimum):
     truth, found = random_rows(2, photos=80)
     assert any(item.desc == "noise" for row in found for item in row.predictions)
-    points = operating_points(truth, found, "alarms", alarms, minimum=minimum)
+    points = operating_points(truth, found, "fppi", fppi, minimum=minimum)
     kept = evaluate(truth, cut(found, points), score_threshold=0, bootstrap_samples=0)
-    assert kept["false_alarms_per_photo"] <= alarms + 1e-9
+    assert kept["false_positives_per_image"] <= fppi + 1e-9
     assert all(point["reached"] for point in points["points"].values())
 
 
@@ -156,7 +156,7 @@ def test_where_no_threshold_reaches_the_goal_the_nearest_is_taken_and_said_so():
 
     assert chosen("precision", 0.9) == (0.7, False)  # two of three
     assert chosen("recall", 0.9) == (0.6, False)
-    assert chosen("alarms", 0.0) == (0.9, False)
+    assert chosen("fppi", 0.0) == (0.9, False)
     assert chosen("recall", 0.5) == (0.7, True)
 
 
@@ -175,14 +175,14 @@ def test_the_order_of_rows_changes_nothing_and_the_file_is_json():
     [
         ("precision", 1.5, 1),
         ("recall", -1, 1),
-        ("alarms", -1, 1),
-        ("alarms", float("inf"), 1),
+        ("fppi", -1, 1),
+        ("fppi", float("inf"), 1),
         ("recall", 0.5, 0),
         ("speed", 1, 1),
     ],
 )
 def test_goals_out_of_range_are_errors(goal, value, minimum):
-    with pytest.raises(UserError, match=r"precision|recall|alarms|minimum|speed"):
+    with pytest.raises(UserError, match=r"precision|recall|fppi|minimum|speed"):
         operating_points(*random_rows(4, photos=3), goal, value, minimum=minimum)
 
 

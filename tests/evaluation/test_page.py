@@ -18,12 +18,12 @@ from PIL import Image
 from bbu import stages
 from bbu.cli import main
 from bbu.config import load_config
+from bbu.drawing.fonts import glyphs_data_uri
+from bbu.drawing.pages import script_json
 from bbu.errors import UserError
 from bbu.evaluation import evaluate, write_metrics
 from bbu.evaluation.page import write_report
 from bbu.evaluation.page.photos import LARGE, OVER_BUDGET, SMALL, embed_photos
-from bbu.evaluation.page.render import script_json
-from bbu.evaluation.page.typeface import glyphs_data_uri
 from bbu.jsonl import write_jsonl
 from bbu.records import ObjectRow, PredictedObject, PredictionRow, Row
 from tests.conftest import MakePhoto, MakeRow
@@ -144,10 +144,10 @@ def test_curves_average_to_the_scorers_figures(seed: int, tmp_path: Path) -> Non
     metrics = write(tmp_path / "p.html", rows, perturbed(rows, seed))
     mean = {curve["name"]: np.mean(curve["points"]) for curve in content_of(tmp_path / "p.html")["curves"]}
     # points are rounded to four decimals
-    assert mean["boxes alone"] == pytest.approx(metrics["AP50_agnostic"], abs=1e-4)
-    assert mean["full description, mean"] == pytest.approx(metrics["AP50"], abs=1e-4)
-    assert mean["first level, mean"] == pytest.approx(metrics["AP50_level1"], abs=1e-4)
-    assert mean["first 2 levels, mean"] == pytest.approx(metrics["AP50_level2"], abs=1e-4)
+    assert mean["class-agnostic"] == pytest.approx(metrics["AP50_agnostic"], abs=1e-4)
+    assert mean["full description, macro average"] == pytest.approx(metrics["AP50"], abs=1e-4)
+    assert mean["first level, macro average"] == pytest.approx(metrics["AP50_level1"], abs=1e-4)
+    assert mean["first 2 levels, macro average"] == pytest.approx(metrics["AP50_level2"], abs=1e-4)
     for desc, row in metrics["per_description"].items():
         assert mean[desc] == pytest.approx(row["AP50"], abs=1e-4)
 
@@ -213,9 +213,9 @@ def test_the_worst_photos_get_the_room(monkeypatch: pytest.MonkeyPatch, rows: li
         lambda rows, root: asked.extend(row.images[0] for row in rows) or embed_photos([], root),
     )
     right = [PredictedObject(item.box, item.desc, 0.9, 0.9) for item in rows[2].objects]
-    alarm = PredictedObject((390, 290, 399, 299), "挡风板", 0.9, 0.9)
+    false_positive = PredictedObject((390, 290, 399, 299), "挡风板", 0.9, 0.9)
     below = PredictedObject((0, 0, 9, 9), "挡风板", 0.2, 0.9)
-    found = {0: right[:0], 1: [alarm, alarm], 2: [*right, below], 3: right[:0]}
+    found = {0: right[:0], 1: [false_positive, false_positive], 2: [*right, below], 3: right[:0]}
     predictions = [PredictionRow(rows[n].images, 400, 300, tuple(said)) for n, said in found.items()]
     write(tmp_path / "p.html", rows, predictions)
     assert asked == [rows[n].images[0] for n in (1, 0, 3, 2)]
@@ -260,7 +260,7 @@ def test_a_run_draws_the_page_of_its_evaluation_split(
     write_jsonl(tmp_path / "rows" / "test.jsonl", rows)
     write_jsonl(run / "predictions.jsonl", predictions)
     write_metrics(run / "metrics.json", evaluate(rows, predictions, score_threshold=0.2, bootstrap_samples=20))
-    assert len(stages.draw(config, stages.PreparedData(tmp_path / "rows", str(photo_folder)))) == 1
+    assert len(stages.draw(stages.Run(config, stages.PreparedData(tmp_path / "rows", str(photo_folder))))) == 1
     html = (run / "report.html").read_text(encoding="utf-8")
     assert "<title>demo, test split: evaluation</title>" in html and content_of(run / "report.html")["threshold"] == 0.2
     assert html.count('id="small-') == len(rows)

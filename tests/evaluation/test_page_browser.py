@@ -13,10 +13,11 @@ from typing import Any
 
 import pytest
 
+from bbu.drawing.panels import ALONE, WRONG
 from bbu.evaluation import evaluate
 from bbu.evaluation.page import write_report
 from bbu.evaluation.pairing import _position  # the order that ties are broken in
-from bbu.evaluation.pictures import ALONE, WRONG, compare_marks
+from bbu.evaluation.pictures import compare_marks
 from bbu.records import ObjectRow, PredictedObject, PredictionRow, Row, read_rows
 from bbu.taxonomy import Taxonomy
 from data_conversion.pipeline import convert
@@ -96,7 +97,7 @@ def cells(tmp_path_factory: pytest.TempPathFactory, shared_dir: Path) -> Case:
 def python_counts(case: Case, threshold: float) -> dict[str, Any]:
     """The same counts by the scorer, and by what the comparison pictures draw."""
     metrics = evaluate(case.rows, case.predictions, score_threshold=threshold, bootstrap_samples=0)
-    said, alarms = metrics["predictions_at_threshold"], metrics["false_alarms"]
+    said, wrong = metrics["predictions_at_threshold"], metrics["false_positives"]
     predicted = {row.images[0]: row.predictions for row in case.predictions}
     marks: Counter[str] = Counter()
     for row in case.rows:
@@ -105,17 +106,17 @@ def python_counts(case: Case, threshold: float) -> dict[str, Any]:
         shown = sorted((item for item in found if item.score >= threshold), key=lambda item: -item.score)
         marks.update(mark.state for mark in compare_marks(truth, shown, (row.width, row.height))[0])
     return {
-        "found": said - alarms,
+        "found": said - wrong,
         "wrong": marks[WRONG],
         "missed": marks[ALONE],
-        "alarms": alarms,
-        "precision": f"{(said - alarms) / said:.3f}" if said else "–",
-        "recall": f"{(said - alarms) / metrics['truth_boxes']:.3f}",
+        "fp": wrong,
+        "precision": f"{(said - wrong) / said:.3f}" if said else "–",
+        "recall": f"{(said - wrong) / metrics['truth_boxes']:.3f}",
     }
 
 
 def page_counts(browser: Browser) -> dict[str, Any]:
-    names = ("found", "wrong", "missed", "alarms", "precision", "recall")
+    names = ("found", "wrong", "missed", "fp", "precision", "recall")
     texts = {name: browser.text(f"#count-{name}") for name in names}
     return {name: text if name in ("precision", "recall") else int(text) for name, text in texts.items()}
 
@@ -148,7 +149,7 @@ def test_the_slider_recounts_as_the_scorer_counts(which: str, browser: Browser, 
 def test_the_slider_moves_by_keys_and_the_boxes_with_it(browser: Browser, crowd: Case) -> None:
     browser.open(crowd.path)
     drawn = (
-        "return document.querySelectorAll('#gallery .part.alarm, #gallery .part.found, #gallery .part.wrong').length"
+        "return document.querySelectorAll('#gallery .object.fp, #gallery .object.found, #gallery .object.wrong').length"
     )
     to_photos(browser)
     browser.run("document.getElementById('threshold').focus({preventScroll: true})")
@@ -169,7 +170,7 @@ def test_each_description_is_counted_and_the_columns_add_up(browser: Browser, cr
     assert {line[0]: int(line[1]) for line in lines} == truth
     assert [int(line[1]) for line in lines] == sorted(truth.values())  # rare ones first
     counts = page_counts(browser)
-    for column, name in enumerate(("found", "wrong", "missed", "alarms"), start=2):
+    for column, name in enumerate(("found", "wrong", "missed", "fp"), start=2):
         assert sum(int(line[column]) for line in lines) == counts[name]
     browser.run("document.querySelectorAll('#descriptions thead button')[6].click()")
     recall = browser.run(
@@ -208,11 +209,11 @@ def test_filters_show_the_photos_they_name(browser: Browser, crowd: Case) -> Non
 
 
 @pytest.mark.parametrize(
-    ("kind", "selector"), [("missed", ".part.missed"), ("wrong", ".part.wrong"), ("alarm", ".part.alarm")]
+    ("kind", "selector"), [("missed", ".object.missed"), ("wrong", ".object.wrong"), ("fp", ".object.fp")]
 )
 def test_kinds_of_mistake_agree_with_the_boxes(kind: str, selector: str, browser: Browser, tmp_path: Path) -> None:
     rows = crowded_rows(12, parts=2)
-    case = write_case(tmp_path / "page.html", rows, perturbed(rows, alarms=0.5))
+    case = write_case(tmp_path / "page.html", rows, perturbed(rows, fppi=0.5))
     browser.open(case.path)
     browser.run("document.getElementById('gallery').style.gridTemplateColumns = 'repeat(6, 1fr)'")  # all in view
     to_photos(browser)
@@ -271,17 +272,17 @@ def test_the_detail_view_lists_every_part_and_zooms_to_it(browser: Browser, crow
     browser.open(crowd.path)
     browser.run("document.querySelector('#gallery > button').click()")
     number = int(names(browser)[0])
-    listed = browser.run("return [...document.querySelectorAll('#parts button')].map(b => b.className)")
+    listed = browser.run("return [...document.querySelectorAll('#objects button')].map(b => b.className)")
     alone = Case(crowd.path, [crowd.rows[number]], [crowd.predictions[number]])
     counts = python_counts(alone, 0.3)
     wanted = {"found": counts["found"], "wrong": counts["wrong"], "missed": counts["missed"]}
-    wanted["alarm"] = counts["alarms"] - counts["wrong"]
+    wanted["fp"] = counts["fp"] - counts["wrong"]
     assert Counter(listed) == Counter({name: n for name, n in wanted.items() if n})
     assert browser.run("return document.querySelectorAll('#tags > g').length") == len(listed)
     whole = browser.run("return document.getElementById('canvas').getAttribute('viewBox')")
-    browser.run("document.querySelector('#parts button').click()")
+    browser.run("document.querySelector('#objects button').click()")
     assert browser.run("return document.getElementById('canvas').viewBox.baseVal.width") < float(whole.split()[2])
-    browser.run("document.querySelector('#parts button').click()")
+    browser.run("document.querySelector('#objects button').click()")
     assert browser.run("return document.getElementById('canvas').getAttribute('viewBox')") == whole
     for name in ("said", "truth"):
         browser.run(f"document.querySelector('#detail input[data-show={name}]').click()")
@@ -296,7 +297,7 @@ def test_choosing_a_description_shows_its_curve_and_its_photos(browser: Browser,
     before = browser.run("return document.querySelector('#curve path.first').getAttribute('d')")
     browser.run("document.querySelector('#descriptions tbody button').click()")
     desc = browser.text("#descriptions tbody tr th")
-    assert desc in browser.text("#curve figcaption") and "boxes alone" in browser.text("#curve figcaption")
+    assert desc in browser.text("#curve figcaption") and "class-agnostic" in browser.text("#curve figcaption")
     assert browser.run("return document.querySelector('#curve path.first').getAttribute('d')") != before
     assert browser.run("return document.getElementById('description').value") == desc
     assert len(names(browser)) < len(crowd.rows)
@@ -344,7 +345,7 @@ def test_hostile_words_are_shown_and_never_run(
     ]
     browser.open(write_case(tmp_path / "page.html", rows, said, photo_folder).path)
     browser.run("document.querySelector('#gallery > button').click()")
-    assert browser.text("#detail-name") == name and evil in browser.text("#parts")
+    assert browser.text("#detail-name") == name and evil in browser.text("#objects")
     assert evil in browser.text("#descriptions") and evil in browser.run(
         "return document.querySelector('#confusions').innerText"
     )
@@ -395,7 +396,7 @@ def test_nothing_to_show_is_said_in_words(browser: Browser, tmp_path: Path) -> N
     bare = [Row(row.images, (), row.width, row.height) for row in rows]
     cases = {
         "no predictions": (rows, [], "No predictions: there is no threshold to choose.", "#thresholds"),
-        "no truth": (bare, perturbed(rows), "No annotated parts: there is nothing to find.", "#curve"),
+        "no truth": (bare, perturbed(rows), "No annotated objects: there is nothing to find.", "#curve"),
         "neither": (bare, [], "No predictions: no score can be judged.", "#reliability"),
         "no photos": ([], [], "There are no photos.", "#no-photos"),
     }
@@ -414,7 +415,7 @@ def test_many_photos_stay_usable(browser: Browser, make_photo: MakePhoto, photo_
     rows = crowded_rows(BIG, parts=8)
     for row in rows:
         os.link(source, photo_folder / row.images[0])
-    case = write_case(tmp_path / "page.html", rows, perturbed(rows, alarms=20), photo_folder)
+    case = write_case(tmp_path / "page.html", rows, perturbed(rows, fppi=20), photo_folder)
     assert case.path.stat().st_size < 40e6
     browser.open(case.path)
     assert float(browser.run("return document.documentElement.dataset.ready")) < 2000  # milliseconds

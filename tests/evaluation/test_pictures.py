@@ -8,19 +8,14 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
+from bbu.drawing import fonts, palette, panels
+from bbu.drawing.fonts import cjk_font
+from bbu.drawing.palette import palette_for
+from bbu.drawing.panels import AGREES, ALONE, PANEL, WRONG
+from bbu.drawing.tags import place_tags, shared_area
 from bbu.errors import UserError
-from bbu.evaluation import fonts, pictures
-from bbu.evaluation.fonts import cjk_font
-from bbu.evaluation.pictures import (
-    AGREES,
-    ALONE,
-    PANEL,
-    WRONG,
-    draw_comparison,
-    palette_for,
-    save_pictures,
-)
-from bbu.evaluation.tags import place_tags, shared_area
+from bbu.evaluation import pictures
+from bbu.evaluation.pictures import draw_comparison, save_pictures
 from bbu.records import ObjectRow, PredictedObject, PredictionRow, Row
 
 SCREW = "螺丝连接点/BBU安装螺丝/连接正确"
@@ -83,7 +78,7 @@ def test_verdicts_match_one_to_one() -> None:
     assert [mark.state for mark in left] == [AGREES, WRONG, ALONE]
     assert [mark.note for mark in left] == ["= 1", "≠ 2", "missed"]
     assert [mark.state for mark in right] == [AGREES, WRONG, ALONE]
-    assert [mark.note for mark in right] == ["0.90  = 1", "0.80  ≠ 2", "0.70  false alarm"]
+    assert [mark.note for mark in right] == ["0.90  = 1", "0.80  ≠ 2", "0.70  false positive"]
 
 
 def test_the_right_words_win_over_a_surer_wrong_guess() -> None:
@@ -104,7 +99,7 @@ def test_predictions_under_the_threshold_are_not_drawn() -> None:
     faint = [said(SCREW, 0.2, 10, 10, 50, 50)]
     hidden = draw_comparison(photo(), [], faint, threshold=0.3)
     half = hidden.width // 2
-    below_title = pictures.MARGIN + pictures.TITLE + 8
+    below_title = panels.MARGIN + panels.TITLE + 8
     nothing = draw_comparison(photo(), [], [], threshold=0.3)
     body = (half, below_title, hidden.width, hidden.height)
     assert hidden.crop(body).tobytes() == nothing.crop(body).tobytes()
@@ -120,8 +115,8 @@ def test_any_photo_and_any_number_of_parts(size: tuple[int, int], count: int) ->
     assert picture.mode == "RGB"
     assert picture.width >= 2 * PANEL >= 1280
     edge = np.asarray(picture)[:, [0, -1]]  # the margin stays blank: nothing left the panels sideways
-    assert (edge == pictures.PAPER).all()
-    assert (np.asarray(picture)[[0, -1]] == pictures.PAPER).all()
+    assert (edge == palette.PAPER).all()
+    assert (np.asarray(picture)[[0, -1]] == palette.PAPER).all()
 
 
 def test_every_kind_of_outline_and_boxes_beyond_the_photo() -> None:
@@ -131,14 +126,14 @@ def test_every_kind_of_outline_and_boxes_beyond_the_photo() -> None:
     ]
     plain = np.asarray(draw_comparison(photo(), [], [], threshold=0.3))
     picture = np.asarray(draw_comparison(photo(), truth, [said(SCREW, 0.9, -50, -50, 900, 900)], threshold=0.3))
-    field = (slice(80, 500), slice(pictures.MARGIN, pictures.MARGIN + PANEL))
+    field = (slice(80, 500), slice(panels.MARGIN, panels.MARGIN + PANEL))
     assert (picture[field] != plain[field]).any()
 
 
 def test_long_words_are_shortened_to_their_column() -> None:
-    text = pictures._fitted("螺丝连接点/" * 30 + "\n备注", 200)
+    text = panels._fitted("螺丝连接点/" * 30 + "\n备注", 200)
     assert text.endswith("…")
-    assert cjk_font(pictures.TEXT).getlength(text) <= 200
+    assert cjk_font(panels.TEXT).getlength(text) <= 200
     draw_comparison(photo(), [box("备注" * 200, 1, 1, 20, 20)], [], threshold=0.3)
 
 

@@ -12,7 +12,7 @@ from bbu.evaluation.calibration import Calibration
 from bbu.evaluation.operating_points import operating_points
 from bbu.jsonl import write_jsonl
 from bbu.records import PredictionRow, read_predictions, read_rows
-from tests.evaluation.albums import photo, random_rows
+from tests.evaluation.photo_sets import photo, random_rows
 
 
 @pytest.fixture
@@ -32,14 +32,14 @@ def written(path: str) -> dict:
 
 
 def test_evaluate_takes_what_inspection_asks_for(place, capsys):
-    asked = ["--precision", "0.8", "--alarms", "2", "0.5", "--bootstrap-samples", "20", "--output", "m.json"]
+    asked = ["--precision", "0.8", "--fppi", "2", "0.5", "--bootstrap-samples", "20", "--output", "m.json"]
     assert main(["evaluate", "truth.jsonl", "a.jsonl", *asked]) == 0
     metrics = written("m.json")
     assert (metrics["target_precision"], metrics["fppi"], metrics["bootstrap_samples"]) == (0.8, [2, 0.5], 20)
     assert {"miss_rate_at_2", "miss_rate_agnostic_at_0.5"} < set(metrics["intervals"])
     shown = capsys.readouterr().out
     low, high = metrics["intervals"]["AP50"]
-    assert f"{low:.3f} to {high:.3f}" in shown and "R@P0.8" in shown and "parts missed at 0.5 alarms a photo" in shown
+    assert f"{low:.3f} to {high:.3f}" in shown and "R@P0.8" in shown and "miss rate at 0.5 FPPI" in shown
 
 
 def test_compare_prints_differences_and_writes_every_photo_that_changed(place, capsys):
@@ -61,7 +61,7 @@ def test_calibrate_writes_what_a_model_folder_takes(place, capsys, kind):
     assert "cross-fitted" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(("goal", "value"), [("precision", 0.9), ("recall", 0.5), ("alarms", 1.0)])
+@pytest.mark.parametrize(("goal", "value"), [("precision", 0.9), ("recall", 0.5), ("fppi", 1.0)])
 def test_thresholds_writes_operating_points(place, capsys, goal, value):
     arguments = ["thresholds", "truth.jsonl", "a.jsonl", f"--{goal}", str(value), "--minimum", "5"]
     assert main([*arguments, "--output", "points.json"]) == 0
@@ -74,14 +74,14 @@ def test_thresholds_writes_operating_points(place, capsys, goal, value):
     ("arguments", "words"),
     [
         (["evaluate", "truth.jsonl", "a.jsonl", "--precision", "2"], ["precision", "2"]),
-        (["evaluate", "truth.jsonl", "a.jsonl", "--alarms", "-1"], ["alarms", "-1"]),
+        (["evaluate", "truth.jsonl", "a.jsonl", "--fppi", "-1"], ["fppi", "-1"]),
         (["evaluate", "truth.jsonl", "a.jsonl", "--bootstrap-samples", "-1"], ["--bootstrap-samples", "-1"]),
         (["compare", "truth.jsonl", "a.jsonl"], ["b"]),
         (["compare", "truth.jsonl", "a.jsonl", "gone.jsonl"], ["gone.jsonl", "does not exist"]),
         (["compare", "truth.jsonl", "a.jsonl", "b.jsonl", "--threshold", "nan"], ["score_threshold", "nan"]),
         (["calibrate", "truth.jsonl", "a.jsonl"], ["--output"]),
         (["calibrate", "truth.jsonl", "empty.jsonl", "--output", "c.json"], ["0 of 0", "calibration"]),
-        (["thresholds", "truth.jsonl", "a.jsonl"], ["--precision", "--recall", "--alarms"]),
+        (["thresholds", "truth.jsonl", "a.jsonl"], ["--precision", "--recall", "--fppi"]),
         (["thresholds", "truth.jsonl", "a.jsonl", "--recall", "0.5", "--precision", "0.5"], ["not allowed with"]),
         (["thresholds", "truth.jsonl", "a.jsonl", "--recall", "1.5", "--output", "p.json"], ["recall", "1.5"]),
         (["thresholds", "truth.jsonl", "empty.jsonl", "--recall", "1"], ["nothing to choose on"]),
@@ -108,8 +108,8 @@ def test_sets_with_nothing_in_them_are_scored_and_compared(place, rows):
 @pytest.mark.parametrize(
     ("override", "word"),
     [
-        ("evaluation.fppi=[1,-1]", "a million"),
-        ("evaluation.fppi=[.nan]", "a million"),
+        ("evaluation.fppi=[1,-1]", "between 0 and 1,000,000"),
+        ("evaluation.fppi=[.nan]", "finite number"),
         ("evaluation.calibration=platt", "temperature"),
         ("evaluation.target_precision=2", "between 0 and 1"),
         ("evaluation.bootstrap_samples=-1", "must not be negative"),

@@ -67,7 +67,7 @@ def cache_of(model: DetectionVLM) -> FeatureCache:
 def count_runs(model: DetectionVLM) -> list[int]:
     """Rows that went through the tower's first block, for each run of it."""
     runs: list[int] = []
-    block = model.backbone.vlm.model.visual.blocks[0]
+    block = model.backbone.blocks("vision")[0]
     block.register_forward_pre_hook(lambda _, inputs: runs.append(len(inputs[0])))
     return runs
 
@@ -142,7 +142,7 @@ def test_other_weights_backends_and_dtypes_share_nothing(family: str, tmp_path: 
     assert towers() == 3
     model.backbone.attention_backend = "another"
     with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
-        model.backbone._see(batch["pixel_values"], batch["image_grid_thw"], batch["image_keys"])
+        model.backbone.see(batch["pixel_values"], batch["image_grid_thw"], batch["image_keys"])
     assert towers() == 4
     step(frozen(family, tmp_path, torch.float64), batch)
     assert towers() == 5
@@ -229,16 +229,16 @@ def test_processes_that_write_one_photo_at_once_never_leave_half_of_it(tmp_path:
 def test_config_to_model_and_processor(family: str, tmp_path: Path) -> None:
     samples = write_samples(tmp_path, 3)
     config = tiny_config(model={"family": family, "freeze": ["vision"], "feature_cache": str(tmp_path / "kept")})
-    model = build_model(config, tiny_tokenizer(), device=torch.device("cpu"), dtype=torch.float32)
+    model = build_model(config, tiny_tokenizer(family), device=torch.device("cpu"), dtype=torch.float32)
     processor = build_processor(config, samples, str(tmp_path))
     batch = pack(model, [processor.process_sample(sample) for sample in samples])
     assert None not in batch["image_keys"]
-    model.backbone._see(batch["pixel_values"], batch["image_grid_thw"], batch["image_keys"])
+    model.backbone.see(batch["pixel_values"], batch["image_grid_thw"], batch["image_keys"])
     assert (
         cache_of(model).describe().startswith(f"{tmp_path / 'kept'} holds {len(set(batch['image_keys']))} photos, 0.0")
     )
     config.model.feature_cache = ""
-    model = build_model(config, tiny_tokenizer(), device=torch.device("cpu"), dtype=torch.float32)
+    model = build_model(config, tiny_tokenizer(family), device=torch.device("cpu"), dtype=torch.float32)
     assert model.backbone.feature_cache is None
 
 

@@ -13,7 +13,7 @@ from PIL import Image
 from transformers import Qwen2VLImageProcessor
 
 from bbu.families.patches import Patchifier
-from bbu.geometry import ImageGeometry
+from bbu.families.photo_plan import plan_resize
 
 MIN_PIXELS, MAX_PIXELS = 56 * 56, 168 * 168
 
@@ -27,9 +27,7 @@ def both(image_processor: Any, images: list[Image.Image]) -> tuple[tuple[torch.T
     """(patches, grids) of ours and what the image processor itself makes of the same photos."""
     image_processor.size = {"shortest_edge": MIN_PIXELS, "longest_edge": MAX_PIXELS}
     factor = image_processor.patch_size * image_processor.merge_size
-    plans = [
-        ImageGeometry.plan(*image.size, factor=factor, min_pixels=MIN_PIXELS, max_pixels=MAX_PIXELS) for image in images
-    ]
+    plans = [plan_resize(*image.size, factor=factor, min_pixels=MIN_PIXELS, max_pixels=MAX_PIXELS) for image in images]
     theirs = image_processor(images=images, return_tensors="pt")
     return Patchifier(image_processor)(images, plans), theirs
 
@@ -96,7 +94,7 @@ def test_an_image_processor_of_another_class_is_called_itself() -> None:
 def test_what_is_made_next_leaves_earlier_patches_alone() -> None:
     """No buffer is used twice: samples wait in a queue."""
     patchify = Patchifier(Qwen2VLImageProcessor())
-    plan = ImageGeometry.plan(112, 84, factor=28, min_pixels=MIN_PIXELS, max_pixels=MAX_PIXELS)
+    plan = plan_resize(112, 84, factor=28, min_pixels=MIN_PIXELS, max_pixels=MAX_PIXELS)
     first, _ = patchify([noise(0, 112, 84)], [plan])
     kept = first.clone()
     patchify([noise(1, 112, 84)], [plan])

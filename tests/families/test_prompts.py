@@ -13,9 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bbu.errors import SampleError
+from bbu.families.photo_plan import plan_resize
 from bbu.families.prompts import (
     CONTEXT_NOTES,
-    SPECIAL_TOKENS,
     WORDING,
     PromptSpec,
     answer_text,
@@ -24,13 +24,13 @@ from bbu.families.prompts import (
     parse_answer,
     text_boxes,
 )
-from bbu.geometry import ImageGeometry
+from bbu.families.qwen2_5_vl.codec import QWEN
 
 IMAGE = "<|vision_start|><|image_pad|><|vision_end|>"
 
 
 def spec(language: str = "en", **changes: Any) -> PromptSpec:
-    return replace(PromptSpec.create(language, "model_pixels", 3136, 100352), **changes)
+    return replace(PromptSpec.create(language, QWEN, 3136, 100352), **changes)
 
 
 def render(template: str, messages: list[dict[str, Any]], add_generation_prompt: bool) -> str:
@@ -46,7 +46,7 @@ def render(template: str, messages: list[dict[str, Any]], add_generation_prompt:
 def test_a_conversation_is_chatml_word_for_word(language: str) -> None:
     prompt = spec(language)
     system, instruction = WORDING[language]
-    text = render(prompt.chat_template, build_messages(prompt, ["[1]", "[2]"], "[3]"), False)
+    text = render(prompt.chat_template, build_messages(prompt, QWEN, ["[1]", "[2]"], "[3]"), False)
     assert text == (
         f"<|im_start|>system\n{system}<|im_end|>\n"
         f"<|im_start|>user\n{IMAGE}{instruction}<|im_end|>\n<|im_start|>assistant\n[1]<|im_end|>\n"
@@ -57,7 +57,7 @@ def test_a_conversation_is_chatml_word_for_word(language: str) -> None:
 
 def test_at_inference_the_conversation_stops_where_the_model_is_to_speak() -> None:
     prompt = spec(system="S", instruction="I")
-    text = render(prompt.chat_template, build_messages(prompt, ["[1]"], None), True)
+    text = render(prompt.chat_template, build_messages(prompt, QWEN, ["[1]"], None), True)
     assert text == (
         f"<|im_start|>system\nS<|im_end|>\n<|im_start|>user\n{IMAGE}I<|im_end|>\n<|im_start|>assistant\n[1]<|im_end|>\n"
         f"<|im_start|>user\n{IMAGE}I<|im_end|>\n<|im_start|>assistant\n"
@@ -66,28 +66,28 @@ def test_at_inference_the_conversation_stops_where_the_model_is_to_speak() -> No
 
 def test_the_inference_prompt_is_the_training_prompt_up_to_the_answer() -> None:
     prompt = spec("zh")
-    training = render(prompt.chat_template, build_messages(prompt, ["[1]"], "[2]"), False)
-    inference = render(prompt.chat_template, build_messages(prompt, ["[1]"], None), True)
+    training = render(prompt.chat_template, build_messages(prompt, QWEN, ["[1]"], "[2]"), False)
+    inference = render(prompt.chat_template, build_messages(prompt, QWEN, ["[1]"], None), True)
     assert training == f"{inference}[2]<|im_end|>\n"
 
 
 @given(st.text(st.characters(exclude_categories=["Cs"]), max_size=30))
 def test_the_template_neither_escapes_nor_trims_what_is_said(answer: str) -> None:
     prompt = spec()
-    if any(token in answer for token in SPECIAL_TOKENS):
+    if any(token in answer for token in QWEN.special_tokens):
         return
-    text = render(prompt.chat_template, build_messages(prompt, [], answer), False)
+    text = render(prompt.chat_template, build_messages(prompt, QWEN, [], answer), False)
     assert text.endswith(f"<|im_start|>assistant\n{answer}<|im_end|>\n")
 
 
-@pytest.mark.parametrize("token", SPECIAL_TOKENS)
+@pytest.mark.parametrize("token", QWEN.special_tokens)
 def test_a_description_with_a_token_that_marks_turns_is_refused(token: str) -> None:
     answer = answer_text(np.array([[1, 2, 3, 4]]), [f"label {token} x"])
     with pytest.raises(SampleError) as caught:
-        build_messages(spec(), [], answer)
+        build_messages(spec(), QWEN, [], answer)
     assert token in str(caught.value)
     with pytest.raises(SampleError):
-        build_messages(spec(), [answer], "[]")
+        build_messages(spec(), QWEN, [answer], "[]")
 
 
 def test_the_hash_of_a_prompt_changes_with_every_part_of_it() -> None:
@@ -104,15 +104,15 @@ def test_a_prompt_without_context_photos_is_that_of_before_there_were_any() -> N
     """Older checkpoints keep their hash; the sentence about context is said only where context is shown."""
     before = ("language", "system", "instruction", "chat_template", "box_convention", "min_pixels", "max_pixels")
     assert set(spec().to_json()) == set(before)
-    knows = PromptSpec.create("en", "model_pixels", 3136, 100352, context=True)
+    knows = PromptSpec.create("en", QWEN, 3136, 100352, context=True)
     assert knows.hash != spec().hash and PromptSpec(**knows.to_json()) == knows
-    assert build_messages(knows, ["[]"], None) == build_messages(spec(), ["[]"], None)
-    teacher, student = build_messages(knows, ["[]"], None, context_photos=2)[1:4:2]
-    assert teacher == build_messages(spec(), ["[]"], None)[1]
+    assert build_messages(knows, QWEN, ["[]"], None) == build_messages(spec(), QWEN, ["[]"], None)
+    teacher, student = build_messages(knows, QWEN, ["[]"], None, context_photos=2)[1:4:2]
+    assert teacher == build_messages(spec(), QWEN, ["[]"], None)[1]
     assert [part["type"] for part in student["content"]] == ["image"] * 3 + ["text"]
     assert student["content"][-1]["text"] == CONTEXT_NOTES["en"] + WORDING["en"][1]
     with pytest.raises(SampleError, match="context photos"):
-        build_messages(spec(), [], None, context_photos=1)
+        build_messages(spec(), QWEN, [], None, context_photos=1)
 
 
 # ---------------------------------------------------------------- answers
@@ -206,13 +206,13 @@ def test_text_nested_without_end_is_one_more_malformed_object() -> None:
 
 
 def test_norm1000_is_a_thousandth_of_the_photo() -> None:
-    geometry = ImageGeometry.plan(400, 200, factor=28, min_pixels=3136, max_pixels=100352)
+    geometry = plan_resize(400, 200, factor=28, min_pixels=3136, max_pixels=100352)
     written = text_boxes(geometry, np.array([[100, 50, 400, 200]]), "norm1000")
     assert written.tolist() == [[250, 250, 1000, 1000]]
     np.testing.assert_allclose(boxes_from_text(geometry, written, "norm1000"), [[100, 50, 400, 200]])
 
 
 def test_model_pixels_are_those_of_the_resized_photo() -> None:
-    geometry = ImageGeometry.plan(1920, 1440, factor=28, min_pixels=3136, max_pixels=512 * 28 * 28)
+    geometry = plan_resize(1920, 1440, factor=28, min_pixels=3136, max_pixels=512 * 28 * 28)
     written = text_boxes(geometry, np.array([[0, 0, 960, 1440]]), "model_pixels")
     assert written.tolist() == [[0, 0, 364, 532]]

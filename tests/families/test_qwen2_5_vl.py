@@ -81,8 +81,8 @@ def test_vision_levels_are_the_stock_towers_tokens_in_raster_order() -> None:
     parts = [part for part in all_conversations() if part.patches is not None]
     with torch.no_grad():
         fine, coarse = run_backbone(backbone(), parts).vision_levels
-    fine_images = fine.tokens_ND.split([rows * columns for rows, columns in fine.grids])
-    coarse_images = coarse.tokens_ND.split([rows * columns for rows, columns in coarse.grids])
+    fine_images = fine.tokens_SD.split([rows * columns for rows, columns in fine.grids])
+    coarse_images = coarse.tokens_SD.split([rows * columns for rows, columns in coarse.grids])
     tower = stock().model.visual
     number = 0
     for part in parts:
@@ -125,7 +125,7 @@ def test_a_token_of_each_level_lies_where_its_pixels_lie() -> None:
         with torch.no_grad():
             after = run_backbone(model, [Conversation(part.ids, painted, part.grids)]).vision_levels
         for level, place in ((0, row * columns + column), (1, row // 2 * (columns // 2) + column // 2)):
-            moved = (after[level].tokens_ND - before[level].tokens_ND).abs().amax(1) > 1e-9
+            moved = (after[level].tokens_SD - before[level].tokens_SD).abs().amax(1) > 1e-9
             assert moved.nonzero().flatten().tolist() == [place], (level, patch)
     assert rows * columns == 120
 

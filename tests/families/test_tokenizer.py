@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bbu.errors import ConfigError
-from bbu.families.prompts import SPECIAL_TOKENS, TEMPLATE_FILE
-from bbu.families.tokenizer import NEEDED_TOKENS, load_tokenizer, train_tokenizer
+from bbu.families.qwen2_5_vl.codec import QWEN
+from bbu.families.tokenizer import load_tokenizer, train_tokenizer
 
 PUBLISHED_IDS = {
     "<|endoftext|>": 151643,
@@ -27,7 +27,7 @@ PUBLISHED_IDS = {
 
 @pytest.fixture(scope="module")
 def published(shared_dir: Path) -> Any:
-    return load_tokenizer(str(shared_dir / "data" / "qwen_tokenizer"))
+    return load_tokenizer(str(shared_dir / "data" / "qwen_tokenizer"), QWEN)
 
 
 def encode(tokenizer: Any, text: str) -> list[int]:
@@ -44,7 +44,7 @@ def test_any_text_comes_back_from_its_tokens_letter_for_letter(tokenizer: Any, t
 
 def test_every_special_token_is_one_token_wherever_it_stands(tokenizer: Any) -> None:
     ids = tokenizer.get_vocab()
-    for token in SPECIAL_TOKENS:
+    for token in QWEN.special_tokens:
         assert encode(tokenizer, token) == [ids[token]]
         inside = encode(tokenizer, f"标签{token}x")
         assert inside.count(ids[token]) == 1 and tokenizer.decode(inside) == f"标签{token}x"
@@ -57,7 +57,7 @@ def test_special_tokens_are_left_out_of_decoded_words(tokenizer: Any) -> None:
 
 def test_the_vocabulary_keeps_its_bound_and_training_is_deterministic() -> None:
     texts = ["螺丝连接点/BBU安装螺丝/连接正确 " * 5, "connect_point/screw/loose " * 5]
-    first, second = (train_tokenizer(texts, 300) for _ in range(2))
+    first, second = (train_tokenizer(texts, 300, QWEN) for _ in range(2))
     assert len(first) <= 300
     assert first.get_vocab() == second.get_vocab()
     assert sorted(first.get_vocab().values()) == list(range(len(first)))  # ids without a gap: rows of the embedding
@@ -65,18 +65,18 @@ def test_the_vocabulary_keeps_its_bound_and_training_is_deterministic() -> None:
 
 def test_training_shortens_its_own_text_and_keeps_digits_single() -> None:
     text = "挡风板/安装正确"
-    trained = train_tokenizer([text] * 20, 400)
+    trained = train_tokenizer([text] * 20, 400, QWEN)
     assert len(encode(trained, text)) < len(text)
-    assert len(encode(train_tokenizer(["1024 1024 1024"] * 20, 400), "1024")) == 4
+    assert len(encode(train_tokenizer(["1024 1024 1024"] * 20, 400, QWEN), "1024")) == 4
 
 
 def test_a_tokenizer_saved_and_read_is_the_same(tokenizer: Any, tmp_path: Path) -> None:
     tokenizer.save_pretrained(tmp_path)
-    again = load_tokenizer(str(tmp_path))
+    again = load_tokenizer(str(tmp_path), QWEN)
     assert again.get_vocab() == tokenizer.get_vocab()
     for text in ("螺丝/未拧紧 1024", "<|im_start|>user\nHi<|im_end|>\n", "  two  spaces \n\n"):
         assert encode(again, text) == encode(tokenizer, text)
-    assert again.chat_template == TEMPLATE_FILE.read_text(encoding="utf-8")
+    assert again.chat_template == QWEN.template
 
 
 def test_a_tokenizer_without_the_tokens_that_mark_photos_is_refused(tmp_path: Path) -> None:
@@ -85,8 +85,8 @@ def test_a_tokenizer_without_the_tokens_that_mark_photos_is_refused(tmp_path: Pa
 
     PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.BPE())).save_pretrained(tmp_path)
     with pytest.raises(ConfigError) as caught:
-        load_tokenizer(str(tmp_path))
-    assert str(tmp_path) in str(caught.value) and all(token in str(caught.value) for token in NEEDED_TOKENS)
+        load_tokenizer(str(tmp_path), QWEN)
+    assert str(tmp_path) in str(caught.value) and all(token in str(caught.value) for token in QWEN.needed_tokens)
 
 
 @pytest.mark.parametrize("damage", ["missing", "empty", "cut off"])
@@ -97,7 +97,7 @@ def test_a_tokenizer_that_cannot_be_read_is_named(tokenizer: Any, tmp_path: Path
         path = folder / "tokenizer.json"
         os.truncate(path, 0 if damage == "empty" else path.stat().st_size // 2)
     with pytest.raises(ConfigError) as caught:
-        load_tokenizer(str(folder))
+        load_tokenizer(str(folder), QWEN)
     assert str(folder) in str(caught.value) and "\n" not in str(caught.value)
 
 

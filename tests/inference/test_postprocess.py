@@ -1,4 +1,4 @@
-"""Model output → predictions: words free or from a list, scores, and a probability for each level."""
+"""Model output → predictions: free captions or known descriptions, scores, a probability for each level."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import torch
 
 from bbu.data.chat_processor import ChatProcessor
 from bbu.data.collators import Batch
-from bbu.inference.postprocess import detect, free_words
+from bbu.inference.postprocess import detect, free_captions
 from bbu.models.caption_decoder import CaptionResult
 from bbu.models.vocabulary import DescriptionVocabulary
 from bbu.models.wrapper import DetectionVLM
@@ -50,26 +50,26 @@ def test_levels_are_probabilities_that_fall_and_make_a_readable_row(family: str,
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_known_descriptions_alone_come_out_and_boxes_stay(family: str) -> None:
+def test_a_vocabulary_limits_the_descriptions_and_leaves_boxes_alone(family: str) -> None:
     free, known = found(family), found(family, DESCRIPTIONS)
     assert {item.desc for items in known for item in items} <= set(DESCRIPTIONS)
     assert not {item.desc for items in free for item in items} & set(DESCRIPTIONS), (
-        "the untrained model says other things"
+        "the untrained model writes other captions"
     )
     for one, other in zip(free, known, strict=True):
         assert {(item.box, item.objectness) for item in one} == {(item.box, item.objectness) for item in other}
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_box_that_no_description_fits_gets_no_high_score(family: str) -> None:
-    """Untrained, every listed description is improbable; that one must win does not make it more probable."""
+def test_a_box_that_no_description_fits_gets_a_low_score(family: str) -> None:
+    """For an untrained model every listed description is improbable, also the one that is chosen."""
     for item in (item for items in found(family, ("line",)) for item in items):
         assert item.levels == (1.0,)
         assert item.score < 0.001 * item.objectness
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_the_score_is_that_of_the_words_as_free_text(family: str) -> None:
+def test_the_score_uses_the_free_text_probability(family: str) -> None:
     """A longer list changes which description wins, never the score of one that wins in both."""
     few, many = found(family, DESCRIPTIONS[-2:]), found(family, DESCRIPTIONS)
     score = {(item.box, item.desc): item.score for items in many for item in items}
@@ -81,7 +81,7 @@ def test_the_score_is_that_of_the_words_as_free_text(family: str) -> None:
     assert all(item.score <= best[item.box] * (1 + 1e-9) for items in few for item in items)
 
 
-def test_free_words_are_as_sure_as_the_tokens_up_to_each_separator() -> None:
+def test_a_level_of_a_free_caption_is_as_probable_as_the_tokens_up_to_its_separator() -> None:
     tokenizer, end = tiny_tokenizer(), 5
     ids = tokenizer("screw/tight", add_special_tokens=False)["input_ids"]
     slash = next(place for place, piece in enumerate(tokenizer.convert_ids_to_tokens(ids)) if "/" in piece)
@@ -91,15 +91,15 @@ def test_free_words_are_as_sure_as_the_tokens_up_to_each_separator() -> None:
     cut = (cut * width)[:width]  # runs into the length limit: no end token
     sums = torch.stack((steps.log().cumsum(0), torch.full((width,), 0.5).log().cumsum(0)))
     token_ids = torch.tensor([ids + [end] * 3, cut])
-    words = free_words(CaptionResult(token_ids, sums[:, -1], sums), tokenizer, end)
-    assert words.texts[0] == "screw/tight"
+    captions = free_captions(CaptionResult(token_ids, sums[:, -1], sums), tokenizer, end)
+    assert captions.texts[0] == "screw/tight"
     first = 0.9**slash * 0.5
-    assert words.levels[0] == pytest.approx((first, first * 0.8 ** (len(ids) - slash - 1) * 0.7))
-    assert words.levels[1] == pytest.approx((0.5**width,))
+    assert captions.levels[0] == pytest.approx((first, first * 0.8 ** (len(ids) - slash - 1) * 0.7))
+    assert captions.levels[1] == pytest.approx((0.5**width,))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_the_last_level_of_free_words_is_the_whole_description(family: str) -> None:
+def test_the_last_level_of_a_free_caption_is_the_whole_description(family: str) -> None:
     items = [item for row in found(family) for item in row if item.levels]
     assert items
     for item in items:

@@ -36,14 +36,14 @@ PARITY = [
 ]
 
 
-def edges(lengths: Sequence[int]) -> torch.Tensor:
+def cu_seqlens(lengths: Sequence[int]) -> torch.Tensor:
     return torch.tensor([0, *lengths], device=DEVICE).cumsum(0).to(torch.int32)
 
 
 def plain_softmax(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, q: list[int], k: list[int], causal: bool, scale: float
 ) -> torch.Tensor:
-    """All pairs, a mask, a softmax."""
+    """Softmax over all pairs with a mask."""
     segment_q = torch.repeat_interleave(torch.arange(len(q)), torch.tensor(q))
     segment_k = torch.repeat_interleave(torch.arange(len(k)), torch.tensor(k))
     allowed = segment_q[:, None] == segment_k[None]
@@ -67,7 +67,7 @@ def test_every_backend_has_a_parity_test_where_it_runs() -> None:
 @pytest.mark.parametrize(("backend", "case", "causal"), PARITY)
 @pytest.mark.parametrize("kv_heads", [4, 2, 1])
 @pytest.mark.parametrize("scale", [None, 0.3])
-def test_backend_equals_a_plain_masked_softmax(
+def test_a_backend_equals_a_plain_masked_softmax(
     backend: str, case: str, causal: bool, kv_heads: int, scale: float | None
 ) -> None:
     lengths_q, lengths_k = CASES[case]
@@ -79,8 +79,8 @@ def test_backend_equals_a_plain_masked_softmax(
     inputs = [x.to(DEVICE, dtype).requires_grad_() for x in (query, key, value)]
     found = varlen_attention(
         *inputs,
-        cu_seqlens_q=edges(lengths_q),
-        cu_seqlens_k=edges(lengths_k),
+        cu_seqlens_q=cu_seqlens(lengths_q),
+        cu_seqlens_k=cu_seqlens(lengths_k),
         max_seqlen_q=max(lengths_q),
         max_seqlen_k=max(lengths_k),
         causal=causal,
@@ -102,14 +102,14 @@ def test_backend_equals_a_plain_masked_softmax(
 
 @pytest.mark.parametrize("signature", ["new", "old"])
 @pytest.mark.parametrize("causal", [False, True])
-def test_torch_varlen_is_called_right_whatever_its_signature(
+def test_torch_varlen_is_called_correctly_with_either_signature(
     signature: str, causal: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The signature changed between torch releases: window and grouped heads, or a flag and neither."""
+    """Between torch releases a window and grouped heads replaced the causal flag."""
 
     def run(query, key, value, cu_q, cu_k, causal, scale, grouped):  # type: ignore[no-untyped-def]
         if not grouped:
-            assert query.shape[1] == key.shape[1], "key/value heads must be repeated by hand"
+            assert query.shape[1] == key.shape[1], "key/value heads must be repeated"
         return plain_softmax(query, key, value, cu_q.diff().tolist(), cu_k.diff().tolist(), causal, scale)
 
     def new(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, *, scale=None, window_size=(-1, -1), enable_gqa=False):  # type: ignore[no-untyped-def]
@@ -134,7 +134,7 @@ def test_torch_varlen_is_called_right_whatever_its_signature(
     torch.testing.assert_close(found, plain_softmax(query, key, value, lengths, lengths, causal, 0.2))
 
 
-def test_torch_varlen_missing_from_torch_is_a_named_error(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_torch_without_varlen_attention_is_a_config_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(attention, "_torch_varlen", lambda: None)
     x = torch.zeros(2, 1, 8)
     cu = torch.tensor([0, 2], dtype=torch.int32)
@@ -146,7 +146,7 @@ def test_torch_varlen_missing_from_torch_is_a_named_error(monkeypatch: pytest.Mo
 
 
 @pytest.mark.parametrize("backend", ["torch_varlen", "flash_attn"])
-def test_an_backend_that_cannot_run_here_is_refused(backend: str) -> None:
+def test_a_backend_that_cannot_run_here_is_refused(backend: str) -> None:
     with pytest.raises(ConfigError, match=f"{backend} cannot run here") as caught:
         choose_attention_backend(backend, torch.device("cpu"), torch.float32)
     assert "use auto or sdpa" in str(caught.value)
@@ -157,23 +157,23 @@ def test_an_unknown_backend_is_refused() -> None:
         choose_attention_backend("flsh", torch.device("cpu"), torch.float32)
 
 
-def test_auto_takes_an_backend_that_runs() -> None:
+def test_auto_chooses_a_backend_that_runs() -> None:
     assert choose_attention_backend("auto", torch.device("cpu"), torch.bfloat16) == "sdpa"
     assert choose_attention_backend("auto", torch.device("cuda"), torch.float32) == "sdpa"
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_attention_of_a_family_goes_through_the_backend(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One call for each tower layer, each language layer; none is left to the library's own guess of the edges."""
+    """One call for each layer of the tower and of the language model, with explicit boundaries."""
     backbone = tiny_model(family).backbone
     calls: list[int] = []
     real = ATTENTION_BACKENDS["sdpa"]
     monkeypatch.setitem(ATTENTION_BACKENDS, "sdpa", lambda *inputs: (calls.append(len(inputs[3])), real(*inputs))[1])
     parts = [conversation(backbone, 1, 4, [(112, 140)]), conversation(backbone, 2, 3)]
     run_backbone(backbone, parts)
-    config = backbone.vlm.config
-    assert len(calls) == config.vision_config.depth + config.text_config.num_hidden_layers
-    assert calls.count(len(parts) + 1) >= config.text_config.num_hidden_layers
+    (tower, _), (language, _) = backbone.vision_depth_width, backbone.text_depth_width
+    assert len(calls) == tower + language
+    assert calls.count(len(parts) + 1) >= language
 
 
 def test_matrix_products_follow_autocast() -> None:
@@ -197,7 +197,7 @@ def test_matrix_products_follow_autocast() -> None:
 def test_dense_attention_in_sixteen_bits_equals_a_plain_softmax(
     length_q: int, length_k: int, causal: bool, autocast: bool, most_scores: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Both ways to compute it, forward and backward, to what bfloat16 can hold."""
+    """Both implementations, forward and backward, within bfloat16 precision."""
     monkeypatch.setattr(attention, "CPU_SCORES", most_scores)
     torch.manual_seed(0)
     dtype = torch.float32 if autocast else torch.bfloat16

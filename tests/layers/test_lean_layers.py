@@ -1,4 +1,4 @@
-"""Norms and gated MLPs that keep less give what the library's give, and keep less."""
+"""Lean norms and gated MLPs equal the library's and save less for the backward pass."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLMLP, Qw
 from bbu.layers.lean_layers import make_lean
 from tests.tiny import FAMILIES, tiny_model
 
-TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-5, torch.bfloat16: 2e-2}  # the norm is float32 inside
+TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-5, torch.bfloat16: 2e-2}  # the norm computes in float32
 
 
 def mlp(activation: str = "silu") -> nn.Module:
@@ -37,7 +37,7 @@ def pair(name: str, dtype: torch.dtype) -> tuple[nn.Module, nn.Module]:
 
 
 def kept_bytes(layer: nn.Module, x: torch.Tensor) -> int:
-    """Bytes that a forward pass keeps for the backward pass, weights and the same memory twice not counted."""
+    """Bytes that a forward pass saves for the backward pass, without weights and shared memory."""
     weights = {parameter.data_ptr() for parameter in layer.parameters()}
     kept: dict[int, int] = {}
 
@@ -54,7 +54,7 @@ def kept_bytes(layer: nn.Module, x: torch.Tensor) -> int:
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("name", LAYERS)
-def test_outputs_are_the_librarys_and_gradients_agree(name: str, dtype: torch.dtype) -> None:
+def test_outputs_equal_the_librarys_and_gradients_agree(name: str, dtype: torch.dtype) -> None:
     stock, lean = pair(name, dtype)
     inputs = [torch.randn(3, 7, 24, generator=torch.Generator().manual_seed(1)).to(dtype) for _ in range(2)]
     outputs = [layer(x.requires_grad_()) for layer, x in zip((stock, lean), inputs, strict=True)]
@@ -70,19 +70,19 @@ def test_outputs_are_the_librarys_and_gradients_agree(name: str, dtype: torch.dt
 
 
 @pytest.mark.parametrize(("name", "share"), [("norm", 0.6), ("mlp", 0.8)])
-def test_less_is_kept_for_the_backward_pass(name: str, share: float) -> None:
+def test_less_is_saved_for_the_backward_pass(name: str, share: float) -> None:
     stock, lean = pair(name, torch.float32)
     x = torch.randn(500, 24, requires_grad=True)
     assert kept_bytes(lean, x) < share * kept_bytes(stock, x)
 
 
-def test_another_activation_is_left_as_it_is() -> None:
+def test_an_mlp_with_another_activation_is_left_alone() -> None:
     layer = mlp("gelu")
     make_lean(layer, set(), {Qwen2_5_VLMLP})
     assert type(layer) is Qwen2_5_VLMLP
 
 
-def test_gradients_are_right_by_finite_differences() -> None:
+def test_the_gated_silus_gradients_equal_finite_differences() -> None:
     from bbu.layers.lean_layers import gated_silu
 
     gate, up = (torch.randn(4, 5, dtype=torch.float64, requires_grad=True) for _ in range(2))

@@ -1,4 +1,4 @@
-"""Noisy parts: near and far as promised, the same in every pack; what their queries say counts as written down."""
+"""Denoising queries: bounds of the noise, independence of the pack, and their loss terms against hand-worked sums."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bbu.geometry import cxcywh_to_xyxy
-from bbu.losses.denoising import noisy_parts
+from bbu.losses.denoising import denoising_targets
 from bbu.losses.detection_loss import Denoising, detection_sums
 from bbu.losses.matcher import MatchCosts
 from bbu.models.detection_head import BoxPrediction
@@ -18,7 +18,7 @@ from bbu.models.detection_head import BoxPrediction
 COUNTS = st.lists(st.integers(0, 5), min_size=1, max_size=4)
 
 
-def random_parts(count: int, seed: int = 0) -> torch.Tensor:
+def random_targets(count: int, seed: int = 0) -> torch.Tensor:
     """(count, 4) cxcywh well inside the photo, so that noise is not cut off at its border."""
     generator = torch.Generator().manual_seed(seed)
     sides = torch.rand(count, 2, generator=generator) * 0.1 + 0.02
@@ -27,47 +27,48 @@ def random_parts(count: int, seed: int = 0) -> torch.Tensor:
 
 
 @given(counts=COUNTS, groups=st.integers(1, 3))
-def test_each_part_comes_near_and_far_in_every_group(counts: list[int], groups: int) -> None:
-    parts = random_parts(sum(counts))
-    noisy = noisy_parts(parts, counts, groups)
-    assert [list(sizes) for sizes in noisy.hints.group_sizes] == [[2 * count] * groups for count in counts]
-    assert len(noisy.hints.boxes) == 2 * groups * len(parts) == 2 * len(noisy.near)
-    assert sorted(noisy.parts.tolist()) == sorted(list(range(len(parts))) * groups)
+def test_each_target_has_a_positive_and_a_negative_in_every_group(counts: list[int], groups: int) -> None:
+    targets = random_targets(sum(counts))
+    noisy = denoising_targets(targets, counts, groups)
+    assert [list(sizes) for sizes in noisy.queries.group_sizes] == [[2 * count] * groups for count in counts]
+    assert len(noisy.queries.boxes) == 2 * groups * len(targets) == 2 * len(noisy.positives)
+    assert sorted(noisy.targets.tolist()) == sorted(list(range(len(targets))) * groups)
     edge = 0
     for first, count in zip(torch.tensor([0, *counts]).cumsum(0).tolist(), counts, strict=False):
-        mine = (noisy.parts >= first) & (noisy.parts < first + count)
-        rows = [edge + 2 * count * group + part for group in range(groups) for part in range(count)]
+        mine = (noisy.targets >= first) & (noisy.targets < first + count)
+        rows = [edge + 2 * count * group + target for group in range(groups) for target in range(count)]
         assert (
-            noisy.near[mine].tolist() == rows and noisy.parts[mine].tolist() == [*range(first, first + count)] * groups
+            noisy.positives[mine].tolist() == rows
+            and noisy.targets[mine].tolist() == [*range(first, first + count)] * groups
         )
         edge += 2 * count * groups
 
 
-def test_near_corners_move_by_up_to_half_a_side_and_far_ones_by_half_to_a_whole_one() -> None:
-    parts = random_parts(400)
-    noisy = noisy_parts(parts, [400], 1)
-    assert noisy.near.tolist() == list(range(400))
-    for boxes, low, high in ((noisy.hints.boxes[:400], 0.0, 0.5), (noisy.hints.boxes[400:], 0.5, 1.0)):
-        corners, part = cxcywh_to_xyxy(boxes), cxcywh_to_xyxy(parts)
-        sides = parts[:, 2:]
+def test_corners_of_positives_move_by_up_to_half_a_side_and_of_negatives_by_half_to_a_whole_one() -> None:
+    targets = random_targets(400)
+    noisy = denoising_targets(targets, [400], 1)
+    assert noisy.positives.tolist() == list(range(400))
+    for boxes, low, high in ((noisy.queries.boxes[:400], 0.0, 0.5), (noisy.queries.boxes[400:], 0.5, 1.0)):
+        corners, target = cxcywh_to_xyxy(boxes), cxcywh_to_xyxy(targets)
+        sides = targets[:, 2:]
         # corners that have passed each other were put in order again: each coordinate came from one of the two
-        moves = torch.stack([(corners - part).abs(), (corners - part[:, [2, 3, 0, 1]]).abs()]) / sides.repeat(1, 2)
+        moves = torch.stack([(corners - target).abs(), (corners - target[:, [2, 3, 0, 1]]).abs()]) / sides.repeat(1, 2)
         fits = ((moves > low - 1e-3) & (moves < high + 1e-3)).any(0)
         assert fits.all()
         assert moves[0].min() < low + 0.01 and moves[0].max() > high - 0.01  # the whole range is used
 
 
 def test_noise_leaves_no_box_outside_the_photo_or_without_area() -> None:
-    parts = torch.tensor([[0.02, 0.5, 0.04, 1.0], [0.99, 0.01, 0.02, 0.02], [0.5, 0.5, 1.0, 1.0]]).repeat(50, 1)
-    boxes = noisy_parts(parts, [150], 2).hints.boxes
+    targets = torch.tensor([[0.02, 0.5, 0.04, 1.0], [0.99, 0.01, 0.02, 0.02], [0.5, 0.5, 1.0, 1.0]]).repeat(50, 1)
+    boxes = denoising_targets(targets, [150], 2).queries.boxes
     corners = cxcywh_to_xyxy(boxes)
     assert corners.min() > -1e-3 and corners.max() < 1 + 1e-3 and boxes[:, 2:].min() > 0
 
 
-def test_noise_is_spread_evenly_and_differs_from_part_to_part_and_group_to_group() -> None:
-    parts = random_parts(1000)
-    boxes = noisy_parts(parts, [1000], 2).hints.boxes.view(2, 2, 1000, 4)[:, 0]
-    moves = (cxcywh_to_xyxy(boxes) - cxcywh_to_xyxy(parts)) / parts[:, 2:].repeat(1, 2)
+def test_noise_is_uniform_and_uncorrelated_between_targets_and_groups() -> None:
+    targets = random_targets(1000)
+    boxes = denoising_targets(targets, [1000], 2).queries.boxes.view(2, 2, 1000, 4)[:, 0]
+    moves = (cxcywh_to_xyxy(boxes) - cxcywh_to_xyxy(targets)) / targets[:, 2:].repeat(1, 2)
     assert moves.mean(1).abs().max() < 0.05
     columns = moves.permute(0, 2, 1).reshape(8, 1000)
     correlation = torch.corrcoef(columns) - torch.eye(8)
@@ -76,34 +77,34 @@ def test_noise_is_spread_evenly_and_differs_from_part_to_part_and_group_to_group
 
 @given(counts=COUNTS)
 def test_noise_does_not_depend_on_the_pack(counts: list[int]) -> None:
-    parts = random_parts(sum(counts))
-    together = noisy_parts(parts, counts, 2).hints.boxes
-    alone = [noisy_parts(some, [len(some)], 2).hints.boxes for some in parts.split(counts)]
+    targets = random_targets(sum(counts))
+    together = denoising_targets(targets, counts, 2).queries.boxes
+    alone = [denoising_targets(some, [len(some)], 2).queries.boxes for some in targets.split(counts)]
     assert torch.equal(together, torch.cat(alone))
 
 
-def test_a_near_box_is_to_become_its_part_and_a_far_one_no_part() -> None:
-    """One part, one group, one layer: worked out by hand, added to the terms of a layer without predictions."""
-    part = torch.tensor([[0.4, 0.5, 0.4, 0.4]], dtype=torch.float64)
-    noisy = noisy_parts(part, [1], 1)
+def test_a_positive_learns_its_target_and_a_negative_learns_background() -> None:
+    """One target, one group, one layer: worked out by hand, added to the terms of a layer without predictions."""
+    target = torch.tensor([[0.4, 0.5, 0.4, 0.4]], dtype=torch.float64)
+    noisy = denoising_targets(target, [1], 1)
     moved = torch.tensor([[0.5, 0.5, 0.4, 0.4], [0.1, 0.1, 0.1, 0.1]], dtype=torch.float64)
     logits = torch.tensor([0.0, math.log(3)], dtype=torch.float64)
     nothing = torch.zeros(1, 1, 0, 4, dtype=torch.float64)
 
     def sums(denoising: Denoising | None) -> torch.Tensor:
         found = detection_sums(
-            nothing, nothing[..., 0], nothing[0, 0], nothing[0, 0, :, 0], [0], part, [1],
+            nothing, nothing[..., 0], nothing[0, 0], nothing[0, 0, :, 0], [0], target, [1],
             costs=MatchCosts(), denoising=denoising,
         )  # fmt: skip
         return torch.stack([found.bbox_l1, found.bbox_giou, found.objectness])
 
     assert sums(None).tolist() == [0, 0, 0]
-    # near: |0.6 − 0.5|² · ln 2; far: |0 − 0.75|² · −ln(1 − 0.75)
+    # positive: |0.6 − 0.5|² · ln 2; negative: |0 − 0.75|² · −ln(1 − 0.75)
     objectness = 0.01 * math.log(2) + 0.5625 * math.log(4)
     one = sums(Denoising(noisy, [BoxPrediction(moved, logits)]))
     assert one.tolist() == pytest.approx([0.1, 1 - 0.3 / 0.5, objectness])
     two_layers = sums(Denoising(noisy, [BoxPrediction(moved, logits)] * 2))
     torch.testing.assert_close(two_layers, 2 * one)
-    twice = noisy_parts(part, [1], 2)
+    twice = denoising_targets(target, [1], 2)
     two_groups = sums(Denoising(twice, [BoxPrediction(moved.repeat(2, 1), logits.repeat(2))]))
-    torch.testing.assert_close(two_groups, one)  # groups share one vote
+    torch.testing.assert_close(two_groups, one)  # the groups share one weight

@@ -1,4 +1,4 @@
-"""Box and objectness terms against sums worked out by hand."""
+"""Box and objectness terms against hand-worked sums."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torchvision.ops import generalized_box_iou, sigmoid_focal_loss
 
 from bbu.geometry import cxcywh_to_xyxy
 from bbu.losses.detection_loss import detection_sums, quality_focal_loss
-from bbu.losses.matcher import MatchCosts, Round, hungarian_matcher
+from bbu.losses.matcher import MatchCosts, PredictionSet, hungarian_matcher
 
 COSTS = MatchCosts()
 
@@ -21,29 +21,33 @@ def box(*values: float) -> torch.Tensor:
     return torch.tensor(values, dtype=torch.float64)
 
 
-def test_terms_of_one_part_are_those_worked_out_by_hand() -> None:
-    """One layer, one query, one part: the same square moved by a quarter of its side."""
-    part, predicted = box(0.4, 0.5, 0.4, 0.4), box(0.5, 0.5, 0.4, 0.4)
+def test_terms_of_one_target_equal_a_hand_worked_example() -> None:
+    """One layer, one query, one target: the same square moved by a quarter of its side."""
+    target, predicted = box(0.4, 0.5, 0.4, 0.4), box(0.5, 0.5, 0.4, 0.4)
     logit = torch.zeros((), dtype=torch.float64)
     sums = detection_sums(
         predicted[None, None, None], logit[None, None, None],
-        torch.stack([part, box(0.9, 0.9, 0.1, 0.1)]), box(math.log(3), -20.0), [2], part[None], [1],
+        torch.stack([target, box(0.9, 0.9, 0.1, 0.1)]), box(math.log(3), -20.0), [2], target[None], [1],
         costs=COSTS,
     )  # fmt: skip
     assert sums.bbox_l1.item() == pytest.approx(0.1)
     assert sums.bbox_giou.item() == pytest.approx(1 - 0.3 / 0.5)  # the hull is the union: GIoU = IoU = 0.6
-    # layer: |0.6 − 0.5|² · ln 2; matched proposal: |1 − 0.75|² · ln(4/3); the other: next to nothing
+    # layer: |0.6 − 0.5|² · ln 2; matched proposal: |1 − 0.75|² · ln(4/3); the other: almost 0
     assert sums.objectness.item() == pytest.approx(0.01 * math.log(2) + 0.0625 * math.log(4 / 3), abs=1e-9)
-    assert (sums.final.samples.tolist(), sums.final.predictions.tolist(), sums.final.parts.tolist()) == ([0], [0], [0])
+    assert (sums.final.samples.tolist(), sums.final.predictions.tolist(), sums.final.targets.tolist()) == (
+        [0],
+        [0],
+        [0],
+    )
 
 
 def test_each_layer_and_the_proposals_are_matched_once() -> None:
-    """Three layers of two queries and four proposals, one part."""
-    part, near, far = box(0.5, 0.5, 0.2, 0.2), box(0.5, 0.5, 0.2, 0.3), box(0.5, 0.5, 0.2, 0.4)
+    """Three layers of two queries and four proposals, one target."""
+    target, near, far = box(0.5, 0.5, 0.2, 0.2), box(0.5, 0.5, 0.2, 0.3), box(0.5, 0.5, 0.2, 0.4)
     layers = torch.stack([torch.stack([far, near]), torch.stack([near, far]), torch.stack([far, near])])[:, None]
     proposals = torch.stack([near, far, near, far])
     low = torch.full((3, 1, 2), -30.0, dtype=torch.float64)
-    sums = detection_sums(layers, low, proposals, low.new_full((4,), -30.0), [4], part[None], [1], costs=COSTS)
+    sums = detection_sums(layers, low, proposals, low.new_full((4,), -30.0), [4], target[None], [1], costs=COSTS)
     nears = 3 + 1  # the near query of three layers; one of the near proposals
     assert sums.bbox_l1.item() == pytest.approx(0.1 * nears)
     assert sums.bbox_giou.item() == pytest.approx((1 - 2 / 3) * nears)
@@ -53,36 +57,41 @@ def test_each_layer_and_the_proposals_are_matched_once() -> None:
 
 
 def test_a_decoder_of_one_layer_works() -> None:
-    part = box(0.5, 0.5, 0.2, 0.2)
+    target = box(0.5, 0.5, 0.2, 0.2)
     sums = detection_sums(
-        part[None, None, None], torch.zeros(1, 1, 1), part[None], torch.zeros(1), [1], part[None], [1],
+        target[None, None, None], torch.zeros(1, 1, 1), target[None], torch.zeros(1), [1], target[None], [1],
         costs=COSTS,
     )  # fmt: skip
     assert sums.bbox_l1.item() == 0
-    assert sums.final.parts.tolist() == [0]
+    assert sums.final.targets.tolist() == [0]
 
 
 def test_giou_sum_equals_torchvisions() -> None:
     torch.manual_seed(0)
-    predicted, parts = (torch.rand(6, 4, dtype=torch.float64) * 0.3 + 0.2 for _ in range(2))
+    predicted, targets = (torch.rand(6, 4, dtype=torch.float64) * 0.3 + 0.2 for _ in range(2))
     sums = detection_sums(
-        predicted[None, None], torch.zeros(1, 1, 6), predicted[:1], torch.zeros(1), [1], parts, [6],
+        predicted[None, None], torch.zeros(1, 1, 6), predicted[:1], torch.zeros(1), [1], targets, [6],
         costs=COSTS,
     )  # fmt: skip
     layer, proposal = hungarian_matcher(
-        [Round(predicted[None, None], torch.zeros(1, 1, 6)), Round(predicted[None, None, :1], torch.zeros(1, 1, 1))],
-        parts, [6], COSTS,
-    )  # fmt: skip
-    table = 1 - generalized_box_iou(cxcywh_to_xyxy(predicted), cxcywh_to_xyxy(parts))
-    expected = table[layer.predictions, layer.parts].sum() + table[proposal.predictions, proposal.parts].sum()
+        [
+            PredictionSet(predicted[None, None], torch.zeros(1, 1, 6)),
+            PredictionSet(predicted[None, None, :1], torch.zeros(1, 1, 1)),
+        ],
+        targets,
+        [6],
+        COSTS,
+    )
+    table = 1 - generalized_box_iou(cxcywh_to_xyxy(predicted), cxcywh_to_xyxy(targets))
+    expected = table[layer.predictions, layer.targets].sum() + table[proposal.predictions, proposal.targets].sum()
     assert sums.bbox_giou.item() == pytest.approx(expected.item(), abs=1e-12)
-    absolute = (predicted[layer.predictions] - parts[layer.parts]).abs().sum()
-    absolute += (predicted[proposal.predictions] - parts[proposal.parts]).abs().sum()
+    absolute = (predicted[layer.predictions] - targets[layer.targets]).abs().sum()
+    absolute += (predicted[proposal.predictions] - targets[proposal.targets]).abs().sum()
     assert sums.bbox_l1.item() == pytest.approx(absolute.item(), abs=1e-12)
 
 
 @given(st.lists(st.tuples(st.floats(-20, 20), st.booleans()), min_size=1, max_size=8))
-def test_with_quality_zero_or_one_it_is_the_focal_loss(pairs: list[tuple[float, bool]]) -> None:
+def test_quality_focal_loss_with_quality_zero_or_one_is_the_focal_loss(pairs: list[tuple[float, bool]]) -> None:
     logits = torch.tensor([logit for logit, _ in pairs], dtype=torch.float64)
     quality = torch.tensor([float(whole) for _, whole in pairs], dtype=torch.float64)
     expected = sigmoid_focal_loss(logits, quality, alpha=-1, gamma=2)
@@ -96,7 +105,7 @@ def test_quality_focal_loss_is_least_where_the_score_is_the_quality() -> None:
     assert loss.min().item() == pytest.approx(0.0, abs=1e-4)
 
 
-def test_a_photo_without_parts_teaches_only_objectness() -> None:
+def test_a_photo_without_targets_trains_only_objectness() -> None:
     torch.manual_seed(0)
     boxes = torch.rand(2, 1, 3, 4, dtype=torch.float64, requires_grad=True)
     objectness = torch.randn(2, 1, 3, dtype=torch.float64, requires_grad=True)
@@ -111,22 +120,22 @@ def test_a_photo_without_parts_teaches_only_objectness() -> None:
         assert gradient is not None and gradient.abs().max() == 0
 
 
-def test_padding_of_proposals_counts_nowhere() -> None:
-    """Samples with unlike numbers of proposals together = the sum of each alone."""
+def test_padded_proposals_do_not_count() -> None:
+    """Samples with different numbers of proposals give the sum of each alone."""
     torch.manual_seed(1)
     layers, scores = torch.rand(2, 2, 4, 4, dtype=torch.float64) * 0.4 + 0.3, torch.randn(2, 2, 4, dtype=torch.float64)
     proposals, logits = torch.rand(9, 4, dtype=torch.float64) * 0.4 + 0.3, torch.randn(9, dtype=torch.float64)
-    parts = torch.rand(5, 4, dtype=torch.float64) * 0.4 + 0.3
+    targets = torch.rand(5, 4, dtype=torch.float64) * 0.4 + 0.3
     options = {"costs": COSTS}
-    both = detection_sums(layers, scores, proposals, logits, [2, 7], parts, [3, 2], **options)
-    one = detection_sums(layers[:, :1], scores[:, :1], proposals[:2], logits[:2], [2], parts[:3], [3], **options)
-    two = detection_sums(layers[:, 1:], scores[:, 1:], proposals[2:], logits[2:], [7], parts[3:], [2], **options)
+    both = detection_sums(layers, scores, proposals, logits, [2, 7], targets, [3, 2], **options)
+    one = detection_sums(layers[:, :1], scores[:, :1], proposals[:2], logits[:2], [2], targets[:3], [3], **options)
+    two = detection_sums(layers[:, 1:], scores[:, 1:], proposals[2:], logits[2:], [7], targets[3:], [2], **options)
     for name in ("bbox_l1", "bbox_giou", "objectness"):
         total = getattr(one, name) + getattr(two, name)
         torch.testing.assert_close(getattr(both, name), total, rtol=1e-12, atol=1e-12)
 
 
-def test_gradients_push_a_box_towards_its_part_but_not_through_its_quality() -> None:
+def test_gradients_push_a_box_towards_its_target_but_not_through_its_quality() -> None:
     predicted = box(0.6, 0.5, 0.2, 0.2).requires_grad_()
     logit = torch.zeros(1, 1, 1, dtype=torch.float64, requires_grad=True)
     sums = detection_sums(

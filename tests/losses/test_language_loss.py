@@ -1,4 +1,4 @@
-"""Cross-entropy without the logits: equal to the plain one in value and gradient, and small."""
+"""Chunked linear cross-entropy: value and gradients of the plain one, in less memory."""
 
 from __future__ import annotations
 
@@ -45,14 +45,14 @@ def test_chunks_equal_the_plain_loss_in_value_and_gradient(rows: int) -> None:
 
 
 @pytest.mark.usefixtures("small_chunks")
-def test_gradients_are_those_of_finite_differences() -> None:
+def test_gradients_equal_finite_differences() -> None:
     states, weight, targets = example(7)
     assert torch.autograd.gradcheck(lambda s, w: linear_cross_entropy_sum(s, w, targets), (states, weight))
 
 
 @pytest.mark.usefixtures("small_chunks")
-def test_a_kept_graph_can_be_gone_through_again() -> None:
-    """The first pass scales its gradients in place and gives them away."""
+def test_a_second_backward_pass_gives_the_same_gradients() -> None:
+    """The first backward pass scales its gradients in place and gives them away."""
     states, weight, targets = example()
     total = linear_cross_entropy_sum(states, weight, targets)
     first = [gradient.clone() for gradient in torch.autograd.grad(total * 2, (states, weight), retain_graph=True)]
@@ -80,19 +80,19 @@ def test_a_weight_that_is_also_the_embedding_gets_both_gradients() -> None:
 
 @pytest.mark.parametrize("frozen", [0, 1])
 @pytest.mark.usefixtures("small_chunks")
-def test_what_is_frozen_gets_no_gradient_and_no_work(frozen: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_frozen_inputs_get_no_gradient_and_cost_nothing(frozen: int, monkeypatch: pytest.MonkeyPatch) -> None:
     inputs = example()
     (expected,) = torch.autograd.grad(plain(*inputs), inputs[1 - frozen])
     inputs[frozen].requires_grad_(False)
     if frozen == 1:
-        monkeypatch.setattr(language_loss, "_add_product", lambda *_: pytest.fail("a gradient that nobody wants"))
+        monkeypatch.setattr(language_loss, "_add_product", lambda *_: pytest.fail("a gradient that is not wanted"))
     linear_cross_entropy_sum(*inputs).backward()
     assert inputs[frozen].grad is None
     torch.testing.assert_close(inputs[1 - frozen].grad, expected, rtol=1e-12, atol=1e-12)
 
 
-def test_without_gradients_none_are_computed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(language_loss, "_add_product", lambda *_: pytest.fail("a gradient that nobody wants"))
+def test_no_gradient_is_computed_under_no_grad(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(language_loss, "_add_product", lambda *_: pytest.fail("a gradient that is not wanted"))
     with torch.no_grad():
         found = linear_cross_entropy_sum(*example())
     assert not found.requires_grad
@@ -100,7 +100,7 @@ def test_without_gradients_none_are_computed(monkeypatch: pytest.MonkeyPatch) ->
 
 
 class LargestTensor(TorchDispatchMode):
-    """Remembers the most elements that any operation returned, and how much was allocated in rows × vocabulary."""
+    """Records the largest number of elements that any operation returned."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -123,11 +123,11 @@ def test_logits_of_all_rows_never_exist() -> None:
     assert watch.most <= max(rows * WIDTH, VOCABULARY * WIDTH) < rows * VOCABULARY
     with LargestTensor() as watch:
         plain(states, weight, targets).backward()
-    assert watch.most == rows * VOCABULARY, "the watch does not see what it must see"
+    assert watch.most == rows * VOCABULARY, "the watch misses the logits"
 
 
 @pytest.mark.parametrize("rows", [0, 3])
-def test_no_rows_lose_nothing_and_keep_the_graph(rows: int) -> None:
+def test_zero_rows_give_a_zero_loss_that_can_be_backpropagated(rows: int) -> None:
     states, weight, targets = example(rows)
     total = linear_cross_entropy_sum(states, weight, targets)
     gradients = torch.autograd.grad(total, (states, weight))
@@ -137,7 +137,7 @@ def test_no_rows_lose_nothing_and_keep_the_graph(rows: int) -> None:
 
 @pytest.mark.parametrize("elements", [4 * VOCABULARY, 2**24])
 def test_sixteen_bit_products_are_summed_in_float32(elements: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Under autocast: value and gradients as near to the exact ones as bfloat16 products allow."""
+    """Under autocast: value and gradients are as exact as bfloat16 products allow."""
     monkeypatch.setattr(language_loss, "CHUNK_ELEMENTS", elements)
     inputs = example(200, dtype=torch.float32)
     with torch.autocast("cpu", torch.bfloat16):
@@ -151,7 +151,7 @@ def test_sixteen_bit_products_are_summed_in_float32(elements: int, monkeypatch: 
         assert (ours - theirs).norm() < 0.01 * theirs.norm()
 
 
-def test_autocast_still_gives_the_weight_its_gradient_elsewhere() -> None:
+def test_autocasts_cache_keeps_no_weight_without_a_gradient() -> None:
     """A 16-bit copy made without gradients must not stay in autocast's cache, where the next use would find it."""
     states, weight, targets = example(dtype=torch.float32)
     with torch.autocast("cpu", torch.bfloat16):

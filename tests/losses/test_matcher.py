@@ -1,4 +1,4 @@
-"""Hungarian matching: the optimum, its odd cases, one transfer to the host."""
+"""Hungarian matching: optimality, edge cases, one transfer to the host."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from transformers.loss.loss_for_object_detection import HungarianMatcher
 from bbu.errors import SampleError
 from bbu.geometry import cxcywh_to_xyxy, giou
 from bbu.losses import detection_loss, matcher
-from bbu.losses.matcher import MatchCosts, Matches, Round, hungarian_matcher
+from bbu.losses.matcher import MatchCosts, Matches, PredictionSet, hungarian_matcher
 
 COSTS = MatchCosts(5.0, 2.0, 2.0)
 
@@ -25,15 +25,15 @@ def random_boxes(generator: torch.Generator, *shape: int) -> torch.Tensor:
     return torch.cat((centres, sides), dim=-1)
 
 
-def cost(box: torch.Tensor, logit: torch.Tensor, part: torch.Tensor, costs: MatchCosts = COSTS) -> float:
-    """Of one prediction for one part."""
-    l1 = float((box - part).abs().sum())
-    overlap = float(giou(cxcywh_to_xyxy(box), cxcywh_to_xyxy(part)))
+def cost(box: torch.Tensor, logit: torch.Tensor, target: torch.Tensor, costs: MatchCosts = COSTS) -> float:
+    """Matching cost of one prediction and one target."""
+    l1 = float((box - target).abs().sum())
+    overlap = float(giou(cxcywh_to_xyxy(box), cxcywh_to_xyxy(target)))
     return costs.l1 * l1 - costs.giou * overlap - costs.objectness * float(logit.sigmoid())
 
 
 def brute_force(table: np.ndarray) -> float:
-    """The least total over all ways to give every part its own prediction, or the other way round."""
+    """The least total cost over all one-to-one assignments, by enumeration."""
     wide = table if table.shape[0] >= table.shape[1] else table.T
     rows, columns = wide.shape
     return min(
@@ -43,12 +43,12 @@ def brute_force(table: np.ndarray) -> float:
 
 
 def columns(matches: Matches) -> list[torch.Tensor]:
-    return [matches.layers, matches.samples, matches.predictions, matches.parts]
+    return [matches.layers, matches.samples, matches.predictions, matches.targets]
 
 
 def pairs_of(matches: Matches, layer: int, sample: int) -> list[tuple[int, int]]:
     here = (matches.layers == layer) & (matches.samples == sample)
-    return list(zip(matches.predictions[here].tolist(), matches.parts[here].tolist(), strict=True))
+    return list(zip(matches.predictions[here].tolist(), matches.targets[here].tolist(), strict=True))
 
 
 @given(
@@ -62,15 +62,15 @@ def pairs_of(matches: Matches, layer: int, sample: int) -> list[tuple[int, int]]
 def test_matching_is_the_brute_force_optimum(
     seed: int, predictions: int, counts: list[int], layers: int, cut: bool, twins: bool
 ) -> None:
-    """Any numbers of predictions and parts, more parts than predictions, duplicate boxes."""
+    """Any numbers of predictions and targets, more targets than predictions, duplicate boxes."""
     generator = torch.Generator().manual_seed(seed)
     boxes = random_boxes(generator, layers, len(counts), predictions)
     objectness = torch.randn(layers, len(counts), predictions, generator=generator, dtype=torch.float64)
-    parts = random_boxes(generator, sum(counts))
+    targets = random_boxes(generator, sum(counts))
     if twins and sum(counts):
-        parts[:] = parts[0].clone()
+        targets[:] = targets[0].clone()
     real = [max(1, predictions - number) for number in range(len(counts))] if cut else None
-    (matches,) = hungarian_matcher([Round(boxes, objectness, real)], parts, counts, COSTS)
+    (matches,) = hungarian_matcher([PredictionSet(boxes, objectness, real)], targets, counts, COSTS)
     first = 0
     for sample, count in enumerate(counts):
         rows = real[sample] if real else predictions
@@ -78,7 +78,7 @@ def test_matching_is_the_brute_force_optimum(
             table = np.array(
                 [
                     [
-                        cost(boxes[layer, sample, q], objectness[layer, sample, q], parts[first + n])
+                        cost(boxes[layer, sample, q], objectness[layer, sample, q], targets[first + n])
                         for n in range(count)
                     ]
                     for q in range(rows)
@@ -86,27 +86,27 @@ def test_matching_is_the_brute_force_optimum(
             ).reshape(rows, count)
             found = pairs_of(matches, layer, sample)
             assert len(found) == min(rows, count)
-            assert len({q for q, _ in found}) == len(found), "a prediction is used twice"
+            assert len({q for q, _ in found}) == len(found), "a prediction is matched twice"
             assert all(q < rows for q, _ in found), "padding is matched"
-            assert all(first <= n < first + count for _, n in found), "a part of another photo"
-            assert len({n for _, n in found}) == len(found), "a part is found twice"
+            assert all(first <= n < first + count for _, n in found), "a target of another photo"
+            assert len({n for _, n in found}) == len(found), "a target is matched twice"
             total = sum(table[q, n - first] for q, n in found)
             best = brute_force(table) if count else 0.0
             assert total == pytest.approx(best, abs=1e-9)
         first += count
 
 
-def test_matching_equals_the_one_of_detr_in_transformers() -> None:
-    """With two classes, part and background, softmax of (logit, 0) is our sigmoid."""
+def test_matching_equals_that_of_detr_in_transformers() -> None:
+    """With two classes, target and background, softmax of (logit, 0) is our sigmoid."""
     generator = torch.Generator().manual_seed(0)
     counts = [3, 0, 5, 1]
     boxes = random_boxes(generator, 1, 4, 7)
     objectness = torch.randn(1, 4, 7, generator=generator, dtype=torch.float64)
-    parts = random_boxes(generator, sum(counts))
-    (ours,) = hungarian_matcher([Round(boxes, objectness)], parts, counts, MatchCosts(5.0, 2.0, 1.0))
-    targets = [{"class_labels": torch.zeros(len(p), dtype=torch.long), "boxes": p} for p in parts.split(counts)]
+    targets = random_boxes(generator, sum(counts))
+    (ours,) = hungarian_matcher([PredictionSet(boxes, objectness)], targets, counts, MatchCosts(5.0, 2.0, 1.0))
+    wanted = [{"class_labels": torch.zeros(len(p), dtype=torch.long), "boxes": p} for p in targets.split(counts)]
     theirs = HungarianMatcher(class_cost=1.0, bbox_cost=5.0, giou_cost=2.0)(
-        {"logits": torch.stack((objectness[0], torch.zeros_like(objectness[0])), -1), "pred_boxes": boxes[0]}, targets
+        {"logits": torch.stack((objectness[0], torch.zeros_like(objectness[0])), -1), "pred_boxes": boxes[0]}, wanted
     )
     first = 0
     for sample, (queries, numbers) in enumerate(theirs):
@@ -116,68 +116,68 @@ def test_matching_equals_the_one_of_detr_in_transformers() -> None:
 
 
 @pytest.mark.parametrize("at_once", [2, 3, 5])
-def test_samples_costed_together_are_matched_as_each_alone(at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Other devices cost all samples at once, the small ones padded; a CPU costs one at a time."""
+def test_samples_costed_together_match_as_each_alone(at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A CPU costs one sample at a time; other devices cost all at once, with padding."""
     generator = torch.Generator().manual_seed(at_once)
-    counts, parts = [2, 0, 7, 1, 3], random_boxes(generator, 13)
-    rounds = [
-        Round(random_boxes(generator, 3, 5, 6), torch.randn(3, 5, 6, generator=generator)),
-        Round(random_boxes(generator, 1, 5, 9), torch.randn(1, 5, 9, generator=generator), [9, 5, 2, 7, 1]),
+    counts, targets = [2, 0, 7, 1, 3], random_boxes(generator, 13)
+    sets = [
+        PredictionSet(random_boxes(generator, 3, 5, 6), torch.randn(3, 5, 6, generator=generator)),
+        PredictionSet(random_boxes(generator, 1, 5, 9), torch.randn(1, 5, 9, generator=generator), [9, 5, 2, 7, 1]),
     ]
-    alone = hungarian_matcher(rounds, parts, counts, COSTS)
+    alone = hungarian_matcher(sets, targets, counts, COSTS)
     monkeypatch.setitem(matcher.SAMPLES_AT_ONCE, "cpu", at_once)
-    together = hungarian_matcher(rounds, parts, counts, COSTS)
+    together = hungarian_matcher(sets, targets, counts, COSTS)
     for one, other in zip(alone, together, strict=True):
-        assert len(one.parts) and all(torch.equal(a, b) for a, b in zip(columns(one), columns(other), strict=True))
+        assert len(one.targets) and all(torch.equal(a, b) for a, b in zip(columns(one), columns(other), strict=True))
 
 
-def test_no_parts_at_all_match_nothing() -> None:
+def test_no_targets_give_no_matches() -> None:
     boxes = random_boxes(torch.Generator().manual_seed(0), 2, 3, 4)
-    for entries in ([Round(boxes, boxes[..., 0])], [Round(boxes, boxes[..., 0])] * 2):
+    for entries in ([PredictionSet(boxes, boxes[..., 0])], [PredictionSet(boxes, boxes[..., 0])] * 2):
         for matches in hungarian_matcher(entries, torch.zeros(0, 4), [0, 0, 0], COSTS):
             assert all(len(index) == 0 for index in columns(matches))
 
 
-def test_with_more_parts_than_predictions_the_best_fitting_are_taken() -> None:
-    parts = random_boxes(torch.Generator().manual_seed(2), 6)
-    boxes = parts[[4, 1]][None, None]
-    (matches,) = hungarian_matcher([Round(boxes, torch.zeros(1, 1, 2))], parts, [6], COSTS)
+def test_with_more_targets_than_predictions_the_best_fitting_targets_are_matched() -> None:
+    targets = random_boxes(torch.Generator().manual_seed(2), 6)
+    boxes = targets[[4, 1]][None, None]
+    (matches,) = hungarian_matcher([PredictionSet(boxes, torch.zeros(1, 1, 2))], targets, [6], COSTS)
     assert sorted(pairs_of(matches, 0, 0)) == [(0, 4), (1, 1)]
 
 
-def test_duplicate_boxes_are_given_to_different_predictions() -> None:
-    part = torch.tensor([[0.5, 0.5, 0.2, 0.2]] * 3, dtype=torch.float64)
+def test_duplicate_targets_match_different_predictions() -> None:
+    target = torch.tensor([[0.5, 0.5, 0.2, 0.2]] * 3, dtype=torch.float64)
     boxes = torch.tensor([[0.5, 0.5, 0.2, 0.2]] * 5, dtype=torch.float64)[None, None]
-    (matches,) = hungarian_matcher([Round(boxes, torch.zeros(1, 1, 5))], part, [3], COSTS)
-    assert sorted(matches.parts.tolist()) == [0, 1, 2]
+    (matches,) = hungarian_matcher([PredictionSet(boxes, torch.zeros(1, 1, 5))], target, [3], COSTS)
+    assert sorted(matches.targets.tolist()) == [0, 1, 2]
     assert len(set(matches.predictions.tolist())) == 3
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-@pytest.mark.parametrize("where", ["box", "objectness", "part"])
-def test_a_cost_that_is_not_finite_names_the_photo(where: str, bad: float) -> None:
+@pytest.mark.parametrize("where", ["box", "objectness", "target"])
+def test_a_non_finite_cost_is_an_error_that_names_the_photo(where: str, bad: float) -> None:
     generator = torch.Generator().manual_seed(0)
-    boxes, parts = random_boxes(generator, 1, 2, 3), random_boxes(generator, 3)
+    boxes, targets = random_boxes(generator, 1, 2, 3), random_boxes(generator, 3)
     objectness = torch.zeros(1, 2, 3)
     if where == "box":
         boxes[0, 1, 2, 0] = bad
     elif where == "objectness":
         objectness[0, 1, 2] = float("nan")
     else:
-        parts[2, 3] = bad
+        targets[2, 3] = bad
     with pytest.raises(SampleError, match=r"^second\.png: the matching cost is not finite"):
-        hungarian_matcher([Round(boxes, objectness)], parts, [2, 1], COSTS, ["first.png", "second.png"])
+        hungarian_matcher([PredictionSet(boxes, objectness)], targets, [2, 1], COSTS, ["first.png", "second.png"])
 
 
-def test_padding_that_is_not_finite_harms_nothing() -> None:
+def test_non_finite_padding_is_ignored() -> None:
     generator = torch.Generator().manual_seed(0)
-    boxes, parts = random_boxes(generator, 1, 2, 3), random_boxes(generator, 2)
+    boxes, targets = random_boxes(generator, 1, 2, 3), random_boxes(generator, 2)
     boxes[0, 1, 2] = float("nan")
-    (matches,) = hungarian_matcher([Round(boxes, torch.zeros(1, 2, 3), counts=[3, 2])], parts, [1, 1], COSTS)
-    assert len(matches.parts) == 2
+    (matches,) = hungarian_matcher([PredictionSet(boxes, torch.zeros(1, 2, 3), counts=[3, 2])], targets, [1, 1], COSTS)
+    assert len(matches.targets) == 2
 
 
-def test_everything_crosses_to_the_host_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_costs_cross_to_the_host_in_one_transfer(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
     real = torch.Tensor.cpu
     monkeypatch.setattr(torch.Tensor, "cpu", lambda self, *a, **k: (calls.append(self.shape), real(self, *a, **k))[1])
@@ -186,24 +186,27 @@ def test_everything_crosses_to_the_host_at_once(monkeypatch: pytest.MonkeyPatch)
             continue  # of what .cpu() returned
         monkeypatch.setattr(torch.Tensor, name, lambda self, n=name: pytest.fail(f"Tensor.{n} waits for the device"))
     generator = torch.Generator().manual_seed(0)
-    rounds = [
-        Round(random_boxes(generator, 3, 4, 6), torch.zeros(3, 4, 6)),
-        Round(random_boxes(generator, 1, 4, 9), torch.zeros(1, 4, 9), counts=[9, 5, 2, 7]),
+    sets = [
+        PredictionSet(random_boxes(generator, 3, 4, 6), torch.zeros(3, 4, 6)),
+        PredictionSet(random_boxes(generator, 1, 4, 9), torch.zeros(1, 4, 9), counts=[9, 5, 2, 7]),
     ]
-    found = hungarian_matcher(rounds, random_boxes(generator, 5), [2, 0, 1, 2], COSTS)
+    found = hungarian_matcher(sets, random_boxes(generator, 5), [2, 0, 1, 2], COSTS)
     monkeypatch.undo()
     assert len(calls) == 1
-    assert len(found[0].parts) == 3 * 5
+    assert len(found[0].targets) == 3 * 5
 
 
 def test_the_matcher_can_be_imported_from_the_detection_loss() -> None:
     assert detection_loss.hungarian_matcher is hungarian_matcher
 
 
-def test_pairs_are_in_layer_and_sample_order_and_on_the_parts_device() -> None:
+def test_pairs_are_in_layer_and_sample_order_and_on_the_targets_device() -> None:
     generator = torch.Generator().manual_seed(1)
     (matches,) = hungarian_matcher(
-        [Round(random_boxes(generator, 2, 2, 5), torch.zeros(2, 2, 5))], random_boxes(generator, 4), [1, 3], COSTS
+        [PredictionSet(random_boxes(generator, 2, 2, 5), torch.zeros(2, 2, 5))],
+        random_boxes(generator, 4),
+        [1, 3],
+        COSTS,
     )
     places = list(zip(matches.layers.tolist(), matches.samples.tolist(), strict=True))
     assert places == sorted(places) and len(places) == 8

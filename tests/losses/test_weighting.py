@@ -1,4 +1,4 @@
-"""The one weighted sum: what is counted, what is divided by what, and that answers are told apart."""
+"""The weighted sum: counts, denominators, and losses of teachers and students by answer span."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ def test_every_supervised_token_belongs_to_exactly_one_answer_span(family: str) 
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_counts_are_those_of_tokens_parts_and_words(family: str) -> None:
+def test_terms_are_counted_in_supervised_tokens_and_targets(family: str) -> None:
     samples = mixed_samples(tiny_processor(family))
     counts = count_terms(pack(tiny_model(family), samples))
-    parts = sum(len(sample.ground_truth_objects) for sample in samples)
-    words = sum(len(item.caption_ids) for sample in samples for item in sample.ground_truth_objects)
-    assert (counts["bbox_l1"], counts["bbox_giou"], counts["objectness"]) == (parts,) * 3
-    assert counts["caption"] == words
+    targets = sum(len(sample.ground_truth_objects) for sample in samples)
+    tokens = sum(len(item.caption_ids) for sample in samples for item in sample.ground_truth_objects)
+    assert (counts["bbox_l1"], counts["bbox_giou"], counts["objectness"]) == (targets,) * 3
+    assert counts["caption"] == tokens
     assert counts["student_lm"] == sum(b - a for a, b in (sample.student_span for sample in samples))
 
 
@@ -64,8 +64,8 @@ def test_weights_are_those_of_the_config_and_every_one_is_used() -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_teachers_and_students_losses_are_summed_apart(family: str) -> None:
-    """Against a plain cross-entropy over all logits, told apart by span."""
+def test_losses_of_teachers_and_students_are_summed_separately(family: str) -> None:
+    """They equal a plain cross-entropy over all logits, split by span."""
     model = tiny_model(family)
     batch = pack(model, mixed_samples(tiny_processor(family)))
     with torch.no_grad():

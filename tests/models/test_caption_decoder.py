@@ -38,7 +38,7 @@ def some_ids() -> torch.Tensor:
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("place", [0, 3, 6])
-def test_a_token_is_predicted_from_those_before_it_alone(family: str, place: int) -> None:
+def test_a_token_is_predicted_from_earlier_tokens_only(family: str, place: int) -> None:
     ids = some_ids()
     other = ids.clone()
     other[:, place] += 1
@@ -63,7 +63,7 @@ def test_teacher_forcing_equals_decoding_step_by_step(family: str) -> None:
     model, output = seen(family)
     queries = torch.arange(10).repeat(2)
     samples = torch.arange(2).repeat_interleave(10)
-    for end in (5, 300):  # one that is never chosen and one of many
+    for end in (5, 300):  # one that is never chosen, and one among many
         result = model.describe(output, samples, queries, end)
         with torch.no_grad():
             forced = model.describe_states(output, samples, queries, result.token_ids)
@@ -83,7 +83,7 @@ def test_teacher_forcing_equals_decoding_step_by_step(family: str) -> None:
 
 
 def test_decoding_stops_at_the_end_token_and_scores_it() -> None:
-    """A decoder rigged to say a few different words and stop at different lengths, checked by hand."""
+    """A random decoder whose captions end at different lengths, against teacher forcing."""
     torch.manual_seed(0)
     decoder = CaptionDecoder(16, 12, 1, 2, 3, max_tokens=6).double()
     embedding = torch.nn.Embedding(30, 12).double()
@@ -92,20 +92,20 @@ def test_decoding_stops_at_the_end_token_and_scores_it() -> None:
             parameter.add_(torch.randn_like(parameter) * 0.5)
     queries, region = torch.randn(40, 16).double() * 3, torch.randn(40, 9, 16).double()
     first = decoder.generate(queries, region, embedding, end_token_id=29).token_ids
-    end = int(first[:, 1:4].flatten().mode().values)  # a word that many captions say: now it ends them
+    end = int(first[:, 1:4].flatten().mode().values)  # a token in many captions becomes the end token
     result = decoder.generate(queries, region, embedding, end_token_id=end)
     lengths = [ids.index(end) if end in ids else 6 for ids in result.token_ids.tolist()]
     assert len(set(lengths)) > 2, "the captions do not end at different lengths"
     with torch.no_grad():
         forced = (decoder(queries, region, result.token_ids, embedding) @ embedding.weight.T).log_softmax(-1)
     for caption, length in enumerate(lengths):
-        said = result.token_ids[caption, : min(length + 1, 6)]
-        expected = forced[caption, torch.arange(len(said)), said].sum()
+        written = result.token_ids[caption, : min(length + 1, 6)]
+        expected = forced[caption, torch.arange(len(written)), written].sum()
         torch.testing.assert_close(result.log_probs[caption], expected, rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_no_caption_at_all_is_no_problem(family: str) -> None:
+def test_zero_captions_give_empty_results(family: str) -> None:
     model, output = seen(family)
     none = torch.zeros(0, dtype=torch.long)
     assert model.describe_states(output, none, none, torch.zeros(0, 3, dtype=torch.long)).shape[:2] == (0, 3)
@@ -113,8 +113,8 @@ def test_no_caption_at_all_is_no_problem(family: str) -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_the_caption_loss_is_that_of_shifted_tokens_of_the_matched_part(family: str) -> None:
-    """Recomputed by hand from the matches: query → part → its words, one by one, padding left out."""
+def test_the_caption_loss_is_that_of_the_matched_targets_tokens(family: str) -> None:
+    """Recomputed from the matches, query → target → its tokens one by one, without padding."""
     model, processor = tiny_model(family), tiny_processor(family)
     batch = pack(model, [tiny_sample(processor, 4, parts=5), tiny_sample(processor, 5, parts=3)])
     assert len(set(batch["caption_ids"])) > 2 and len({len(ids) for ids in batch["caption_ids"]}) > 1
@@ -128,29 +128,29 @@ def test_the_caption_loss_is_that_of_shifted_tokens_of_the_matched_part(family: 
             batch["boxes"], batch["box_counts"], costs=MatchCosts(),
         ).final  # fmt: skip
         expected = torch.zeros((), dtype=torch.float64)
-        for sample, query, part in zip(
-            matches.samples.tolist(), matches.predictions.tolist(), matches.parts.tolist(), strict=True
+        for sample, query, target in zip(
+            matches.samples.tolist(), matches.predictions.tolist(), matches.targets.tolist(), strict=True
         ):
-            words = batch["caption_ids"][part]
-            assert words[-1] == processor.end_token_id
-            assert sample == (0 if part < 5 else 1)
-            for length in range(len(words)):  # each word from those before it alone
-                ids = torch.tensor([[*words[:length], 9]])
+            tokens = batch["caption_ids"][target]
+            assert tokens[-1] == processor.end_token_id
+            assert sample == (0 if target < 5 else 1)
+            for length in range(len(tokens)):  # each token from the earlier ones only
+                ids = torch.tensor([[*tokens[:length], 9]])
                 state = model.describe_states(output, torch.tensor([sample]), torch.tensor([query]), ids)[0, -1]
-                expected -= (model.backbone.token_embedding.weight @ state).log_softmax(-1)[words[length]]
-    assert len(matches.parts) == 8
+                expected -= (model.backbone.token_embedding.weight @ state).log_softmax(-1)[tokens[length]]
+    assert len(matches.targets) == 8
     torch.testing.assert_close(found.double(), expected, rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_the_order_of_parts_does_not_matter(family: str) -> None:
+def test_the_order_of_targets_does_not_matter(family: str) -> None:
     model, processor = tiny_model(family), tiny_processor(family)
     objective = DetectionObjective(model, tiny_config().loss)
     batch = pack(model, [tiny_sample(processor, 4, parts=4), tiny_sample(processor, 5, parts=3)])
     order = [2, 0, 3, 1, 6, 4, 5]
-    words = [batch["caption_ids"][part] for part in order]
-    shuffled = dict(batch, boxes=batch["boxes"][order], caption_ids=words)
-    swapped = dict(batch, caption_ids=words)  # words of other parts: this must matter
+    tokens = [batch["caption_ids"][target] for target in order]
+    shuffled = dict(batch, boxes=batch["boxes"][order], caption_ids=tokens)
+    swapped = dict(batch, caption_ids=tokens)  # captions of other targets must change the loss
     with torch.no_grad():
         plain, other, wrong = (objective(**each) for each in (batch, shuffled, swapped))
     for term, value in plain.items():

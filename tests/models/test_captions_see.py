@@ -1,6 +1,6 @@
-"""Captions are read from the image: swap two parts' pixels, or repaint a part, and the words follow.
+"""Captions follow the pixels: swap those of two objects, or repaint one, and the descriptions follow.
 
-A tiny model is trained here, from scratch, with the real objective, on photos drawn here.
+A tiny model is trained from scratch with the real objective on synthetic photos.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
-from bbu.config import DetectionConfig, LossConfig, ScratchConfig
+from bbu.config import DetectionConfig, LossConfig
 from bbu.data.chat_processor import ChatProcessor
 from bbu.data.photo import Photo
 from bbu.geometry import iou_matrix
@@ -31,7 +31,7 @@ Box = tuple[int, int, int, int]
 
 @dataclass(frozen=True)
 class Scene:
-    """Where parts are and which state each shows."""
+    """Boxes of objects and the state that each shows."""
 
     width: int
     height: int
@@ -46,7 +46,7 @@ class Scene:
             patch = pixels[y1:y2, x1:x2]
             patch[:] = (235, 235, 225)
             rows, columns = np.mgrid[: y2 - y1, : x2 - x1]
-            stripes = rows if state == STATES[0] else columns  # tight: lies, dark red; loose: stands, dark blue
+            stripes = rows if state == STATES[0] else columns  # tight: horizontal, dark red; loose: vertical, dark blue
             patch[stripes // 5 % 2 == 1] = (150, 20, 20) if state == STATES[0] else (20, 20, 150)
         image = Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
         objects = [
@@ -57,7 +57,7 @@ class Scene:
 
 
 def draw_scene(seed: int) -> Scene:
-    """2 to 4 parts of one size, so that their pixels can change places, far enough apart."""
+    """2 to 4 separate objects of one size, so that their pixels can be swapped."""
     random = np.random.default_rng((7, seed))
     width, height = (int(random.choice([112, 140, 168])) for _ in range(2))
     boxes: list[Box] = []
@@ -79,7 +79,7 @@ class Trained:
     processor: ChatProcessor
 
     def read(self, photos: Sequence[Photo], boxes: Sequence[Sequence[Box]]) -> list[list[str | None]]:
-        """What the model says of each true box: the words of the surest prediction over it; None = not found."""
+        """The description of the best prediction that overlaps each true box; None = not found."""
         results: list[list[str | None]] = []
         for found, truth in zip(self.predictor.predict_photos(photos), boxes, strict=True):
             overlap = iou_matrix(np.array([item.box for item in found]), np.array(truth, dtype=float))
@@ -94,10 +94,7 @@ class Trained:
 def train(family: str, steps: int = STEPS, seed: int = 17) -> Trained:
     config = tiny_config(model={"family": family})
     config.seed = seed
-    config.model.scratch = ScratchConfig(
-        vision_width=64, vision_depth=2, vision_heads=2, vision_full_attention=[1],
-        text_width=64, text_depth=1, text_heads=4, text_kv_heads=2,
-    )  # fmt: skip
+    config.model.scratch |= {"vision_width": 64, "text_depth": 1}
     config.model.detection = DetectionConfig(
         width=64, queries=10, layers=2, heads=4, points=2, caption_layers=1, caption_region_cells=3
     )
@@ -130,11 +127,11 @@ def trained(request: pytest.FixtureRequest) -> Trained:
 
 
 def fresh(count: int, first: int = 10**6) -> list[Scene]:
-    """Scenes that training never drew."""
+    """Scenes that were not in training."""
     return [draw_scene(first + number) for number in range(count)]
 
 
-def test_descriptions_of_fresh_photos_are_well_above_the_majority(trained: Trained) -> None:
+def test_descriptions_of_unseen_photos_are_well_above_the_majority_baseline(trained: Trained) -> None:
     scenes = fresh(40)
     said = trained.read([scene.photo() for scene in scenes], [scene.boxes for scene in scenes])
     pairs = [(truth, words) for scene, found in zip(scenes, said, strict=True)
@@ -147,8 +144,8 @@ def test_descriptions_of_fresh_photos_are_well_above_the_majority(trained: Train
     assert right > majority + 0.3
 
 
-def test_swapping_two_parts_pixels_swaps_their_descriptions(trained: Trained) -> None:
-    """Both parts keep their boxes; only what lies in them changes places."""
+def test_swapping_the_pixels_of_two_objects_swaps_their_descriptions(trained: Trained) -> None:
+    """The boxes stay; only the pixels in them are swapped."""
     scenes, swapped = [], []
     for scene in fresh(60, first=2 * 10**6):
         a, b = 0, next((n for n, state in enumerate(scene.states) if state != scene.states[0]), 0)
@@ -185,7 +182,7 @@ def test_painting_the_other_state_in_the_same_box_changes_the_description(traine
     print(f"{len(known)} read right, {follow} follow; of {len(stay)} others {sum(b == a for b, a in stay)} stay")
     assert len(known) >= 15
     assert follow >= 0.8 * len(known)
-    assert sum(b == a for b, a in stay) >= 0.9 * len(stay), "the words of untouched parts must stay"
+    assert sum(b == a for b, a in stay) >= 0.9 * len(stay), "descriptions of untouched objects must stay"
 
 
 if __name__ == "__main__":
@@ -196,8 +193,8 @@ if __name__ == "__main__":
     result = train(FAMILIES[0], *(int(value) for value in sys.argv[1:]))
     print(f"{time.monotonic() - started:.0f} s")
     for test in (
-        test_descriptions_of_fresh_photos_are_well_above_the_majority,
-        test_swapping_two_parts_pixels_swaps_their_descriptions,
+        test_descriptions_of_unseen_photos_are_well_above_the_majority_baseline,
+        test_swapping_the_pixels_of_two_objects_swaps_their_descriptions,
         test_painting_the_other_state_in_the_same_box_changes_the_description,
     ):
         try:

@@ -16,7 +16,7 @@ from transformers import Qwen2_5_VLForConditionalGeneration
 from bbu.config import Config
 from bbu.data.photo import Photo
 from bbu.errors import CheckpointError
-from bbu.families.prompts import SPECIAL_TOKENS
+from bbu.families.qwen2_5_vl.codec import QWEN
 from bbu.families.tokenizer import train_tokenizer
 from bbu.inference import Inference
 from bbu.inference.predictor import Predictor
@@ -67,7 +67,7 @@ def copy(saved: Path, tmp_path: Path) -> Path:
 
 
 def predict(model: DetectionVLM, processor: Any, teachers: tuple[Photo, ...] = ()) -> list[list[PredictedObject]]:
-    return Predictor(model, processor, batch_size=2).predict_photos(PHOTOS, teachers)
+    return Predictor(model, processor, batch_size=2, nms_iou=1.0).predict_photos(PHOTOS, teachers)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -193,7 +193,7 @@ def test_an_edited_prompt_or_resize_policy_is_refused(field: str, value: Any, co
 
 
 def test_another_tokenizer_is_refused(copy: Path) -> None:
-    train_tokenizer(["other words"] * 5, 290).save_pretrained(copy / "backbone")
+    train_tokenizer(["other words"] * 5, 290, QWEN).save_pretrained(copy / "backbone")
     for use in (load_processor, Inference):
         with pytest.raises(CheckpointError, match="the tokenizer is not the one the model was trained with"):
             use(copy)
@@ -203,7 +203,7 @@ def test_a_tokenizer_with_two_tokens_swapped_is_refused(copy: Path) -> None:
     path = copy / "backbone" / "tokenizer.json"
     tokenizer = json.loads(path.read_text(encoding="utf-8"))
     vocabulary = tokenizer["model"]["vocab"]
-    a, b = [token for token in vocabulary if token not in SPECIAL_TOKENS][40:42]
+    a, b = [token for token in vocabulary if token not in QWEN.special_tokens][40:42]
     vocabulary[a], vocabulary[b] = vocabulary[b], vocabulary[a]
     path.write_text(json.dumps(tokenizer), encoding="utf-8")
     with pytest.raises(CheckpointError, match="the tokenizer is not the one"):

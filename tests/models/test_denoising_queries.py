@@ -1,4 +1,4 @@
-"""Hinted queries look at the same photo with the same weights, and nothing else of a pack notices them."""
+"""Denoising queries attend to their own sample and group only, and change nothing else in the pack."""
 
 from __future__ import annotations
 
@@ -10,26 +10,26 @@ import torch
 
 from bbu.data.collators import Batch
 from bbu.inference.postprocess import model_inputs
-from bbu.losses.denoising import noisy_parts
-from bbu.models.detection_head import Hints
+from bbu.losses.denoising import denoising_targets
+from bbu.models.detection_head import DenoisingQueries
 from bbu.models.wrapper import DetectionOutput, DetectionVLM
 from tests.tiny import FAMILIES, mixed_samples, pack, tiny_model, tiny_processor
 
-COUNTS = [3, 1, 0, 5, 2]  # parts of the mixed samples
+COUNTS = [3, 1, 0, 5, 2]  # targets of the mixed samples
 
 
 @cache
-def setting(family: str) -> tuple[DetectionVLM, Batch, Hints]:
+def setting(family: str) -> tuple[DetectionVLM, Batch, DenoisingQueries]:
     model = tiny_model(family)
     batch = pack(model, mixed_samples(tiny_processor(family)))
     assert batch["box_counts"] == COUNTS
-    return model, batch, noisy_parts(batch["boxes"], COUNTS, 2).hints
+    return model, batch, denoising_targets(batch["boxes"], COUNTS, 2).queries
 
 
 @torch.no_grad()
-def run(family: str, hints: Hints | None) -> DetectionOutput:
+def run(family: str, queries: DenoisingQueries | None) -> DetectionOutput:
     model, batch, _ = setting(family)
-    output: DetectionOutput = model(**model_inputs(batch, torch.device("cpu")), hints=hints)
+    output: DetectionOutput = model(**model_inputs(batch, torch.device("cpu")), denoising_queries=queries)
     return output
 
 
@@ -38,35 +38,37 @@ def close(one: torch.Tensor, other: torch.Tensor) -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_the_heads_own_queries_do_not_notice_hints(family: str) -> None:
-    hints = setting(family)[2]
-    without, with_hints = run(family, None), run(family, hints)
-    for one, other in zip(without.layers, with_hints.layers, strict=True):
+def test_denoising_queries_do_not_change_the_detections(family: str) -> None:
+    queries = setting(family)[2]
+    without, with_queries = run(family, None), run(family, queries)
+    for one, other in zip(without.layers, with_queries.layers, strict=True):
         close(one.boxes, other.boxes)
         close(one.objectness, other.objectness)
-    close(without.queries_BQD, with_hints.queries_BQD)
-    assert all(len(layer.boxes) == 0 for layer in without.hinted)
-    assert all(layer.boxes.shape == hints.boxes.shape for layer in with_hints.hinted)
+    close(without.queries_BQD, with_queries.queries_BQD)
+    assert all(len(layer.boxes) == 0 for layer in without.denoising_layers)
+    assert all(layer.boxes.shape == queries.boxes.shape for layer in with_queries.denoising_layers)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_group_does_not_notice_other_groups(family: str) -> None:
+def test_a_denoising_group_does_not_see_other_groups(family: str) -> None:
     """Other boxes in the second group of every sample leave the predictions of the first alone."""
-    hints = setting(family)[2]
+    queries = setting(family)[2]
     second = torch.cat([torch.arange(4 * n) >= 2 * n for n in COUNTS])
-    changed = torch.where(second[:, None], hints.boxes.flip(-1).clamp(0.1, 0.9), hints.boxes)
-    before, after = run(family, hints), run(family, replace(hints, boxes=changed))
-    for one, other in zip(before.hinted, after.hinted, strict=True):
+    changed = torch.where(second[:, None], queries.boxes.flip(-1).clamp(0.1, 0.9), queries.boxes)
+    before, after = run(family, queries), run(family, replace(queries, boxes=changed))
+    for one, other in zip(before.denoising_layers, after.denoising_layers, strict=True):
         close(one.boxes[~second], other.boxes[~second])
         assert not torch.allclose(one.boxes[second], other.boxes[second])
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_queries_of_a_group_see_each_other(family: str) -> None:
-    hints = setting(family)[2]
-    first = hints.boxes.clone()
+    queries = setting(family)[2]
+    first = queries.boxes.clone()
     first[0] = torch.tensor([0.5, 0.5, 0.9, 0.9])
-    before, after = run(family, hints), run(family, replace(hints, boxes=first))
+    before, after = run(family, queries), run(family, replace(queries, boxes=first))
     mates = slice(1, 2 * COUNTS[0])
-    assert not torch.allclose(before.hinted[0].boxes[mates], after.hinted[0].boxes[mates], rtol=0, atol=1e-12)
-    close(before.hinted[0].boxes[2 * COUNTS[0] :], after.hinted[0].boxes[2 * COUNTS[0] :])
+    assert not torch.allclose(
+        before.denoising_layers[0].boxes[mates], after.denoising_layers[0].boxes[mates], rtol=0, atol=1e-12
+    )
+    close(before.denoising_layers[0].boxes[2 * COUNTS[0] :], after.denoising_layers[0].boxes[2 * COUNTS[0] :])

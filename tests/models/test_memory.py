@@ -28,12 +28,12 @@ def make_memory() -> Memory:
     table = [[(starts[s][level], *GRIDS[s][level]) for s in range(len(GRIDS))] for level in range(2)]
     return Memory(
         tokens_MD=torch.randn(row, HEADS * WIDTH, dtype=torch.float64),
-        places_MD=torch.zeros(row, HEADS * WIDTH, dtype=torch.float64),
+        pos_embed_MD=torch.zeros(row, HEADS * WIDTH, dtype=torch.float64),
         cu_seqlens=torch.tensor(edges, dtype=torch.int32),
         max_seqlen=max(b - a for a, b in itertools.pairwise(edges)),
         level_starts=starts,
         level_grids=GRIDS,
-        level_table_KB3=torch.tensor(table),
+        level_table_LvB3=torch.tensor(table),
     )
 
 
@@ -74,7 +74,7 @@ def test_sampling_a_level_equals_grid_sample(level: int) -> None:
         torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9, msg=lambda text, n=name: f"{n}: {text}")
 
 
-def test_the_centre_of_a_cell_gives_that_cell() -> None:
+def test_sampling_at_the_centre_of_a_cell_gives_its_value() -> None:
     memory = make_memory()
     values = memory.tokens_MD.view(-1, HEADS, WIDTH)
     centres = grid_centres(10, 2, torch.device("cpu"), torch.float64)
@@ -86,7 +86,7 @@ def test_the_centre_of_a_cell_gives_that_cell() -> None:
     torch.testing.assert_close(seen, values[start : start + 20])
 
 
-def test_half_precision_is_sampled_in_full_precision() -> None:
+def test_sixteen_bit_values_are_sampled_in_float32() -> None:
     memory = make_memory()
     seen = sample_level(
         memory.tokens_MD.view(-1, HEADS, WIDTH).bfloat16(), memory, 0, torch.zeros(1, dtype=torch.long),
@@ -95,7 +95,7 @@ def test_half_precision_is_sampled_in_full_precision() -> None:
     assert seen.dtype == torch.float32
 
 
-def test_neighbouring_patches_have_places_far_apart() -> None:
+def test_neighbouring_patches_have_clearly_different_embeddings() -> None:
     """A patch of a 1000-pixel photo is 0.014 wide; its embedding must differ clearly from its neighbour's."""
     embedding = sine_embedding(torch.tensor([[0.5, 0.5], [0.514, 0.5], [0.9, 0.5]]), 16)
     assert embedding.shape == (3, 32)

@@ -1,4 +1,4 @@
-"""What a sample's detection sees holds nothing of its own answer, and does hold its teachers' answers."""
+"""Detections do not depend on the sample's own answer, but on its teachers' answers."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from bbu.models.wrapper import DetectionOutput, DetectionVLM
 from bbu.records import ObjectRow
 from tests.tiny import EXACT_BACKENDS, FAMILIES, noise_photo, pack, run_model, tiny_model, tiny_processor
 
-ENGINE_OF_FAMILY = [(family, backend) for family in FAMILIES for backend in EXACT_BACKENDS]
+FAMILY_AND_BACKEND = [(family, backend) for family in FAMILIES for backend in EXACT_BACKENDS]
 
 
 def with_objects(photo: Photo, *objects: tuple[str, tuple[float, float, float, float]]) -> Photo:
     return replace(photo, objects=tuple(ObjectRow(desc, "bbox_2d", box) for desc, box in objects))
 
 
-BOX, OTHER_BOX = (10.0, 20.0, 40.0, 60.0), (50.0, 30.0, 80.0, 70.0)  # the same number of digits
+BOX, OTHER_BOX = (20.0, 20.0, 40.0, 60.0), (50.0, 30.0, 80.0, 70.0)  # the same number of digits in any family
 TEACHERS = [
     with_objects(noise_photo(1, 84, 84), ("screw/tight", (10.0, 10.0, 50.0, 50.0))),
     with_objects(noise_photo(2, 112, 84), ("screw/loose", (20.0, 10.0, 60.0, 50.0))),
@@ -32,7 +32,7 @@ STUDENT = noise_photo(3, 112, 112)
 def see(
     model: DetectionVLM, processor: ChatProcessor, student: Photo, teachers: list[Photo]
 ) -> tuple[ChatProcessorOutput, DetectionOutput, torch.Tensor, torch.Tensor]:
-    """The sample in the middle of a pack: what is detected, the decoded captions and their log-probabilities."""
+    """The middle sample of a pack: model output, caption tokens and their log-probabilities."""
     sample = processor.process_photos(teachers, student, with_answer=True)
     neighbours = [processor.process_photos([], noise_photo(n, 84, 56), with_answer=True) for n in (8, 9)]
     with torch.no_grad():
@@ -42,7 +42,7 @@ def see(
     return sample, output, captions.token_ids, captions.log_probs
 
 
-@pytest.mark.parametrize(("family", "backend"), ENGINE_OF_FAMILY)
+@pytest.mark.parametrize(("family", "backend"), FAMILY_AND_BACKEND)
 @pytest.mark.parametrize(
     ("before", "after"),
     [
@@ -52,13 +52,13 @@ def see(
     ],
     ids=["words", "box", "both"],
 )
-def test_an_edit_of_equal_length_to_the_answer_changes_no_bit(
+def test_an_answer_edit_of_equal_length_changes_no_bit_of_the_detections(
     family: str, backend: str, before: list[tuple[str, tuple[float, ...]]], after: list[tuple[str, tuple[float, ...]]]
 ) -> None:
     model, processor = tiny_model(family, backend=backend), tiny_processor(family)
     one = see(model, processor, with_objects(STUDENT, *before), TEACHERS)
     other = see(model, processor, with_objects(STUDENT, *after), TEACHERS)
-    assert len(one[0].input_ids) == len(other[0].input_ids), "the edit is not of equal length"
+    assert len(one[0].input_ids) == len(other[0].input_ids), "the edit changes the length"
     assert not torch.equal(one[0].input_ids, other[0].input_ids)
     assert not torch.equal(one[1].hidden_TD, other[1].hidden_TD)
     assert torch.equal(one[1].pred_boxes, other[1].pred_boxes)
@@ -69,9 +69,9 @@ def test_an_edit_of_equal_length_to_the_answer_changes_no_bit(
     assert torch.equal(one[2], other[2]) and torch.equal(one[3], other[3])
 
 
-@pytest.mark.parametrize(("family", "backend"), ENGINE_OF_FAMILY)
+@pytest.mark.parametrize(("family", "backend"), FAMILY_AND_BACKEND)
 @pytest.mark.parametrize("count", [0, 1, 4])
-def test_an_answer_of_any_length_changes_nothing(family: str, backend: str, count: int) -> None:
+def test_an_answer_of_another_length_does_not_change_the_detections(family: str, backend: str, count: int) -> None:
     model, processor = tiny_model(family, backend=backend), tiny_processor(family)
     longer = [("标签/不完整", BOX), ("screw/tight", OTHER_BOX), ("line", BOX), ("screw/loose", BOX)][:count]
     one = see(model, processor, with_objects(STUDENT, ("screw/tight", BOX), ("line", OTHER_BOX)), TEACHERS)
@@ -84,9 +84,8 @@ def test_an_answer_of_any_length_changes_nothing(family: str, backend: str, coun
     torch.testing.assert_close(one[3], other[3], rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize(("family", "backend"), ENGINE_OF_FAMILY)
-def test_training_and_inference_see_the_same(family: str, backend: str) -> None:
-    """With the answer in the conversation and without it, detection gives the same."""
+@pytest.mark.parametrize(("family", "backend"), FAMILY_AND_BACKEND)
+def test_detections_are_the_same_with_and_without_the_answer(family: str, backend: str) -> None:
     model, processor = tiny_model(family, backend=backend), tiny_processor(family)
     student = with_objects(STUDENT, ("screw/tight", BOX))
     found = []
@@ -98,9 +97,9 @@ def test_training_and_inference_see_the_same(family: str, backend: str) -> None:
     torch.testing.assert_close(found[0].pred_objectness, found[1].pred_objectness, rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize(("family", "backend"), ENGINE_OF_FAMILY)
+@pytest.mark.parametrize(("family", "backend"), FAMILY_AND_BACKEND)
 @pytest.mark.parametrize("teacher", [0, 1])
-def test_a_teachers_answer_moves_what_is_detected(family: str, backend: str, teacher: int) -> None:
+def test_a_teachers_answer_changes_the_detections(family: str, backend: str, teacher: int) -> None:
     model, processor = tiny_model(family, backend=backend), tiny_processor(family)
     student = with_objects(STUDENT, ("screw/tight", BOX))
     changed = list(TEACHERS)
@@ -114,8 +113,8 @@ def test_a_teachers_answer_moves_what_is_detected(family: str, backend: str, tea
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_detection_of_a_student_with_context_looks_at_one_photo_that_has_seen_the_others(family: str) -> None:
-    """The memory holds the student's photo alone; its language half has read the context, its vision half has not."""
+def test_with_context_photos_the_memory_holds_the_students_photo_only(family: str) -> None:
+    """Language features of that photo depend on the context, vision features do not."""
     model, processor = tiny_model(family), tiny_processor(family)
     processor.spec = replace(processor.spec, context_note="Last photo only. ")
     student = with_objects(STUDENT, ("screw/tight", BOX))
@@ -126,16 +125,20 @@ def test_detection_of_a_student_with_context_looks_at_one_photo_that_has_seen_th
         with torch.no_grad():
             found.append(run_model(model, pack(model, [sample])))
     memories = [output.memory for output in found]
-    assert memories[0].level_grids == memories[1].level_grids == [[(8, 8), (4, 4)]], "112 x 112 pixels"
-    fine, coarse = slice(0, 64), slice(64, 80)
-    assert torch.equal(memories[0].tokens_MD[fine], memories[1].tokens_MD[fine])
-    assert (memories[0].tokens_MD[coarse] - memories[1].tokens_MD[coarse]).abs().max() > 1e-6
+    seen = processor.photo_plan.plan(112, 112)
+    width = seen.canvas_width or seen.model_width
+    sides = [width // side for side in model.backbone.level_sides]
+    assert memories[0].level_grids == memories[1].level_grids == [[(side, side) for side in sides]], "112 x 112 pixels"
+    coarse, text = sides[0] ** 2, sum(side**2 for side in sides)
+    vision = coarse if model.backbone.language_at_image else text
+    assert torch.equal(memories[0].tokens_MD[:vision], memories[1].tokens_MD[:vision])
+    assert (memories[0].tokens_MD[vision:] - memories[1].tokens_MD[vision:]).abs().max() > 1e-6
     assert (found[0].pred_boxes - found[1].pred_boxes).abs().max() > 1e-6
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("with_answer", [True, False])
-def test_an_answer_changes_nothing_with_context_photos_either(family: str, with_answer: bool) -> None:
+def test_an_answer_does_not_change_the_detections_with_context_photos(family: str, with_answer: bool) -> None:
     model, processor = tiny_model(family), tiny_processor(family)
     processor.spec = replace(processor.spec, context_note="Last photo only. ")
     found = []
@@ -150,7 +153,7 @@ def test_an_answer_changes_nothing_with_context_photos_either(family: str, with_
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_gradients_of_what_is_detected_reach_the_prompt_but_not_the_answer(family: str) -> None:
+def test_gradients_of_detections_reach_the_prompt_but_not_the_answer(family: str) -> None:
     model, processor = tiny_model(family), tiny_processor(family)
     sample = processor.process_photos(TEACHERS, with_objects(STUDENT, ("screw/tight", BOX)), with_answer=True)
     embedded: list[torch.Tensor] = []

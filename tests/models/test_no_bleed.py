@@ -52,7 +52,7 @@ def groups_of(order: Sequence[int], cuts: set[int]) -> list[list[int]]:
 
 @dataclass
 class Outcome:
-    """What is compared of one sample."""
+    """The compared outputs of one sample."""
 
     lm_logits: torch.Tensor
     boxes: torch.Tensor  # all layers
@@ -63,7 +63,7 @@ class Outcome:
 
 
 def outcomes(model: DetectionVLM, batch: Batch, output: DetectionOutput) -> list[Outcome]:
-    """The outputs of a pack, sample by sample."""
+    """The outputs of each sample of a pack."""
     lengths = batch["cu_seqlens"].diff().tolist()
     hidden = output.hidden_TD.split(lengths)
     boxes = output.proposals.boxes.split(output.proposal_counts)
@@ -87,7 +87,7 @@ def outcomes(model: DetectionVLM, batch: Batch, output: DetectionOutput) -> list
 
 
 def context_sample(family: str) -> ChatProcessorOutput:
-    """One teacher, and two more photos before the student's in its own turn."""
+    """One teacher, and two context photos before the student's in its turn."""
     processor = tiny_processor(family)
     processor.spec = replace(processor.spec, context_note="Last photo only. ")
     teacher, *context, student = (noise_photo(900 + n, *size) for n, size in enumerate(CONTEXT_SIZES))
@@ -98,7 +98,7 @@ Gradients = dict[str, list[torch.Tensor]]
 
 
 def gradients(model: nn.Module, sums: dict[str, torch.Tensor]) -> Gradients:
-    """The gradient of every term's sum for every parameter."""
+    """Gradients of every term's sum for every parameter."""
     parameters = list(model.parameters())
     return {
         term: list(torch.autograd.grad(sums[term], parameters, retain_graph=True, materialize_grads=True))
@@ -108,7 +108,7 @@ def gradients(model: nn.Module, sums: dict[str, torch.Tensor]) -> Gradients:
 
 @dataclass
 class Alone:
-    """Every sample by itself."""
+    """Results of every sample run alone."""
 
     model: DetectionVLM
     objective: DetectionObjective
@@ -181,10 +181,10 @@ def test_losses_and_gradients_do_not_depend_on_the_packs(
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_padded_batch_gives_what_a_packed_one_gives(family: str) -> None:
+def test_a_padded_batch_equals_a_packed_one(family: str) -> None:
     reference = alone(family, "sdpa")
     model = reference.model
-    pad = model.backbone.vlm.config.text_config.pad_token_id
+    pad = tiny_processor(family).pad_token_id
     padded = StandardDataCollator(model.backbone.position_function(), pad)(reference.samples)
     packed = pack(model, reference.samples)
     with torch.no_grad():
@@ -212,7 +212,7 @@ def conversations(family: str) -> list[Conversation]:
 @pytest.mark.parametrize("family", FAMILIES)
 @settings(max_examples=8)
 @given(grouping=GROUPINGS)
-def test_backbone_keeps_samples_apart_whatever_they_hold(
+def test_the_backbone_separates_samples_of_any_content(
     family: str, backend: str, grouping: tuple[list[int], set[int]]
 ) -> None:
     backbone = alone(family, backend).model.backbone
@@ -224,7 +224,7 @@ def test_backbone_keeps_samples_apart_whatever_they_hold(
             close(packed.hidden_TD, torch.cat([single[n].hidden_TD for n in group]), f"hidden states of {group}")
             for level, found in enumerate(packed.vision_levels):
                 seen = [single[n].vision_levels[level] for n in group if single[n].vision_levels]
-                close(found.tokens_ND, torch.cat([x.tokens_ND for x in seen]), f"level {level} of {group}")
+                close(found.tokens_SD, torch.cat([x.tokens_SD for x in seen]), f"level {level} of {group}")
                 assert found.grids == [grid for x in seen for grid in x.grids]
 
 

@@ -1,4 +1,4 @@
-"""Descriptions held to a list: each is weighed as by brute force, levels are sums over whole descriptions."""
+"""A vocabulary of descriptions: exact scores, beam search and pruning, probabilities of levels."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bbu.errors import UserError
-from bbu.families.prompts import SPECIAL_TOKENS
-from bbu.inference.postprocess import known_words
+from bbu.families.qwen2_5_vl.codec import QWEN
+from bbu.inference.postprocess import known_captions
 from bbu.models import caption_decoder
 from bbu.models.caption_decoder import CaptionDecoder
 from bbu.models.checkpoint import BACKBONE_FOLDER, FACTS_FILE, HEAD_FILE
@@ -53,7 +53,7 @@ class Pieces:
 
 def build(descriptions: Sequence[str], *pieces: str) -> DescriptionVocabulary:
     tokenizer: Any = Pieces(*pieces)
-    return DescriptionVocabulary.build(descriptions, tokenizer, END, MAX_TOKENS)
+    return DescriptionVocabulary.build(descriptions, tokenizer, END, MAX_TOKENS, QWEN.special_tokens)
 
 
 class Speaker:
@@ -69,8 +69,11 @@ class Speaker:
         self.queries = torch.randn(captions, 16).double() * 2
         self.regions = torch.randn(captions, 9, 16).double()
 
-    def weigh(self, vocabulary: DescriptionVocabulary, width: int | None = None, left_out: float = 0) -> torch.Tensor:
-        return self.decoder.weigh(self.queries, self.regions, self.embedding, vocabulary, width, left_out)
+    def score(
+        self, vocabulary: DescriptionVocabulary, width: int | None = None, pruned_mass: float = 0
+    ) -> torch.Tensor:
+        inputs = self.queries, self.regions, self.embedding
+        return self.decoder.score_descriptions(*inputs, vocabulary, width, pruned_mass)
 
     def one_by_one(self, vocabulary: DescriptionVocabulary, *pieces: str) -> torch.Tensor:
         """Teacher forcing, description by description."""
@@ -79,8 +82,8 @@ class Speaker:
             ids = torch.tensor([*Pieces(*pieces)(desc)["input_ids"], END]).repeat(len(self.queries), 1)
             with torch.no_grad():
                 states = self.decoder(self.queries, self.regions, ids, self.embedding)
-                words = (states @ self.embedding.weight.T).log_softmax(-1)
-            columns.append(words.gather(2, ids[:, :, None]).sum(dim=(1, 2)))
+                log_probs = (states @ self.embedding.weight.T).log_softmax(-1)
+            columns.append(log_probs.gather(2, ids[:, :, None]).sum(dim=(1, 2)))
         return torch.stack(columns, dim=1)
 
 
@@ -89,82 +92,82 @@ seeds = st.integers(0, 10_000)
 PIECES = ("a/b", "/c", "b/", "cc")
 
 
-# ---------------------------------------------------------------- weights of descriptions
+# ---------------------------------------------------------------- scores of descriptions
 
 
 @given(texts=descriptions, seed=seeds, pieces=st.sampled_from([(), PIECES]), layers=st.sampled_from([1, 2]))
-def test_every_description_is_weighed_as_by_brute_force(
+def test_scores_of_all_descriptions_equal_teacher_forcing_one_by_one(
     texts: list[str], seed: int, pieces: tuple[str, ...], layers: int
 ) -> None:
     vocabulary, speaker = build(texts, *pieces), Speaker(seed, layers=layers)
     assert set(vocabulary.descriptions) == set(texts)
     expected = speaker.one_by_one(vocabulary, *pieces)
-    torch.testing.assert_close(speaker.weigh(vocabulary), expected, rtol=0, atol=1e-9)
+    torch.testing.assert_close(speaker.score(vocabulary), expected, rtol=0, atol=1e-9)
 
 
 @given(texts=descriptions, seed=seeds, width=st.integers(1, 4))
-def test_a_beam_reaches_fewer_descriptions_but_weighs_them_rightly(texts: list[str], seed: int, width: int) -> None:
+def test_a_beam_reaches_fewer_descriptions_but_scores_them_exactly(texts: list[str], seed: int, width: int) -> None:
     vocabulary, speaker = build(texts), Speaker(seed)
-    exact, beam = speaker.weigh(vocabulary), speaker.weigh(vocabulary, width)
+    exact, beam = speaker.score(vocabulary), speaker.score(vocabulary, width)
     reached = beam > -torch.inf
     assert reached.any(dim=1).all()
     torch.testing.assert_close(beam[reached], exact[reached], rtol=0, atol=1e-9)
-    torch.testing.assert_close(speaker.weigh(vocabulary, len(texts)), exact, rtol=0, atol=1e-9)
+    torch.testing.assert_close(speaker.score(vocabulary, len(texts)), exact, rtol=0, atol=1e-9)
 
 
-@given(texts=descriptions, seed=seeds, left_out=st.sampled_from([1e-6, 1e-3, 0.3]))
-def test_what_is_not_followed_is_together_no_more_than_allowed(texts: list[str], seed: int, left_out: float) -> None:
+@given(texts=descriptions, seed=seeds, pruned_mass=st.sampled_from([1e-6, 1e-3, 0.3]))
+def test_pruned_descriptions_hold_no_more_mass_than_allowed(texts: list[str], seed: int, pruned_mass: float) -> None:
     vocabulary, speaker = build(texts), Speaker(seed)
-    everything, some = speaker.weigh(vocabulary), speaker.weigh(vocabulary, left_out=left_out)
+    everything, some = speaker.score(vocabulary), speaker.score(vocabulary, pruned_mass=pruned_mass)
     reached = some > -torch.inf
     torch.testing.assert_close(some[reached], everything[reached], rtol=0, atol=1e-9)
     missing = everything.softmax(dim=1).masked_fill(reached, 0).sum(dim=1)
-    assert float(missing.max()) <= left_out
-    if left_out <= 1e-3:  # then the best of twelve descriptions cannot be missing
+    assert float(missing.max()) <= pruned_mass
+    if pruned_mass <= 1e-3:  # then the best of twelve descriptions cannot be missing
         assert torch.equal(some.argmax(dim=1), everything.argmax(dim=1))
 
 
-def test_improbable_beginnings_are_not_followed() -> None:
+def test_improbable_prefixes_are_pruned() -> None:
     vocabulary = build([f"{a}{b}{c}" for a in "abc" for b in "abc" for c in "abc"])
     speaker = Speaker(4, captions=1)
-    assert bool((speaker.weigh(vocabulary, left_out=0.5) == -torch.inf).any())
-    assert torch.isfinite(speaker.weigh(vocabulary)).all()
+    assert bool((speaker.score(vocabulary, pruned_mass=0.5) == -torch.inf).any())
+    assert torch.isfinite(speaker.score(vocabulary)).all()
 
 
-def test_a_narrow_beam_can_miss_the_best_description_and_leaves_some_out() -> None:
+def test_a_narrow_beam_can_miss_the_best_description() -> None:
     texts = [f"{a}{b}{c}" for a in "abc" for b in "abc" for c in "abc"]
     vocabulary = build(texts)
     speakers = [Speaker(seed) for seed in range(10)]
-    lost = [speaker.weigh(vocabulary).amax(1) - speaker.weigh(vocabulary, 1).amax(1) for speaker in speakers]
+    lost = [speaker.score(vocabulary).amax(1) - speaker.score(vocabulary, 1).amax(1) for speaker in speakers]
     assert min(float(each.min()) for each in lost) > -1e-9
     assert max(float(each.max()) for each in lost) > 0.01
-    assert bool((speakers[0].weigh(vocabulary, 1) == -torch.inf).any())
+    assert bool((speakers[0].score(vocabulary, 1) == -torch.inf).any())
 
 
 def test_a_large_tree_is_searched_with_a_beam(monkeypatch: pytest.MonkeyPatch) -> None:
     vocabulary, speaker = build(["aa", "ab", "ba", "bb", "cab"]), Speaker(1)
     monkeypatch.setattr(caption_decoder, "EXACT_NODES", vocabulary.nodes)
-    assert torch.isfinite(speaker.weigh(vocabulary)).all()
+    assert torch.isfinite(speaker.score(vocabulary)).all()
     monkeypatch.setattr(caption_decoder, "EXACT_NODES", vocabulary.nodes - 1)
     monkeypatch.setattr(caption_decoder, "BEAM_WIDTH", 1)
-    assert torch.equal(speaker.weigh(vocabulary), speaker.weigh(vocabulary, 1))
+    assert torch.equal(speaker.score(vocabulary), speaker.score(vocabulary, 1))
 
 
 @pytest.mark.parametrize("rows", [1, 7, 100])
-def test_captions_do_not_depend_on_those_beside_them(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_scores_of_a_caption_do_not_depend_on_the_batch(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
     vocabulary, speaker = build(["a/b", "a/c", "b", "b/cc", "c/a/b"]), Speaker(3, captions=7)
-    whole = speaker.weigh(vocabulary)
+    whole = speaker.score(vocabulary)
     monkeypatch.setattr(caption_decoder, "ROWS_AT_ONCE", rows)
-    torch.testing.assert_close(speaker.weigh(vocabulary), whole, rtol=0, atol=1e-12)
+    torch.testing.assert_close(speaker.score(vocabulary), whole, rtol=0, atol=1e-12)
 
 
-def test_no_caption_at_all_is_no_problem() -> None:
+def test_zero_captions_give_empty_results() -> None:
     vocabulary = build(["a", "b/c"])
-    assert Speaker(0, captions=0).weigh(vocabulary).shape == (0, 2)
-    assert known_words(torch.zeros(0, 2), vocabulary).texts == []
+    assert Speaker(0, captions=0).score(vocabulary).shape == (0, 2)
+    assert known_captions(torch.zeros(0, 2), vocabulary).texts == []
 
 
-# ---------------------------------------------------------------- the words that are given, and their levels
+# ---------------------------------------------------------------- the chosen description and its levels
 
 
 def shares(vocabulary: DescriptionVocabulary, weights: torch.Tensor, levels: int, start: str) -> torch.Tensor:
@@ -174,15 +177,15 @@ def shares(vocabulary: DescriptionVocabulary, weights: torch.Tensor, levels: int
 
 
 @given(texts=descriptions, seed=seeds, pieces=st.sampled_from([(), PIECES]))
-def test_the_most_probable_known_description_is_given_with_the_shares_of_its_levels(
+def test_the_most_probable_description_is_chosen_with_the_probabilities_of_its_levels(
     texts: list[str], seed: int, pieces: tuple[str, ...]
 ) -> None:
     vocabulary, speaker = build(texts, *pieces), Speaker(seed)
     log_probs = speaker.one_by_one(vocabulary, *pieces)
-    words = known_words(speaker.weigh(vocabulary), vocabulary)
-    for caption, (text, levels) in enumerate(zip(words.texts, words.levels, strict=True)):
+    captions = known_captions(speaker.score(vocabulary), vocabulary)
+    for caption, (text, levels) in enumerate(zip(captions.texts, captions.levels, strict=True)):
         assert text in texts
-        torch.testing.assert_close(words.log_probs[caption], log_probs[caption].max(), rtol=0, atol=1e-9)
+        torch.testing.assert_close(captions.log_probs[caption], log_probs[caption].max(), rtol=0, atol=1e-9)
         within = log_probs[caption : caption + 1].softmax(dim=1)
         expected = [float(shares(vocabulary, within, d, prefix(text, d))) for d in range(1, len(split_path(text)) + 1)]
         assert levels == pytest.approx(expected, abs=1e-9)
@@ -191,10 +194,10 @@ def test_the_most_probable_known_description_is_given_with_the_shares_of_its_lev
 
 
 @given(texts=descriptions, seed=seeds)
-def test_what_may_follow_a_path_sums_to_the_path(texts: list[str], seed: int) -> None:
-    """Ending there is one of the ways to go on."""
+def test_probabilities_of_all_continuations_sum_to_that_of_the_path(texts: list[str], seed: int) -> None:
+    """Ending there counts as a continuation."""
     vocabulary = build(texts)
-    within = Speaker(seed, captions=1).weigh(vocabulary).softmax(dim=1)
+    within = Speaker(seed, captions=1).score(vocabulary).softmax(dim=1)
     everyone = torch.arange(len(vocabulary.descriptions))
     levels = vocabulary.level_probabilities(within.expand(len(everyone), -1), everyone)
     paths = [split_path(desc) for desc in vocabulary.descriptions]
@@ -206,36 +209,36 @@ def test_what_may_follow_a_path_sums_to_the_path(texts: list[str], seed: int) ->
 
 
 def test_the_best_whole_description_wins_over_the_best_first_level() -> None:
-    """a is the surer first level (0.6), but none of its states is as probable as b/c."""
+    """a is the more probable first level (0.6), but none of its descriptions is as probable as b/c."""
     vocabulary = build(["a/a", "a/b", "b/c"])
     weights = {"a/a": 0.3, "a/b": 0.3, "b/c": 0.4}
-    words = known_words(torch.tensor([[weights[desc] for desc in vocabulary.descriptions]]).log(), vocabulary)
-    assert words.texts == ["b/c"]
-    assert words.levels[0] == pytest.approx((0.4, 0.4), abs=1e-6)
+    captions = known_captions(torch.tensor([[weights[desc] for desc in vocabulary.descriptions]]).log(), vocabulary)
+    assert captions.texts == ["b/c"]
+    assert captions.levels[0] == pytest.approx((0.4, 0.4), abs=1e-6)
 
 
-def test_a_description_that_begins_others_shares_its_level_with_them() -> None:
+def test_a_description_that_is_a_prefix_of_others_shares_its_level_with_them() -> None:
     vocabulary = build(["a", "a/b", "c"])
-    words = known_words(torch.tensor([[0.05, 0.02, 0.01]]).log(), vocabulary)
-    assert words.texts == ["a"]
-    assert words.levels[0] == pytest.approx((7 / 8,), abs=1e-6)
-    assert words.log_probs.exp().item() == pytest.approx(0.05), "the weight among all words, not among these three"
+    captions = known_captions(torch.tensor([[0.05, 0.02, 0.01]]).log(), vocabulary)
+    assert captions.texts == ["a"]
+    assert captions.levels[0] == pytest.approx((7 / 8,), abs=1e-6)
+    assert captions.log_probs.exp().item() == pytest.approx(0.05), "the probability as free text, not among these three"
 
 
-def test_one_description_is_certain_but_its_words_are_not() -> None:
-    words = known_words(Speaker(2).weigh(vocabulary := build(["a/b/c"])), vocabulary)
-    assert words.texts == ["a/b/c"] * 3
-    assert words.levels == [(1.0, 1.0, 1.0)] * 3
-    assert float(words.log_probs.max()) < -1
+def test_a_single_description_has_certain_levels_but_keeps_its_free_text_probability() -> None:
+    captions = known_captions(Speaker(2).score(vocabulary := build(["a/b/c"])), vocabulary)
+    assert captions.texts == ["a/b/c"] * 3
+    assert captions.levels == [(1.0, 1.0, 1.0)] * 3
+    assert float(captions.log_probs.max()) < -1
 
 
-def test_levels_do_not_depend_on_how_the_tokenizer_cuts_the_separator() -> None:
+def test_levels_do_not_depend_on_how_the_tokenizer_splits_the_separator() -> None:
     weights = torch.tensor([[0.4, 0.3, 0.2, 0.1]]).log()
     plain = build(["a/b", "a/bc", "ab", "c/b"])
     for pieces in (("a/b",), ("/b",), ("a/",), ("a/bc", "c/b")):
         other = build(plain.descriptions, *pieces)
-        assert known_words(weights, other).levels == known_words(weights, plain).levels
-    assert known_words(weights, plain).levels[0] == pytest.approx((0.7, 0.4), abs=1e-6)
+        assert known_captions(weights, other).levels == known_captions(weights, plain).levels
+    assert known_captions(weights, plain).levels[0] == pytest.approx((0.7, 0.4), abs=1e-6)
 
 
 # ---------------------------------------------------------------- levels of free text
@@ -273,20 +276,20 @@ def test_the_real_tokenizer_has_the_separator_inside_its_tokens() -> None:
 @pytest.mark.parametrize(
     ("texts", "words"),
     [
-        ([], "there is none to choose from"),
-        (["", " / "], "there is none to choose from"),
-        (["a" * MAX_TOKENS], f"has {MAX_TOKENS + 1} tokens with its end, the model says at most {MAX_TOKENS}"),
-        ([f"a/{SPECIAL_TOKENS[0]}"], "marks turns"),
+        ([], "there are none to choose from"),
+        (["", " / "], "there are none to choose from"),
+        (["a" * MAX_TOKENS], f"has {MAX_TOKENS + 1} tokens with its end; the model can write {MAX_TOKENS}"),
+        ([f"a/{QWEN.special_tokens[0]}"], "marks turns"),
     ],
 )
-def test_what_the_model_cannot_say_is_refused(texts: list[str], words: str) -> None:
+def test_descriptions_the_model_cannot_write_are_refused(texts: list[str], words: str) -> None:
     with pytest.raises(UserError, match=words) as error:
         build(texts)
     assert "\n" not in str(error.value)
 
 
 def test_the_longest_description_that_fits_is_taken() -> None:
-    assert torch.isfinite(Speaker(0).weigh(build(["a" * (MAX_TOKENS - 1), "b"]))).all()
+    assert torch.isfinite(Speaker(0).score(build(["a" * (MAX_TOKENS - 1), "b"]))).all()
 
 
 def test_a_description_given_twice_counts_once() -> None:
@@ -298,7 +301,7 @@ def test_a_description_given_twice_counts_once() -> None:
 def test_the_tree_does_not_depend_on_the_order_of_the_list(texts: list[str]) -> None:
     one, other = build(texts), build(texts[::-1])
     assert one.descriptions == other.descriptions
-    assert torch.equal(one.children_NK, other.children_NK)
+    assert torch.equal(one.children_NoCh, other.children_NoCh)
 
 
 # ---------------------------------------------------------------- which descriptions there are

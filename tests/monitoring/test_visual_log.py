@@ -244,7 +244,7 @@ def test_matches_are_those_that_training_teaches_by(tmp_path: Path) -> None:
     ).final  # fmt: skip
     names = query_names(output)
     expected = {
-        part: names[query] for part, query in zip(trained.parts.tolist(), trained.predictions.tolist(), strict=True)
+        part: names[query] for part, query in zip(trained.targets.tolist(), trained.predictions.tolist(), strict=True)
     }
     assert dict(enumerate(matched_queries(output, batch["boxes"], MatchCosts()))) == expected
     assert len(set(expected.values())) == 4
@@ -391,7 +391,7 @@ def test_a_page_that_does_not_fit_is_kept_aside(
     stages.train(run_config(records, tmp_path, resume=True))
     assert looks_of(tmp_path) == [4, 6], "only what came after the checkpoint of step 3"
     assert (tmp_path / "training_log.old.html").read_text(encoding="utf-8") == "<html>half"
-    assert "is no training log that can be read" in capsys.readouterr().err
+    assert "is not a readable training log" in capsys.readouterr().err
     other = run_config(records, tmp_path, resume=True, max_steps=7, visual_photos=1)
     stages.train(other)
     assert len(read_page(tmp_path / PAGE).photos) == 1
@@ -438,7 +438,7 @@ def test_tensorboard_and_wandb_get_numbers_and_pictures(
 
 RANK = """
 import sys, torch
-from tests.training.test_visual_log import run_config
+from tests.monitoring.test_visual_log import run_config
 from bbu import stages
 from bbu.monitoring.visual_log import VisualLog
 VisualLog.strict = True
@@ -529,12 +529,12 @@ def test_sliders_show_each_look_as_it_was(browser: Any, page: Path) -> None:
         assert browser.execute_script(text, "#all-step") == [str(look.step)]
         for number, (photo, seen) in enumerate(zip(history.photos, look.photos, strict=True)):
             left, right = (f"#photo-{number} .sides > div:nth-child({side})" for side in (1, 2))
-            assert browser.execute_script(text, f"{left} li > span") == [part[0] for part in photo.parts]
+            assert browser.execute_script(text, f"{left} li > span") == [part[0] for part in photo.objects]
             assert browser.execute_script(text, f"{left} li > i") == [note for _, note in seen.truth]
             assert browser.execute_script(text, f"{right} li > span") == [mark[4] for mark in seen.found]
             agree = sum(mark[5] == "agrees" for mark in seen.found)
             assert f"{agree} agree" in browser.execute_script(text, f"{right} h3")[0]
-            assert len(browser.execute_script(text, f"{right} svg .part")) == len(seen.found)
+            assert len(browser.execute_script(text, f"{right} svg .object")) == len(seen.found)
     move(browser, "#photo-1 input", 0)
     assert browser.execute_script(text, ".photo header .slide span") == ["step 6", "step 0", "step 6"]
 

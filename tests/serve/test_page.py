@@ -94,9 +94,9 @@ def test_a_visit_from_photo_to_example(browser: Any, tmp_path: Path) -> None:
 
     # a photo: boxes, words as text, scores
     get(browser, "photo").send_keys(str(tmp_path / "a.png"))
-    until(lambda: len(find(browser, "#canvas .part")) == 3)
-    assert get(browser, "count").text == "3 parts"
-    assert find(browser, "#parts li")[0].text.splitlines() == ["1", f"{WORDS}/0", "0.90"]
+    until(lambda: len(find(browser, "#canvas .object")) == 3)
+    assert get(browser, "count").text == "3 objects"
+    assert find(browser, "#objects li")[0].text.splitlines() == ["1", f"{WORDS}/0", "0.90"]
     assert "168 × 112 pixels" in get(browser, "status").text and "seconds" in get(browser, "status").text
 
     # the threshold asks nobody
@@ -104,20 +104,20 @@ def test_a_visit_from_photo_to_example(browser: Any, tmp_path: Path) -> None:
     assert browser.execute_script(asked) == 1
     for value, count in ((0.0, 4), (0.6, 2), (1.0, 0), (0.3, 3)):
         slide(browser, value)
-        assert len(find(browser, "#canvas .part")) == len(find(browser, "#parts li")) == count
+        assert len(find(browser, "#canvas .object")) == len(find(browser, "#objects li")) == count
     assert browser.execute_script(asked) == 1
 
     # what can be taken along
     row = parse_prediction_row(json.loads(copied(browser, "copy")), "clipboard")
     assert row.images == ("a.png",) and [item.score for item in row.predictions] == [0.9, 0.7, 0.5]
     get(browser, "save").click()
-    saved = until(lambda: list((tmp_path / "downloads").glob("a-parts.png")))
+    saved = until(lambda: list((tmp_path / "downloads").glob("a-objects.png")))
     assert picture(saved[0].read_bytes()).size == (1200, 800)
 
     # corrected with the keyboard, and used as example
     get(browser, "correct").click()
-    find(browser, "#parts input")[0].clear()
-    find(browser, "#parts input")[0].send_keys("screw/tight")
+    find(browser, "#objects input")[0].clear()
+    find(browser, "#objects input")[0].send_keys("screw/tight")
     get(browser, "keep").click()
     assert get(browser, "problem").get_attribute("hidden") is not None
     first = parse_row(json.loads(copied(browser, "rows")), "clipboard")
@@ -125,7 +125,7 @@ def test_a_visit_from_photo_to_example(browser: Any, tmp_path: Path) -> None:
     assert len(find(browser, "#examples li")) == 1
     get(browser, "photo").send_keys(str(tmp_path / "b.png"))
     until(lambda: "shown 1 example" in get(browser, "status").text)
-    assert find(browser, "#parts li")[0].text.splitlines()[1] == f"{WORDS}/1"
+    assert find(browser, "#objects li")[0].text.splitlines()[1] == f"{WORDS}/1"
 
     assert browser.get_log("browser") == []
 
@@ -136,32 +136,32 @@ def test_boxes_are_drawn_moved_and_removed(browser: Any, tmp_path: Path) -> None
 
     (tmp_path / "a.png").write_bytes(photo_bytes(1, (168, 112)))
     get(browser, "photo").send_keys(str(tmp_path / "a.png"))
-    until(lambda: len(find(browser, "#canvas .part")) == 3)
+    until(lambda: len(find(browser, "#canvas .object")) == 3)
     get(browser, "correct").click()
-    while find(browser, "#parts .edit button"):
-        find(browser, "#parts .edit button")[0].click()
+    while find(browser, "#objects .edit button"):
+        find(browser, "#objects .edit button")[0].click()
     canvas = get(browser, "canvas")
     wide, high = canvas.size["width"] / 4, canvas.size["height"] / 4
     ActionChains(browser).move_to_element(canvas).move_by_offset(-wide, -high).click_and_hold().move_by_offset(
         wide, high
     ).release().perform()
-    boxes = "return state.parts.map((part) => part.box)"
+    boxes = "return state.objects.map((object) => object.box)"
     assert browser.execute_script(boxes)[0] == pytest.approx([42, 28, 84, 56], abs=1)
 
     get(browser, "keep").click()
-    assert "Part 1 has no words" in get(browser, "problem").text
-    part = find(browser, "#canvas .part")[0]
+    assert "Object 1 has no description" in get(browser, "problem").text
+    part = find(browser, "#canvas .object")[0]
     browser.execute_script("arguments[0].focus()", part)
     browser.switch_to.active_element.send_keys(Keys.ARROW_RIGHT)
     browser.switch_to.active_element.send_keys(Keys.SHIFT, Keys.ARROW_DOWN)
     assert browser.execute_script(boxes)[0] == pytest.approx([43, 28, 85, 57], abs=1)
     ActionChains(browser).drag_and_drop_by_offset(find(browser, "#canvas .handle")[3], wide, high).perform()
     assert browser.execute_script(boxes)[0] == pytest.approx([43, 28, 127, 85], abs=2)
-    browser.execute_script("document.querySelector('#canvas .part').focus()")
+    browser.execute_script("document.querySelector('#canvas .object').focus()")
     browser.switch_to.active_element.send_keys(Keys.DELETE)
     assert browser.execute_script(boxes) == []
     get(browser, "discard").click()
-    assert len(find(browser, "#canvas .part")) == 3
+    assert len(find(browser, "#canvas .object")) == 3
 
 
 def test_examples_come_from_files_and_mistakes_are_said_in_words(browser: Any, tmp_path: Path) -> None:
@@ -185,4 +185,4 @@ def test_examples_come_from_files_and_mistakes_are_said_in_words(browser: Any, t
 
     get(browser, "photo").send_keys(str(tmp_path / "note.png"))
     until(lambda: "note.png: is not a photo" in get(browser, "problem").text)
-    assert not find(browser, "#parts li") and not find(browser, "#canvas .part")
+    assert not find(browser, "#objects li") and not find(browser, "#canvas .object")

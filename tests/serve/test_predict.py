@@ -135,7 +135,7 @@ def test_health_says_what_runs_where_and_how_many_wait(
             pass
         refused = client.post("/predict", content=photo_bytes())
         assert refused.status_code == 429 and int(refused.headers["retry-after"]) >= 1
-        assert "2 requests are waiting" in refused.json()["error"]
+        assert "2 requests are already waiting" in refused.json()["error"]
         go_on.set()
         assert (first.result().status_code, second.result().status_code) == (200, 200)
     assert client.get("/health").json()["queue"] == 0

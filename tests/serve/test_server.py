@@ -95,7 +95,7 @@ def test_a_host_that_others_reach_is_remarked(capsys: pytest.CaptureFixture[str]
     assert capsys.readouterr().err == ""
     for host in ("0.0.0.0", "::", "192.168.1.7", "inspector.local"):
         warn_if_open(host)
-        assert f"whoever reaches {host} can use this model; there is no password" in capsys.readouterr().err
+        assert f"anyone who can reach {host} can use this model; there is no password" in capsys.readouterr().err
 
 
 def test_a_port_in_use_is_one_line_before_the_model_is_loaded(capsys: pytest.CaptureFixture[str]) -> None:

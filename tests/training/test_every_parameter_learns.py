@@ -67,7 +67,11 @@ def test_recomputed_activations_give_the_same_gradients(family: str) -> None:
     found = []
     for recompute in ("none", "selective", "full"):
         config = tiny_config(model={"family": family, "gradient_checkpointing": recompute})
-        model = build_model(config, tiny_tokenizer(), device=torch.device("cpu"), dtype=torch.float32).double().train()
+        model = (
+            build_model(config, tiny_tokenizer(family), device=torch.device("cpu"), dtype=torch.float32)
+            .double()
+            .train()
+        )
         sums = DetectionObjective(model, config.loss)(**pack(model, [tiny_sample(tiny_processor(family), 2, parts=3)]))
         torch.stack([sums[term].double() for term in TERMS]).sum().backward()
         found.append({name: p.grad for name, p in model.named_parameters()})

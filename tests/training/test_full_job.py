@@ -12,8 +12,10 @@ from pathlib import Path
 import pytest
 from transformers import Qwen2_5_VLForConditionalGeneration
 
-from bbu.config import GROUP_NAMES, ScratchConfig, load_config
+from bbu.config import GROUP_NAMES, load_config
+from bbu.families.prompts import PromptSpec
 from bbu.families.qwen2_5_vl.backbone import Qwen25VL
+from bbu.families.qwen2_5_vl.codec import QWEN, Qwen25VLSizes
 from bbu.families.tokenizer import train_tokenizer
 from bbu.inference import Inference
 from data_conversion.cabinet_photos import draw_data_set
@@ -25,14 +27,14 @@ RunJob = Callable[..., subprocess.CompletedProcess[str]]
 def workshop(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a tiny model saved as a Hugging Face folder, and raw photos with annotation JSON."""
     folder = tmp_path_factory.mktemp("job")
-    tokenizer = train_tokenizer(["bbox_2d label 螺丝连接点/BBU安装螺丝/安装正确"], 500)
-    sizes = ScratchConfig(
+    tokenizer = train_tokenizer(["bbox_2d label 螺丝连接点/BBU安装螺丝/安装正确"], 500, QWEN)
+    sizes = Qwen25VLSizes(
         vision_width=32, vision_depth=2, vision_heads=2, vision_full_attention=[1], text_width=64, text_depth=2
     )
     backbone = Qwen25VL.from_scratch(sizes, len(tokenizer), tokenizer.get_vocab())
     backbone.save(folder / "model")
     tokenizer.save_pretrained(folder / "model")
-    Qwen25VL.image_processor("").save_pretrained(folder / "model")
+    Qwen25VL.photo_plan("", PromptSpec.create("zh", QWEN, 56 * 56, 112 * 112)).save(folder / "model")
     draw_data_set(folder / "raw", {"train": 20, "val": 4, "test": 4}, seed=5, workers=1)
     return folder
 

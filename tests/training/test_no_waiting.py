@@ -14,7 +14,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from bbu.families.feature_cache import FeatureCache
-from bbu.families.registry import qwen2_5_vl
+from bbu.families.qwen2_5_vl import backbone as qwen2_5_vl
 from bbu.layers import attention
 from bbu.losses import matcher
 from bbu.models.build import freeze
@@ -28,7 +28,7 @@ WAITING = {
 
 
 # What a family reckons from the photos' grids, from host numbers to host numbers.
-ON_THE_HOST = {"qwen2_5_vl": [(qwen2_5_vl, "_tower_plan")]}
+ON_THE_HOST = {"qwen2_5_vl": [(qwen2_5_vl, "_plan_of")], "toy": []}
 
 
 class Watch(TorchDispatchMode):

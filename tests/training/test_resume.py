@@ -47,8 +47,8 @@ def run_config(records: Path, output: Path, family: str = FAMILIES[0], **changes
             "augment.flip_horizontal": 0.5, "augment.brightness": 0.2,
         },
         training={"max_steps": STEPS, "save_every": SAVE_EVERY, "warmup_steps": 2, "keep_checkpoints": 3},
+        model={"family": family},
     )  # fmt: skip
-    config.model.family = family
     for name, value in changes.items():
         section, key = name.split("__")
         owner: Any = getattr(config, section)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import replace
 from pathlib import Path
 
 from bbu.cli.arguments import Commands, not_negative, positive, share
@@ -68,10 +67,9 @@ def _predict(arguments: argparse.Namespace) -> int:
     from bbu.inference.photo_lists import list_photos
     from bbu.inference.predictor import PredictOptions, teacher_photos
     from bbu.inference.tiling import Tiles
-    from bbu.models.vocabulary import choose_vocabulary
     from bbu.records import read_rows
     from bbu.taxonomy import MirrorRules
-    from data_conversion.__main__ import load_taxonomy
+    from data_conversion.taxonomies import load_taxonomy
 
     if arguments.tile_size and not arguments.tiles:
         raise UserError("--tile-size is a part of --tiles auto; give both")
@@ -90,10 +88,12 @@ def _predict(arguments: argparse.Namespace) -> int:
     points = OperatingPoints.load(arguments.operating_points) if arguments.operating_points else None
     teachers = read_rows(arguments.teachers) if arguments.teachers else []
     inference = Inference(
-        arguments.model, precision=arguments.precision, calibrated=not arguments.no_calibration, options=options
+        arguments.model,
+        precision=arguments.precision,
+        calibrated=not arguments.no_calibration,
+        descriptions=arguments.descriptions,
+        options=options,
     )
-    words = choose_vocabulary(arguments.descriptions, Path(arguments.model), inference.processor)
-    inference.predictor.options = replace(inference.predictor.options, vocabulary=words)
     count, failed = predict_to_file(
         inference,
         names,

@@ -53,7 +53,7 @@ def _run(arguments: argparse.Namespace) -> int:
     config = load_config(arguments.config, arguments.overrides)
     from bbu import stages
 
-    return stages.run(config)
+    return stages.run_job(config)
 
 
 def _prepare(arguments: argparse.Namespace) -> int:
@@ -71,11 +71,11 @@ def _score(arguments: argparse.Namespace) -> int:
     from bbu.evaluation import summary_table
 
     config = load_config(arguments.config, arguments.overrides)
-    data = stages.prepare(config)
-    stages.calibrate(config, data)
-    stages.predict(config, data)
-    print(summary_table(stages.score(config, data)))
-    stages.draw(config, data)
+    run = stages.open_run(config)
+    stages.calibrate(run)
+    stages.predict(run)
+    print(summary_table(stages.score(run)))
+    stages.draw(run)
     return 0
 
 

@@ -1,4 +1,4 @@
-"""Commands on saved predictions alone: docs/evaluation.md."""
+"""Commands that need only saved predictions: docs/evaluation.md."""
 
 from __future__ import annotations
 
@@ -18,25 +18,25 @@ def add_commands(commands: Commands) -> None:
     compare.add_argument("a", help="predictions JSONL")
     compare.add_argument("b", help="predictions JSONL of the same photos")
     compare.add_argument("--output", help="write the comparison as JSON, with every photo that changed")
-    compare.add_argument("--threshold", type=float, default=0.3, help="score that counts as found (default 0.3)")
-    compare.add_argument("--bootstrap-samples", type=not_negative, default=1000, help="of the intervals (default 1000)")
+    compare.add_argument("--threshold", type=float, default=0.3, help="score from which predictions count (0.3)")
+    compare.add_argument("--bootstrap-samples", type=not_negative, default=1000, help="for intervals (default 1000)")
 
-    calibrate = commands.add_parser("calibrate", help="fit scores to the share that is right, for a model folder")
+    calibrate = commands.add_parser("calibrate", help="fit score calibration for a model folder")
     calibrate.set_defaults(action=_calibrate)
-    calibrate.add_argument("truth", help="JSONL of annotated rows, best a val split")
+    calibrate.add_argument("truth", help="JSONL of annotated rows, preferably a val split")
     calibrate.add_argument("predictions", help="predictions JSONL made without calibration")
     calibrate.add_argument("--output", required=True, help="calibration.json to write")
     calibrate.add_argument("--kind", choices=("temperature", "isotonic"), default="temperature")
 
-    thresholds = commands.add_parser("thresholds", help="choose the score to ask for, description by description")
+    thresholds = commands.add_parser("thresholds", help="choose a score threshold for each description")
     thresholds.set_defaults(action=_thresholds)
-    thresholds.add_argument("truth", help="JSONL of annotated rows, best a val split")
-    thresholds.add_argument("predictions", help="predictions JSONL, scored as the model will score")
+    thresholds.add_argument("truth", help="JSONL of annotated rows, preferably a val split")
+    thresholds.add_argument("predictions", help="predictions JSONL, calibrated as the model will be")
     goal = thresholds.add_mutually_exclusive_group(required=True)
     goal.add_argument("--precision", type=float, help="lowest threshold with at least this precision")
     goal.add_argument("--recall", type=float, help="highest threshold with at least this recall")
-    goal.add_argument("--alarms", type=float, help="at most so many false alarms a photo, all descriptions together")
-    thresholds.add_argument("--minimum", type=positive, default=10, help="annotated boxes for an own threshold (10)")
+    goal.add_argument("--fppi", type=float, help="at most so many false positives per image, over all descriptions")
+    thresholds.add_argument("--minimum", type=positive, default=10, help="objects for an own threshold (default 10)")
     thresholds.add_argument("--output", help="write operating points as JSON, for predict --operating-points")
 
 
@@ -46,30 +46,20 @@ def _add_evaluate(commands: Commands) -> None:
     evaluate.add_argument("truth", help="JSONL of annotated rows")
     evaluate.add_argument("predictions", help="predictions JSONL")
     evaluate.add_argument("--output", help="write all metrics as JSON")
-    evaluate.add_argument("--threshold", type=float, default=0.3, help="score that counts as an alarm (default 0.3)")
+    evaluate.add_argument("--threshold", type=float, default=0.3, help="score from which false positives count (0.3)")
     evaluate.add_argument("--precision", type=float, default=0.9, help="report recall at this precision (default 0.9)")
     evaluate.add_argument(
-        "--alarms",
-        type=float,
-        nargs="+",
-        default=[1.0, 0.1],
-        metavar="N",
-        help="report what is missed at so many false alarms a photo (default 1 0.1)",
+        "--fppi", type=float, nargs="+", default=[1.0, 0.1], metavar="N", help="report miss rates at these FPPI (1 0.1)"
     )
-    evaluate.add_argument(
-        "--bootstrap-samples",
-        type=not_negative,
-        default=1000,
-        help="of the bootstrap intervals; 0: none (default 1000)",
-    )
+    evaluate.add_argument("--bootstrap-samples", type=not_negative, default=1000, help="for intervals; 0: none (1000)")
     evaluate.add_argument("--dense", action="store_true", help="dense-captioning mAP too: docs/dense_captioning.md")
     evaluate.add_argument(
         "--meteor",
         choices=("approximate", "exact"),
-        help="how --dense compares words (default approximate; exact: English, needs Java and pycocoevalcap)",
+        help="how --dense compares captions (default approximate; exact: English, needs Java and pycocoevalcap)",
     )
     evaluate.add_argument("--pictures", help="folder for pictures of truth beside prediction")
-    evaluate.add_argument("--report", help="write one HTML page with figures, curves and photos: docs/report.md")
+    evaluate.add_argument("--report", help="write one HTML page with metrics, curves and photos: docs/report.md")
     evaluate.add_argument("--image-root", help="photos of --pictures and --report (default: the truth's folder)")
 
 
@@ -78,14 +68,14 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     from bbu.records import read_predictions, read_rows
 
     if arguments.meteor and not arguments.dense:
-        raise UserError(f"--meteor {arguments.meteor} is a part of --dense; give both")
+        raise UserError(f"--meteor {arguments.meteor} needs --dense; give both")
     truth, predictions = read_rows(arguments.truth), read_predictions(arguments.predictions)
     metrics = evaluate(
         truth,
         predictions,
         score_threshold=arguments.threshold,
         precision=arguments.precision,
-        alarms=arguments.alarms,
+        fppi=arguments.fppi,
         bootstrap_samples=arguments.bootstrap_samples,
     )
     print(summary_table(metrics))
@@ -145,7 +135,7 @@ def _thresholds(arguments: argparse.Namespace) -> int:
     from bbu.jsonl import write_json
     from bbu.records import read_predictions, read_rows
 
-    goals = {name: getattr(arguments, name) for name in ("precision", "recall", "alarms")}
+    goals = {name: getattr(arguments, name) for name in ("precision", "recall", "fppi")}
     ((goal, value),) = ((name, value) for name, value in goals.items() if value is not None)
     points = operating_points(
         read_rows(arguments.truth), read_predictions(arguments.predictions), goal, value, minimum=arguments.minimum

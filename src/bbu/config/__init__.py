@@ -1,10 +1,10 @@
 """Typed configuration: YAML + dotted overrides → dataclasses, checked.
 
-schema.py: every key, its default and meaning. checks.py: ranges and choices. load.py: reading.
+schema.py: every key with its default, range or choices, and meaning. checks.py: checking. load.py: reading, old keys.
 """
 
-from bbu.config.checks import AT_LEAST_ONE, CHOICES, FRACTIONS, NOT_NEGATIVE, all_keys, check_values, value_at
-from bbu.config.load import load_config
+from bbu.config.checks import all_keys, check_values, value_at
+from bbu.config.load import REMOVED, RENAMED, load_config
 from bbu.config.schema import (
     COMPILED_PARTS,
     GROUP_NAMES,
@@ -20,18 +20,15 @@ from bbu.config.schema import (
     LossConfig,
     ModelConfig,
     SamplingConfig,
-    ScratchConfig,
     SourceConfig,
     TrainingConfig,
 )
 
 __all__ = [
-    "AT_LEAST_ONE",
-    "CHOICES",
     "COMPILED_PARTS",
-    "FRACTIONS",
     "GROUP_NAMES",
-    "NOT_NEGATIVE",
+    "REMOVED",
+    "RENAMED",
     "AugmentConfig",
     "Config",
     "CurriculumConfig",
@@ -44,7 +41,6 @@ __all__ = [
     "LossConfig",
     "ModelConfig",
     "SamplingConfig",
-    "ScratchConfig",
     "SourceConfig",
     "TrainingConfig",
     "all_keys",

@@ -1,4 +1,4 @@
-"""YAML + dotted overrides → Config; an unknown key names the nearest known one."""
+"""YAML + dotted overrides → Config. An old key is an error with its new name, an unknown one with the nearest."""
 
 from __future__ import annotations
 
@@ -8,9 +8,21 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from bbu.config.checks import all_keys, check_values
+from bbu.config.checks import all_keys, check_values, section_of
 from bbu.config.schema import Config
 from bbu.errors import ConfigError
+
+RENAMED = {  # old key → new key
+    "data.augment.curriculum.calm_end": "data.augment.curriculum.close_mosaic",
+    "data.teachers_per_sample": "data.episodes.counts",
+    "evaluation.alarms_per_photo": "evaluation.fppi",
+    "evaluation.captions_per_photo": "evaluation.max_detections",
+    "evaluation.duplicate_iou": "evaluation.nms_iou",
+    "evaluation.resamples": "evaluation.bootstrap_samples",
+}
+REMOVED = {  # old key → why it is gone
+    "loss.proposals_per_object": "proposals are matched one to one",
+}
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
@@ -79,13 +91,15 @@ def _check_keys(values: Any, schema: type, where: str, prefix: str = "") -> None
     known = {item.name: item for item in dataclasses.fields(schema)}
     for key, value in values.items():
         name = f"{prefix}{key}"
+        if name in RENAMED:
+            raise ConfigError(f"{where}: {name} is now {RENAMED[name]}")
+        if name in REMOVED:
+            raise ConfigError(f"{where}: {name} is gone: {REMOVED[name]}")
         if key not in known:
             near = difflib.get_close_matches(name, all_keys(), n=1, cutoff=0.5)
             hint = f"; did you mean {near[0]}?" if near else f"; keys here are {', '.join(known)}"
             raise ConfigError(f"{where}: unknown key {name}{hint}")
-        default = known[key].default_factory
-        section = default if isinstance(default, type) and dataclasses.is_dataclass(default) else None
-        if section is not None:
+        if section := section_of(known[key]):
             if not isinstance(value, dict):
                 raise ConfigError(f"{where}: {name} is a section with keys of its own, not {value!r}")
             _check_keys(value, section, where, f"{name}.")

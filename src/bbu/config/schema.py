@@ -1,11 +1,54 @@
-"""Every key of the configuration: its type, default and meaning."""
+"""Every key of the configuration: its type, default, range or choices, and meaning.
 
+Ranges and choices are metadata of the fields, applied by ``checks.py``. In a list or mapping they hold for each value.
+"""
+
+# ruff: noqa: RUF009 (ranged, choice and so on return dataclasses.field)
 from __future__ import annotations
 
+import copy
+import math
 from dataclasses import dataclass, field
+from typing import Any
+
+from bbu.families.registry import DEFAULT_FAMILY
 
 COMPILED_PARTS = ("decoder", "captions", "llm", "vision")
 GROUP_NAMES = ("vision", "merger", "llm", "detection", "adapter")
+SCHEDULES = (  # those of transformers that need no settings of their own
+    "cosine", "linear", "constant", "constant_with_warmup", "cosine_with_restarts", "polynomial", "inverse_sqrt",
+)  # fmt: skip
+
+
+def _checked(default: Any, **rule: Any) -> Any:
+    if isinstance(default, (list, dict)):
+        return field(default_factory=lambda: copy.copy(default), metadata=rule)
+    return field(default=default, metadata=rule)
+
+
+def ranged(default: Any, least: float = 0, most: float = math.inf, note: str = "") -> Any:
+    """A number from ``least`` to ``most``, both included; ``note`` ends the error message."""
+    return _checked(default, least=least, most=most, note=note)
+
+
+def positive(default: int) -> Any:
+    """A whole number of at least 1."""
+    return ranged(default, least=1)
+
+
+def fraction(default: float) -> Any:
+    """A number from 0 to 1, both included."""
+    return ranged(default, most=1)
+
+
+def span(default: list[Any], least: float, most: float) -> Any:
+    """Two numbers, [from, to], between ``least`` and ``most`` and in order."""
+    return _checked(default, span=(least, most))
+
+
+def choice(default: Any, among: tuple[str, ...]) -> Any:
+    """One of some words, or a list of them."""
+    return _checked(default, among=among)
 
 
 @dataclass
@@ -13,78 +56,79 @@ class SourceConfig:
     """Where annotations come from and how they become records."""
 
     format: str = "records"  # records | cabinet_photos | a key of data_conversion.formats.FORMATS
-    path: str = ""  # folder of annotations and photos; for records: folder with {train,val,test}.jsonl
-    taxonomy: str = ""  # shipped name or YAML file; empty = labels are taken as they are
+    path: str = ""  # folder of annotations and photos; for records: the folder of {train,val,test}.jsonl
+    taxonomy: str = ""  # shipped name or YAML file; empty = labels stay as they are
     splits: dict[str, str] = field(default_factory=dict)  # e.g. {train: train+val, test: test}
-    val_fraction: float = 0.1
-    test_fraction: float = 0.0
-    max_teachers: int = 0
-    on_error: str = "fail"  # fail | skip
-    images: str = "keep"  # keep | link | copy | reencode: what conversion does with photo files
-    image_max_pixels: int = 0  # largest re-encoded photo; 0: as it is
-    frame: str = ""  # displayed | stored: what coordinates are pixels of; empty: as the format has it
-    photos: dict[str, int] = field(default_factory=dict)  # cabinet_photos only: photos to draw for each split
+    val_fraction: float = fraction(0.1)  # shares drawn by seed where the source has no splits of its own
+    test_fraction: float = fraction(0.0)
+    max_teachers: int = ranged(0)  # training photos set aside as worked examples (teacher.jsonl)
+    on_error: str = choice("fail", ("fail", "skip"))  # skip: malformed files are listed in invalid_samples.jsonl
+    images: str = choice("keep", ("keep", "link", "copy", "reencode"))  # what conversion does with photo files
+    image_max_pixels: int = ranged(0)  # with images=reencode: larger photos are shrunk to this; 0 = never
+    frame: str = choice("", ("", "displayed", "stored"))  # what coordinates refer to; empty: the format's rule
+    photos: dict[str, int] = ranged({})  # cabinet_photos only: photos to draw for each split
 
 
 @dataclass
 class CurriculumConfig:
-    """How strong augmentation is as training goes on; shares of the run."""
+    """Strength of augmentation over training; 0 = the start of the run, 1 = its end."""
 
-    start: float = 1.0  # strength at the first step: probabilities are scaled by it, and ± ranges
-    full_at: float = 0.0  # where strength, rising evenly, reaches 1
-    close_mosaic: float = 0.0  # the last share of the run goes without mosaic and copy_paste
+    start: float = fraction(1.0)  # strength at the first step; it scales probabilities and ± ranges
+    full_at: float = fraction(0.0)  # where strength, rising linearly, reaches 1
+    close_mosaic: float = fraction(0.0)  # last share of the run, without mosaic and copy-paste
 
 
 @dataclass
 class AugmentConfig:
-    """Random changes to training photos that keep every box, polygon, line and description right."""
+    """Random views of training photos; geometry and descriptions change with the pixels (docs/augmentation.md)."""
 
-    flip_horizontal: float = 0.0  # probability
-    flip_vertical: float = 0.0
+    flip_horizontal: float = fraction(0.0)  # probability
+    flip_vertical: float = fraction(0.0)
     quarter_turns: bool = False  # any of the four, equally likely
-    brightness: float = 0.0  # ± share
-    contrast: float = 0.0
-    saturation: float = 0.0
-    sharpness: float = 0.0
-    hue: float = 0.0  # ± share of the colour circle, up to 0.5
-    grey: float = 0.0  # probability
-    blur: float = 0.0  # probability
-    blur_sigma: list[float] = field(default_factory=lambda: [0.5, 2.0])  # pixels of the photo, from and to
-    jpeg: float = 0.0  # probability of one more encoding
-    jpeg_quality: list[int] = field(default_factory=lambda: [30, 90])  # from and to
-    rotate: float = 0.0  # ± degrees; a bbox_2d becomes the box around its turned corners, which is larger
-    scale: float = 0.0  # ± share: 0.2 zooms by 0.8 to 1.2, the photo keeps its size
-    crop: float = 0.0  # probability
-    object_crop: float = 0.0  # probability of a crop around a part, drawn from all parts alike
-    crop_area: list[float] = field(default_factory=lambda: [0.4, 0.9])  # share of the photo, from and to; both crops
-    min_visible: float = 0.4  # parts that keep less of their area (lines: length) are dropped, others cut
-    mosaic: float = 0.0  # probability of four training photos as one
-    copy_paste: float = 0.0  # probability of parts pasted in from other training photos, rare descriptions first
-    paste_parts: int = 3  # at most
-    paste_margin: float = 0.2  # of the part's longer side, cut out around it
-    paste_cover: float = 0.1  # most that a pasted piece may hide of another part
-    teachers: str = "independent"  # independent | same (one draw for all photos of a sample) | none
+    brightness: float = fraction(0.0)  # ± share
+    contrast: float = fraction(0.0)
+    saturation: float = fraction(0.0)
+    sharpness: float = fraction(0.0)
+    hue: float = ranged(0.0, most=0.5)  # ± share of the colour circle
+    grey: float = fraction(0.0)  # probability
+    blur: float = fraction(0.0)  # probability
+    blur_sigma: list[float] = span([0.5, 2.0], 0.1, 20)  # pixels of the photo, from and to
+    jpeg: float = fraction(0.0)  # probability of encoding once more
+    jpeg_quality: list[int] = span([30, 90], 1, 100)  # from and to
+    rotate: float = ranged(0.0, most=45, note="degrees; quarter_turns does the rest")  # ± degrees; boxes grow
+    scale: float = ranged(0.0, most=0.9)  # ± share: 0.2 zooms by 0.8 to 1.2; the photo keeps its size
+    crop: float = fraction(0.0)  # probability
+    object_crop: float = fraction(0.0)  # probability of a crop around an object, all objects equally likely
+    crop_area: list[float] = span([0.4, 0.9], 0.01, 1)  # of both crops: share of the photo, from and to
+    min_visible: float = fraction(0.4)  # objects that keep less of their area (lines: length) are dropped, others cut
+    mosaic: float = fraction(0.0)  # probability of joining four training photos into one
+    copy_paste: float = fraction(0.0)  # probability of pasting objects from other photos, rare descriptions first
+    paste_parts: int = positive(3)  # most objects pasted into one photo
+    paste_margin: float = fraction(0.2)  # cut out around the object, share of its longer side
+    paste_cover: float = fraction(0.1)  # largest share of another object that a pasted one may hide
+    teachers: str = choice("independent", ("independent", "same", "none"))  # same: one draw for all photos of a sample
     curriculum: CurriculumConfig = field(default_factory=CurriculumConfig)
 
 
 @dataclass
 class EpisodesConfig:
-    """What is shown with a training photo: worked examples (teachers) and other photos of its site (context)."""
+    """Photos shown with a training photo: worked examples (teachers), others of its site (docs/episodes.md)."""
 
-    counts: dict[int, float] = field(default_factory=dict)  # teachers → share of samples; {} = none. {0: 0.5, 3: 0.2}
-    choose: str = "random"  # random | label_cover | variety | nearest
-    pool: str = "teacher"  # teacher: rows of teacher.jsonl | train: the training photos themselves
-    near_duplicate_bits: int = 4  # of 64 perceptual hash bits; a photo this near the student is not its teacher
-    context_photos: int = 0  # most photos of the same metadata.group before the student's own, in its turn
+    counts: dict[int, float] = ranged({})  # teachers → share of samples, e.g. {0: 0.5, 3: 0.2}; {} = no teachers
+    choose: str = choice("random", ("random", "label_cover", "variety", "nearest"))
+    pool: str = choice("teacher", ("teacher", "train"))  # teacher: rows of teacher.jsonl; train: the training photos
+    # A photo whose perceptual hash differs from the student's in at most so many bits is never its teacher.
+    near_duplicate_bits: int = ranged(4, most=63, note="a hash has 64 bits")
+    context_photos: int = ranged(0)  # most photos of the same metadata.group shown before the student's own photo
 
 
 @dataclass
 class SamplingConfig:
-    """How often each training photo is seen."""
+    """How often each training photo is shown (docs/episodes.md)."""
 
-    method: str = "uniform"  # uniform | repeat_factor | class_aware
-    level: int = 0  # levels of a description that make a class; 0 = the whole description
-    threshold: float = 0.1  # repeat_factor: share of photos below which a class is repeated
+    method: str = choice("uniform", ("uniform", "repeat_factor", "class_aware"))
+    level: int = ranged(0)  # levels of a description that make a class; 0 = the whole description
+    threshold: float = fraction(0.1)  # repeat_factor: classes on fewer photos than this share are repeated
 
 
 @dataclass
@@ -93,149 +137,134 @@ class DataConfig:
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     episodes: EpisodesConfig = field(default_factory=EpisodesConfig)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
-    image_root: str = ""  # image paths are relative to this; default: source.path
-    language: str = "zh"  # of the prompts: zh | en
-    min_pixels: int = 56 * 56
-    max_pixels: int = 1280 * 28 * 28
-    max_length: int = 8192  # tokens of one sample; a longer one is an error
-    workers: int = 0  # processes that load photos
-
-
-@dataclass
-class ScratchConfig:
-    """Sizes of a randomly initialised Qwen2.5-VL, used when model.path is empty."""
-
-    vision_width: int = 192
-    vision_depth: int = 4
-    vision_heads: int = 3
-    vision_full_attention: list[int] = field(default_factory=lambda: [1, 3])
-    text_width: int = 128
-    text_depth: int = 2
-    text_heads: int = 4
-    text_kv_heads: int = 2
-    vocab_size: int = 800  # upper bound; the byte-level BPE is trained on the training text
+    image_root: str = ""  # folder that image paths are relative to; default: source.path
+    language: str = choice("zh", ("zh", "en"))  # of the prompts
+    min_pixels: int = ranged(0)  # of a resized photo, at least; 0 = the default of the model's family
+    max_pixels: int = ranged(0)  # of a resized photo, at most; 0 = the default of the model's family
+    max_length: int = positive(8192)  # tokens of one sample; a longer sample is an error
+    workers: int = ranged(0)  # processes that load photos
 
 
 @dataclass
 class DetectionConfig:
-    """Adapters, decoder and caption decoder."""
+    """Sizes of the adapters, the detection decoder and the caption decoder."""
 
-    width: int = 192
-    queries: int = 100
-    layers: int = 3
-    heads: int = 8
-    points: int = 4
-    caption_layers: int = 2
-    caption_region_cells: int = 5
-    caption_max_tokens: int = 24
+    width: int = positive(192)
+    queries: int = positive(100)
+    layers: int = positive(3)
+    heads: int = positive(8)
+    points: int = positive(4)
+    caption_layers: int = positive(2)
+    caption_region_cells: int = positive(5)
+    caption_max_tokens: int = positive(24)
 
 
 @dataclass
 class LoraConfig:
     """Low-rank adaptation (Hu et al. 2022) of parts of the backbone, through peft."""
 
-    parts: list[str] = field(default_factory=list)  # any of llm, vision; empty = off
-    rank: int = 16
+    parts: list[str] = choice([], ("llm", "vision"))  # empty = off
+    rank: int = positive(16)
     alpha: int = 32
-    dropout: float = 0.0
+    dropout: float = fraction(0.0)
 
 
 @dataclass
 class ModelConfig:
-    family: str = "qwen2_5_vl"
-    path: str = ""  # local folder or hub name; empty = from scratch
-    tokenizer: str = ""  # folder; empty = the one in path, or trained on the data when from scratch
-    trust_remote_code: bool = False
-    scratch: ScratchConfig = field(default_factory=ScratchConfig)
+    family: str = DEFAULT_FAMILY  # a key of bbu.families.registry.FAMILIES
+    path: str = ""  # local folder or hub name; empty = random weights of the sizes in scratch
+    tokenizer: str = ""  # folder; empty = the one in path, or one trained on the training text
+    trust_remote_code: bool = False  # run Python code that comes with the folder in path; only for folders you trust
+    scratch: dict[str, Any] = field(default_factory=dict)  # sizes where path is empty; the family has the keys
     detection: DetectionConfig = field(default_factory=DetectionConfig)
     lora: LoraConfig = field(default_factory=LoraConfig)
-    attention: str = "auto"  # auto | sdpa | torch_varlen | flash_attn
-    freeze: list[str] = field(default_factory=list)  # groups that do not learn
-    feature_cache: str = ""  # folder for what a frozen tower makes of photos; empty = off, docs/memory.md
-    compile: list[str] = field(default_factory=list)  # blocks for torch.compile: decoder, captions, llm, vision
-    liger: str = "none"  # none | auto | always: fused norms and MLPs (optional package liger-kernel, CUDA)
-    gradient_checkpointing: str = "none"  # none | selective | full: activations computed again, docs/memory.md
+    attention: str = choice("auto", ("auto", "sdpa", "torch_varlen", "flash_attn"))
+    freeze: list[str] = choice([], GROUP_NAMES)  # parameter groups that do not learn
+    feature_cache: str = ""  # folder for the features of a frozen vision tower; empty = off (docs/memory.md)
+    compile: list[str] = choice([], COMPILED_PARTS)  # blocks for torch.compile
+    liger: str = choice("none", ("none", "auto", "always"))  # fused norms and MLPs of the package liger-kernel (CUDA)
+    gradient_checkpointing: str = choice("none", ("none", "selective", "full"))  # docs/memory.md
 
 
 @dataclass
 class LossConfig:
-    """Weights of the terms in the total, shared by all decoder layers, and the matcher's costs."""
+    """Weights of the loss terms, the same for all decoder layers, and costs of the matcher."""
 
-    teacher_lm_weight: float = 0.1
-    student_lm_weight: float = 1.0
-    bbox_l1_weight: float = 5.0
-    bbox_giou_weight: float = 2.0
-    objectness_weight: float = 2.0
-    caption_weight: float = 1.0
-    match_l1: float = 5.0
-    match_giou: float = 2.0
-    match_objectness: float = 2.0
-    denoising_groups: int = 3  # pairs of noisy boxes from which the decoder learns to find each part; 0 = none
+    teacher_lm_weight: float = ranged(0.1)
+    student_lm_weight: float = ranged(1.0)
+    bbox_l1_weight: float = ranged(5.0)
+    bbox_giou_weight: float = ranged(2.0)
+    objectness_weight: float = ranged(2.0)
+    caption_weight: float = ranged(1.0)
+    match_l1: float = ranged(5.0)
+    match_giou: float = ranged(2.0)
+    match_objectness: float = ranged(2.0)
+    denoising_groups: int = ranged(3)  # groups of denoising queries; 0 = none
 
 
 @dataclass
 class LearningRates:
-    """One for each parameter group; 0 freezes nothing, it only stops the steps: use model.freeze."""
+    """One for each parameter group. A rate of 0 freezes nothing: use model.freeze."""
 
-    vision: float = 1e-5
-    merger: float = 1e-5
-    llm: float = 1e-5
-    detection: float = 1e-4
-    adapter: float = 1e-4
+    vision: float = ranged(1e-5)
+    merger: float = ranged(1e-5)
+    llm: float = ranged(1e-5)
+    detection: float = ranged(1e-4)
+    adapter: float = ranged(1e-4)
 
 
 @dataclass
 class TrainingConfig:
-    max_steps: int = 1000
-    batch_size: int = 4  # samples in a pack, on each rank; not used where packs are planned
-    # planned packs (docs/packing.md): the most that one may hold; all 0 = a pack is the next batch_size samples
-    pack_tokens: int = 0  # text and image tokens; 0 = no limit
-    pack_pixels: int = 0  # of all its photos after the resize; 0 = no limit
-    pack_images: int = 0  # photos, teachers' included; 0 = no limit
-    gradient_accumulation: int = 1
+    max_steps: int = positive(1000)
+    batch_size: int = positive(4)  # samples in a pack, on each rank; unused where packs are planned
+    # Planned packs (docs/packing.md): the most one may hold; all 0 = a pack is the next batch_size samples.
+    pack_tokens: int = ranged(0)  # text and image tokens; 0 = no limit
+    pack_pixels: int = ranged(0)  # of all its photos after the resize; 0 = no limit
+    pack_images: int = ranged(0)  # photos, teachers' included; 0 = no limit
+    gradient_accumulation: int = positive(1)
     packed: bool = True  # False: padded batches
     learning_rates: LearningRates = field(default_factory=LearningRates)
-    weight_decay: float = 0.01
-    adam_beta2: float = 0.999  # 0.98 suits short runs from scratch
-    warmup_steps: int = 50
-    schedule: str = "cosine"  # those of transformers that need no settings of their own: SCHEDULES
-    max_grad_norm: float = 1.0
-    precision: str = "auto"  # auto | fp32 | bf16
-    select_best: bool = True  # keep the checkpoint with the best val AP50; False: the last one
-    eval_every: int = 0  # steps between evaluations on val; 0 = never
-    save_every: int = 0  # steps between checkpoints; 0 = only at the end (with select_best: at each evaluation)
-    keep_checkpoints: int = 2
-    log_every: int = 10
-    visual_every: int = 0  # steps between looks at the same photos, for training_log.html and trackers; 0 = never
-    visual_photos: int = 4  # how many, from val (train where there is no val), rare descriptions first; at most 16
-    report_to: list[str] = field(default_factory=list)  # wandb, tensorboard
+    weight_decay: float = ranged(0.01)
+    adam_beta2: float = ranged(0.999, most=0.99999, note="at 1 Adam never learns a scale")
+    warmup_steps: int = ranged(50)
+    schedule: str = choice("cosine", SCHEDULES)
+    max_grad_norm: float = ranged(1.0)
+    precision: str = choice("auto", ("auto", "fp32", "bf16"))
+    select_best: bool = True  # publish the checkpoint with the best AP50 on val; False: the last one
+    eval_every: int = ranged(0)  # steps between evaluations on val; 0 = never
+    save_every: int = ranged(0)  # steps between checkpoints; 0 = only at the end (with select_best: at each evaluation)
+    keep_checkpoints: int = positive(2)
+    log_every: int = positive(10)
+    visual_every: int = ranged(0)  # steps between drawings of the same photos (docs/visual_log.md); 0 = never
+    visual_photos: int = ranged(4, least=1, most=16)  # how many, from val (or train if there is no val)
+    report_to: list[str] = choice([], ("wandb", "tensorboard"))
     deepspeed: str = ""  # path of a DeepSpeed JSON; empty = off
-    resume: bool = False  # go on from the newest checkpoint in the output folder
-    overwrite: bool = False  # replace the checkpoints of an earlier run in the output folder
-    threads: int = 0  # torch's CPU threads; 0 = all
+    resume: bool = False  # continue from the newest checkpoint in the output folder
+    overwrite: bool = False  # delete the checkpoints of an earlier run in the output folder
+    threads: int = ranged(0)  # torch's CPU threads; 0 = all
 
 
 @dataclass
 class EvaluationConfig:
-    split: str = "test"
-    teachers: int = 0  # worked examples for each photo, chosen as data.episodes.choose says (random: label_cover)
-    batch_size: int = 8
-    max_detections: int = 100  # boxes, by objectness, that get words and are written
-    nms_iou: float = 0.7  # overlap with a surer box above which a box is the same part again; 1 keeps all
-    descriptions: str = "free"  # free | known: any words, or only those of the model's list (docs/descriptions.md)
-    score_threshold: float = 0.3  # for pictures, false alarms and rates; AP uses every prediction
-    target_precision: float = 0.9  # at which the recall of each description is reported
-    fppi: list[float] = field(default_factory=lambda: [1.0, 0.1])  # at which miss rates are reported
-    bootstrap_samples: int = 1000  # of the bootstrap intervals; 0 = no intervals
-    calibration: str = "temperature"  # none | temperature | isotonic: how scores are mended by what val shows
-    pictures: int = 8
+    split: str = choice("test", ("val", "test"))
+    teachers: int = ranged(0)  # worked examples for each photo, chosen by data.episodes.choose (random: label_cover)
+    batch_size: int = positive(8)
+    max_detections: int = positive(100)  # most boxes of a photo, by objectness
+    nms_iou: float = fraction(0.7)  # boxes that overlap a surer box by more than this IoU are left out; 1 keeps all
+    descriptions: str = choice("free", ("free", "known"))  # known: of the model's list (docs/descriptions.md)
+    score_threshold: float = fraction(0.3)  # for pictures, false positives and rates; AP uses every prediction
+    target_precision: float = fraction(0.9)  # precision at which the recall of each description is reported
+    fppi: list[float] = ranged([1.0, 0.1], most=1_000_000)  # false positives per image at which miss rates are reported
+    bootstrap_samples: int = ranged(1000)  # for the confidence intervals; 0 = no intervals
+    calibration: str = choice("temperature", ("none", "temperature", "isotonic"))  # of scores, fitted on val
+    pictures: int = ranged(8)  # photos drawn with truth and prediction side by side
 
 
 @dataclass
 class Config:
     name: str = ""  # default: the config file's name
     output_dir: str = ""  # default: outputs/<name>
-    seed: int = 17
+    seed: int = ranged(17)
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     loss: LossConfig = field(default_factory=LossConfig)

@@ -1,22 +1,20 @@
-"""ChatProcessor: a few-shot sample and its photos → token ids, labels, answer spans, patches, boxes.
-
-Shape legend: S tokens of the sample, P patch rows, I images.
-"""
+"""ChatProcessor: a few-shot sample and its photos → token ids, labels, answer spans, patches, boxes."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from bbu.data.photo import Augment, Photo, open_photo
 from bbu.errors import ImageError, SampleError
-from bbu.families.patches import Patchifier
-from bbu.families.prompts import PromptSpec, answer_text, build_messages, refuse_special_tokens, text_boxes
+from bbu.families.conversation import Conversation
+from bbu.families.photo_plan import PhotoPlan
+from bbu.families.prompts import Message, PromptSpec, answer_text, build_messages, refuse_special_tokens, text_boxes
 from bbu.geometry import ImageGeometry, thicken, xyxy_to_cxcywh
 from bbu.records import FewShotSample
 
@@ -42,9 +40,9 @@ class ChatProcessorOutput:
     """One sample as tensors.
 
     Args:
-        input_ids: (S,) int64.
-        labels: (S,) int64, −100 everywhere but in answers and their end tokens.
-        pixel_values: (P, 1176) float32 patch rows of all photos: teachers, context, student.
+        input_ids: (L,) int64.
+        labels: (L,) int64, −100 everywhere but in answers and their end tokens.
+        pixel_values: (P, patch width) float32 patch rows of all photos: teachers, context, student.
         image_grid_thw: (I, 3) int64 patches of each photo.
         teacher_spans: answer of each teacher.
         student_span: the student's answer; None at inference.
@@ -76,8 +74,9 @@ class ChatProcessor:
     """Turns samples into model inputs, the same way in training and inference.
 
     Args:
-        tokenizer: with Qwen's special tokens.
-        image_processor: transformers' Qwen2VLImageProcessor; its sizes are set from the spec.
+        tokenizer: with the conversation's special tokens.
+        photo_plan: what photos become, made for the spec's resize policy.
+        conversation: the family's.
         spec: prompt wording, template, box convention and resize policy.
         image_root: folder that records' image paths are relative to.
         max_length: most tokens of a sample; a longer one raises.
@@ -88,7 +87,8 @@ class ChatProcessor:
     def __init__(
         self,
         tokenizer: PreTrainedTokenizerBase,
-        image_processor: Any,
+        photo_plan: PhotoPlan,
+        conversation: Conversation,
         spec: PromptSpec,
         *,
         image_root: str = ".",
@@ -96,19 +96,16 @@ class ChatProcessor:
         caption_max_tokens: int = 24,
         name_photos: bool = False,
     ) -> None:
-        self.tokenizer, self.image_processor, self.spec = tokenizer, image_processor, spec
+        self.tokenizer, self.photo_plan, self.conversation, self.spec = tokenizer, photo_plan, conversation, spec
         self.name_photos = name_photos
-        image_processor.size = {"shortest_edge": spec.min_pixels, "longest_edge": spec.max_pixels}
         self.image_root, self.max_length, self.caption_max_tokens = image_root, max_length, caption_max_tokens
-        self._patchify = Patchifier(image_processor)
-        self.merge_size = int(image_processor.merge_size)
-        self.factor = int(image_processor.patch_size) * self.merge_size
         ids = tokenizer.get_vocab()
-        self.image_token_id = ids["<|image_pad|>"]
-        self.turn_start_id = ids["<|im_start|>"]
-        self.photo_start_id = ids["<|vision_start|>"]
-        self.end_token_id = ids["<|im_end|>"]
-        self._answer_header = self._encode("<|im_start|>assistant\n")
+        self.image_token_id = ids[conversation.image_token]
+        self.turn_start_id = ids[conversation.turn_start]
+        self.end_token_id = ids[conversation.end]
+        self.pad_token_id = ids[conversation.pad]
+        self._before_image = len(self._encode(conversation.before_image))
+        self._answer_header = self._encode(conversation.answer_header)
         self._captions: dict[str, tuple[int, ...]] = {}
 
     def process_sample(self, raw_sample: FewShotSample, augment: Augment | None = None) -> ChatProcessorOutput:
@@ -145,8 +142,8 @@ class ChatProcessor:
         turns = [*zip(teachers, geometries, strict=False), (student, geometries[-1])]
         boxes = [_boxes(photo) for photo, _ in turns]
         answers = [self._answer(*turn, part_boxes) for turn, part_boxes in zip(turns, boxes, strict=True)]
-        messages = build_messages(self.spec, answers[:-1], answers[-1] if with_answer else None, len(context))
-        pixel_values, grid_thw = self._patchify([photo.image for photo in photos], geometries)
+        messages = self.messages(answers[:-1], answers[-1] if with_answer else None, len(context))
+        pixel_values, grid_thw = self.photo_plan.patchify([photo.image for photo in photos], geometries)
         input_ids = self._tokenize(messages, grid_thw, with_answer, student.name)
         spans = self._answer_spans(input_ids)
         expected = len(turns) if with_answer else len(turns) - 1
@@ -156,7 +153,7 @@ class ChatProcessor:
         for start, stop in spans:
             labels[start:stop] = input_ids[start:stop]
         photo_span = self._student_photo(input_ids, grid_thw)
-        prompt_start = photo_span[0] - 1 if context else self._turn_start(input_ids)
+        prompt_start = photo_span[0] - self._before_image if context else self._turn_start(input_ids)
         return ChatProcessorOutput(
             input_ids=input_ids,
             labels=labels,
@@ -176,9 +173,7 @@ class ChatProcessor:
 
     def _plan(self, photo: Photo) -> ImageGeometry:
         try:
-            return ImageGeometry.plan(
-                *photo.image.size, factor=self.factor, min_pixels=self.spec.min_pixels, max_pixels=self.spec.max_pixels
-            )
+            return self.photo_plan.plan(*photo.image.size)
         except ValueError as error:
             raise ImageError(f"{photo.name}: {error}") from None
 
@@ -190,21 +185,25 @@ class ChatProcessor:
     def _answer(self, photo: Photo, geometry: ImageGeometry, boxes: np.ndarray) -> str:
         written = text_boxes(geometry, boxes, self.spec.box_convention)
         answer = answer_text(written, [item.desc for item in photo.objects])
-        refuse_special_tokens(answer, f"{photo.name}: ")
+        refuse_special_tokens(answer, self.conversation.special_tokens, f"{photo.name}: ")
         return answer
 
-    def _tokenize(
-        self, messages: list[dict[str, Any]], grid_thw: torch.Tensor, with_answer: bool, name: str
-    ) -> torch.Tensor:
-        """Conversation → (S,) ids, each photo's token repeated as often as its real grid asks."""
-        text = str(
-            self.tokenizer.apply_chat_template(
-                messages, chat_template=self.spec.chat_template, tokenize=False, add_generation_prompt=not with_answer
-            )
+    def messages(self, teacher_answers: Sequence[str], student_answer: str | None, context: int = 0) -> list[Message]:
+        """The conversation as messages; see build_messages."""
+        return build_messages(self.spec, self.conversation, teacher_answers, student_answer, context)
+
+    def text(self, messages: list[Message], *, with_answer: bool) -> str:
+        """The conversation as text, one image token a photo."""
+        rendered = self.tokenizer.apply_chat_template(
+            messages, chat_template=self.spec.chat_template, tokenize=False, add_generation_prompt=not with_answer
         )
-        once = np.array(self._encode(text), dtype=np.int64)
+        return str(rendered)
+
+    def _tokenize(self, messages: list[Message], grid_thw: torch.Tensor, with_answer: bool, name: str) -> torch.Tensor:
+        """Conversation → (L,) ids, each photo's token repeated as often as its real grid asks."""
+        once = np.array(self._encode(self.text(messages, with_answer=with_answer)), dtype=np.int64)
         repeats = np.ones_like(once)
-        repeats[once == self.image_token_id] = (grid_thw.prod(-1) // self.merge_size**2).numpy()
+        repeats[once == self.image_token_id] = self.photo_plan.text_tokens(grid_thw.prod(-1)).numpy()
         ids = once.repeat(repeats)
         if len(ids) > self.max_length:
             raise SampleError(
@@ -227,8 +226,8 @@ class ChatProcessor:
 
     def _student_photo(self, input_ids: torch.Tensor, grid_thw: torch.Tensor) -> Span:
         """Tokens of the last photo, the student's own."""
-        start = int((input_ids == self.photo_start_id).nonzero()[-1]) + 1
-        return start, start + int(grid_thw[-1].prod()) // self.merge_size**2
+        stop = int((input_ids == self.image_token_id).nonzero()[-1]) + 1
+        return stop - int(self.photo_plan.text_tokens(grid_thw[-1].prod())), stop
 
     def _turn_start(self, input_ids: torch.Tensor) -> int:
         """First token of the student's turn."""

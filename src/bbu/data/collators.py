@@ -1,20 +1,17 @@
-"""Samples → batches: packed end to end (the default) or padded to a rectangle.
-
-Shape legend: B samples, T tokens of a pack, L longest sample, P patch rows, I images, N parts of all samples.
-"""
+"""Samples → batches: packed end to end (the default) or padded to a rectangle."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch.nn import functional as F
 
 from bbu.data.chat_processor import IGNORE, ChatProcessorOutput, Span
+from bbu.families.base import PositionFunction
+from bbu.geometry import Grid
 
-Grid = tuple[int, int, int]
-PositionFunction = Callable[[Sequence[int], Sequence[Grid]], torch.Tensor]
 Batch = dict[str, Any]
 
 
@@ -22,9 +19,9 @@ class PackedDataCollator:
     """B samples → one row without padding.
 
     Keys of the batch:
-        input_ids, labels (1, T); position_ids (3, 1, T), each sample counted from its own start;
+        input_ids, labels (1, T); position_ids (axes, 1, T), each sample counted from its own start;
         cu_seqlens (B + 1,) int32; max_seqlen int;
-        pixel_values (P, 1176); image_grid_thw [I]: (frames, rows, columns) of patches; image_to_sample (I,);
+        pixel_values (P, patch width); image_grid_thw [I]: (frames, rows, columns) of patches; image_to_sample (I,);
         image_keys [I]: names of the photos in the feature cache, None where they are not to be kept;
         student_images [B]: number of each student's image among the I;
         prompt_spans [B], photo_spans [B], student_spans [B], teacher_spans [B][…]: half-open token ranges in the pack;
@@ -66,7 +63,7 @@ class PackedDataCollator:
 class StandardDataCollator:
     """B samples → a padded rectangle, for comparison and for tools that want one.
 
-    As the packed batch, but: input_ids, labels (B, L); position_ids (3, B, L); attention_mask (B, L) bool,
+    As the packed batch, but: input_ids, labels (B, L); position_ids (axes, B, L); attention_mask (B, L) bool,
     True on real tokens; spans count from each row's own start; no cu_seqlens.
 
     Args:

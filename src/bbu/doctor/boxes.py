@@ -1,4 +1,7 @@
-"""Findings about boxes: too small for the model, too many for its queries, contradicting each other."""
+"""Findings about boxes: too small for the model, too many for its queries, contradictory.
+
+Shapes: Gt ground-truth objects.
+"""
 
 from __future__ import annotations
 
@@ -10,16 +13,16 @@ from typing import Any
 
 import numpy as np
 
-from bbu.config import Config
 from bbu.doctor.charts import Bar, histogram
 from bbu.doctor.findings import INFO, MAX_EXAMPLES, Example, Finding, finding
 from bbu.doctor.reading import Rows, Sample
-from bbu.geometry import iou_matrix, smart_resize
+from bbu.families.photo_plan import PhotoPlan
+from bbu.geometry import iou_matrix
 from bbu.records import ObjectRow
 
-SAME_PLACE_IOU = 0.9  # two annotators' boxes of one part rarely agree better
-TINY_SHARE = 0.02  # of all objects; fewer tiny ones are an info, more a warning
-MAX_ADVISED_PIXELS = 16384 * 28 * 28  # the longest advice: image tokens that no sample could hold
+SAME_PLACE_IOU = 0.9  # two annotators' boxes of one object rarely agree better
+TINY_SHARE = 0.02  # of all objects; up to this share is an info, more a warning
+MAX_ADVISED_TOKENS = 16384  # of a photo; the advice never asks for more than a sample could hold
 
 
 @dataclass(frozen=True)
@@ -29,10 +32,10 @@ class ObjectSizes:
     Args:
         cell: pixels of one image token's side.
         histogram: objects by the square root of their area in model pixels.
-        tiny: description → objects under one cell in either side.
-        tiny_area: how many of these are under one cell in area too.
-        objects: how many there are.
-        saving_pixels: least data.max_pixels that makes half of the tiny ones at least a cell; None: none does.
+        tiny: description → objects with a side shorter than one cell.
+        tiny_area: number of these whose area is below one cell too.
+        objects: number of all objects.
+        saving_pixels: the lowest data.max_pixels at which half of the tiny ones reach a cell; None: none does.
     """
 
     cell: int
@@ -53,91 +56,93 @@ class ObjectSizes:
         }
 
 
-def measure_sizes(samples: Sequence[Sample], factor: int, config: Config) -> tuple[ObjectSizes, list[Finding]]:
-    """How large objects are for the model, at this config's pixel budget."""
+def measure_sizes(samples: Sequence[Sample], plan: PhotoPlan) -> tuple[ObjectSizes, list[Finding]]:
+    """Sizes of all objects in model pixels, at the plan's pixel budget."""
+    cell = plan.token_size
     places = [(number, item) for number, sample in enumerate(samples) for item in sample.row.objects]
-    sides_N2 = np.array([_sides(item) for _, item in places], dtype=np.float64).reshape(-1, 2)
+    sides_Gt2 = np.array([_sides(item) for _, item in places], dtype=np.float64).reshape(-1, 2)
     photos = [(sample.row.width, sample.row.height) for sample in samples]
-    owner_N = np.array([number for number, _ in places], dtype=np.int64)
-    seen_N2 = sides_N2 * _scales(photos, factor, config.data.min_pixels, config.data.max_pixels)[owner_N]
-    small_N = _under_a_cell(seen_N2, factor)
-    saving = _saving_pixels(sides_N2[small_N], [photos[n] for n in owner_N[small_N]], factor, config)
-    tiny = Counter(places[n][1].desc for n in np.flatnonzero(small_N))
-    bars = histogram(np.sqrt(seen_N2.prod(axis=1)), _edges(factor))
-    in_area = int((seen_N2[small_N].prod(axis=1) < factor**2).sum())
-    sizes = ObjectSizes(factor, bars, dict(tiny.most_common()), in_area, len(places), saving)
-    smallest = [n for n in np.argsort(seen_N2.min(axis=1), kind="stable") if small_N[n]]
+    owner_Gt = np.array([number for number, _ in places], dtype=np.int64)
+    seen_Gt2 = sides_Gt2 * _scales(photos, plan)[owner_Gt]
+    small_Gt = _under_a_cell(seen_Gt2, cell)
+    saving = _saving_pixels(sides_Gt2[small_Gt], [photos[n] for n in owner_Gt[small_Gt]], plan)
+    tiny = Counter(places[n][1].desc for n in np.flatnonzero(small_Gt))
+    bars = histogram(np.sqrt(seen_Gt2.prod(axis=1)), _edges(cell))
+    in_area = int((seen_Gt2[small_Gt].prod(axis=1) < cell**2).sum())
+    sizes = ObjectSizes(cell, bars, dict(tiny.most_common()), in_area, len(places), saving)
+    smallest = [n for n in np.argsort(seen_Gt2.min(axis=1), kind="stable") if small_Gt[n]]
     examples = [
         Example(
-            samples[owner_N[n]].where,
-            samples[owner_N[n]].name,
+            samples[owner_Gt[n]].where,
+            samples[owner_Gt[n]].name,
             places[n][1].desc,
-            f"{seen_N2[n][0]:.0f}x{seen_N2[n][1]:.0f} model pixels",
+            f"{seen_Gt2[n][0]:.0f}x{seen_Gt2[n][1]:.0f} model pixels",
         )
         for n in smallest[:MAX_EXAMPLES]
     ]
-    return sizes, _tiny_findings(sizes, examples, int(small_N.sum()), config)
+    return sizes, _tiny_findings(sizes, examples, int(small_Gt.sum()), plan.max_pixels)
 
 
 def _sides(item: ObjectRow) -> tuple[float, float]:
-    """Width and height in displayed pixels; a line counts as long as it is, however flat."""
+    """Width and height in displayed pixels; the longer side for both if the object is a line."""
     x1, y1, x2, y2 = item.box
     longer = max(x2 - x1, y2 - y1)
     return (longer, longer) if item.kind == "line" else (x2 - x1, y2 - y1)
 
 
-def _scales(photos: Sequence[tuple[int, int]], factor: int, least: int, most: int) -> np.ndarray:
-    """(photos, 2) model pixels for each displayed pixel, across and down."""
-    known = {size: smart_resize(size[1], size[0], factor, least, most) for size in set(photos)}
-    return np.array([(known[w, h][1] / w, known[w, h][0] / h) for w, h in photos]).reshape(-1, 2)
+def _scales(photos: Sequence[tuple[int, int]], plan: PhotoPlan) -> np.ndarray:
+    """(photos, 2) model pixels per displayed pixel, across and down."""
+    known = {size: plan.plan(*size) for size in set(photos)}
+    return np.array([(known[w, h].model_width / w, known[w, h].model_height / h) for w, h in photos]).reshape(-1, 2)
 
 
-def _under_a_cell(sides_N2: np.ndarray, factor: int) -> np.ndarray:
-    """Smaller than an image token in either side."""
-    return np.asarray((sides_N2 < factor).any(axis=1))
+def _under_a_cell(sides_Gt2: np.ndarray, cell: int) -> np.ndarray:
+    """Whether either side is shorter than an image token."""
+    return np.asarray((sides_Gt2 < cell).any(axis=1))
 
 
-def _saving_pixels(sides_N2: np.ndarray, photos: Sequence[tuple[int, int]], factor: int, config: Config) -> int | None:
-    """Least max_pixels, a whole number of tokens, at which half of these objects reach a cell."""
-    if not len(sides_N2):
+def _saving_pixels(sides_Gt2: np.ndarray, photos: Sequence[tuple[int, int]], plan: PhotoPlan) -> int | None:
+    """The lowest max_pixels, in whole tokens, at which half of these objects reach a cell."""
+    if not len(sides_Gt2):
         return None
+    area = plan.token_size**2
 
     def saved(tokens: int) -> bool:
-        scales = _scales(photos, factor, config.data.min_pixels, tokens * factor**2)
-        return bool(_under_a_cell(sides_N2 * scales, factor).mean() <= 0.5)
+        scales = _scales(photos, plan.with_max_pixels(tokens * area))
+        return bool(_under_a_cell(sides_Gt2 * scales, plan.token_size).mean() <= 0.5)
 
-    low, high = math.ceil(config.data.max_pixels / factor**2), MAX_ADVISED_PIXELS // factor**2
+    low, high = math.ceil(plan.max_pixels / area), MAX_ADVISED_TOKENS
     if low >= high or not saved(high):
         return None
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (low, middle) if saved(middle) else (middle, high)
-    return high * factor**2
+    return high * area
 
 
-def _edges(factor: int) -> list[float]:
-    return [0, factor / 2, *(factor * 2**step for step in range(7)), math.inf]
+def _edges(cell: int) -> list[float]:
+    return [0, cell / 2, *(cell * 2**step for step in range(7)), math.inf]
 
 
-def _tiny_findings(sizes: ObjectSizes, examples: list[Example], count: int, config: Config) -> list[Finding]:
+def _tiny_findings(sizes: ObjectSizes, examples: list[Example], count: int, max_pixels: int) -> list[Finding]:
     if not count:
         return []
     if sizes.saving_pixels is None:
         advice = (
-            "Most are that small in the photo itself, where a larger data.max_pixels does not help: raise "
+            "Most are that small in the photo itself, so a larger data.max_pixels does not help: raise "
             "data.min_pixels, which enlarges photos, or cut photos into tiles."
         )
     else:
         advice = f"data.max_pixels={sizes.saving_pixels} saves half of them; each doubling doubles the image tokens."
     share = count / sizes.objects
     severity = None if share > TINY_SHARE else INFO
-    values = {"max_pixels": config.data.max_pixels, "cell": sizes.cell, "share": f"{share:.1%}"}
+    values = {"max_pixels": max_pixels, "cell": sizes.cell, "share": f"{share:.1%}"}
     values |= {"area": sizes.tiny_area, "advice": advice}
     return [finding("tiny_objects", examples, count, severity, labels=counted(sizes.tiny), **values)]
 
 
 def counted(counts: dict[str, int], most: int = 5) -> str:
-    """``a 12, b 3, … (4 more)``: the commonest few."""
+    """``a 12, b 3, … (4 more)``: the most frequent ones."""
     ranked = sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))
     more = f", … ({len(ranked) - most} more)" if len(ranked) > most else ""
     return ", ".join(f"{label} {count}" for label, count in ranked[:most]) + more
@@ -153,10 +158,10 @@ def query_findings(samples: Sequence[Sample], queries: int) -> list[Finding]:
 
 
 def contradiction_findings(rows: Rows, copies: Iterable[tuple[Sample, Sample]]) -> list[Finding]:
-    """Boxes in the same place with different words, in one photo and between copies of a photo.
+    """Boxes in the same place with different descriptions, in one photo and between copies of a photo.
 
     Args:
-        copies: pairs of samples whose photos are equal or nearly so.
+        copies: pairs of samples with equal or nearly equal photos.
     """
     inside = [
         Example(sample.where, sample.name, f"{a.desc} | {b.desc}", f"IoU {overlap:.2f}")
@@ -173,15 +178,14 @@ def contradiction_findings(rows: Rows, copies: Iterable[tuple[Sample, Sample]]) 
 
 
 def contradictions(one: Sample, other: Sample) -> list[tuple[ObjectRow, ObjectRow, float]]:
-    """Pairs at one place with different words, sizes of the photos made equal; lines are left out: two cables may
-    well share an enclosing box."""
+    """Pairs of objects in one place with different descriptions; without lines, since two cables may share a box."""
     mine, theirs = ([item for item in s.row.objects if item.kind != "line"] for s in (one, other))
     if not mine or not theirs:
         return []
     overlap = iou_matrix(*(_unit_boxes(sample, items) for sample, items in ((one, mine), (other, theirs))))
     close = np.argwhere(overlap >= SAME_PLACE_IOU)
     found = [(int(i), int(j)) for i, j in close if mine[i].desc != theirs[j].desc and (one is not other or i < j)]
-    if one is not other:  # words that the other photo has too, as a second label of the place, do not contradict
+    if one is not other:  # a description that the other photo has too, as a second label there, does not contradict
         agreed = {int(i) for i, j in close if mine[i].desc == theirs[j].desc}
         found = [(i, j) for i, j in found if i not in agreed]
     return [(mine[i], theirs[j], float(overlap[i, j])) for i, j in found]

@@ -1,4 +1,4 @@
-"""Findings that conversion left behind: what it skipped, dropped and noted."""
+"""Findings from conversion's own report: what it skipped, dropped and noted."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from bbu.errors import RecordError
 from bbu.jsonl import decode_json, iter_json_lines
 
 MALFORMED, OUTSIDE_HIERARCHY = "malformed", "outside_hierarchy"
-CONSEQUENCES = ("photo_skipped", "split_left_out")  # the objects of photos that a finding names already
-MEANT = ("split_left_out", "not_in_image_sets")  # by the config or by the source's own lists
+CONSEQUENCES = ("photo_skipped", "split_left_out")  # objects of photos that another finding already names
+MEANT = ("split_left_out", "not_in_image_sets")  # left out on purpose, by the config or the source's own lists
 KEYS = {"source", "field", "reason", "detail"}
 NOTES = {
-    "clipped_object": (WARNING, "Objects reached outside their photo by more than half a pixel and were cut."),
-    "rescaled_unevenly": (WARNING, "The annotation's size has another shape than the photo, so boxes were stretched."),
+    "clipped_object": (WARNING, "Objects extended beyond their photo by more than half a pixel and were clipped."),
+    "rescaled_unevenly": (WARNING, "Annotation and photo differ in aspect ratio, so boxes were stretched."),
     "rescaled": (INFO, "The annotation was made at another size; boxes were scaled to the photo."),
 }
 
 
 def conversion_findings(folder: Path, on_error: str) -> list[Finding]:
-    """From conversion_report.json and the invalid_*.jsonl of a prepared folder; none where these are absent.
+    """Findings from conversion_report.json and the invalid_*.jsonl of a prepared folder; none without these files.
 
     Args:
-        on_error: what the config says of malformed files: ``fail`` makes them errors.
+        on_error: the config's data.source.on_error; ``fail`` makes malformed files errors.
 
     Raises:
-        RecordError: one of these files is not as conversion writes it.
+        RecordError: one of these files does not have conversion's format.
     """
     return [*_skipped(folder, on_error), *_dropped(folder), *_noted(folder)]
 
@@ -39,7 +39,7 @@ def _lines(path: Path) -> list[dict[str, Any]]:
     lines = []
     for where, value in iter_json_lines(path) if path.is_file() else ():
         if not isinstance(value, dict) or not set(value) >= KEYS:
-            raise RecordError(where, "row", "is not as conversion writes it; convert again or delete the file")
+            raise RecordError(where, "row", "does not have conversion's format; convert again or delete the file")
         lines.append({"label": "", **value})
     return lines
 

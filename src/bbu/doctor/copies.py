@@ -1,8 +1,9 @@
-"""Equal and nearly equal photos, within a split and between splits, without comparing all pairs.
+"""Equal and nearly equal photos, within and between splits, found without comparing all pairs.
 
-Hashes of 64 bits that differ in at most 4 agree, in at least one of their four 16-bit pieces, up to one bit: so
-only photos whose piece is equal after turning over at most one bit are compared (multi-index hashing, Norouzi,
-Punjani & Fleet 2012).
+If two 64-bit hashes differ in at most 4 bits, at least one of their four 16-bit pieces differs in at most one. So only
+photos that share a piece up to one flipped bit are compared (multi-index hashing, Norouzi, Punjani & Fleet 2012).
+
+Shapes: B samples.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from bbu.doctor.findings import Example, Finding, finding
 from bbu.doctor.photos import PhotoFacts
 from bbu.doctor.reading import LEARNT, Sample
 
-NEAR_DUPLICATE_BITS = EpisodesConfig.near_duplicate_bits  # of 64: one truth with the choice of teachers
+NEAR_DUPLICATE_BITS = EpisodesConfig.near_duplicate_bits  # of 64, as in the choice of teachers
 PIECE_BITS = 16
 PIECES = HASH_BITS // PIECE_BITS
 BLOCK = 4_000_000  # candidate pairs compared at a time: about 100 MB
@@ -33,7 +34,7 @@ class Copies:
 
     @property
     def all_pairs(self) -> list[tuple[Sample, Sample]]:
-        """Every pair once, whichever of the two was looked at."""
+        """Every pair once, in either order."""
         known: dict[frozenset[int], tuple[Sample, Sample]] = {}
         for one, other in (pair for pairs in self.pairs.values() for pair in pairs):
             known.setdefault(frozenset((id(one), id(other))), (one, other))
@@ -53,17 +54,17 @@ def _example(one: Sample, other: Sample) -> Example:
 
 
 def find_copies(samples: Sequence[Sample], facts: Mapping[str, PhotoFacts]) -> Copies:
-    """For every photo one equal, or else one nearly equal photo among those it must not, or need not, resemble."""
+    """For every photo one equal photo, or else one nearly equal, in its own split and in the splits that are learnt."""
     hashes = np.array([facts[sample.name].hash for sample in samples], dtype=np.uint64)
-    distinct, group_N = np.unique(hashes, return_inverse=True)
+    distinct, group_B = np.unique(hashes, return_inverse=True)
     neighbours: dict[int, list[int]] = defaultdict(list)
     for a, b in near_pairs(distinct):
         neighbours[a].append(b)
         neighbours[b].append(a)
-    index = _Index(samples, facts, group_N)
+    index = _Index(samples, facts, group_B)
     copies = Copies()
     for number, sample in enumerate(samples):
-        groups = [int(group_N[number]), *neighbours[int(group_N[number])]]
+        groups = [int(group_B[number]), *neighbours[int(group_B[number])]]
         for code, partner in index.partners(number, sample, groups):
             copies.pairs[code].append((sample, samples[partner]))
     return copies
@@ -72,13 +73,13 @@ def find_copies(samples: Sequence[Sample], facts: Mapping[str, PhotoFacts]) -> C
 class _Index:
     """The first two photos of each kind: enough to find a partner that is not the photo itself."""
 
-    def __init__(self, samples: Sequence[Sample], facts: Mapping[str, PhotoFacts], group_N: np.ndarray) -> None:
+    def __init__(self, samples: Sequence[Sample], facts: Mapping[str, PhotoFacts], group_B: np.ndarray) -> None:
         self.digests = [facts[sample.name].digest for sample in samples]
         self.equal: dict[tuple[str, bytes], list[int]] = defaultdict(list)
         self.alike: dict[tuple[str, int], list[int]] = defaultdict(list)
         for number, sample in enumerate(samples):
             for split in {sample.split, "learnt" if sample.split in LEARNT else sample.split}:
-                for kept in (self.equal[split, self.digests[number]], self.alike[split, int(group_N[number])]):
+                for kept in (self.equal[split, self.digests[number]], self.alike[split, int(group_B[number])]):
                     if len(kept) < 2:
                         kept.append(number)
 

@@ -9,15 +9,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import AutoConfig, AutoModelForImageTextToText
 
 from bbu.config import Config
 from bbu.data.chat_processor import ChatProcessor
 from bbu.data.packing.planner import Budgets, Lengths, fill_packs
 from bbu.data.sampling.order import expected_views
 from bbu.doctor.findings import Example, Finding, finding
+from bbu.families.registry import backbone_class, scratch_sizes
 from bbu.models.acceleration.lora import add_lora
-from bbu.models.build import backbone_class, freeze
+from bbu.models.build import freeze
 from bbu.models.wrapper import DetectionVLM
 from bbu.records import Row
 
@@ -121,15 +121,15 @@ def model_size(config: Config, tokenizer: Any) -> ModelSize | None:
     """Numbers of the model that this config trains, built without memory; None: no config.json in model.path."""
     model = config.model
     with torch.device("meta"):
-        family: Any = backbone_class(model.family)
+        family = backbone_class(model.family)
         if model.path:
             try:
-                sizes = AutoConfig.from_pretrained(model.path, trust_remote_code=model.trust_remote_code)
+                backbone = family.empty(model.path, model.trust_remote_code)
             except OSError:
                 return None
-            backbone = family(AutoModelForImageTextToText.from_config(sizes))
         else:
-            backbone = family.from_scratch(model.scratch, len(tokenizer), tokenizer.get_vocab())
+            sizes = scratch_sizes(model.family, model.scratch)
+            backbone = family.from_scratch(sizes, len(tokenizer), tokenizer.get_vocab())
         whole = DetectionVLM(backbone, model.detection)
         if model.lora.parts:
             add_lora(whole, model.lora)
@@ -140,17 +140,15 @@ def model_size(config: Config, tokenizer: Any) -> ModelSize | None:
 def _count(model: DetectionVLM) -> ModelSize:
     every = {id(p): p for p in model.parameters()}.values()
     learning = {model.group_of(name) for name, p in model.named_parameters() if p.requires_grad}
-    sizes = model.backbone.vlm.config
-    vision, text = sizes.vision_config, sizes.text_config
-    depth = getattr(vision, "depth", None) or vision.num_hidden_layers
+    (vision_depth, vision_width), (text_depth, text_width) = (
+        model.backbone.vision_depth_width,
+        model.backbone.text_depth_width,
+    )
     vision_keeps, text_keeps = "vision" in learning, bool(learning & {"vision", "merger", "llm"})
     return ModelSize(
         sum(p.numel() for p in every),
         sum(p.numel() for p in every if p.requires_grad),
-        (
-            (int(depth) * vision_keeps, int(vision.hidden_size)),
-            (int(text.num_hidden_layers) * text_keeps, int(text.hidden_size)),
-        ),
+        ((vision_depth * vision_keeps, vision_width), (text_depth * text_keeps, text_width)),
     )
 
 
@@ -162,9 +160,8 @@ def memory_report(config: Config, size: ModelSize, packs: PackSizes, processor: 
     weight = 2 if zero and half else 4
     # ZeRO keeps float32 masters beside bf16 weights; Adam keeps two float32 numbers for each trainable weight
     states = 12 if zero and half else 8
-    images = processor.image_processor
-    patches = packs.most_pixels // int(images.patch_size) ** 2
-    patch_bytes = 4 * 3 * int(images.temporal_patch_size) * int(images.patch_size) ** 2  # float32, three colours
+    patches = packs.most_pixels // processor.photo_plan.patch_size**2
+    patch_bytes = 4 * processor.photo_plan.patch_width  # float32
     layer = LAYER_BYTES_WITH[config.model.gradient_checkpointing]
     widest = 0 if layer == LAYER_BYTES else LAYER_BYTES  # one layer at a time is whole while it is recomputed
     kept = sum(

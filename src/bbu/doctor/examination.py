@@ -22,8 +22,9 @@ from bbu.doctor.report import Report, split_counts
 from bbu.doctor.tokens import length_findings, measure_lengths
 from bbu.doctor.words import balance_by_level, caption_findings, direction_findings, special_tokens, word_findings
 from bbu.errors import ConfigError
-from bbu.geometry import MAX_ASPECT_RATIO
-from bbu.models.build import backbone_class, build_processor
+from bbu.families.photo_plan import PhotoPlan
+from bbu.families.registry import backbone_class
+from bbu.models.build import build_processor, prompt_spec
 from bbu.records import Row
 from bbu.taxonomy import MirrorRules
 
@@ -46,15 +47,16 @@ def examine(
     """
     started = time.monotonic()
     report = Report(config.name, image_root)
+    family = backbone_class(config.model.family)
     rows = read_folder(folder)
     facts = look_at_all(names_of(rows), image_root)
-    good = Rows([sample for sample in readable(rows.samples, facts) if not special_tokens(sample)])
+    good = Rows([sample for sample in readable(rows.samples, facts) if not special_tokens(sample, family.conversation)])
     report.splits = split_counts([(sample.split, len(sample.row.objects)) for sample in rows.samples])
     report.findings += [*rows.findings(), *photo_findings(rows, facts, image_root), *split_findings(config, rows)]
     report.findings += conversion_findings(folder, config.data.source.on_error)
     _examine_boxes(report, config, rows, good, facts)
     report.balance = balance_by_level(rows)
-    report.findings += word_findings(rows)
+    report.findings += word_findings(rows, family.conversation)
     report.findings += direction_findings(rows, config.data.augment, mirror or MirrorRules())
     processor = _examine_tokens(report, config, rows, good, image_root)
     pairs = choose_samples(good.samples, facts, samples, config.seed)
@@ -86,17 +88,19 @@ def _pool(config: Config, rows: Rows) -> list[Row]:
 
 
 def _examine_boxes(report: Report, config: Config, rows: Rows, good: Rows, facts: dict[str, PhotoFacts]) -> None:
-    images = backbone_class(config.model.family).image_processor("")
-    factor = int(images.patch_size) * int(images.merge_size)
-    resizable = [
-        sample
-        for sample in rows.samples
-        if max(sample.row.width, sample.row.height) <= MAX_ASPECT_RATIO * min(sample.row.width, sample.row.height)
-    ]
-    report.sizes, tiny = measure_sizes(resizable, factor, config)
+    plan = backbone_class(config.model.family).photo_plan("", prompt_spec(config))
+    report.sizes, tiny = measure_sizes([sample for sample in rows.samples if _can_be_shown(sample, plan)], plan)
     copies = find_copies(good.samples, facts)
     report.findings += tiny + query_findings(rows.samples, config.model.detection.queries)
     report.findings += contradiction_findings(rows, copies.all_pairs) + copies.findings()
+
+
+def _can_be_shown(sample: Sample, plan: PhotoPlan) -> bool:
+    try:
+        plan.plan(sample.row.width, sample.row.height)
+    except ValueError:
+        return False
+    return True
 
 
 # ---------------------------------------------------------------- what needs a tokenizer

@@ -1,9 +1,9 @@
-"""A finding: what is wrong, how often, where for instance, what it means and what to do. CODES is the whole list."""
+"""Findings: what is wrong, how often, examples, what it means and how to fix it. CODES lists all kinds."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 ERROR, WARNING, INFO = "error", "warning", "info"
@@ -13,12 +13,12 @@ MAX_EXAMPLES = 5  # of a finding, in every report
 
 @dataclass(frozen=True)
 class Example:
-    """One place where it happens.
+    """One place where a finding occurs.
 
     Args:
         where: file and line, or the annotation file; "" where only the photo is known.
         photo: path relative to the image root.
-        object: description, label or field of the part.
+        object: description, label or field of the object.
         detail: what was found there.
     """
 
@@ -27,32 +27,29 @@ class Example:
     object: str = ""
     detail: str = ""
 
-    def to_json(self) -> dict[str, str]:
-        return {"where": self.where, "photo": self.photo, "object": self.object, "detail": self.detail}
-
     def line(self) -> str:
-        """All that is known, in one line."""
+        """Everything known, on one line."""
         return ": ".join(part for part in (self.where, self.photo, self.object, self.detail) if part)
 
 
 @dataclass(frozen=True)
 class Code:
-    """What a code stands for; ``title``, ``meaning`` and ``fix`` may hold ``{values}`` of the finding.
+    """Severity and texts of a code; ``title``, ``meaning`` and ``fix`` may contain ``{values}`` of the finding.
 
-    error: training or evaluation stops there, or its numbers are worth nothing. warning: it runs and learns
-    something wrong or less. info: worth knowing.
+    error: training or evaluation stops, or its metrics are meaningless. warning: it runs, but learns something wrong
+    or less than it could. info: good to know.
     """
 
     severity: str
     title: str
     meaning: str
     fix: str
-    counted: bool = True  # False: it is so or not, and its count is 1
+    counted: bool = True  # False: a yes-or-no finding, whose count is 1
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One kind of trouble in this data set; ``count`` is of what the title names."""
+    """One kind of problem in this data set; ``count`` counts what the title names."""
 
     code: str
     severity: str
@@ -68,15 +65,7 @@ class Finding:
         return f"{self.count} {self.title}" if CODES[self.code].counted else self.title
 
     def to_json(self) -> dict[str, Any]:
-        return {
-            "code": self.code,
-            "severity": self.severity,
-            "title": self.title,
-            "count": self.count,
-            "examples": [example.to_json() for example in self.examples],
-            "meaning": self.meaning,
-            "fix": self.fix,
-        }
+        return asdict(self) | {"examples": [asdict(example) for example in self.examples]}
 
 
 def finding(
@@ -86,9 +75,9 @@ def finding(
 
     Args:
         examples: all or the first few.
-        count: how often; default: as many as examples.
-        severity: instead of the code's own.
-        values: what the code's texts name in braces.
+        count: default: the number of examples.
+        severity: overrides the code's own.
+        values: for the braces in the code's texts.
     """
     known = CODES[code]
     return Finding(
@@ -103,7 +92,7 @@ def finding(
 
 
 def by_severity(findings: Sequence[Finding]) -> list[Finding]:
-    """Worst first; of equals, in the order found."""
+    """Worst first; equal severities in the order found."""
     return sorted(findings, key=lambda item: SEVERITIES.index(item.severity))
 
 
@@ -115,7 +104,7 @@ CODES: dict[str, Code] = {
         ERROR,
         "rows that break the contract",
         "Training reads rows strictly and stops at the first of these.",
-        "Mend the field named in the example (docs/data_schema.md lists the rules), or delete the line.",
+        "Fix the field named in the example (docs/data_schema.md lists the rules), or delete the line.",
     ),
     "box_outside_photo": Code(
         ERROR,
@@ -131,8 +120,8 @@ CODES: dict[str, Code] = {
     ),
     "special_token": Code(
         ERROR,
-        "descriptions that contain a token which marks turns or photos",
-        "It would end the model's turn or show a photo; training stops at the row.",
+        "descriptions that contain a special token of the chat template",
+        "It would end the model's turn or insert a photo; training stops at the row.",
         "Remove the token from the description, or map it in the taxonomy's tokens (data.source.taxonomy).",
     ),
     "no_training_photo": Code(
@@ -144,8 +133,8 @@ CODES: dict[str, Code] = {
     ),
     "no_val_split": Code(
         ERROR,
-        "no val photo with parts, but training.eval_every is {eval_every}",
-        "Training refuses to start: it could not choose the best checkpoint.",
+        "no val photo with objects, but training.eval_every is {eval_every}",
+        "Training refuses to start, because it could not choose the best checkpoint.",
         "Set data.source.val_fraction or data.source.splits so that there is a val split, or training.eval_every=0.",
         counted=False,
     ),
@@ -166,7 +155,7 @@ CODES: dict[str, Code] = {
     # ------------------------------------------------------------ photos
     "photo_missing": Code(
         ERROR,
-        "photos that are not there",
+        "missing photos",
         "Training stops at the first of them.",
         "Copy the photos under the image root ({root}), correct data.image_root, or delete the rows.",
     ),
@@ -179,19 +168,19 @@ CODES: dict[str, Code] = {
     "photo_unreadable": Code(
         ERROR,
         "photos that cannot be read",
-        "Damaged, cut off or no image at all; training stops at the first.",
+        "Damaged, truncated or not an image; training stops at the first of them.",
         "Copy them again from the camera or archive, or delete their rows.",
     ),
     "size_mismatch": Code(
         ERROR,
-        "rows whose width and height are not those of the photo",
-        "Sizes count after the EXIF turn. Boxes of such a row lie in the wrong place; training stops there.",
+        "rows whose width and height differ from the photo's",
+        "The size after the EXIF rotation counts. Boxes of such a row are misplaced; training stops at the row.",
         "Convert the annotations again (bbu prepare), or correct width and height together with the boxes.",
     ),
     "photo_too_long": Code(
         ERROR,
         "photos more than 200 times longer than wide",
-        "They cannot be resized for the model; training stops there.",
+        "They cannot be resized for the model; training stops at the first of them.",
         "Crop them, or split them into tiles.",
     ),
     # ------------------------------------------------------------ conversion
@@ -199,13 +188,13 @@ CODES: dict[str, Code] = {
         WARNING,
         "annotations that cannot be used",
         "Their photos are in no split. With data.source.on_error=fail the job stops at the first.",
-        "Mend the files named here, or set data.source.on_error=skip to go on without them.",
+        "Fix the files named here, or set data.source.on_error=skip to continue without them.",
     ),
     "skipped_photo": Code(
         WARNING,
         "photos left out by conversion ({reason})",
-        "They are in no split; all of them are listed in invalid_samples.jsonl.",
-        "Annotate or complete them, or take them out of the source folder if that is meant.",
+        "They are in no split; invalid_samples.jsonl lists all of them.",
+        "Complete their annotations, or remove them from the source folder if they are meant to be left out.",
     ),
     "dropped_outside_hierarchy": Code(
         WARNING,
@@ -216,96 +205,96 @@ CODES: dict[str, Code] = {
     "dropped_object": Code(
         WARNING,
         "objects dropped by conversion ({reason})",
-        "They are in no row: {labels}. A part that the photo shows and the row lacks teaches that nothing is there.",
-        "Mend the annotations named here; all are listed in invalid_objects.jsonl (bbu prepare CONFIG writes it).",
+        "They are in no row: {labels}. An object without annotation teaches the model that nothing is there.",
+        "Fix the annotations named here; invalid_objects.jsonl lists all (bbu prepare CONFIG writes it).",
     ),
     "conversion_note": Code(
         INFO,
         "photos or objects noted by conversion ({reason})",
         "{meaning}",
-        "Look at a few of the drawn samples, and convert from the photos that were annotated if boxes are off.",
+        "Look at some of the drawn samples. If boxes are off, convert with the photos that were annotated.",
     ),
     # ------------------------------------------------------------ boxes
     "tiny_objects": Code(
         WARNING,
         "objects with a side shorter than one image token",
-        "After the resize to data.max_pixels={max_pixels} it is under {cell} pixels ({share} of all objects; {area} "
-        "are under one token in area too), so the model hardly sees them: {labels}.",
+        "After the resize to data.max_pixels={max_pixels} the side is under {cell} pixels ({share} of all objects; "
+        "{area} have less area than one token too), so the model hardly sees them: {labels}.",
         "{advice}",
     ),
     "more_objects_than_queries": Code(
         WARNING,
         "photos with more objects than model.detection.queries ({queries})",
-        "A query finds one part, so the rest can neither be learnt nor found.",
+        "A query finds one object, so the remaining objects can be neither learnt nor found.",
         "Set model.detection.queries={needed} (memory grows a little), or tile the photos.",
     ),
     "contradictory_labels": Code(
         WARNING,
         "pairs of boxes in the same place with different descriptions",
-        "Boxes overlap by IoU >= {iou} in one photo; the model is asked for two answers at one place.",
-        "Keep one of the two objects, or join the words into one description.",
+        "Boxes in one photo overlap by IoU >= {iou}; the model is asked for two answers in one place.",
+        "Keep one of the two objects, or merge their descriptions.",
     ),
     "contradictory_copies": Code(
         WARNING,
         "places that two copies of a photo describe differently",
-        "The photos are equal or nearly so, the boxes overlap by IoU >= {iou}, and the words differ.",
+        "The photos are equal or nearly equal, the boxes overlap by IoU >= {iou}, but the descriptions differ.",
         "Decide which is right and correct the other annotation, or remove one of the photos.",
     ),
     # ------------------------------------------------------------ copies
     "copy_across_splits": Code(
         ERROR,
-        "val or test photos that are byte for byte in train too",
-        "The model is tested on what it has learnt by heart, so its figures say nothing.",
-        "Remove the copies from one side; data_conversion puts copies on one side by itself.",
+        "val or test photos with a byte-identical copy in train",
+        "The model is tested on photos it has trained on, so its metrics are meaningless.",
+        "Remove the copies from one side; data_conversion keeps copies on one side by itself.",
     ),
     "near_copy_across_splits": Code(
         WARNING,
         "val or test photos that nearly equal a training photo",
-        "Perceptual hashes differ in at most {bits} of 64 bits: resized, saved again, or a second shot.",
-        "Look at the pairs; move both to one split if they show the same thing.",
+        "Perceptual hashes differ in at most {bits} of 64 bits: resized, re-encoded, or a second shot.",
+        "Look at the pairs; move both to one split if they show the same scene.",
     ),
     "copy_within_split": Code(
         INFO,
-        "photos that are byte for byte in their split twice or more",
-        "They count double in training or in the figures.",
+        "photos with a byte-identical copy in their split",
+        "They count twice in training or in the metrics.",
         "Remove the copies, unless their annotations differ on purpose.",
     ),
     "near_copy_within_split": Code(
         INFO,
         "photos that nearly equal another of their split",
         "Perceptual hashes differ in at most {bits} of 64 bits.",
-        "Nothing needs to be done; keep such photos together when you split by hand.",
+        "No action needed; keep such photos together when you split by hand.",
     ),
     # ------------------------------------------------------------ words
     "unseen_in_training": Code(
         WARNING,
-        "objects in val and test whose description training never shows",
-        "The model cannot learn these words: {labels}.",
-        "Move photos with them to train, or label them with a description that train has.",
+        "objects in val and test whose description is not in train",
+        "The model cannot learn these descriptions: {labels}.",
+        "Move photos with them to train, or use a description that train has.",
     ),
     "rare_description": Code(
         INFO,
         "descriptions with fewer than {few} training objects",
-        "Rare states are mostly missed: {labels}.",
+        "Rare descriptions are mostly missed: {labels}.",
         "Collect more photos of them.",
     ),
     "one_description_dominates": Code(
         INFO,
         "training objects share one description ({share})",
-        "Saying {label!r} of everything is right that often; compare figures with majority_baseline.",
-        "Judge the model by description_macro_accuracy, and collect photos of the other states.",
+        "Always predicting {label!r} would be right that often; compare accuracies with majority_baseline.",
+        "Judge the model by description_macro_accuracy, and collect photos of the other descriptions.",
     ),
     "description_too_long": Code(
         ERROR,
         "descriptions longer than model.detection.caption_max_tokens ({limit})",
-        "Tokens with the end token; training stops at the first of them. The longest has {longest}.",
+        "Counted in tokens with the end token; training stops at the first of them. The longest has {longest}.",
         "Set model.detection.caption_max_tokens={longest}, or shorten the descriptions.",
     ),
     "direction_words": Code(
         WARNING,
-        "objects whose words name a side that the augmentation changes",
-        "Photos are mirrored or turned ({changes}), and the taxonomy's mirror rules leave these words: {labels}.",
-        "Add the words to mirror.words in the taxonomy, set mirror rules to swap, unless_words or forbid, or turn "
+        "objects whose description names a side that augmentation changes",
+        "Augmentation flips or rotates photos ({changes}), but the taxonomy's mirror rules keep: {labels}.",
+        "Add the words to mirror.words in the taxonomy, set its mirror rules to swap, unless_words or forbid, or turn "
         "off {keys}.",
     ),
     # ------------------------------------------------------------ tokens and training
@@ -317,8 +306,8 @@ CODES: dict[str, Code] = {
     ),
     "sample_too_long_with_teachers": Code(
         WARNING,
-        "training samples that can be over data.max_length ({limit} tokens) with teachers or context",
-        "Training stops if the longest of the pool happen to be drawn for them: up to {longest} tokens.",
+        "training samples that can exceed data.max_length ({limit} tokens) with teachers or context",
+        "Training stops if the longest teachers of the pool are drawn for them: up to {longest} tokens.",
         "Set data.max_length={longest}, lower data.max_pixels, or show fewer teachers and context photos "
         "(data.episodes).",
     ),
@@ -331,7 +320,7 @@ CODES: dict[str, Code] = {
     "sample_larger_than_pack_with_teachers": Code(
         WARNING,
         "training samples that can be larger than a pack (training.pack_{what}={limit}) with teachers or context",
-        "Training stops if the longest of the pool happen to be drawn for them: up to {longest} {what}.",
+        "Training stops if the longest teachers of the pool are drawn for them: up to {longest} {what}.",
         "Set training.pack_{what}={longest} or more, lower data.max_pixels, or show fewer teachers and context photos "
         "(data.episodes).",
     ),
@@ -350,8 +339,8 @@ CODES: dict[str, Code] = {
     ),
     "geometry_broken": Code(
         ERROR,
-        "samples whose boxes do not come back from the model's frame",
-        "A box must return within half a pixel from the head's frame and half a model pixel from the text.",
-        "If the example names a size, mend the row; otherwise this is a defect of the software: report it.",
+        "samples whose boxes do not survive the round trip through the model's frames",
+        "A box must come back within half a pixel from the head's targets and half a model pixel from the text.",
+        "If the example names a size, fix the row; otherwise this is a bug: report it.",
     ),
 }

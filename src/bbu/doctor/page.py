@@ -1,30 +1,26 @@
-"""The report as one HTML page that needs no network: styles, charts and photos are inside it."""
+"""The report as one HTML page without scripts; styles, charts and photos are inside."""
 
 from __future__ import annotations
 
-import base64
-import io
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from bbu.doctor.charts import Bar
 from bbu.doctor.findings import by_severity
 from bbu.doctor.proof import HEAD_BOUND, HEAD_COLOUR, RECORD_COLOUR, TEXT_COLOUR, Proven, draw_proof
 from bbu.doctor.report import Report, size_text
 from bbu.doctor.words import COLUMNS, Balance
+from bbu.drawing.pages import jpeg_base64, render_page
 from bbu.errors import UserError
 from bbu.images import load_image
 from bbu.jsonl import atomic_writer
 from bbu.records import resolve_image
 
-if TYPE_CHECKING:
-    from PIL import Image
-
 TEMPLATE = Path(__file__).with_name("page.html.jinja")
 CHART_WIDTH, CHART_HEIGHT = 640, 180  # SVG units
 DESCRIPTIONS_SHOWN = 100  # of a level; the JSON has all
-WORDS_SHOWN = 8  # under a drawn sample
+DESCRIPTIONS_LISTED = 8  # under a drawn sample
 JPEG_QUALITY = 82
 
 
@@ -41,22 +37,22 @@ class Column:
 
 
 def write_page(path: str | Path, report: Report) -> None:
-    """Render and write the page, whole or not at all.
+    """Render and write the page, atomically.
 
     Raises:
         UserError: the file cannot be written.
     """
     with atomic_writer(path) as stream:
-        stream.write(render_page(report))
+        stream.write(page_of(report))
 
 
-def render_page(report: Report) -> str:
-    """The page's HTML; sample photos are read once more, to be drawn."""
-    from jinja2 import Environment, StrictUndefined
-
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
-    return template.render(
+def page_of(report: Report) -> str:
+    """The page's HTML; sample photos are read again, to be drawn."""
+    return render_page(
+        TEMPLATE,
+        style="page.css",
+        title=report.config,
+        kind=report.headline,
         report=report,
         findings=by_severity(report.findings),
         facts=report.facts(),
@@ -73,7 +69,7 @@ def render_page(report: Report) -> str:
 
 
 def columns(bars: list[Bar]) -> list[Column]:
-    """Bars side by side, the highest as high as the chart; a bar that holds something can be seen."""
+    """Bars side by side, the highest as high as the chart; every non-empty bar is visible."""
     highest = max((bar.count for bar in bars), default=0) or 1
     width = CHART_WIDTH / max(len(bars), 1)
     placed = []
@@ -85,7 +81,7 @@ def columns(bars: list[Bar]) -> list[Column]:
 
 
 def _level(table: Balance) -> dict[str, Any]:
-    """One level's rows with bars as shares of the commonest; where there are many, the middle ones are left out."""
+    """One level's rows, with bars relative to the most frequent; of many rows the middle ones are left out."""
     rows = list(table.items())
     half = DESCRIPTIONS_SHOWN // 2
     shown = rows if len(rows) <= DESCRIPTIONS_SHOWN else [*rows[:half], *rows[-half:]]
@@ -108,17 +104,11 @@ def _memory(facts: dict[str, Any] | None) -> list[tuple[str, str]]:
 
 
 def _sample(item: Proven, image_root: str) -> dict[str, Any]:
-    words = sorted({part.desc for part in item.sample.row.objects})
-    more = [f"… {len(words) - WORDS_SHOWN} more"] if len(words) > WORDS_SHOWN else []
+    descs = sorted({one.desc for one in item.sample.row.objects})
+    more = [f"… {len(descs) - DESCRIPTIONS_LISTED} more"] if len(descs) > DESCRIPTIONS_LISTED else []
     try:
         image = load_image(resolve_image(image_root, item.sample.name))
-        picture = _data_uri(draw_proof(image, item))
+        picture = "data:image/jpeg;base64," + jpeg_base64(draw_proof(image, item), JPEG_QUALITY)
     except UserError:  # the finding about this sample says why
         picture = ""
-    return {"proven": item, "words": [*words[:WORDS_SHOWN], *more], "picture": picture}
-
-
-def _data_uri(image: Image.Image) -> str:
-    stream = io.BytesIO()
-    image.save(stream, format="JPEG", quality=JPEG_QUALITY)
-    return "data:image/jpeg;base64," + base64.b64encode(stream.getvalue()).decode("ascii")
+    return {"proven": item, "descriptions": [*descs[:DESCRIPTIONS_LISTED], *more], "picture": picture}

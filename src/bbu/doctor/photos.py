@@ -1,4 +1,4 @@
-"""Every photo opened once, in several processes where there are many. Worker processes import this: no torch."""
+"""Read every photo once, in several processes if there are many. Worker processes import this file: no torch."""
 
 from __future__ import annotations
 
@@ -17,16 +17,15 @@ from bbu.doctor.findings import Example, Finding, finding
 from bbu.doctor.reading import Rows, Sample
 from bbu.errors import ImageError, UserError
 from bbu.geometry import MAX_ASPECT_RATIO
-from bbu.images import load_image
+from bbu.images import exif_orientation, load_image
 from bbu.records import Row, resolve_image
 
-ORIENTATION_TAG = 274  # EXIF 0x0112
-PHOTOS_A_PROCESS = 100  # fewer are read sooner than another process starts
+PHOTOS_A_PROCESS = 100  # reading fewer is faster than starting a process
 
 
 @dataclass(frozen=True)
 class PhotoFacts:
-    """What the doctor keeps of a photo.
+    """What the doctor remembers of a photo.
 
     Args:
         width, height: displayed pixels; 0 if it cannot be read.
@@ -34,7 +33,7 @@ class PhotoFacts:
         digest: of the file's bytes.
         hash: 64-bit perceptual hash.
         problem: code of a finding, or "".
-        detail: why.
+        detail: the reason.
     """
 
     width: int = 0
@@ -72,8 +71,7 @@ def _orientation(content: bytes) -> int:
     from PIL import Image
 
     with Image.open(io.BytesIO(content)) as image:
-        tag = image.getexif().get(ORIENTATION_TAG, 1)
-    return next((number for number in range(1, 9) if number == tag), 1)
+        return exif_orientation(image)
 
 
 def look_at_all(names: Iterable[str], root: str) -> dict[str, PhotoFacts]:
@@ -98,7 +96,7 @@ def names_of(rows: Rows) -> list[str]:
 
 
 def photo_findings(rows: Rows, facts: Mapping[str, PhotoFacts], root: str) -> list[Finding]:
-    """Photos that training would stop at: not there, not readable, not of the stated size, not exactly one."""
+    """Photos that would stop training: missing, unreadable, of another size than stated, not exactly one per row."""
     found: dict[str, list[Example]] = {}
     seen: set[tuple[str, str]] = set()
     for sample in rows.samples:

@@ -1,4 +1,4 @@
-"""A config for the doctor's own preparation: it goes on past broken files and leaves the run's folder as it is."""
+"""The config of the doctor's own preparation, which skips broken files and does not touch the run's folder."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from bbu.config import Config
 
 
 def doctor_config(config: Config, folder: Path) -> Config:
-    """The config with broken annotation files skipped and counted, and everything written into ``folder``.
+    """The config with broken annotation files skipped and counted, and all output in ``folder``.
 
-    Demo photos that the run has drawn already are used where they lie; others are drawn into ``folder``.
+    Demo photos that the run has already drawn are used in place; otherwise they are drawn into ``folder``.
     """
     changed = copy.deepcopy(config)
     changed.output_dir = str(folder)
@@ -25,7 +25,7 @@ def doctor_config(config: Config, folder: Path) -> Config:
 
 
 def _is_drawn(config: Config, raw: Path) -> bool:
-    """Whether these are the photos that the config asks for: preparation would draw others anew, in their place."""
+    """Whether these are the photos of this config; preparation would overwrite any others."""
     stamp = raw.parent / f"{raw.name}.json"
     wanted = {"photos": dict(config.data.source.photos), "seed": config.seed}
     return raw.is_dir() and stamp.is_file() and json.loads(stamp.read_text(encoding="utf-8")) == wanted

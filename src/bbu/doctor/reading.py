@@ -1,4 +1,4 @@
-"""Rows of all splits, read leniently: a broken line becomes an example, and the rest is looked at all the same."""
+"""Read the rows of all splits leniently: a broken line becomes an example of a finding, the rest is kept."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Sample:
 
 @dataclass
 class Rows:
-    """What could be read, and what could not."""
+    """Readable samples, and examples of the lines and objects that are not."""
 
     samples: list[Sample] = field(default_factory=list)
     bad: list[Example] = field(default_factory=list)
@@ -93,7 +93,7 @@ def _read_line(rows: Rows, split: str, where: str, raw: bytes) -> None:
 
 
 def _raw_rows(value: Any) -> list[dict[str, Any]]:
-    """The mappings of student, teachers and context in a decoded line, whatever else is in it."""
+    """The mappings of student, teachers and context in a decoded line."""
     if not isinstance(value, dict):
         return []
     lists = (value.get("teachers"), value.get("context"))
@@ -107,7 +107,7 @@ def _photo(value: Any) -> str:
 
 
 def _cut_outside(row: dict[str, Any], where: str) -> list[Example]:
-    """Take objects with coordinates outside the photo out of a decoded row, so that the rest of it can be judged."""
+    """Remove objects with coordinates outside the photo from a decoded row, so the rest of it can be checked."""
     limits = row.get("width"), row.get("height")
     if not all(isinstance(limit, int) and limit > 0 for limit in limits):
         return []

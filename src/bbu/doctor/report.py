@@ -1,4 +1,4 @@
-"""What the doctor found: as JSON (docs/doctor.md states the schema) and as text for a terminal."""
+"""The doctor's report, as JSON (docs/doctor.md has the schema) and as text for a terminal."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ UNITS = ("B", "KB", "MB", "GB", "TB")
 
 @dataclass
 class Report:
-    """Everything a doctor's visit gives.
+    """All results of an examination.
 
     Args:
         splits: split → photos and objects.
-        lengths: None where there is no tokenizer; ``lengths_absent`` says why.
-        memory: None where the model's sizes are not known.
-        seconds: the whole visit.
+        lengths: None without a tokenizer; ``lengths_absent`` says why.
+        memory: None if the model's sizes are not known.
+        seconds: duration of the examination.
     """
 
     config: str
@@ -50,7 +50,7 @@ class Report:
 
     @property
     def verdict(self) -> str:
-        """The worst severity found, or ``clean``."""
+        """The worst severity, or ``clean``."""
         return next((severity for severity in SEVERITIES if self.counts[severity]), "clean")
 
     def exit_status(self, strict: bool) -> int:
@@ -87,7 +87,7 @@ class Report:
 
     @property
     def headline(self) -> str:
-        """The verdict in words."""
+        """The verdict in one line."""
         photos = sum(split["photos"] for split in self.splits.values())
         objects = sum(split["objects"] for split in self.splits.values())
         looked = f"{photos} photos with {objects} objects"
@@ -98,14 +98,14 @@ class Report:
         return f"{', '.join(parts)} in {looked}"
 
     def facts(self) -> list[tuple[str, str]]:
-        """Name and one line of each thing measured."""
+        """Name and one line for each measurement."""
         facts = [
             ("photos", _split_line(self.splits)),
             ("objects", self._objects_line()),
             ("tokens", self._tokens_line()),
         ]
         if self.balance:
-            facts.append(("words", _words_line(self.balance[-1])))
+            facts.append(("balance", _descriptions_line(self.balance[-1])))
         if self.training:
             facts.append(("training", _training_line(self.training)))
         facts.append(("memory", memory_line(self.memory) if self.memory else "not estimated: the model is not here"))
@@ -131,8 +131,8 @@ class Report:
         head = max((item.head_error for item in good), default=0.0)
         text = max((item.text_error for item in good), default=0.0)
         return (
-            f"{len(good)} of {len(self.proven)} samples come back: at most {head:.3f} pixels off through the head "
-            f"(bound {HEAD_BOUND}), {text:.2f} through the text"
+            f"{len(good)} of {len(self.proven)} samples survive the round trip: at most {head:.3f} pixels off through "
+            f"the head ({HEAD_BOUND} allowed), {text:.2f} through the text"
         )
 
 
@@ -153,7 +153,7 @@ def _split_line(splits: dict[str, dict[str, int]]) -> str:
     return ", ".join(parts) or "none"
 
 
-def _words_line(table: Balance) -> str:
+def _descriptions_line(table: Balance) -> str:
     learnt = sorted(((counts["train"], desc) for desc, counts in table.items()), reverse=True)
     total = max(sum(count for count, _ in learnt), 1)
     most, label = learnt[0]
@@ -169,27 +169,27 @@ def _training_line(facts: dict[str, Any]) -> str:
             f"{facts['most_tokens_per_pack']} at most"
         )
     if facts["samples_per_step"] is None:
-        return "packs are planned by length, and lengths are not known here"
+        return "packs are planned by length, but lengths are not known here"
     epochs = "no epoch" if facts["epochs"] is None else f"{facts['epochs']:g} epochs"
     return (
-        f"{facts['samples_per_step']:g} samples a step on each GPU, {facts['steps_per_epoch']:g} steps an epoch on "
-        f"one, {epochs} in all{packs}"
+        f"{facts['samples_per_step']:g} samples per step and GPU, {facts['steps_per_epoch']:g} steps per epoch on one "
+        f"GPU, {epochs} in all{packs}"
     )
 
 
 def memory_line(facts: dict[str, Any]) -> str:
-    """Where a device's memory goes, before anything is sharded."""
+    """Memory of one device, before sharding."""
     keys = ("weights", "gradients", "optimizer", "activations")
     total = sum(facts[f"{key}_bytes"] for key in keys)
     parts = ", ".join(f"{key} {size_text(facts[f'{key}_bytes'])}" for key in keys)
     return (
         f"about {size_text(total)} for {facts['parameters'] / 1e6:.1f}M weights, {facts['trainable'] / 1e6:.1f}M of "
-        f"them learning: {parts} ({facts['assumes']}); photos in flight {size_text(facts['photos_bytes'])}"
+        f"them trainable: {parts} ({facts['assumes']}); photos in flight {size_text(facts['photos_bytes'])}"
     )
 
 
 def size_text(count: float) -> str:
-    """Bytes in the unit that leaves a number under 1000."""
+    """Bytes in the largest unit of at least 1, decimal."""
     power = 0
     while count >= 1000 and power < len(UNITS) - 1:
         count, power = count / 1000, power + 1

@@ -18,7 +18,7 @@ from bbu.doctor.findings import Example, Finding, finding
 from bbu.doctor.reading import Sample
 from bbu.records import Row
 
-Parts = tuple[int, int, int]  # tokens, image tokens, photos
+Parts = tuple[int, int, int]  # tokens, patches, photos
 
 
 @dataclass(frozen=True)
@@ -76,13 +76,11 @@ def measure_lengths(
     turns = iter(own)
     for sample in samples:
         written = [next(turns) for _ in range(len(sample.sample.teachers) + 1)]
-        alone.append(
-            _sum((meter.system, 0, 0), *written, context.parts([*map(meter.image_tokens, sample.sample.context)]))
-        )
+        alone.append(_sum((meter.system, 0, 0), *written, context.parts([*map(meter.patches, sample.sample.context)])))
         more = [] if sample.sample.teachers else [drawn]
         more += [] if sample.sample.context else [context.parts(context.longest(sample.row))]
         longest.append(_sum(alone[-1], *more))
-    pixels = processor.factor**2  # of an image token
+    pixels = processor.photo_plan.patch_size**2
     return TokenLengths(config.data.max_length, teachers, _lengths(alone, pixels), _lengths(longest, pixels))
 
 
@@ -91,17 +89,17 @@ def _turns(rows: Sequence[Row], meter: LengthMeter) -> list[Parts]:
 
     Turns are parted by tokens of their own, so their lengths add up whatever stands beside them.
     """
-    photos = [meter.image_tokens(row) for row in rows]
+    photos, tokens_of = [meter.patches(row) for row in rows], meter.processor.photo_plan.text_tokens
     # the template writes one image token, which stands for all of the photo's
     return [
-        (meter.frame() + answer + photo - 1, photo, 1)
+        (meter.frame() + answer + tokens_of(photo) - 1, photo, 1)
         for answer, photo in zip(meter.answers(rows), photos, strict=True)
     ]
 
 
 def _sum(*parts: Parts) -> Parts:
-    tokens, image_tokens, photos = (sum(column) for column in zip(*parts, strict=True))
-    return tokens, image_tokens, photos
+    tokens, patches, photos = (sum(column) for column in zip(*parts, strict=True))
+    return tokens, patches, photos
 
 
 def _lengths(parts: Sequence[Parts], pixels: int) -> Lengths:
@@ -117,17 +115,18 @@ class _Context:
         self.groups: dict[str, list[int]] = {}
         for row in (sample.row for sample in samples) if most else ():
             if row.group is not None:
-                self.groups.setdefault(row.group, []).append(meter.image_tokens(row))
+                self.groups.setdefault(row.group, []).append(meter.patches(row))
 
     def longest(self, student: Row) -> list[int]:
-        """Image tokens of the largest photos of the student's group, at most as many as it has others."""
+        """Patches of the largest photos of the student's group, at most as many as it has others."""
         others = sorted(self.groups.get(student.group or "", []), reverse=True)
         return others[: min(self.most, len(others) - 1)] if others else []
 
     def parts(self, photos: Sequence[int]) -> Parts:
-        """What these photos, by their image tokens, add to a turn, with the words about them."""
+        """What these photos, by their patches, add to a turn, with the words about them."""
         words = self.meter.frame(len(photos)) - self.meter.frame() - len(photos)  # the frame has one token for each
-        return words + sum(photos), sum(photos), len(photos)
+        tokens_of = self.meter.processor.photo_plan.text_tokens
+        return words + sum(map(tokens_of, photos)), sum(photos), len(photos)
 
 
 def length_findings(lengths: TokenLengths, samples: Sequence[Sample], budgets: Budgets) -> list[Finding]:

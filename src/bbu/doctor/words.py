@@ -1,4 +1,4 @@
-"""Findings about descriptions: balance by level, words unknown to training, sides that a mirror changes, length."""
+"""Findings about descriptions: balance per level, unseen in training, words that a flip changes, length."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from bbu.doctor.boxes import counted
 from bbu.doctor.findings import Example, Finding, finding
 from bbu.doctor.reading import Rows, Sample
 from bbu.evaluation.descriptions import level_count
-from bbu.families.prompts import SPECIAL_TOKENS
+from bbu.families.conversation import Conversation
 from bbu.taxonomy import MirrorRules, prefix
 
-FEW = 10  # training objects; under this a state is rarely learnt
+FEW = 10  # training objects; with fewer, a description is rarely learnt
 DOMINATES = 0.8  # share of training objects with one description
 COLUMNS = ("train", "val", "test")
 
-# Words that may name a side but are not in every mirror table: 上 alone is also in 以上, "at least".
+# Words that may name a side but are not in every mirror table: 上 is also part of 以上, "at least".
 LOOSE_VERTICAL = re.compile(r"(?<!以)[上下]|(?<![a-z])(up|down)(?![a-z])", re.IGNORECASE)
 
 Balance = dict[str, dict[str, int]]  # description prefix → split → objects
 
 
 def balance_by_level(rows: Rows) -> list[Balance]:
-    """Objects of every prefix, level by level, commonest first. Teachers count as train."""
+    """Objects of every prefix, level by level, most frequent first. Teachers count as train."""
     counts: Counter[tuple[str, str]] = Counter()
     for sample in rows.samples:
         split = sample.split if sample.split in COLUMNS else "train"
@@ -41,10 +41,10 @@ def balance_by_level(rows: Rows) -> list[Balance]:
     return levels
 
 
-def word_findings(rows: Rows) -> list[Finding]:
-    """Unspeakable, unseen, rare and dominating descriptions."""
+def word_findings(rows: Rows, conversation: Conversation) -> list[Finding]:
+    """Findings about special tokens, unseen, rare and dominating descriptions."""
     learnt = _counts(rows.of("train", "teacher"))
-    special = [example for sample in rows.samples for example in special_tokens(sample)]
+    special = [example for sample in rows.samples for example in special_tokens(sample, conversation)]
     found = [finding("special_token", special)] if special else []
     unseen = [
         Example(sample.where, sample.name, item.desc)
@@ -79,19 +79,19 @@ def _counts(samples: Iterable[Sample]) -> dict[str, int]:
     return dict(Counter(item.desc for sample in samples for item in sample.row.objects))
 
 
-def special_tokens(sample: Sample) -> list[Example]:
-    """Descriptions of a sample that hold a token which marks turns or photos."""
+def special_tokens(sample: Sample, conversation: Conversation) -> list[Example]:
+    """Descriptions of a sample that contain a special token."""
     return [
         Example(sample.where, row.images[0], item.desc, token)
         for row in sample.shown
         for item in row.objects
-        for token in SPECIAL_TOKENS
+        for token in conversation.special_tokens
         if token in item.desc
     ]
 
 
 def direction_findings(rows: Rows, augment: AugmentConfig, mirror: MirrorRules) -> list[Finding]:
-    """Words for sides that stay, or are lost, when a training photo is mirrored or turned."""
+    """Descriptions that name a side and become wrong when a training photo is flipped or rotated."""
     changes = {
         "horizontal": ("flips left to right", "data.augment.flip_horizontal", augment.flip_horizontal > 0),
         "vertical": ("flips top to bottom", "data.augment.flip_vertical", augment.flip_vertical > 0),
@@ -121,7 +121,7 @@ def direction_findings(rows: Rows, augment: AugmentConfig, mirror: MirrorRules) 
 
 
 def _goes_wrong(desc: str, change: str, mirror: MirrorRules) -> bool:
-    """Whether the rules would show ``desc`` beside a photo that no longer fits it."""
+    """Whether the mirror rules leave ``desc`` unchanged although the change makes it wrong."""
     if not mirror.allows(change, [desc]):
         return False
     if mirror.names_a_side(desc, change):
@@ -130,7 +130,7 @@ def _goes_wrong(desc: str, change: str, mirror: MirrorRules) -> bool:
 
 
 def caption_findings(samples: Sequence[Sample], processor: Any) -> list[Finding]:
-    """Descriptions that the caption decoder cannot hold; ``processor`` is a ChatProcessor."""
+    """Descriptions that are too long for the caption decoder; ``processor`` is a ChatProcessor."""
     descs = list(_counts(samples))
     limit = processor.caption_max_tokens
     ids = processor.tokenizer(descs, add_special_tokens=False)["input_ids"] if descs else []

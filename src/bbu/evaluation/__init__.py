@@ -1,4 +1,4 @@
-"""Offline evaluation of saved predictions: records in, numbers out; needs no weights and imports no torch."""
+"""Offline evaluation of saved predictions: records in, metrics out; needs no weights and imports no torch."""
 
 from bbu.evaluation.metrics import evaluate
 from bbu.evaluation.report import summary_table, write_metrics

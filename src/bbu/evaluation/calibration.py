@@ -1,8 +1,10 @@
-"""Does a score of 0.8 mean 8 right of 10, and how to make it so.
+"""Measure and fit score calibration: a score of 0.8 should mean a precision of 0.8.
 
-A prediction is right when it takes a free annotated box of its own description at IoU ≥ 0.5. Expected calibration
-error and temperature: Guo et al. 2017, "On Calibration of Modern Neural Networks" (arXiv:1706.04599). Isotonic
+A detection is right when it takes a free object of its own description at IoU ≥ 0.5. Expected calibration error (ECE)
+and temperature scaling: Guo et al. 2017, "On Calibration of Modern Neural Networks" (arXiv:1706.04599). Isotonic
 regression: Zadrozny and Elkan 2002, "Transforming classifier scores into accurate multiclass probability estimates".
+
+Shapes: Dt detections.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ import numpy as np
 
 from bbu.errors import UserError
 from bbu.evaluation.descriptions import ratio
-from bbu.evaluation.matching import Matched, collect, rank
+from bbu.evaluation.matching import Matched, flatten, rank
 from bbu.evaluation.pairing import pair
 from bbu.jsonl import decode_json, write_json
 from bbu.records import PredictionRow, Row
@@ -26,45 +28,45 @@ from bbu.records import PredictionRow, Row
 CALIBRATION_FILE = "calibration.json"
 FORMAT = 1
 BINS = 10
-TEMPERATURES = (0.05, 20.0)  # searched between; at an end the scores say next to nothing
-SCORE_MARGIN = 1e-6  # a wrong score of exactly 1 would forbid every temperature
+TEMPERATURES = (0.05, 20.0)  # search interval
+SCORE_MARGIN = 1e-6  # a wrong detection with a score of exactly 1 would make every temperature's loss infinite
 KINDS = ("temperature", "isotonic")
 
 
 # ---------------------------------------------------------------- measuring
 
 
-def reliability(confidence_D: np.ndarray, right_D: np.ndarray) -> dict[str, Any]:
-    """How far confidences are from the share that is right.
+def reliability(confidence_Dt: np.ndarray, right_Dt: np.ndarray) -> dict[str, Any]:
+    """Gap between confidence and observed precision.
 
     Returns:
         ECE (equal-width bins), Brier score, count, and the bins: ``equal_width`` (all of them) and ``equal_mass``
-        (as near to equal counts as ties allow). None where there is no prediction.
+        (counts as equal as ties allow). None without detections.
     """
-    deciles = np.quantile(confidence_D, np.linspace(0, 1, BINS + 1)[1:-1]) if len(confidence_D) else np.empty(0)
-    # Equal confidences share a bin, so that the order of photos says nothing.
-    by_mass = _bins(np.searchsorted(np.unique(deciles), confidence_D, side="right"), confidence_D, right_D)
-    by_width = _bins(width_bin(confidence_D), confidence_D, right_D)
+    deciles = np.quantile(confidence_Dt, np.linspace(0, 1, BINS + 1)[1:-1]) if len(confidence_Dt) else np.empty(0)
+    # Equal confidences share a bin, so the order of photos has no effect.
+    by_mass = _bins(np.searchsorted(np.unique(deciles), confidence_Dt, side="right"), confidence_Dt, right_Dt)
+    by_width = _bins(width_bin(confidence_Dt), confidence_Dt, right_Dt)
     for bin_, row in enumerate(by_width):
         row.update(low=bin_ / BINS, high=(bin_ + 1) / BINS)
     return {
-        "count": len(confidence_D),
+        "count": len(confidence_Dt),
         "ECE": _expected_error(by_width),
         "ECE_equal_mass": _expected_error(by_mass),
-        "Brier": float(((confidence_D - right_D) ** 2).mean()) if len(confidence_D) else None,
+        "Brier": float(((confidence_Dt - right_Dt) ** 2).mean()) if len(confidence_Dt) else None,
         "equal_width": by_width,
         "equal_mass": [row for row in by_mass if row["count"]],
     }
 
 
-def width_bin(confidence_D: np.ndarray) -> np.ndarray:
-    """Bin of each confidence among BINS of equal width; 1 belongs to the last."""
-    return np.minimum((confidence_D * BINS).astype(np.int64), BINS - 1)
+def width_bin(confidence_Dt: np.ndarray) -> np.ndarray:
+    """Bin of each confidence among BINS of equal width; a confidence of 1 falls into the last."""
+    return np.minimum((confidence_Dt * BINS).astype(np.int64), BINS - 1)
 
 
-def _bins(bin_D: np.ndarray, confidence_D: np.ndarray, right_D: np.ndarray) -> list[dict[str, Any]]:
+def _bins(bin_Dt: np.ndarray, confidence_Dt: np.ndarray, right_Dt: np.ndarray) -> list[dict[str, Any]]:
     count, confidence, right = (
-        np.bincount(bin_D, weights=weights, minlength=BINS).tolist() for weights in (None, confidence_D, right_D)
+        np.bincount(bin_Dt, weights=weights, minlength=BINS).tolist() for weights in (None, confidence_Dt, right_Dt)
     )
     return [
         {"count": int(n), "confidence": ratio(sum_, n), "accuracy": ratio(hits, n)}
@@ -78,19 +80,19 @@ def _expected_error(bins: Sequence[Mapping[str, Any]]) -> float | None:
     return ratio(gaps, sum(row["count"] for row in filled))
 
 
-# ---------------------------------------------------------------- mending
+# ---------------------------------------------------------------- fitting
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """A map from scores to shares that are right, kept beside a model as calibration.json.
+    """A map from score to precision, stored beside a model as calibration.json.
 
     Attributes:
-        temperature: divides the logit of a score; ranking stays as it is. None for isotonic.
-        knots: (score, share) pairs, both rising, read linearly between; none for temperature.
+        temperature: divides the logit of a score, which keeps the ranking. None for isotonic.
+        knots: (score, precision) pairs, both rising, interpolated linearly; empty for temperature.
         split, photos, count: what it was fitted on.
-        before, after: ECE and Brier of that split; ``after`` by two-fold cross-fitting over photos, so that no
-            photo judges what it has taught. None where a fold has nothing right or nothing wrong.
+        before, after: ECE and Brier of that split; ``after`` by two-fold cross-fitting over photos, so no photo is
+            judged by a fit to itself. None where a fold has no right or no wrong detection.
     """
 
     kind: str
@@ -104,10 +106,10 @@ class Calibration:
 
     def apply(self, scores: np.ndarray | Sequence[float]) -> np.ndarray:
         """Calibrated scores in [0, 1], in the shape given."""
-        return _mended(np.asarray(scores, dtype=np.float64), self.temperature, self.knots)
+        return _calibrated(np.asarray(scores, dtype=np.float64), self.temperature, self.knots)
 
     def summary(self) -> str:
-        """One line: what was fitted and what it brought."""
+        """One line: the kind of fit, and ECE before and after."""
         what = "isotonic" if self.temperature is None else f"temperature {self.temperature:.3f}"
         before, after = ("undefined" if e is None else f"{e:.3f}" for e in (self.before["ECE"], self.after["ECE"]))
         return f"{what}, {self.count} predictions of {self.photos} photos; ECE {before}, cross-fitted {after}"
@@ -128,12 +130,12 @@ class Calibration:
         }
 
     def save(self, path: str | Path) -> None:
-        """Write the file, whole or not at all."""
+        """Write the file atomically."""
         write_json(path, self.to_json())
 
     @classmethod
     def load(cls, path: str | Path) -> Calibration | None:
-        """The calibration in a model folder, or in the file itself; None for a folder without one.
+        """Read a model folder's calibration, or the file itself; None for a folder without one.
 
         Raises:
             UserError: the file is missing or damaged.
@@ -150,7 +152,7 @@ class Calibration:
             if isinstance(error, UserError):
                 raise
             why = f"{error} is missing" if isinstance(error, KeyError) else error
-            raise UserError(f"{path}: is no calibration: {why}; fit it again with `bbu calibrate`") from None
+            raise UserError(f"{path}: is not a calibration: {why}; fit it again with `bbu calibrate`") from None
 
     @classmethod
     def _parsed(cls, value: Any) -> Calibration:
@@ -174,7 +176,7 @@ def _within_unit(values: np.ndarray) -> bool:
 
 
 def calibrated_row(calibration: Calibration, row: PredictionRow) -> PredictionRow:
-    """The row with calibrated scores; objectness stays."""
+    """The row with calibrated scores; objectness is unchanged."""
     scores = calibration.apply([item.score for item in row.predictions]).tolist()
     items = zip(row.predictions, scores, strict=True)
     return replace(row, predictions=tuple(replace(item, score=score) for item, score in items))
@@ -188,63 +190,63 @@ def fit_calibration(
     split: str = "",
     max_detections: int = 100,
 ) -> Calibration:
-    """Fit on saved predictions, best of a split that was neither trained nor is scored on.
+    """Fit on saved predictions of a split that is used neither for training nor for the final score.
 
     Raises:
-        UserError: an unknown kind; or no prediction is right, or none is wrong: nothing can be learned from that.
+        UserError: an unknown kind, or all predictions are right, or all are wrong.
     """
     if kind not in KINDS:
         raise UserError(f"calibration: {kind!r} is not one of {', '.join(KINDS)}")
-    album = collect(pair(truth, predictions).photos)
-    described = Matched.at(rank(album, str, "scores_M", max_detections))
-    score_D, right_D = described.ranking.confidence_D, described.right_D
-    if not 0 < right_D.sum() < len(right_D):
+    flat = flatten(pair(truth, predictions).photos)
+    described = Matched.at(rank(flat, str, "score", max_detections))
+    score_Dt, right_Dt = described.ranking.confidence_Dt, described.right_Dt
+    if not 0 < right_Dt.sum() < len(right_Dt):
         raise UserError(
-            f"calibration: {int(right_D.sum())} of {len(right_D)} predictions are right; it needs right and wrong "
-            "ones, so use a model that has learned something, on more photos"
+            f"calibration: {int(right_Dt.sum())} of {len(right_Dt)} predictions are right; it needs right and wrong "
+            "ones; use more photos, or a model that has learned something"
         )
-    temperature, knots = _fit(score_D, right_D, kind)
-    before = reliability(score_D, right_D)
-    after = _cross_fitted(score_D, right_D, described.ranking.photo_D % 2 == 0, kind)
+    temperature, knots = _fit(score_Dt, right_Dt, kind)
+    before = reliability(score_Dt, right_Dt)
+    after = _cross_fitted(score_Dt, right_Dt, described.ranking.photo_Dt % 2 == 0, kind)
     return Calibration(
         kind=kind,
         temperature=temperature,
         knots=knots,
         split=split,
-        photos=len(album.names),
-        count=len(score_D),
+        photos=len(flat.names),
+        count=len(score_Dt),
         before={name: before[name] for name in ("ECE", "Brier")},
         after={name: None if after is None else after[name] for name in ("ECE", "Brier")},
     )
 
 
-def _fit(score_D: np.ndarray, right_D: np.ndarray, kind: str) -> tuple[float | None, tuple[tuple[float, float], ...]]:
+def _fit(score_Dt: np.ndarray, right_Dt: np.ndarray, kind: str) -> tuple[float | None, tuple[tuple[float, float], ...]]:
     if kind == "temperature":
-        return _fit_temperature(score_D, right_D), ()
-    return None, _fit_isotonic(score_D, right_D)
+        return _fit_temperature(score_Dt, right_Dt), ()
+    return None, _fit_isotonic(score_Dt, right_Dt)
 
 
-def _fit_temperature(score_D: np.ndarray, right_D: np.ndarray) -> float:
-    """The temperature with the least negative log-likelihood; convex in 1 / temperature, so there is one."""
+def _fit_temperature(score_Dt: np.ndarray, right_Dt: np.ndarray) -> float:
+    """The temperature with the least negative log-likelihood; unique, as the loss is convex in 1 / temperature."""
     from scipy.optimize import minimize_scalar
 
-    inside_D = np.clip(score_D, SCORE_MARGIN, 1 - SCORE_MARGIN)
-    signed_D = np.log(inside_D / (1 - inside_D)) * np.where(right_D, 1.0, -1.0)
+    inside_Dt = np.clip(score_Dt, SCORE_MARGIN, 1 - SCORE_MARGIN)
+    signed_Dt = np.log(inside_Dt / (1 - inside_Dt)) * np.where(right_Dt, 1.0, -1.0)
 
     def loss(log_temperature: float) -> float:
-        return float(np.logaddexp(0, -signed_D / math.exp(log_temperature)).mean())
+        return float(np.logaddexp(0, -signed_Dt / math.exp(log_temperature)).mean())
 
     bounds = [math.log(value) for value in TEMPERATURES]
     return math.exp(minimize_scalar(loss, bounds=bounds, method="bounded", options={"xatol": 1e-6}).x)
 
 
-def _fit_isotonic(score_D: np.ndarray, right_D: np.ndarray) -> tuple[tuple[float, float], ...]:
-    """The rising steps with the least squared error, as the first and last score of each."""
+def _fit_isotonic(score_Dt: np.ndarray, right_Dt: np.ndarray) -> tuple[tuple[float, float], ...]:
+    """The rising step function with the least squared error, as the first and last score of each step."""
     from scipy.optimize import isotonic_regression
 
-    scores, place = np.unique(score_D, return_inverse=True)
+    scores, place = np.unique(score_Dt, return_inverse=True)
     counts = np.bincount(place)
-    fitted = isotonic_regression(np.bincount(place, weights=right_D) / counts, weights=counts)
+    fitted = isotonic_regression(np.bincount(place, weights=right_Dt) / counts, weights=counts)
     shares, blocks = np.clip(fitted.x, 0, 1).tolist(), fitted.blocks.tolist()
     knots: list[tuple[float, float]] = []
     for start, stop in pairwise(blocks):
@@ -252,21 +254,21 @@ def _fit_isotonic(score_D: np.ndarray, right_D: np.ndarray) -> tuple[tuple[float
     return tuple(knots)
 
 
-def _mended(scores: np.ndarray, temperature: float | None, knots: Sequence[tuple[float, float]]) -> np.ndarray:
+def _calibrated(scores: np.ndarray, temperature: float | None, knots: Sequence[tuple[float, float]]) -> np.ndarray:
     if temperature is None:
         return np.interp(scores, [knot[0] for knot in knots], [knot[1] for knot in knots])
-    # sigmoid(logit(p) / T), without a logit that is infinite at 0 and 1.
+    # sigmoid(logit(p) / T), written without the logit, which is infinite at 0 and 1
     power, rest = scores ** (1 / temperature), (1 - scores) ** (1 / temperature)
-    mended: np.ndarray = power / (power + rest)
-    return mended
+    calibrated: np.ndarray = power / (power + rest)
+    return calibrated
 
 
-def _cross_fitted(score_D: np.ndarray, right_D: np.ndarray, first_D: np.ndarray, kind: str) -> dict[str, Any] | None:
-    """Reliability where each half of the photos is calibrated by the other; None if one half cannot teach."""
-    after_D = np.empty_like(score_D)
-    for taught_D in (first_D, ~first_D):
-        teaching_D = ~taught_D
-        if not 0 < right_D[teaching_D].sum() < teaching_D.sum():
+def _cross_fitted(score_Dt: np.ndarray, right_Dt: np.ndarray, first_Dt: np.ndarray, kind: str) -> dict[str, Any] | None:
+    """Reliability with each half of the photos calibrated by the other; None if a half cannot be fitted."""
+    after_Dt = np.empty_like(score_Dt)
+    for judged_Dt in (first_Dt, ~first_Dt):
+        fitted_Dt = ~judged_Dt
+        if not 0 < right_Dt[fitted_Dt].sum() < fitted_Dt.sum():
             return None
-        after_D[taught_D] = _mended(score_D[taught_D], *_fit(score_D[teaching_D], right_D[teaching_D], kind))
-    return reliability(after_D, right_D)
+        after_Dt[judged_Dt] = _calibrated(score_Dt[judged_Dt], *_fit(score_Dt[fitted_Dt], right_Dt[fitted_Dt], kind))
+    return reliability(after_Dt, right_Dt)

@@ -1,8 +1,10 @@
-"""COCO average precision and recall, worked out from match tables.
+"""COCO average precision and recall from match tables.
 
-Axes of the tables: T IoU thresholds, R 101 recall points, K categories, A box sizes, M detection limits. -1 stands
-where a category has no annotated box; averages leave it out and are None where nothing is left.
-In the curves X counts right predictions in order of category and confidence, B weightings of the photos.
+An entry is -1 where a category has no ground truth. Averages skip it and are None when nothing is left. True
+positives are sorted by category and confidence.
+
+Shapes: U IoU thresholds, Rc recall steps, Ca categories, A COCO area ranges, Li detection limits, Dt detections,
+Gt ground-truth objects, Tp true positives, Bs bootstrap samples.
 """
 
 from __future__ import annotations
@@ -15,35 +17,35 @@ import numpy as np
 from bbu.evaluation.matching import Ranking
 
 IOU_THRESHOLDS = tuple(np.linspace(0.5, 0.95, 10).tolist())
-# Box areas in displayed pixels, as COCO bins them; a box on a border belongs to both bins.
+# Box areas in displayed pixels, COCO's bins; a box on a border belongs to both.
 AREAS = {"all": (0.0, 1e10), "small": (0.0, 32.0**2), "medium": (32.0**2, 96.0**2), "large": (96.0**2, 1e10)}
 RECALLS = np.linspace(0, 1, 101)
-RECALL_LIMITS = (1, 10, 100)  # detections a photo and category
+RECALL_LIMITS = (1, 10, 100)  # detections per photo and category
 
 
 @dataclass(frozen=True)
 class CocoTables:
-    """Precision (M: the highest limit alone) and recall of one evaluation, undefined entries at -1."""
+    """Precision (at the highest detection limit only) and recall; undefined entries are -1."""
 
     categories: tuple[str, ...]
     iou_thresholds: tuple[float, ...]
     areas: tuple[str, ...]
     limits: tuple[int, ...]
-    precision_TRKAM: np.ndarray
-    recall_TKAM: np.ndarray
+    precision_URcCaALi: np.ndarray
+    recall_UCaALi: np.ndarray
 
     def average_precision(self, iou: float | None = None, area: str = "all") -> float | None:
-        """Mean over recall, categories and (unless ``iou`` picks one) thresholds, at the highest limit."""
-        return _mean(self.precision_TRKAM[self._thresholds(iou), :, :, self.areas.index(area), -1])
+        """Mean over recall, categories and IoU thresholds (or the one that ``iou`` picks), at the highest limit."""
+        return _mean(self.precision_URcCaALi[self._thresholds(iou), :, :, self.areas.index(area), -1])
 
     def average_recall(self, limit: int, area: str = "all") -> float | None:
-        """Mean recall over thresholds and categories with at most ``limit`` detections a photo and category."""
-        return _mean(self.recall_TKAM[:, :, self.areas.index(area), self.limits.index(min(limit, self.limits[-1]))])
+        """Mean recall over thresholds and categories with at most ``limit`` detections per photo and category."""
+        return _mean(self.recall_UCaALi[:, :, self.areas.index(area), self.limits.index(min(limit, self.limits[-1]))])
 
     def precision_of_each(self, iou: float) -> dict[str, float | None]:
-        """Category → its average precision at one threshold."""
+        """Category → average precision at one IoU threshold."""
         (threshold,) = self._thresholds(iou)
-        return {name: _mean(self.precision_TRKAM[threshold, :, k, 0, -1]) for k, name in enumerate(self.categories)}
+        return {name: _mean(self.precision_URcCaALi[threshold, :, k, 0, -1]) for k, name in enumerate(self.categories)}
 
     def _thresholds(self, iou: float | None) -> list[int]:
         return [i for i, value in enumerate(self.iou_thresholds) if iou is None or abs(value - iou) < 1e-9]
@@ -57,69 +59,70 @@ def tables_of(
 ) -> CocoTables:
     """COCO's box evaluation.
 
-    Predictions of a category that no annotated box has are left out, as every COCO tool does; count them elsewhere.
+    Detections of a category without ground truth are left out, as in every COCO tool; the vocabulary metrics count
+    them.
 
     Args:
-        max_detections: what the ranking was cut to, a photo and category.
-        iou_thresholds: none under 0.5.
-        areas: names from AREAS; "all" comes first.
+        max_detections: the limit per photo and category that the ranking was cut to.
+        iou_thresholds: each at least 0.5.
+        areas: names from AREAS, "all" first.
     """
     limits = tuple(sorted({min(limit, max_detections) for limit in (*RECALL_LIMITS, max_detections)}))
     sizes = (len(iou_thresholds), len(ranking.categories), len(areas), len(limits))
     precision = np.full((sizes[0], len(RECALLS), *sizes[1:3], 1), -1.0)
     recall = np.full(sizes, -1.0)
     for a, (least, most) in enumerate(AREAS[area] for area in areas):
-        truth_area_G, area_D = ranking.album.truth_area_G, ranking.album.area_D[ranking.prediction_D]
-        ignored_G = (truth_area_G < least) | (truth_area_G > most)
-        outside_D = (area_D < least) | (area_D > most)
-        annotated_K = np.bincount(ranking.truth_category_G[~ignored_G], minlength=sizes[1])
-        known_K = np.flatnonzero(annotated_K)
-        for t, match_D in enumerate(ranking.match(iou_thresholds, ignored_G)):
-            counted_D = ~np.where(match_D >= 0, np.append(ignored_G, False)[match_D], outside_D)
-            right_X = np.flatnonzero(counted_D & (match_D >= 0))
-            precision[t, :, known_K, a, 0] = _precision(ranking, right_X, counted_D, annotated_K)[known_K]
+        truth_area_Gt, area_Dt = ranking.flat.truth_area_Gt, ranking.flat.area_Dt[ranking.prediction_Dt]
+        ignored_Gt = (truth_area_Gt < least) | (truth_area_Gt > most)
+        outside_Dt = (area_Dt < least) | (area_Dt > most)
+        annotated_Ca = np.bincount(ranking.truth_category_Gt[~ignored_Gt], minlength=sizes[1])
+        known_Ca = np.flatnonzero(annotated_Ca)
+        for t, match_Dt in enumerate(ranking.match(iou_thresholds, ignored_Gt)):
+            counted_Dt = ~np.where(match_Dt >= 0, np.append(ignored_Gt, False)[match_Dt], outside_Dt)
+            right_Tp = np.flatnonzero(counted_Dt & (match_Dt >= 0))
+            precision[t, :, known_Ca, a, 0] = _precision(ranking, right_Tp, counted_Dt, annotated_Ca)[known_Ca]
             for m, limit in enumerate(limits):
-                within_X = right_X[ranking.rank_D[right_X] < limit]
-                found_K = np.bincount(ranking.category_D[within_X], minlength=sizes[1])
-                recall[t, known_K, a, m] = found_K[known_K] / annotated_K[known_K]
+                within_Tp = right_Tp[ranking.rank_Dt[right_Tp] < limit]
+                found_Ca = np.bincount(ranking.category_Dt[within_Tp], minlength=sizes[1])
+                recall[t, known_Ca, a, m] = found_Ca[known_Ca] / annotated_Ca[known_Ca]
     return CocoTables(ranking.categories, tuple(iou_thresholds), tuple(areas), limits, precision, recall)
 
 
-def _precision(ranking: Ranking, right_X: np.ndarray, counted_D: np.ndarray, annotated_K: np.ndarray) -> np.ndarray:
-    """(K, R) interpolated precision."""
-    category_X = ranking.category_D[right_X]
-    first_K = np.searchsorted(ranking.category_D, np.arange(len(annotated_K)))
-    seen_D = np.cumsum(np.append(0, counted_D))
-    seen_X = seen_D[right_X + 1] - seen_D[first_K[category_X]]
-    found_X = np.arange(len(right_X)) - np.searchsorted(category_X, category_X) + 1
-    best, points = interpolate(found_X[None], seen_X[None], annotated_K[None], category_X)
-    reached_K = np.bincount(category_X, weights=points[0], minlength=len(annotated_K))
-    precision = np.zeros((len(annotated_K), len(RECALLS)))
-    precision[np.arange(len(RECALLS)) < reached_K[:, None]] = np.repeat(best[0], points[0])
+def _precision(ranking: Ranking, right_Tp: np.ndarray, counted_Dt: np.ndarray, annotated_Ca: np.ndarray) -> np.ndarray:
+    """(Ca, Rc) interpolated precision."""
+    category_Tp = ranking.category_Dt[right_Tp]
+    first_Ca = np.searchsorted(ranking.category_Dt, np.arange(len(annotated_Ca)))
+    seen_Dt = np.cumsum(np.append(0, counted_Dt))
+    seen_Tp = seen_Dt[right_Tp + 1] - seen_Dt[first_Ca[category_Tp]]
+    found_Tp = np.arange(len(right_Tp)) - np.searchsorted(category_Tp, category_Tp) + 1
+    best, points = interpolate(found_Tp[None], seen_Tp[None], annotated_Ca[None], category_Tp)
+    reached_Ca = np.bincount(category_Tp, weights=points[0], minlength=len(annotated_Ca))
+    precision = np.zeros((len(annotated_Ca), len(RECALLS)))
+    precision[np.arange(len(RECALLS)) < reached_Ca[:, None]] = np.repeat(best[0], points[0])
     return precision
 
 
 def interpolate(
-    found_BX: np.ndarray, seen_BX: np.ndarray, annotated_BK: np.ndarray, category_X: np.ndarray
+    found_BsTp: np.ndarray, seen_BsTp: np.ndarray, annotated_BsCa: np.ndarray, category_Tp: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """COCO's interpolated precision, at the right predictions, where alone it can rise.
+    """COCO's interpolated precision, evaluated at the true positives, the only places where precision can rise.
 
     Args:
-        found_BX: right predictions of the category up to and with each; seen_BX: all predictions up to there.
-        category_X: sorted.
+        found_BsTp: cumulative true positives of the category; seen_BsTp: cumulative detections at the same places.
+        category_Tp: sorted.
 
     Returns:
-        (B, X) best precision at this recall or a higher one, and (B, X) how many of the RECALLS are first reached here.
+        (Bs, Tp) best precision at this recall or above, and (Bs, Tp) how many of RECALLS are first reached here.
     """
-    precision = np.divide(found_BX, seen_BX, out=np.zeros(found_BX.shape), where=seen_BX > 0)
-    # One running maximum serves all categories: each is lifted above those behind it.
-    lift_X = 2.0 * (annotated_BK.shape[1] - category_X)
-    best = np.maximum.accumulate((precision + lift_X)[:, ::-1], axis=1)[:, ::-1] - lift_X
-    annotated_BX = annotated_BK[:, category_X]
-    recall = np.divide(found_BX, annotated_BX, out=np.full(found_BX.shape, -1.0), where=annotated_BX > 0)
+    precision = np.divide(found_BsTp, seen_BsTp, out=np.zeros(found_BsTp.shape), where=seen_BsTp > 0)
+    # One running maximum serves all categories: each category is lifted above those after it.
+    lift_Tp = 2.0 * (annotated_BsCa.shape[1] - category_Tp)
+    best = np.maximum.accumulate((precision + lift_Tp)[:, ::-1], axis=1)[:, ::-1] - lift_Tp
+    annotated_BsTp = annotated_BsCa[:, category_Tp]
+    recall = np.divide(found_BsTp, annotated_BsTp, out=np.full(found_BsTp.shape, -1.0), where=annotated_BsTp > 0)
     reached = np.searchsorted(RECALLS, recall, side="right")
     before = np.zeros_like(reached)
-    before[:, 1:] = np.where(category_X[1:] == category_X[:-1], reached[:, :-1], 0)
+    before[:, 1:] = np.where(category_Tp[1:] == category_Tp[:-1], reached[:, :-1], 0)
     return best, reached - before
 
 

@@ -1,6 +1,8 @@
-"""Two sets of predictions of the same photos: what B does better or worse than A, and on which photos.
+"""Compare two sets of predictions of the same photos: what B does better or worse than A, and on which photos.
 
-Differences are paired: both sets see the same resampled photos, so that what makes a photo hard for both cancels out.
+Differences are paired: both sets see the same bootstrap samples, so photos that are hard for both cancel out.
+
+Shapes: Gt ground-truth objects, Dt detections, U IoU thresholds.
 """
 
 from __future__ import annotations
@@ -12,14 +14,14 @@ import numpy as np
 
 from bbu.evaluation.bootstrap import Headlines, interval, resample
 from bbu.evaluation.coco import IOU_THRESHOLDS
-from bbu.evaluation.matching import Album, Matched, collect, part, rank
-from bbu.evaluation.metrics import ALARMS, check_between
+from bbu.evaluation.matching import FlatDetections, Matched, any_object, flatten, rank
+from bbu.evaluation.metrics import FPPI, check_between
 from bbu.evaluation.pairing import Photo, pair
 from bbu.evaluation.report import aligned, clip, number, printable
 from bbu.records import PredictionRow, Row
 
 CHANGES = ("found", "lost", "mended", "broken")
-SHOWN_PHOTOS = 10  # in the printed table; the file has all that changed
+SHOWN_PHOTOS = 10  # in the printed table; the file lists all
 
 
 def compare(
@@ -29,16 +31,16 @@ def compare(
     *,
     score_threshold: float = 0.3,
     max_detections: int = 100,
-    alarms: Sequence[float] = ALARMS,
+    fppi: Sequence[float] = FPPI,
     bootstrap_samples: int = 1000,
     seed: int = 0,
 ) -> dict[str, Any]:
     """Compare predictions B with predictions A.
 
     Returns:
-        ``figures``: headline → a, b, difference (b - a) and its 95 % interval (None from fewer than two photos, or
-        where a figure is undefined); ``photos``: those where a part was found or lost, or its words mended or
-        broken, among predictions at or above the threshold; worst first. Independent of the order of rows.
+        ``figures``: metric → a, b, difference (b - a) and its 95 % interval (None with fewer than two photos or
+        where a metric is undefined); ``photos``: photos where B found or lost an object, or mended or broke a caption,
+        counting predictions at or above the threshold; worst first. Independent of the order of rows.
 
     Raises:
         UserError: as ``evaluate``.
@@ -47,9 +49,9 @@ def compare(
     check_between("bootstrap_samples", bootstrap_samples, 0, float("inf"))
     rows = list(truth)
     sets = [pair(rows, predictions).photos for predictions in (predictions_a, predictions_b)]
-    albums = [collect(photos) for photos in sets]
-    headlines = [_headlines(album, max_detections, alarms) for album in albums]
-    states = [_states(album, score_threshold, max_detections) for album in albums]
+    albums = [flatten(photos) for photos in sets]
+    headlines = [_headlines(flat, max_detections, fppi) for flat in albums]
+    states = [_states(flat, score_threshold, max_detections) for flat in albums]
     changes = _photo_changes(sets[0], *states)
     return {
         "photos_compared": len(rows),
@@ -61,9 +63,9 @@ def compare(
     }
 
 
-def _headlines(album: Album, max_detections: int, alarms: Sequence[float]) -> Headlines:
-    described = Matched.at(rank(album, str, "scores_M", max_detections), IOU_THRESHOLDS)
-    return Headlines(described, Matched.at(rank(album, part, "objectness_M", max_detections), IOU_THRESHOLDS), alarms)
+def _headlines(flat: FlatDetections, max_detections: int, fppi: Sequence[float]) -> Headlines:
+    described = Matched.at(rank(flat, str, "score", max_detections), IOU_THRESHOLDS)
+    return Headlines(described, Matched.at(rank(flat, any_object, "objectness", max_detections), IOU_THRESHOLDS), fppi)
 
 
 def _differences(headlines: Sequence[Headlines], bootstrap_samples: int, seed: int) -> dict[str, dict[str, Any]]:
@@ -82,28 +84,28 @@ def _differences(headlines: Sequence[Headlines], bootstrap_samples: int, seed: i
     return figures
 
 
-def _states(album: Album, score_threshold: float, max_detections: int) -> np.ndarray:
-    """(G,) of every annotated box: 0 missed, 1 found with other words, 2 found with its own."""
-    shown = Matched.at(rank(album, part, "scores_M", max_detections))
-    places = np.flatnonzero(shown.right_D & (shown.ranking.confidence_D >= score_threshold))
-    truth = shown.match_TD[0, places]
-    states = np.zeros(len(album.truth_desc_G), dtype=np.int64)
-    states[truth] = 1 + (album.desc_D[shown.ranking.prediction_D[places]] == album.truth_desc_G[truth])
+def _states(flat: FlatDetections, score_threshold: float, max_detections: int) -> np.ndarray:
+    """(Gt,) 0 missed, 1 found with a wrong caption, 2 found with the right one."""
+    shown = Matched.at(rank(flat, any_object, "score", max_detections))
+    places = np.flatnonzero(shown.right_Dt & (shown.ranking.confidence_Dt >= score_threshold))
+    truth = shown.match_UDt[0, places]
+    states = np.zeros(len(flat.truth_desc_Gt), dtype=np.int64)
+    states[truth] = 1 + (flat.desc_Dt[shown.ranking.prediction_Dt[places]] == flat.truth_desc_Gt[truth])
     return states
 
 
-def _photo_changes(photos: Sequence[Photo], before_G: np.ndarray, after_G: np.ndarray) -> list[dict[str, Any]]:
-    """Photos with a change, most parts lost or broken (less those found or mended) first."""
+def _photo_changes(photos: Sequence[Photo], before_Gt: np.ndarray, after_Gt: np.ndarray) -> list[dict[str, Any]]:
+    """Photos with a change, ordered by lost + broken - found - mended, the highest first."""
     kinds = {
-        "found": (before_G == 0) & (after_G > 0),
-        "lost": (before_G > 0) & (after_G == 0),
-        "mended": (before_G == 1) & (after_G == 2),
-        "broken": (before_G == 2) & (after_G == 1),
+        "found": (before_Gt == 0) & (after_Gt > 0),
+        "lost": (before_Gt > 0) & (after_Gt == 0),
+        "mended": (before_Gt == 1) & (after_Gt == 2),
+        "broken": (before_Gt == 2) & (after_Gt == 1),
     }
     rows, start = [], 0
     for photo in photos:
         stop = start + len(photo.truth_descs)
-        counts = {kind: int(hit_G[start:stop].sum()) for kind, hit_G in kinds.items()}
+        counts = {kind: int(hit_Gt[start:stop].sum()) for kind, hit_Gt in kinds.items()}
         if any(counts.values()):
             rows.append({"photo": photo.name, **counts})
         start = stop
@@ -115,14 +117,14 @@ def _worse(row: Mapping[str, Any]) -> int:
 
 
 def comparison_table(comparison: Mapping[str, Any]) -> str:
-    """Plain text: each figure of A and B with the difference and its interval, then the photos that got worst."""
+    """Plain text: each metric of A and B with the difference and its interval, then the photos that lost most."""
     rows = [["", "A", "B", "B - A", "95 % interval"]]
     for name, row in comparison["figures"].items():
         span = "-" if row["interval"] is None else "{:+.3f} to {:+.3f}".format(*row["interval"])
         difference = "-" if row["difference"] is None else f"{row['difference']:+.3f}"
         rows.append([name, number(row["a"]), number(row["b"]), difference, span])
     totals = ", ".join(f"{comparison[kind]} {kind}" for kind in CHANGES)
-    lines = [*aligned(rows), "", f"parts at score {comparison['score_threshold']:g}: {totals}"]
+    lines = [*aligned(rows), "", f"objects at score {comparison['score_threshold']:g}: {totals}"]
     changed = comparison["photos"]
     if changed:
         shown = [

@@ -1,18 +1,19 @@
-"""Dense-captioning mAP: a box counts when it lies right and its words resemble those annotated there.
+"""Dense-captioning mAP: a box counts when it overlaps a region and its caption resembles a reference of the region.
 
 The protocol of Visual Genome (Johnson, Karpathy and Fei-Fei 2016, DenseCap, arXiv:1511.07571, section 4.2, and its
 published ``eval_utils.lua``), which later work follows (GRiT, arXiv:2212.00280):
 
-1. annotated boxes of a photo that overlap by IoU ≥ 0.7 become one with several references (``merge_boxes``);
-2. predictions of a photo, most confident first, each go to the box they overlap most. The first to come takes it,
-   however little it overlaps; whoever comes later is wrong, also where another box would be free;
-3. for IoU t and METEOR m a prediction is right if it took its box, overlaps it by IoU ≥ t and has METEOR > m.
-   Greater, not equal: at m = 0 a phrase without any word in common is wrong;
-4. average precision over all photos: mean, over recall 0, 0.01, …, 0.99, of the best precision at that recall or more;
-5. ``dense_map`` is the mean over 5 × 6 thresholds; ``dense_map_localisation`` that over 5, words playing no part.
+1. annotated boxes of a photo with IoU ≥ 0.7 are merged into one region with several references (``merge_boxes``);
+2. each prediction of a photo, most confident first, goes to the region it overlaps most. The first one takes the
+   region, however small the overlap; later ones are wrong, even if another region is free;
+3. at IoU t and METEOR m, a prediction is right if it took its region with IoU ≥ t and METEOR > m. The comparison is
+   strict: at m = 0 a caption without a word in common is wrong;
+4. average precision over all photos: mean over recall 0, 0.01, …, 0.99 of the best precision at that recall or above;
+5. ``dense_map`` is the mean over 5 × 6 thresholds; ``dense_map_localisation`` the mean over 5 IoUs, class-agnostic.
 
-Shape suffixes: N annotated boxes of one photo, G merged ones, M predictions of one photo, P of all photos, R points
-of recall, 4 = xyxy in displayed pixels.
+Boxes are xyxy in displayed pixels.
+
+Shapes: Gt ground-truth objects, Rg merged regions, Dt detections, Rc recall steps.
 """
 
 from __future__ import annotations
@@ -26,13 +27,14 @@ import numpy as np
 from bbu.evaluation.meteor import exact_meteor
 from bbu.evaluation.pairing import Photo, pair
 from bbu.evaluation.phrase_similarity import CaptionPair, approximate_meteor
+from bbu.evaluation.report import number
 from bbu.geometry import iou_matrix
 from bbu.records import PredictionRow, Row
 
 IOU_THRESHOLDS = (0.3, 0.4, 0.5, 0.6, 0.7)
 METEOR_THRESHOLDS = (0.0, 0.05, 0.1, 0.15, 0.2, 0.25)
 MERGE_IOU = 0.7
-RECALL_POINTS = 100  # 0.00 … 0.99: the published loop adds 0.01 until it passes 1, and rounding keeps it from 1.00
+RECALL_POINTS = 100  # 0.00 … 0.99: the published loop adds 0.01 up to 1, and rounding makes it stop before 1.00
 
 Meteor = Literal["approximate", "exact"]
 METEORS: dict[Meteor, Callable[[Sequence[CaptionPair]], list[float]]] = {
@@ -43,7 +45,7 @@ METEORS: dict[Meteor, Callable[[Sequence[CaptionPair]], list[float]]] = {
 
 @dataclass(frozen=True)
 class Region:
-    """An annotated place: the mean of merged boxes, and all their descriptions."""
+    """The mean of merged annotated boxes, and all their descriptions."""
 
     box: np.ndarray
     references: tuple[str, ...]
@@ -51,17 +53,17 @@ class Region:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A prediction: confidence, IoU with the region it overlaps most (0 if it did not take it), and the words."""
+    """A prediction: confidence, IoU with its region (0 if it took none), and its caption with the references."""
 
     score: float
     iou: float
-    words: CaptionPair
+    captions: CaptionPair
 
 
 def dense_metrics(
     truth: Sequence[Row], predictions: Sequence[PredictionRow], *, meteor: Meteor = "approximate"
 ) -> dict[str, Any]:
-    """Dense-captioning mAP of saved predictions, ranked by ``score``; all predictions count.
+    """Dense-captioning mAP of saved predictions, ranked by ``score``, without a limit on their number.
 
     Args:
         meteor: "approximate" (see ``phrase_similarity.py``) or "exact" (Java, English; see ``meteor.py``).
@@ -72,22 +74,22 @@ def dense_metrics(
         Fractions in [0, 1], None without annotated boxes. Independent of the order of rows and boxes.
 
     Raises:
-        UserError: rows that cannot be paired, or a similarity that cannot be had here.
+        UserError: rows that cannot be paired, or a package or program that METEOR needs is missing.
     """
     photos = [(photo, merge_boxes(photo)) for photo in pair(truth, predictions).photos]
     regions = sum(len(merged) for _, merged in photos)
     candidates = [candidate for photo, merged in photos for candidate in take_regions(photo, merged)]
     candidates.sort(key=lambda candidate: -candidate.score)
-    iou_P = np.array([candidate.iou for candidate in candidates])
-    meteor_P = _meteor_of(candidates, meteor)
+    iou_Dt = np.array([candidate.iou for candidate in candidates])
+    meteor_Dt = _meteor_of(candidates, meteor)
     table = {
         f"{iou:.1f}": {
-            f"{least:.2f}": average_precision((iou_P >= iou) & (meteor_P > least), regions)
+            f"{least:.2f}": average_precision((iou_Dt >= iou) & (meteor_Dt > least), regions)
             for least in METEOR_THRESHOLDS
         }
         for iou in IOU_THRESHOLDS
     }
-    boxes = {f"{iou:.1f}": average_precision(iou_P >= iou, regions) for iou in IOU_THRESHOLDS}
+    boxes = {f"{iou:.1f}": average_precision(iou_Dt >= iou, regions) for iou in IOU_THRESHOLDS}
     return {
         "dense_meteor": meteor,
         "dense_regions": regions,
@@ -99,63 +101,63 @@ def dense_metrics(
 
 
 def merge_boxes(photo: Photo) -> list[Region]:
-    """Annotated boxes that lie on one another become one region, greedily.
+    """Merge overlapping annotated boxes into regions, greedily.
 
-    The box that overlaps most others by IoU ≥ MERGE_IOU (the first of equals) is merged with them, into their mean;
-    all of them are put aside, and so on until none is left.
+    The box with most neighbours of IoU ≥ MERGE_IOU (the first of equals) and these neighbours become one region with
+    their mean box; this repeats with the remaining boxes.
     """
-    close_NN = iou_matrix(photo.truth_boxes_N4, photo.truth_boxes_N4) >= MERGE_IOU
+    close_GtGt = iou_matrix(photo.truth_boxes_Gt4, photo.truth_boxes_Gt4) >= MERGE_IOU
     regions = []
-    while close_NN.any():
-        group_N = close_NN[close_NN.sum(axis=1).argmax()].copy()
-        descs = {photo.truth_descs[n] for n in np.flatnonzero(group_N)}
-        regions.append(Region(photo.truth_boxes_N4[group_N].mean(axis=0), tuple(sorted(descs))))
-        close_NN[group_N] = False
-        close_NN[:, group_N] = False
+    while close_GtGt.any():
+        group_Gt = close_GtGt[close_GtGt.sum(axis=1).argmax()].copy()
+        descs = {photo.truth_descs[n] for n in np.flatnonzero(group_Gt)}
+        regions.append(Region(photo.truth_boxes_Gt4[group_Gt].mean(axis=0), tuple(sorted(descs))))
+        close_GtGt[group_Gt] = False
+        close_GtGt[:, group_Gt] = False
     return regions
 
 
 def take_regions(photo: Photo, regions: Sequence[Region]) -> list[Candidate]:
-    """The predictions of a photo, most confident first, each with the region it overlaps most, if it took it."""
-    order_M = np.argsort(-photo.scores_M, kind="stable")
-    boxes_G4 = np.array([region.box for region in regions]).reshape(-1, 4)
-    iou_MG = iou_matrix(photo.boxes_M4[order_M], boxes_G4)
+    """The predictions of a photo, most confident first, each with the region it took, if any."""
+    order_Dt = np.argsort(-photo.scores_Dt, kind="stable")
+    boxes_Rg4 = np.array([region.box for region in regions]).reshape(-1, 4)
+    iou_DtRg = iou_matrix(photo.boxes_Dt4[order_Dt], boxes_Rg4)
     taken: set[int] = set()
     candidates = []
-    for rank, m in enumerate(order_M):
-        g = int(iou_MG[rank].argmax()) if regions else -1
-        mine = g >= 0 and iou_MG[rank, g] > 0 and g not in taken
+    for rank, m in enumerate(order_Dt):
+        g = int(iou_DtRg[rank].argmax()) if regions else -1
+        mine = g >= 0 and iou_DtRg[rank, g] > 0 and g not in taken
         if mine:
             taken.add(g)
         references = regions[g].references if mine else ()
-        overlap = float(iou_MG[rank, g]) if mine else 0.0
-        candidates.append(Candidate(float(photo.scores_M[m]), overlap, (photo.descs[m], references)))
+        overlap = float(iou_DtRg[rank, g]) if mine else 0.0
+        candidates.append(Candidate(float(photo.scores_Dt[m]), overlap, (photo.descs[m], references)))
     return candidates
 
 
-def average_precision(right_P: np.ndarray, regions: int) -> float | None:
+def average_precision(right_Dt: np.ndarray, regions: int) -> float | None:
     """Mean of the best precision at RECALL_POINTS recalls; None without regions.
 
     Args:
-        right_P: (P,) whether each prediction of all photos is right, most confident first.
-        regions: how many there are to find.
+        right_Dt: whether each prediction of all photos is right, most confident first.
+        regions: number of regions to find.
     """
     if regions == 0:
         return None
-    found_P = np.cumsum(right_P)
-    precision_P = found_P / np.arange(1, len(right_P) + 1)
-    best_P = np.maximum.accumulate(precision_P[::-1])[::-1]
-    # recall ≥ r / 100 in whole numbers: no rounding decides
-    first_R = np.searchsorted(found_P * RECALL_POINTS, np.arange(RECALL_POINTS) * regions)
-    return float(np.append(best_P, 0.0)[first_R].mean())
+    found_Dt = np.cumsum(right_Dt)
+    precision_Dt = found_Dt / np.arange(1, len(right_Dt) + 1)
+    best_Dt = np.maximum.accumulate(precision_Dt[::-1])[::-1]
+    # recall ≥ r / 100 in integers, so rounding has no say
+    first_Rc = np.searchsorted(found_Dt * RECALL_POINTS, np.arange(RECALL_POINTS) * regions)
+    return float(np.append(best_Dt, 0.0)[first_Rc].mean())
 
 
 def _meteor_of(candidates: Sequence[Candidate], meteor: Meteor) -> np.ndarray:
-    """(P,) METEOR of the candidates that some threshold could count, 0 for the others; each pair is scored once."""
+    """(Dt,) METEOR of candidates above the lowest IoU threshold, else 0; each distinct pair is scored once."""
     able = [candidate.iou >= IOU_THRESHOLDS[0] for candidate in candidates]
-    pairs = list(dict.fromkeys(item.words for item, can in zip(candidates, able, strict=True) if can))
+    pairs = list(dict.fromkeys(item.captions for item, can in zip(candidates, able, strict=True) if can))
     scores = dict(zip(pairs, METEORS[meteor](pairs), strict=True))
-    return np.array([scores[item.words] if can else 0.0 for item, can in zip(candidates, able, strict=True)])
+    return np.array([scores[item.captions] if can else 0.0 for item, can in zip(candidates, able, strict=True)])
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
@@ -167,8 +169,8 @@ def dense_table(metrics: Mapping[str, Any]) -> str:
     """The numbers of ``dense_metrics`` for a terminal: both means, then AP by IoU (rows) and METEOR (columns)."""
     lines = [
         f"dense captioning, METEOR {metrics['dense_meteor']}, {metrics['dense_regions']} regions",
-        f"mAP                 {_number(metrics['dense_map'])}",
-        f"mAP of boxes alone  {_number(metrics['dense_map_localisation'])}",
+        f"mAP                  {_number(metrics['dense_map'])}",
+        f"class-agnostic mAP   {_number(metrics['dense_map_localisation'])}",
         "AP by IoU and METEOR   boxes  " + "  ".join(f">{least:.2f}" for least in METEOR_THRESHOLDS),
     ]
     for iou, row in metrics["dense_ap"].items():
@@ -178,4 +180,4 @@ def dense_table(metrics: Mapping[str, Any]) -> str:
 
 
 def _number(value: float | None) -> str:
-    return "    -" if value is None else f"{value:.3f}"
+    return f"{number(value):>5}"

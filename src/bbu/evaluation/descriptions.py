@@ -1,9 +1,11 @@
-"""Are the words right where the box is right, and what is said that should not be.
+"""Caption accuracy on matched boxes, false positives, and descriptions outside the vocabulary.
 
-Matching is one to one within a photo and greedy, most confident prediction first; each takes the free annotated
-box it overlaps most, at IoU ≥ 0.5. This is COCO's rule, so ``matched_boxes`` agrees with AP50_agnostic's recall.
-For description accuracy the ranking is objectness, words play no part, and there is no threshold besides
-``max_detections``: a model cannot raise its accuracy by saying nothing about the boxes it finds hard.
+Matching is one to one within a photo and greedy by confidence: each detection takes the free object with the highest
+IoU of at least 0.5. This is COCO's rule, so ``matched_boxes`` agrees with the recall of AP50_agnostic. Caption
+accuracy uses class-agnostic matches ranked by objectness, with no score threshold: a model cannot raise it by
+dropping the boxes it finds hard.
+
+Shapes: Gt ground-truth objects, Dt detections, De descriptions of a vocabulary, U IoU thresholds.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ import numpy as np
 
 from bbu.evaluation.matching import MATCH_IOU, Matched
 
-MAX_LEVELS = 6  # a remark may contain slashes; deeper paths are compared as a whole only
+MAX_LEVELS = 6  # a remark may contain slashes; deeper levels are only compared as a whole
 
 Pair = tuple[str, str | None]  # annotated description, predicted description (None: no box matched)
 
@@ -31,49 +33,47 @@ def level_count(descs: Collection[str]) -> int:
     return min(max((desc.count("/") + 1 for desc in descs), default=0), MAX_LEVELS)
 
 
-def greedy_match(iou_MN: np.ndarray, ranking_M: np.ndarray) -> np.ndarray:
-    """Match predictions to annotated boxes, most confident first.
+def greedy_match(iou_DtGt: np.ndarray, ranking_Dt: np.ndarray) -> np.ndarray:
+    """Match the detections of one photo to its objects, most confident first.
 
     Returns:
-        (N,) index of the prediction matched to each annotated box, -1 for none.
+        (Gt,) index of the detection matched to each object, -1 for none.
     """
-    matched_N = np.full(iou_MN.shape[1], -1)
-    if iou_MN.size == 0:
-        return matched_N
-    able_M = iou_MN.max(axis=1) >= MATCH_IOU
-    for m in np.argsort(-ranking_M, kind="stable"):
-        if not able_M[m]:
+    matched_Gt = np.full(iou_DtGt.shape[1], -1)
+    if iou_DtGt.size == 0:
+        return matched_Gt
+    able_Dt = iou_DtGt.max(axis=1) >= MATCH_IOU
+    for m in np.argsort(-ranking_Dt, kind="stable"):
+        if not able_Dt[m]:
             continue
-        free_N = np.where(matched_N < 0, iou_MN[m], -1.0)
-        n = free_N.size - 1 - int(free_N[::-1].argmax())  # COCO gives a tie to the last box
-        if free_N[n] >= MATCH_IOU:
-            matched_N[n] = m
-    return matched_N
+        free_Gt = np.where(matched_Gt < 0, iou_DtGt[m], -1.0)
+        n = free_Gt.size - 1 - int(free_Gt[::-1].argmax())  # COCO gives a tie to the last box
+        if free_Gt[n] >= MATCH_IOU:
+            matched_Gt[n] = m
+    return matched_Gt
 
 
-def pairs_of(bare: Matched) -> list[Pair]:
-    """For every annotated box: its description and that of the prediction matched to it.
-
-    Args:
-        bare: boxes matched whatever their words.
-    """
-    album = bare.ranking.album
-    said: list[str | None] = [None] * len(album.truth_desc_G)
-    for place in np.flatnonzero(bare.right_D):
-        said[bare.match_TD[0, place]] = album.vocabulary[album.desc_D[bare.ranking.prediction_D[place]]]
-    return [(album.vocabulary[code], words) for code, words in zip(album.truth_desc_G, said, strict=True)]
+def description_pairs(class_agnostic: Matched) -> list[Pair]:
+    """For every object: its description and that of the detection matched to it, class-agnostic."""
+    flat = class_agnostic.ranking.flat
+    said: list[str | None] = [None] * len(flat.truth_desc_Gt)
+    for place in np.flatnonzero(class_agnostic.right_Dt):
+        said[class_agnostic.match_UDt[0, place]] = flat.vocabulary[
+            flat.desc_Dt[class_agnostic.ranking.prediction_Dt[place]]
+        ]
+    return [(flat.vocabulary[code], words) for code, words in zip(flat.truth_desc_Gt, said, strict=True)]
 
 
 def description_scores(pairs: Sequence[Pair], majority: str | None) -> dict[str, Any]:
-    """Accuracy of the words at matched boxes, beside what one constant guess would score there.
+    """Caption accuracy (exact match) on matched boxes, beside the majority baseline.
 
     Args:
-        majority: the constant guess; None when no description is known.
+        majority: the constant prediction of the baseline; None when no description is known.
 
     Returns:
-        Fractions in [0, 1], None where no box is matched. A macro accuracy is the mean over the annotated
-        descriptions that have a matched box, so that a rare one weighs as much as a common one. Level k compares
-        the first k levels of the paths; levels are reported when annotated paths have several.
+        Fractions in [0, 1], None where no box is matched. The macro average is over the annotated descriptions that
+        have a matched box. Level k compares the first k levels of the paths; levels are reported when annotated paths
+        have several.
     """
     matched = [(truth, said) for truth, said in pairs if said is not None]
     scores: dict[str, Any] = {
@@ -98,9 +98,9 @@ def description_scores(pairs: Sequence[Pair], majority: str | None) -> dict[str,
 
 
 def description_table(pairs: Sequence[Pair], ap50: Mapping[str, float | None]) -> dict[str, dict[str, Any]]:
-    """Annotated description → truth, matched and correct counts, accuracy at matched boxes and AP50.
+    """Annotated description → truth, matched and correct counts, accuracy on matched boxes and AP50.
 
-    Most frequent first; descriptions of equal count in alphabetical order.
+    Most frequent first; equal counts in alphabetical order.
     """
     truth = Counter(desc for desc, _ in pairs)
     matched = Counter(desc for desc, said in pairs if said is not None)
@@ -118,33 +118,33 @@ def description_table(pairs: Sequence[Pair], ap50: Mapping[str, float | None]) -
 
 
 def most_frequent(counts: Mapping[str, int]) -> str | None:
-    """The commonest description, the alphabetically first of equals; None when there is none."""
+    """The most frequent description, the alphabetically first of equals; None when there is none."""
     return min(counts, key=lambda desc: (-counts[desc], desc), default=None)
 
 
-def alarm_scores(
+def false_positive_scores(
     described: Matched, score_threshold: float, train_descriptions: Collection[str] | None
 ) -> dict[str, Any]:
-    """What the predictions at or above ``score_threshold`` say wrongly.
+    """False positives and unknown descriptions among the detections at or above ``score_threshold``.
 
-    A false alarm is such a prediction that matches no annotated box of its own description: wrong place, wrong
-    words, or a second box on one part. COCO tools ignore words that no annotated box has; here they count.
-    The training keys are None when ``train_descriptions`` is None, the rates when no prediction is confident.
+    A false positive matches no object of its own description: wrong place, wrong caption, or a second box on one
+    object. COCO tools ignore descriptions without ground truth; here they count. The training keys are None when
+    ``train_descriptions`` is None, the rates when no detection reaches the threshold.
     """
-    ranking, album = described.ranking, described.ranking.album
-    confident_D = ranking.confidence_D >= score_threshold
-    said_V = np.bincount(album.desc_D[ranking.prediction_D[confident_D]], minlength=len(album.vocabulary))
-    said, alarms = int(said_V.sum()), int((confident_D & ~described.right_D).sum())
-    strange = int((ranking.category_D[confident_D] >= len(ranking.categories)).sum())
+    ranking, flat = described.ranking, described.ranking.flat
+    confident_Dt = ranking.confidence_Dt >= score_threshold
+    said_De = np.bincount(flat.desc_Dt[ranking.prediction_Dt[confident_Dt]], minlength=len(flat.vocabulary))
+    said, wrong = int(said_De.sum()), int((confident_Dt & ~described.right_Dt).sum())
+    strange = int((ranking.category_Dt[confident_Dt] >= len(ranking.categories)).sum())
     unknown = None
     if train_descriptions is not None:
         unknown = sum(
-            int(count) for desc, count in zip(album.vocabulary, said_V, strict=True) if desc not in train_descriptions
+            int(count) for desc, count in zip(flat.vocabulary, said_De, strict=True) if desc not in train_descriptions
         )
     return {
         "predictions_at_threshold": said,
-        "false_alarms": alarms,
-        "false_alarms_per_photo": ratio(alarms, len(album.names)),
+        "false_positives": wrong,
+        "false_positives_per_image": ratio(wrong, len(flat.names)),
         "out_of_vocabulary_predictions": strange,
         "out_of_vocabulary_rate": ratio(strange, said),
         "unknown_to_training_predictions": unknown,
@@ -153,7 +153,7 @@ def alarm_scores(
 
 
 def ratio(part: float, whole: float) -> float | None:
-    """part / whole, None when the whole is empty: an undefined share is neither good nor bad."""
+    """part / whole; None when the whole is 0."""
     return part / whole if whole else None
 
 
@@ -164,5 +164,5 @@ def _accuracy(pairs: Sequence[tuple[str, str]]) -> float | None:
 def _macro_accuracy(pairs: Sequence[tuple[str, str]]) -> float | None:
     total = Counter(truth for truth, _ in pairs)
     correct = Counter(truth for truth, said in pairs if truth == said)
-    # Sorted, so that the sum rounds alike whatever order the boxes came in.
+    # sorted, so the sum rounds alike whatever the order of the boxes
     return ratio(sum(correct[desc] / total[desc] for desc in sorted(total)), len(total))

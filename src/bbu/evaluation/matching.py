@@ -1,12 +1,12 @@
-"""Which prediction is right about which annotated box, for all photos at once.
+"""Match detections to ground truth by COCO's rule, for all photos at once.
 
-The rule is COCO's: within a photo and category the surest prediction comes first, and each takes the free annotated
-box that it overlaps most, if the overlap reaches the threshold. Boxes of other sizes than asked for are taken only
-where no other is left, and count neither for nor against. The tables are kept, so that precision can be worked out
-again for resampled photos without matching anew.
+Within a photo and category, detections are visited in order of descending confidence. Each takes the free
+ground-truth object with the highest IoU, if that reaches the threshold. Ignored objects (outside the area range) are
+taken only when no other is left, and count neither as right nor as wrong. The match tables are kept, so bootstrap
+samples only reweight photos and never match again.
 
-Shape suffixes: P photos, G annotated boxes and D predictions of all photos, E pairs of the two that overlap,
-V descriptions, K annotated categories, T IoU thresholds.
+Shapes: Gt ground-truth objects, Dt detections, Op overlapping pairs, De descriptions of a vocabulary,
+U IoU thresholds.
 """
 
 from __future__ import annotations
@@ -21,73 +21,73 @@ import numpy as np
 
 from bbu.evaluation.pairing import Photo
 
-MATCH_IOU = 0.5  # least overlap of a match anywhere in this package
-RankBy = Literal["scores_M", "objectness_M"]
+MATCH_IOU = 0.5  # the lowest IoU of a match anywhere in this package
+RankBy = Literal["score", "objectness"]
 
 
 @dataclass(frozen=True)
-class Album:
-    """All photos in flat arrays, photo by photo in order of name.
+class FlatDetections:
+    """Objects and detections of all photos in flat arrays, photo by photo in order of name.
 
     Attributes:
-        vocabulary: every description annotated or predicted, sorted; ``*_desc_*`` count in it.
-        confidences: ``rank_by`` → (D,) confidence.
-        pair_*_E: pairs of an annotated box and a prediction with IoU ≥ MATCH_IOU, whatever their words.
+        vocabulary: every description annotated or predicted, sorted; ``*_desc_*`` index it.
+        confidences: ``rank_by`` → (Dt,) confidence.
+        pair_*_Op: pairs of an object and a detection with IoU ≥ MATCH_IOU, whatever their descriptions.
     """
 
     names: tuple[str, ...]
     vocabulary: tuple[str, ...]
-    truth_photo_G: np.ndarray
-    truth_desc_G: np.ndarray
-    truth_area_G: np.ndarray
-    photo_D: np.ndarray
-    desc_D: np.ndarray
-    area_D: np.ndarray
+    truth_photo_Gt: np.ndarray
+    truth_desc_Gt: np.ndarray
+    truth_area_Gt: np.ndarray
+    photo_Dt: np.ndarray
+    desc_Dt: np.ndarray
+    area_Dt: np.ndarray
     confidences: Mapping[RankBy, np.ndarray]
-    pair_truth_E: np.ndarray
-    pair_prediction_E: np.ndarray
-    pair_iou_E: np.ndarray
+    pair_truth_Op: np.ndarray
+    pair_prediction_Op: np.ndarray
+    pair_iou_Op: np.ndarray
 
 
-def collect(photos: Sequence[Photo]) -> Album:
-    """Flatten photos and find the boxes that overlap."""
+def flatten(photos: Sequence[Photo]) -> FlatDetections:
+    """Flatten photos and find the overlapping pairs."""
     vocabulary = tuple(sorted({desc for photo in photos for desc in (*photo.truth_descs, *photo.descs)}))
     codes = {desc: code for code, desc in enumerate(vocabulary)}
     pairs: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
     truths = predictions = 0
     for photo in photos:
-        iou_MN = _coco_iou(photo.boxes_M4, photo.truth_boxes_N4)
-        m, n = np.nonzero(iou_MN >= MATCH_IOU)
-        pairs.append((n + truths, m + predictions, iou_MN[m, n]))
+        iou_DtGt = _coco_iou(photo.boxes_Dt4, photo.truth_boxes_Gt4)
+        m, n = np.nonzero(iou_DtGt >= MATCH_IOU)
+        pairs.append((n + truths, m + predictions, iou_DtGt[m, n]))
         truths, predictions = truths + len(photo.truth_descs), predictions + len(photo.descs)
-    return Album(
+    return FlatDetections(
         names=tuple(photo.name for photo in photos),
         vocabulary=vocabulary,
-        truth_photo_G=_owners([len(photo.truth_descs) for photo in photos]),
-        truth_desc_G=np.array([codes[desc] for photo in photos for desc in photo.truth_descs], dtype=np.int64),
-        truth_area_G=_joined([_area(photo.truth_boxes_N4) for photo in photos]),
-        photo_D=_owners([len(photo.descs) for photo in photos]),
-        desc_D=np.array([codes[desc] for photo in photos for desc in photo.descs], dtype=np.int64),
-        area_D=_joined([_area(photo.boxes_M4) for photo in photos]),
+        truth_photo_Gt=_owners([len(photo.truth_descs) for photo in photos]),
+        truth_desc_Gt=np.array([codes[desc] for photo in photos for desc in photo.truth_descs], dtype=np.int64),
+        truth_area_Gt=_joined([_area(photo.truth_boxes_Gt4) for photo in photos]),
+        photo_Dt=_owners([len(photo.descs) for photo in photos]),
+        desc_Dt=np.array([codes[desc] for photo in photos for desc in photo.descs], dtype=np.int64),
+        area_Dt=_joined([_area(photo.boxes_Dt4) for photo in photos]),
         confidences={
-            "scores_M": _joined([photo.scores_M for photo in photos]),
-            "objectness_M": _joined([photo.objectness_M for photo in photos]),
+            "score": _joined([photo.scores_Dt for photo in photos]),
+            "objectness": _joined([photo.objectness_Dt for photo in photos]),
         },
-        pair_truth_E=_joined([pair[0] for pair in pairs]).astype(np.int64),
-        pair_prediction_E=_joined([pair[1] for pair in pairs]).astype(np.int64),
-        pair_iou_E=_joined([pair[2] for pair in pairs]),
+        pair_truth_Op=_joined([pair[0] for pair in pairs]).astype(np.int64),
+        pair_prediction_Op=_joined([pair[1] for pair in pairs]).astype(np.int64),
+        pair_iou_Op=_joined([pair[2] for pair in pairs]),
     )
 
 
-def _coco_iou(boxes_M4: np.ndarray, truth_N4: np.ndarray) -> np.ndarray:
-    """IoU rounded as COCO's tools do, which keep corner and size: a box at the threshold falls on the same side."""
-    low_M2, size_M2 = boxes_M4[:, :2], boxes_M4[:, 2:] - boxes_M4[:, :2]
-    low_N2, size_N2 = truth_N4[:, :2], truth_N4[:, 2:] - truth_N4[:, :2]
-    high_MN2 = np.minimum((low_M2 + size_M2)[:, None], (low_N2 + size_N2)[None])
-    shared_MN2 = np.maximum(high_MN2 - np.maximum(low_M2[:, None], low_N2[None]), 0.0)
-    shared_MN = shared_MN2[..., 0] * shared_MN2[..., 1]
-    together_MN = size_M2.prod(axis=1)[:, None] + size_N2.prod(axis=1)[None] - shared_MN
-    return shared_MN / together_MN  # boxes are thickened on the way in, so that none is empty
+def _coco_iou(boxes_Dt4: np.ndarray, truth_Gt4: np.ndarray) -> np.ndarray:
+    """IoU from corner and size, as COCO's tools store boxes: rounding then agrees at the threshold."""
+    low_Dt2, size_Dt2 = boxes_Dt4[:, :2], boxes_Dt4[:, 2:] - boxes_Dt4[:, :2]
+    low_Gt2, size_Gt2 = truth_Gt4[:, :2], truth_Gt4[:, 2:] - truth_Gt4[:, :2]
+    high_DtGt2 = np.minimum((low_Dt2 + size_Dt2)[:, None], (low_Gt2 + size_Gt2)[None])
+    shared_DtGt2 = np.maximum(high_DtGt2 - np.maximum(low_Dt2[:, None], low_Gt2[None]), 0.0)
+    shared_DtGt = shared_DtGt2[..., 0] * shared_DtGt2[..., 1]
+    together_DtGt = size_Dt2.prod(axis=1)[:, None] + size_Gt2.prod(axis=1)[None] - shared_DtGt
+    return shared_DtGt / together_DtGt  # pairing thickens flat boxes, so no union is empty
 
 
 def _area(boxes: np.ndarray) -> np.ndarray:
@@ -104,87 +104,87 @@ def _joined(parts: Sequence[np.ndarray]) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Ranking:
-    """Predictions under one labelling, category by category and surest first, ready to be matched.
+    """Detections sorted by category, then by descending confidence, ready to be matched.
 
-    Equal confidences stand in order of photo and box. D counts the predictions kept here.
+    Ties keep the order of photo and box. Dt counts the detections kept here.
 
     Attributes:
-        categories: K annotated ones, sorted. Categories from K on are words that no annotated box has.
-        prediction_D: place in the album.
-        rank_D: place among the predictions of the same photo and category, from 0.
-        truth_category_G: category of each annotated box.
+        categories: the annotated categories, sorted. Category numbers beyond them are never annotated.
+        prediction_Dt: index into the flat detections.
+        rank_Dt: rank among the detections of the same photo and category, from 0.
+        truth_category_Gt: category of each ground-truth object.
     """
 
-    album: Album
+    flat: FlatDetections
     categories: tuple[str, ...]
-    prediction_D: np.ndarray
-    photo_D: np.ndarray
-    category_D: np.ndarray
-    confidence_D: np.ndarray
-    rank_D: np.ndarray
-    truth_category_G: np.ndarray
+    prediction_Dt: np.ndarray
+    photo_Dt: np.ndarray
+    category_Dt: np.ndarray
+    confidence_Dt: np.ndarray
+    rank_Dt: np.ndarray
+    truth_category_Gt: np.ndarray
 
     def truth_counts(self) -> np.ndarray:
-        """(K,) annotated boxes."""
-        return np.bincount(self.truth_category_G, minlength=len(self.categories))
+        """(Ca,) number of ground-truth objects."""
+        return np.bincount(self.truth_category_Gt, minlength=len(self.categories))
 
-    def match(self, thresholds: Sequence[float], ignored_G: np.ndarray | None = None) -> np.ndarray:
+    def match(self, thresholds: Sequence[float], ignored_Gt: np.ndarray | None = None) -> np.ndarray:
         """Match at each IoU threshold, none under MATCH_IOU.
 
         Args:
-            ignored_G: annotated boxes that are taken only where no other is left.
+            ignored_Gt: objects that are taken only when no other is left.
 
         Returns:
-            (T, D) index of the annotated box that each prediction takes, -1 for none.
+            (U, Dt) index of the object that each detection takes, -1 for none.
 
         Raises:
-            ValueError: a threshold under MATCH_IOU, whose pairs were not kept.
+            ValueError: a threshold below MATCH_IOU; such pairs were not kept.
         """
         if min(thresholds) < MATCH_IOU:
             raise ValueError(f"IoU threshold {min(thresholds)} is under {MATCH_IOU}")
-        least_T = np.minimum(np.array(thresholds), 1 - 1e-10)  # COCO's guard for a threshold of 1
-        truths = len(self.truth_category_G)
-        ignored_G = np.zeros(truths, dtype=bool) if ignored_G is None else ignored_G
-        free_TG = np.ones((len(least_T), truths), dtype=bool)
-        match_TD = np.full((len(least_T), len(self.prediction_D)), -1, dtype=np.int32)
-        for truth_E, iou_E, starts, places in self._rounds:
-            able_TE = free_TG[:, truth_E] & (iou_E >= least_T[:, None])
-            # The last one able is the best: pairs of a prediction are sorted by overlap, ignored boxes come below.
-            worth_E = np.arange(len(truth_E)) + len(truth_E) * ~ignored_G[truth_E]
-            best = np.maximum.reduceat(np.where(able_TE, worth_E, -1), starts, axis=1)
+        least_U = np.minimum(np.array(thresholds), 1 - 1e-10)  # COCO's guard for a threshold of 1
+        truths = len(self.truth_category_Gt)
+        ignored_Gt = np.zeros(truths, dtype=bool) if ignored_Gt is None else ignored_Gt
+        free_UGt = np.ones((len(least_U), truths), dtype=bool)
+        match_UDt = np.full((len(least_U), len(self.prediction_Dt)), -1, dtype=np.int32)
+        for truth_Op, iou_Op, starts, places in self._rounds:
+            able_UOp = free_UGt[:, truth_Op] & (iou_Op >= least_U[:, None])
+            # A detection's pairs are sorted by IoU, and ignored objects rank below all others: the last is the best.
+            worth_Op = np.arange(len(truth_Op)) + len(truth_Op) * ~ignored_Gt[truth_Op]
+            best = np.maximum.reduceat(np.where(able_UOp, worth_Op, -1), starts, axis=1)
             t, which = np.nonzero(best >= 0)
-            taken = truth_E[best[t, which] % len(truth_E)]
-            match_TD[t, places[which]] = taken
-            free_TG[t, taken] = False
-        return match_TD
+            taken = truth_Op[best[t, which] % len(truth_Op)]
+            match_UDt[t, places[which]] = taken
+            free_UGt[t, taken] = False
+        return match_UDt
 
     @cached_property
     def _rounds(self) -> list[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]:
-        """The overlapping pairs cut into rounds: in each, every photo and category has at most one prediction.
+        """The overlapping pairs, cut into rounds with at most one detection per photo and category.
 
-        A round: annotated boxes, IoUs, where each prediction's pairs start, and the places (in D) of these.
+        A round is (objects, IoUs, where each detection's pairs start, indices of these detections).
         """
-        album = self.album
-        place = np.full(len(album.photo_D), -1)
-        place[self.prediction_D] = np.arange(len(self.prediction_D))
-        place_E = place[album.pair_prediction_E]
-        kept_E = np.flatnonzero(
-            (place_E >= 0) & (self.category_D[place_E] == self.truth_category_G[album.pair_truth_E])
-            if len(self.prediction_D)
-            else np.zeros(len(place_E), dtype=bool)
+        flat = self.flat
+        place = np.full(len(flat.photo_Dt), -1)
+        place[self.prediction_Dt] = np.arange(len(self.prediction_Dt))
+        place_Op = place[flat.pair_prediction_Op]
+        kept_Op = np.flatnonzero(
+            (place_Op >= 0) & (self.category_Dt[place_Op] == self.truth_category_Gt[flat.pair_truth_Op])
+            if len(self.prediction_Dt)
+            else np.zeros(len(place_Op), dtype=bool)
         )
-        place_E, truth_E, iou_E = place_E[kept_E], album.pair_truth_E[kept_E], album.pair_iou_E[kept_E]
-        candidates = np.unique(place_E)
-        turn = np.zeros(len(self.prediction_D), dtype=np.int64)
-        turn[candidates] = _turns(self.photo_D[candidates], self.category_D[candidates], self.rank_D[candidates])
-        order = np.lexsort((truth_E, iou_E, place_E, turn[place_E]))
-        place_E, truth_E, iou_E = place_E[order], truth_E[order], iou_E[order]
-        edges = np.searchsorted(turn[place_E], np.arange(turn.max(initial=-1) + 2))
+        place_Op, truth_Op, iou_Op = place_Op[kept_Op], flat.pair_truth_Op[kept_Op], flat.pair_iou_Op[kept_Op]
+        candidates = np.unique(place_Op)
+        turn = np.zeros(len(self.prediction_Dt), dtype=np.int64)
+        turn[candidates] = _turns(self.photo_Dt[candidates], self.category_Dt[candidates], self.rank_Dt[candidates])
+        order = np.lexsort((truth_Op, iou_Op, place_Op, turn[place_Op]))
+        place_Op, truth_Op, iou_Op = place_Op[order], truth_Op[order], iou_Op[order]
+        edges = np.searchsorted(turn[place_Op], np.arange(turn.max(initial=-1) + 2))
         rounds = []
         for start, stop in pairwise(edges):
             if stop > start:
-                places, starts = np.unique(place_E[start:stop], return_index=True)
-                rounds.append((truth_E[start:stop], iou_E[start:stop], starts, places))
+                places, starts = np.unique(place_Op[start:stop], return_index=True)
+                rounds.append((truth_Op[start:stop], iou_Op[start:stop], starts, places))
         return rounds
 
 
@@ -193,22 +193,22 @@ class Matched:
     """A ranking and its matches at several IoU thresholds, MATCH_IOU first.
 
     Attributes:
-        right_D: whether each prediction takes an annotated box at MATCH_IOU.
+        right_Dt: whether each detection takes an object at MATCH_IOU.
     """
 
     ranking: Ranking
-    match_TD: np.ndarray
-    right_D: np.ndarray
+    match_UDt: np.ndarray
+    right_Dt: np.ndarray
 
     @classmethod
     def at(cls, ranking: Ranking, thresholds: Sequence[float] = (MATCH_IOU,)) -> Matched:
         """Match a ranking."""
-        match_TD = ranking.match(thresholds)
-        return cls(ranking, match_TD, match_TD[0] >= 0)
+        match_UDt = ranking.match(thresholds)
+        return cls(ranking, match_UDt, match_UDt[0] >= 0)
 
 
 def _turns(*keys: np.ndarray) -> np.ndarray:
-    """For each element its number among those that agree in all keys but the last, in order of the last."""
+    """Rank of each element, by the last key, among the elements that agree in all other keys."""
     order = np.lexsort(keys[::-1])
     numbers = np.arange(len(order))
     new = np.zeros(len(order), dtype=bool)
@@ -220,33 +220,33 @@ def _turns(*keys: np.ndarray) -> np.ndarray:
     return turns
 
 
-def part(_: str) -> str:
-    """The one category of boxes whose words play no part; for ``rank``."""
-    return "part"
+def any_object(_: str) -> str:
+    """The one category of class-agnostic matching, as a label for ``rank``."""
+    return "object"
 
 
-def rank(album: Album, label: Callable[[str], str], rank_by: RankBy, max_detections: int) -> Ranking:
-    """Sort predictions for matching.
+def rank(flat: FlatDetections, label: Callable[[str], str], rank_by: RankBy, max_detections: int) -> Ranking:
+    """Sort detections for matching.
 
     Args:
         label: description → category.
-        max_detections: surest predictions kept a photo and category.
+        max_detections: the most confident detections kept per photo and category.
     """
-    names = [label(desc) for desc in album.vocabulary]
-    annotated = sorted({names[code] for code in np.unique(album.truth_desc_G)})
+    names = [label(desc) for desc in flat.vocabulary]
+    annotated = sorted({names[code] for code in np.unique(flat.truth_desc_Gt)})
     ids = {name: k for k, name in enumerate([*annotated, *sorted(set(names) - set(annotated))])}
-    category_V = np.array([ids[name] for name in names], dtype=np.int64)
-    confidence, category = album.confidences[rank_by], category_V[album.desc_D]
-    rank_all = _turns(album.photo_D, category, -confidence)
+    category_De = np.array([ids[name] for name in names], dtype=np.int64)
+    confidence, category = flat.confidences[rank_by], category_De[flat.desc_Dt]
+    rank_all = _turns(flat.photo_Dt, category, -confidence)
     kept = np.flatnonzero(rank_all < max_detections)
     order = kept[np.lexsort((-confidence[kept], category[kept]))]
     return Ranking(
-        album=album,
+        flat=flat,
         categories=tuple(annotated),
-        prediction_D=order,
-        photo_D=album.photo_D[order],
-        category_D=category[order],
-        confidence_D=confidence[order],
-        rank_D=rank_all[order],
-        truth_category_G=category_V[album.truth_desc_G],
+        prediction_Dt=order,
+        photo_Dt=flat.photo_Dt[order],
+        category_Dt=category[order],
+        confidence_Dt=confidence[order],
+        rank_Dt=rank_all[order],
+        truth_category_Gt=category_De[flat.truth_desc_Gt],
     )

@@ -1,7 +1,7 @@
-"""METEOR 1.5 itself (Denkowski and Lavie 2014), the authors' Java program as the package pycocoevalcap brings it.
+"""METEOR 1.5 (Denkowski and Lavie 2014): the authors' Java program, as packaged by pycocoevalcap.
 
-It runs once over all pairs, as ``java -jar meteor-1.5.jar predictions references -l en -norm``: the options that the
-published dense-captioning evaluation gives it. English only. ``phrase_similarity.py`` needs neither Java nor package.
+It runs once over all pairs, as ``java -jar meteor-1.5.jar predictions references -l en -norm``, the options of the
+published dense-captioning evaluation. English only. ``phrase_similarity.py`` needs neither Java nor the package.
 """
 
 from __future__ import annotations
@@ -19,16 +19,15 @@ from bbu.errors import UserError
 from bbu.evaluation.phrase_similarity import CaptionPair, words
 
 PACKAGE = "pycocoevalcap"
-# Loading the paraphrases takes 5 s and a pair 0.3 ms on one slow core; ten times that is a program that hangs.
+# Loading the paraphrases takes 5 s and a pair 0.3 ms on one slow core; beyond ten times that, the program hangs.
 SECONDS_TO_START, SECONDS_A_PAIR = 120.0, 0.003
 _SCORE = re.compile(r"^Segment (\d+) score:\s+(\S+)$", re.MULTILINE)
 
 
 def exact_meteor(pairs: Sequence[CaptionPair]) -> list[float]:
-    """METEOR in [0, 1] of each prediction, by the nearest of its references.
+    """METEOR in [0, 1] of each prediction: the best score over its references.
 
-    Phrases are handed over as ``phrase_similarity.words`` cuts them. A pair of phrases is scored once however often
-    it occurs. METEOR with several references is the best score of any, which is taken here.
+    Phrases are tokenised by ``phrase_similarity.words``; each distinct pair is scored once.
 
     Raises:
         UserError: Java or the package is missing, a phrase is not in Latin letters, or the program failed or hung.
@@ -49,13 +48,13 @@ def _check_latin(phrase: str) -> None:
             and not unicodedata.name(glyph, "").startswith(("LATIN", "FULLWIDTH"))
         ):
             raise UserError(
-                f"exact METEOR compares English only, and {phrase!r} has {glyph!r}; "
-                "leave out --meteor exact: the approximate one compares Chinese by character"
+                f"exact METEOR compares English only, but {phrase!r} has {glyph!r}; "
+                "leave out --meteor exact: approximate METEOR compares Chinese by character"
             )
 
 
 def _run(pairs: Sequence[tuple[str, str]]) -> list[float]:
-    """Scores of (prediction, reference) lines, in order."""
+    """Scores of (prediction, reference) lines, in their order."""
     java, jar = _find_java(), _find_jar()
     with tempfile.TemporaryDirectory(prefix="meteor-") as folder:
         files = [Path(folder) / name for name in ("predictions.txt", "references.txt")]
@@ -65,12 +64,12 @@ def _run(pairs: Sequence[tuple[str, str]]) -> list[float]:
         output = _output_of(command, SECONDS_TO_START + SECONDS_A_PAIR * len(pairs))
     scores = [float(score) for _, score in _SCORE.findall(output)]
     if len(scores) != len(pairs):
-        raise UserError(f"METEOR scored {len(scores)} of {len(pairs)} phrases ({jar}); is the package damaged?")
+        raise UserError(f"METEOR scored {len(scores)} of {len(pairs)} phrases ({jar}); reinstall {PACKAGE}")
     return scores
 
 
 def _output_of(command: Sequence[str], seconds: float) -> str:
-    """What the program printed; it is ended and waited for whatever happens."""
+    """The program's output; the process never outlives this call."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", timeout=seconds)
     except subprocess.TimeoutExpired:
@@ -88,7 +87,7 @@ def _output_of(command: Sequence[str], seconds: float) -> str:
 def _find_java() -> str:
     java = shutil.which("java")
     if java is None:
-        raise UserError("exact METEOR is a Java program, and there is no java; install a Java runtime (8 or newer)")
+        raise UserError("exact METEOR is a Java program, but java was not found; install a Java runtime (8 or newer)")
     return java
 
 

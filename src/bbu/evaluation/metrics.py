@@ -1,12 +1,13 @@
-"""``evaluate``: every number that describes a set of saved predictions, in one JSON-able dictionary.
+"""``evaluate``: every metric of a set of saved predictions, in one JSON-able dictionary.
 
-COCO's twelve figures, AP AP50 AP75 AP_small AP_medium AP_large AR1 AR10 AR100 AR_small AR_medium AR_large,
-  by description (a box counts when its words are exactly right; ranked by ``score``),
-  class-agnostic (``AP_agnostic`` …; words play no part; ranked by ``objectness``), and
+COCO's twelve metrics, AP AP50 AP75 AP_small AP_medium AP_large AR1 AR10 AR100 AR_small AR_medium AR_large,
+  by description (the description must be exactly right; ranked by ``score``),
+  class-agnostic (``AP_agnostic`` …; ranked by ``objectness``), and
   by the first levels of the path (``AP_level1`` …; ranked by ``score``)
-Words at matched boxes, and alarms at the score threshold: see ``descriptions.py``.
-Recall at a precision, miss rate at so many alarms, duplicates, confusions: ``inspection.py``.
-Calibration: ``calibration.py``. Intervals: ``bootstrap.py``.
+Caption accuracy and false positives: ``descriptions.py``. Recall at a precision, miss rate at an FPPI, duplicates,
+confusions: ``inspection.py``. Calibration: ``calibration.py``. Intervals: ``bootstrap.py``.
+
+Shapes: Dt detections.
 """
 
 from __future__ import annotations
@@ -22,21 +23,21 @@ from bbu.evaluation.bootstrap import Headlines, intervals
 from bbu.evaluation.calibration import reliability
 from bbu.evaluation.coco import AREAS, IOU_THRESHOLDS, RECALL_LIMITS, CocoTables, tables_of
 from bbu.evaluation.descriptions import (
-    alarm_scores,
+    description_pairs,
     description_scores,
     description_table,
+    false_positive_scores,
     level_count,
     most_frequent,
-    pairs_of,
     prefix,
 )
 from bbu.evaluation.inspection import confusions, duplicate_scores, inspection_table
-from bbu.evaluation.matching import MATCH_IOU, Matched, Ranking, collect, part, rank
+from bbu.evaluation.matching import MATCH_IOU, Matched, Ranking, any_object, flatten, rank
 from bbu.evaluation.pairing import Pairing, pair
 from bbu.records import PredictionRow, Row
 
-ALARMS = (1.0, 0.1)  # false alarms a photo
-MOST_ALARMS = 1e6
+FPPI = (1.0, 0.1)  # false positives per image at which miss rates are reported
+MAX_FPPI = 1e6
 INSPECTION_PREFIXES = ("miss_rate", "ECE", "Brier")
 
 
@@ -48,7 +49,7 @@ def evaluate(
     train_descriptions: Mapping[str, int] | None = None,
     max_detections: int = 100,
     precision: float = 0.9,
-    alarms: Sequence[float] = ALARMS,
+    fppi: Sequence[float] = FPPI,
     bootstrap_samples: int = 1000,
     seed: int = 0,
 ) -> dict[str, Any]:
@@ -57,15 +58,15 @@ def evaluate(
     Args:
         truth: annotated photos, paired with predictions by their first image path. Polygons and lines count as
             their enclosing boxes; sides under 2 pixels are thickened on both sides of the comparison.
-        predictions: read once, so that an iterator over a large file will do.
-        score_threshold: ``score`` from which a prediction counts as said aloud (false alarms, vocabulary,
-            duplicates); average precision and description accuracy do not depend on it.
+        predictions: read once, so an iterator over a large file will do.
+        score_threshold: ``score`` from which a prediction counts for false positives, vocabulary and duplicates;
+            average precision and caption accuracy do not depend on it.
         train_descriptions: description → count in the training set, for the majority baseline and for predicted
-            words that training never showed. Without it the baseline comes from ``truth``.
-        max_detections: best predictions kept a photo (and description, where those count).
-        precision: at which the recall of each description is wanted.
-        alarms: false alarms a photo at which the miss rates are wanted.
-        bootstrap_samples: of the bootstrap intervals, drawn with ``seed``; 0 leaves intervals out.
+            descriptions that training never showed. Without it the baseline comes from ``truth``.
+        max_detections: the most confident predictions kept per photo (and description, where those count).
+        precision: at which the recall of each description is reported.
+        fppi: false positives per image at which miss rates are reported.
+        bootstrap_samples: of the confidence intervals, drawn with ``seed``; 0 leaves intervals out.
 
     Returns:
         JSON-able metrics, fractions in [0, 1]; None where a value is undefined, such as AP without annotated
@@ -75,32 +76,37 @@ def evaluate(
         UserError: a photo listed twice, a prediction for an unknown photo or at another image size, or an
             argument out of range.
     """
-    _check_arguments(score_threshold, max_detections, precision, alarms, bootstrap_samples)
+    check_between("score_threshold", score_threshold, 0, 1)
+    check_between("max_detections", max_detections, 1, math.inf)
+    check_between("precision", precision, 0, 1)
+    check_between("bootstrap_samples", bootstrap_samples, 0, math.inf)
+    for limit in fppi:
+        check_between("fppi", limit, 0, MAX_FPPI)
     paired = pair(truth, predictions)
-    album = collect(paired.photos)
-    described = rank(album, str, "scores_M", max_detections)
-    bare = rank(album, part, "objectness_M", max_detections)
-    coco, ap50 = _coco_figures(described, bare, max_detections)
-    by_words, by_box = Matched.at(described, IOU_THRESHOLDS), Matched.at(bare, IOU_THRESHOLDS)
-    shown = Matched.at(rank(album, part, "scores_M", max_detections))
-    headlines = Headlines(by_words, by_box, alarms)
-    pairs = pairs_of(by_box)
+    flat = flatten(paired.photos)
+    by_description = rank(flat, str, "score", max_detections)
+    by_box = rank(flat, any_object, "objectness", max_detections)
+    coco, ap50 = _coco_figures(by_description, by_box, max_detections)
+    described, class_agnostic = Matched.at(by_description, IOU_THRESHOLDS), Matched.at(by_box, IOU_THRESHOLDS)
+    shown = Matched.at(rank(flat, any_object, "score", max_detections))
+    headlines = Headlines(described, class_agnostic, fppi)
+    pairs = description_pairs(class_agnostic)
     counts = Counter(desc for desc, _ in pairs) if train_descriptions is None else train_descriptions
-    inspected = inspection_table(by_words, precision, alarms)
+    inspected = inspection_table(described, precision, fppi)
     calibration = {
-        name: reliability(matched.ranking.confidence_D, matched.right_D)
-        for name, matched in (("score", by_words), ("objectness", by_box))
+        name: reliability(matched.ranking.confidence_Dt, matched.right_Dt)
+        for name, matched in (("score", described), ("objectness", class_agnostic))
     }
     return {
         "score_threshold": score_threshold,
         "max_detections": max_detections,
         "match_iou": MATCH_IOU,
         "target_precision": precision,
-        "fppi": list(alarms),
+        "fppi": list(fppi),
         **_photo_counts(paired),
         **coco,
         **description_scores(pairs, most_frequent(counts)),
-        **alarm_scores(by_words, score_threshold, train_descriptions),
+        **false_positive_scores(described, score_threshold, train_descriptions),
         **duplicate_scores(shown, score_threshold),
         **{name: value for name, value in headlines.point().items() if name.startswith(INSPECTION_PREFIXES)},
         "intervals": intervals(headlines, bootstrap_samples, seed),
@@ -112,15 +118,15 @@ def evaluate(
 
 
 def _coco_figures(
-    described: Ranking, bare: Ranking, max_detections: int
+    described: Ranking, class_agnostic: Ranking, max_detections: int
 ) -> tuple[dict[str, float | None], dict[str, float | None]]:
-    """COCO's figures under every labelling, and AP50 of each description; one labelling's tables at a time."""
+    """COCO's metrics under every labelling, and AP50 of each description; only one labelling's tables in memory."""
     tables = tables_of(described, max_detections)
     figures, ap50 = _coco_metrics(tables, ""), tables.precision_of_each(0.5)
-    figures |= _coco_metrics(tables_of(bare, max_detections), "_agnostic")
+    figures |= _coco_metrics(tables_of(class_agnostic, max_detections), "_agnostic")
     levels = level_count(described.categories)
     for level in range(1, levels + 1) if levels > 1 else ():
-        by_level = rank(described.album, partial(prefix, level=level), "scores_M", max_detections)
+        by_level = rank(described.flat, partial(prefix, level=level), "score", max_detections)
         figures |= _coco_metrics(tables_of(by_level, max_detections), f"_level{level}")
     return figures, ap50
 
@@ -136,17 +142,6 @@ def check_between(name: str, value: float, least: float, most: float) -> None:
         raise UserError(f"{name} must {where}, is {value}")
 
 
-def _check_arguments(
-    score_threshold: float, max_detections: int, precision: float, alarms: Sequence[float], bootstrap_samples: int
-) -> None:
-    check_between("score_threshold", score_threshold, 0, 1)
-    check_between("max_detections", max_detections, 1, math.inf)
-    check_between("precision", precision, 0, 1)
-    check_between("bootstrap_samples", bootstrap_samples, 0, math.inf)
-    for limit in alarms:
-        check_between("alarms", limit, 0, MOST_ALARMS)
-
-
 def _photo_counts(paired: Pairing) -> dict[str, int]:
     return {
         "photos": len(paired.photos),
@@ -158,7 +153,7 @@ def _photo_counts(paired: Pairing) -> dict[str, int]:
 
 
 def _coco_metrics(tables: CocoTables, suffix: str) -> dict[str, float | None]:
-    """COCO's twelve figures."""
+    """COCO's twelve metrics."""
     metrics = {
         f"AP{suffix}": tables.average_precision(),
         f"AP50{suffix}": tables.average_precision(0.5),

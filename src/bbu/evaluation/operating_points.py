@@ -1,18 +1,19 @@
-"""Which score to ask for, description by description, to reach a precision, a recall or a number of false alarms.
+"""Choose a score threshold per description that reaches a precision, a recall or an FPPI.
 
 Rule:
-  - A description with at least ``minimum`` annotated boxes has a threshold of its own: for a precision, or for false
-    alarms, the lowest that keeps to the goal; for a recall, the highest that reaches it.
-  - All other descriptions, and words that no annotation has, share the threshold of the pool: of these predictions
-    together, or, if fewer than ``minimum`` annotated boxes are among them, of all predictions of the set. It is also
-    the ``default``.
-  - False alarms are shared out: each description may make goal / descriptions of them a photo, the pool as many
-    shares as it has descriptions, or one; so all together keep to the goal. The pool is never widened then.
-  - ``reached`` is false where no threshold does. Then a recall is given the description's lowest score, alarms its
-    highest, and a precision the pool's threshold (the pool itself: the one with the best precision).
+  - A description with at least ``minimum`` objects has a threshold of its own: for a precision or an FPPI the lowest
+    that keeps to the goal, for a recall the highest that reaches it.
+  - All other descriptions, also those without ground truth, share the threshold of the pool: the detections of these
+    descriptions, or all detections if the pool has fewer than ``minimum`` objects. It is also the ``default``.
+  - An FPPI is shared out: each description gets goal / descriptions of it, the pool one such share for each of its
+    descriptions, at least one; together they keep to the goal. The pool then never widens to all detections.
+  - ``reached`` is false where no threshold reaches the goal. Then a recall gets the description's lowest score, an
+    FPPI its highest, and a precision the pool's threshold (the pool itself: the one with the best precision).
 
-Precision and recall are those of the set the thresholds were chosen on: use one that training has not seen, and
-expect a little less on new photos.
+Precision and recall are measured on the photos that chose the thresholds: use photos that training has not seen, and
+expect a little less on new ones.
+
+Shapes: Dt detections, Gt ground-truth objects, Ca categories, Th score thresholds.
 """
 
 from __future__ import annotations
@@ -25,15 +26,15 @@ import numpy as np
 from bbu.errors import UserError
 from bbu.evaluation.descriptions import ratio
 from bbu.evaluation.inspection import SLACK, Sweep, sweep, sweep_of_each
-from bbu.evaluation.matching import Matched, collect, rank
-from bbu.evaluation.metrics import MOST_ALARMS, check_between
+from bbu.evaluation.matching import Matched, flatten, rank
+from bbu.evaluation.metrics import MAX_FPPI, check_between
 from bbu.evaluation.pairing import pair
 from bbu.evaluation.report import aligned, clip, number, printable
 from bbu.records import PredictionRow, Row
 
-MINIMUM = 10  # annotated boxes for a threshold of its own
+MINIMUM = 10  # objects for a threshold of its own
 FORMAT = 1
-GOALS = ("precision", "recall", "alarms")
+GOALS = ("precision", "recall", "fppi")
 
 
 def operating_points(
@@ -45,34 +46,34 @@ def operating_points(
     minimum: int = MINIMUM,
     max_detections: int = 100,
 ) -> dict[str, Any]:
-    """Choose a threshold for every annotated description.
+    """Choose a score threshold for every annotated description.
 
     Args:
-        value: the precision or recall wanted, in [0, 1], or false alarms a photo, 0 or more.
-        minimum: annotated boxes that a description needs for a threshold of its own.
+        value: the precision or recall wanted, in [0, 1], or the FPPI allowed, 0 or more.
+        minimum: objects that a description needs for a threshold of its own.
 
     Returns:
         ``goal``, ``minimum``, ``photos``, ``points`` (description → threshold, whether it is the pool's, whether
-        the description reaches the goal there, annotated boxes, predictions let through, precision, recall and
-        false alarms a photo; None where undefined) and ``default``, the same for the pool.
+        the description reaches the goal there, objects, detections that pass, precision, recall and FPPI; None where
+        undefined) and ``default``, the same for the pool.
 
     Raises:
-        UserError: an unknown goal or one out of range, or nothing annotated or predicted to choose on.
+        UserError: an unknown goal or one out of range, or no annotation or prediction to choose on.
     """
     if goal not in GOALS:
         raise UserError(f"thresholds: {goal!r} is not one of {', '.join(GOALS)}")
-    check_between(goal, value, 0, MOST_ALARMS if goal == "alarms" else 1)
+    check_between(goal, value, 0, MAX_FPPI if goal == "fppi" else 1)
     check_between("minimum", minimum, 1, float("inf"))
-    described = Matched.at(rank(collect(pair(truth, predictions).photos), str, "scores_M", max_detections))
-    curves, photos = sweep_of_each(described), len(described.ranking.album.names)
-    if not curves or not len(described.ranking.prediction_D):
+    described = Matched.at(rank(flatten(pair(truth, predictions).photos), str, "score", max_detections))
+    curves, photos = sweep_of_each(described), len(described.ranking.flat.names)
+    if not curves or not len(described.ranking.prediction_Dt):
         raise UserError("thresholds: nothing is annotated or nothing is predicted, so there is nothing to choose on")
     rare = {desc for desc, curve in curves.items() if curve.annotated < minimum}
     own_goal = pool_goal = value
-    if goal == "alarms":
+    if goal == "fppi":
         own_goal = value * photos / max(len(curves), len(curves) - len(rare) + 1)
         pool_goal = own_goal * max(1, len(rare))
-    pool = _pool(described, rare, widen=goal != "alarms", minimum=minimum)
+    pool = _pool(described, rare, widen=goal != "fppi", minimum=minimum)
     fallback = _choose(pool, goal, pool_goal)
     default = _point(pool, _most_precise(pool) if fallback is None else fallback, True, goal, pool_goal, photos)
     points = {}
@@ -91,42 +92,42 @@ def operating_points(
 
 
 def _pool(described: Matched, rare: set[str], widen: bool, minimum: int) -> Sweep:
-    """The predictions without a threshold of their own, or all where these hold too few annotated boxes."""
+    """The sweep of descriptions without a threshold of their own; of all descriptions if those have too few objects."""
     ranking = described.ranking
     known = len(ranking.categories)
-    pooled_K = np.array([name in rare for name in ranking.categories] + [True])  # last: words nothing has
-    inside_D = pooled_K[np.minimum(ranking.category_D, known)]
-    annotated = int(ranking.truth_counts()[pooled_K[:known]].sum())
-    if (widen and annotated < minimum) or not inside_D.any():
-        inside_D, annotated = np.ones_like(inside_D), len(ranking.truth_category_G)
-    return sweep(ranking.confidence_D[inside_D], described.right_D[inside_D], annotated)
+    pooled_Ca = np.array([name in rare for name in ranking.categories] + [True])  # last: no ground truth
+    inside_Dt = pooled_Ca[np.minimum(ranking.category_Dt, known)]
+    annotated = int(ranking.truth_counts()[pooled_Ca[:known]].sum())
+    if (widen and annotated < minimum) or not inside_Dt.any():
+        inside_Dt, annotated = np.ones_like(inside_Dt), len(ranking.truth_category_Gt)
+    return sweep(ranking.confidence_Dt[inside_Dt], described.right_Dt[inside_Dt], annotated)
 
 
 def _choose(curve: Sweep, goal: str, value: float) -> float | None:
-    """The threshold for a goal, or the nearest to it; None where no threshold reaches a precision."""
-    if not len(curve.thresholds_S):
+    """The threshold for a goal, or the nearest one; None where no threshold reaches a precision."""
+    if not len(curve.thresholds_Th):
         return None
-    index = {"precision": curve.at_precision, "recall": curve.at_recall, "alarms": curve.at_alarms}[goal](value)
+    index = {"precision": curve.at_precision, "recall": curve.at_recall, "fppi": curve.at_false_positives}[goal](value)
     if index is None and goal == "precision":
         return None
     nearest = -1 if goal == "recall" else 0
-    return float(curve.thresholds_S[nearest if index is None else index])
+    return float(curve.thresholds_Th[nearest if index is None else index])
 
 
 def _most_precise(curve: Sweep) -> float:
-    """The lowest threshold with the best precision there is."""
-    precision_S = curve.right_S / (curve.right_S + curve.wrong_S)
-    return float(curve.thresholds_S[np.flatnonzero(precision_S >= precision_S.max() - SLACK)[-1]])
+    """The lowest threshold with the highest precision."""
+    precision_Th = curve.right_Th / (curve.right_Th + curve.wrong_Th)
+    return float(curve.thresholds_Th[np.flatnonzero(precision_Th >= precision_Th.max() - SLACK)[-1]])
 
 
 def _point(curve: Sweep, threshold: float, pooled: bool, goal: str, value: float, photos: int) -> dict[str, Any]:
-    passed = int(np.count_nonzero(curve.thresholds_S >= threshold))
-    right, wrong = (int(counts_S[passed - 1]) if passed else 0 for counts_S in (curve.right_S, curve.wrong_S))
+    passed = int(np.count_nonzero(curve.thresholds_Th >= threshold))
+    right, wrong = (int(counts_Th[passed - 1]) if passed else 0 for counts_Th in (curve.right_Th, curve.wrong_Th))
     precision, recall = ratio(right, right + wrong), ratio(right, curve.annotated)
     reached = {
         "precision": precision is not None and precision >= value - SLACK,
         "recall": recall is not None and recall >= value - SLACK,
-        "alarms": wrong <= value + SLACK,
+        "fppi": wrong <= value + SLACK,
     }
     return {
         "threshold": threshold,
@@ -141,7 +142,7 @@ def _point(curve: Sweep, threshold: float, pooled: bool, goal: str, value: float
 
 
 def operating_table(points: Mapping[str, Any]) -> str:
-    """Plain text: a line for every description, most frequent first, and one for the pool."""
+    """Plain text: a line per description, most frequent first, and one for the pool."""
     columns = ("threshold", "precision", "recall", "fppi", "truth")
     rows = [["description", *columns, "note"]]
     for desc, row in [*points["points"].items(), ("(all others)", points["default"])]:

@@ -1,6 +1,8 @@
 """Pair annotated photos with their predictions and put both in one fixed order.
 
-Shape suffixes: N annotated boxes of one photo, M predicted boxes of one photo, 4 = xyxy in displayed pixels.
+Boxes are xyxy in displayed pixels.
+
+Shapes: Gt ground-truth objects, Dt detections.
 """
 
 from __future__ import annotations
@@ -20,25 +22,25 @@ Box = tuple[float, float, float, float]
 
 @dataclass(frozen=True)
 class Photo:
-    """What one photo holds and what was predicted for it.
+    """Ground truth and detections of one photo.
 
     Attributes:
-        truth_boxes_N4, boxes_M4: xyxy float64; every side is at least MIN_BOX_THICKNESS pixels.
-        scores_M: confidence by description; objectness_M: confidence that something is there.
+        truth_boxes_Gt4, boxes_Dt4: xyxy float64; every side is at least MIN_BOX_THICKNESS pixels.
+        scores_Dt: confidence in box and description; objectness_Dt: confidence in the box alone.
     """
 
     name: str
-    truth_boxes_N4: np.ndarray
+    truth_boxes_Gt4: np.ndarray
     truth_descs: tuple[str, ...]
-    boxes_M4: np.ndarray
+    boxes_Dt4: np.ndarray
     descs: tuple[str, ...]
-    scores_M: np.ndarray
-    objectness_M: np.ndarray
+    scores_Dt: np.ndarray
+    objectness_Dt: np.ndarray
 
 
 @dataclass(frozen=True)
 class Pairing:
-    """All annotated photos in order of name, and how many have no usable prediction."""
+    """All annotated photos in order of name, and how many of them have no usable prediction."""
 
     photos: tuple[Photo, ...]
     without_prediction: int
@@ -48,13 +50,13 @@ class Pairing:
 def pair(truth: Iterable[Row], predictions: Iterable[PredictionRow]) -> Pairing:
     """Pair rows by their first image path.
 
-    A photo that failed, or that has no prediction row, is kept with no predicted boxes: its parts count as missed.
-    Photos and boxes are sorted because COCO breaks ties of score by position; so the order of lines in either
-    file never changes a number. Predictions are read once and not kept, so that they may come from a large file.
+    A photo that failed or has no prediction row keeps zero detections, so all its objects count as missed. COCO breaks
+    ties of score by position; photos and boxes are sorted, so the order of lines never changes a number. Predictions
+    are read once and not kept, so a large file can be streamed.
 
     Raises:
-        UserError: a photo listed twice, a prediction for a photo that is not annotated, or one made at another
-            image size. The message names the photo.
+        UserError: a photo listed twice, a prediction for a photo without annotation, or one made at another image
+            size. The message names the photo.
     """
     rows: dict[str, Row] = {}
     for row in truth:
@@ -89,12 +91,12 @@ def _photo(name: str, row: Row, prediction: PredictionRow | None) -> Photo:
     found = sorted(prediction.predictions if prediction else (), key=_position)
     return Photo(
         name=name,
-        truth_boxes_N4=_boxes([box for box, _ in truth], row),
+        truth_boxes_Gt4=_boxes([box for box, _ in truth], row),
         truth_descs=tuple(sys.intern(desc) for _, desc in truth),
-        boxes_M4=_boxes([item.box for item in found], row),
-        descs=tuple(sys.intern(item.desc) for item in found),  # a million predictions have few different words
-        scores_M=np.array([item.score for item in found], dtype=np.float64),
-        objectness_M=np.array([item.objectness for item in found], dtype=np.float64),
+        boxes_Dt4=_boxes([item.box for item in found], row),
+        descs=tuple(sys.intern(item.desc) for item in found),  # a million detections share few descriptions
+        scores_Dt=np.array([item.score for item in found], dtype=np.float64),
+        objectness_Dt=np.array([item.objectness for item in found], dtype=np.float64),
     )
 
 
@@ -103,7 +105,7 @@ def _position(item: PredictedObject) -> tuple[Box, str, float, float]:
 
 
 def _check_size(name: str, row: Row, prediction: PredictionRow) -> None:
-    """Boxes of a photo seen upright and of the same photo lying on its side cannot be compared."""
+    """Boxes cannot be compared if one side ignored the EXIF orientation or resized the photo."""
     size = (prediction.width, prediction.height)
     if prediction.error is None and size not in ((0, 0), (row.width, row.height)):
         raise UserError(
@@ -113,9 +115,9 @@ def _check_size(name: str, row: Row, prediction: PredictionRow) -> None:
 
 
 def _boxes(boxes: Sequence[Box], row: Row) -> np.ndarray:
-    """(n, 4) boxes; flat ones thickened alike on both sides, since a flat box overlaps nothing, not even itself.
+    """(n, 4) boxes. Flat boxes have no IoU even with themselves, so truth and predictions are thickened alike.
 
-    A predicted box with swapped corners becomes a sliver: COCO would forgive one of negative area, not count it.
+    A predicted box with swapped corners becomes a sliver and counts as wrong; COCO would not count its negative area.
     """
     result = np.array(boxes, dtype=np.float64).reshape(-1, 4)
     flat = ((result[:, 2:] - result[:, :2]) < MIN_BOX_THICKNESS).any(axis=1)

@@ -1,13 +1,13 @@
-"""How alike two phrases are, in pure Python: METEOR without its dictionaries.
+"""Phrase similarity in pure Python: METEOR without its dictionaries.
 
 The formula and the English constants are those of METEOR 1.5's default task (Denkowski and Lavie 2014, "Meteor
 Universal", WMT; ``-l en``, task "rank"), which dense-captioning papers use. Two words match if they are equal or have
-the same stem (Snowball English); METEOR also matches synonyms (WordNet) and paraphrases (a table of 60 MB), which are
-left out. Its list of function words is replaced by FUNCTION_WORDS. Chinese is compared by character.
-How far that is from METEOR: docs/dense_captioning.md. The original: ``meteor.py``.
+the same stem (Snowball English). METEOR's synonyms (WordNet) and paraphrases (a table of 60 MB) are left out, and
+FUNCTION_WORDS replaces its list of function words. Chinese is compared by character. docs/dense_captioning.md measures
+the difference to METEOR itself (``meteor.py``).
 
-A phrase is cut into words: letters and digits in lower case. ``/``, ``,`` and other marks only separate, but an
-apostrophe or hyphen inside a word vanishes, as in DenseCap's preparation of captions: "man's t-shirt" → mans tshirt.
+A phrase is split into lower-case words of letters and digits. ``/``, ``,`` and other punctuation separate words; an
+apostrophe or hyphen inside a word is removed, as in DenseCap's preparation: "man's t-shirt" → mans tshirt.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from itertools import pairwise
 
 from bbu.errors import UserError
 
-# One prediction and the descriptions it may agree with; the best of them counts.
+# A predicted caption and its references; the best match counts.
 CaptionPair = tuple[str, tuple[str, ...]]
 
 PRECISION_SHARE = 0.15  # 1 - alpha of the paper: recall weighs 0.85
@@ -28,9 +28,9 @@ FRAGMENTATION_POWER = 0.2  # beta
 FRAGMENTATION_WEIGHT = 0.6  # gamma
 CONTENT_WEIGHT = 0.75  # delta; a function word weighs the rest
 STEM_WEIGHT = 0.6  # of a match by stem; an exact one weighs 1
-BEAM = 128  # alignments kept a word: enough for an exact search unless words are repeated many times
+BEAM = 128  # alignments kept per word: exact unless words are repeated many times
 
-# Closed-class words of English: they carry little of what a phrase says, and METEOR weighs them a third of others.
+# Closed-class words of English; METEOR gives them a third of the weight of content words.
 _CLOSED_CLASS = """
     a an the this that these those of to in on at by for from with into over about after up out as and or but if so
     than when while who which what there not no is are was were be been being am has have had do does did will would
@@ -51,13 +51,13 @@ _Path = tuple[tuple[int, int, int], tuple[Match, ...]]  # (weight, -chunks, -dis
 
 @lru_cache(maxsize=1 << 17)
 def words(phrase: str) -> tuple[str, ...]:
-    """The words of a phrase in lower case, full-width forms as plain ones; each Chinese character is a word."""
+    """The lower-case words of a phrase, with full-width forms normalised; each Chinese character is a word."""
     plain = _JOINERS.sub("", unicodedata.normalize("NFKC", phrase).lower())
     return tuple(_WORDS.findall(_CHINESE.sub(r" \1 ", plain)))
 
 
 def approximate_meteor(pairs: Sequence[CaptionPair]) -> list[float]:
-    """Similarity in [0, 1] of each prediction to the nearest of its references; 0 without a word in common.
+    """Similarity in [0, 1] of each prediction to its closest reference; 0 without a word in common.
 
     Raises:
         UserError: the stemmer's package is missing.
@@ -67,10 +67,10 @@ def approximate_meteor(pairs: Sequence[CaptionPair]) -> list[float]:
 
 @lru_cache(maxsize=1 << 18)
 def similarity(said: tuple[str, ...], meant: tuple[str, ...]) -> float:
-    """Words predicted against words annotated → [0, 1]; 1 only for equal words in the same order.
+    """Predicted against annotated words → [0, 1]; 1 only for equal words in the same order.
 
-    Weighted precision and recall of the matched words, recall weighing more, times 1 - penalty; the penalty grows
-    with the number of chunks, runs of words matched in the same order, that the matches fall into.
+    The weighted harmonic mean of precision and recall of the matched words, times 1 - penalty. The penalty grows with
+    the number of chunks: runs of words matched in the same order.
     """
     matches = align(said, meant)
     if not matches:
@@ -93,14 +93,14 @@ def _credit(word: str, exact: bool) -> float:
 
 
 def chunk_count(matches: Sequence[Match]) -> int:
-    """Runs of matches, given in order of their first place, that go on by one place in both phrases."""
+    """Number of runs of matches, sorted by their first place, that are contiguous in both phrases."""
     return bool(matches) + sum((i + 1, j + 1) != (k, m) for (i, j, _), (k, m, _) in pairwise(matches))
 
 
 def align(said: Sequence[str], meant: Sequence[str]) -> tuple[Match, ...]:
-    """The one-to-one matches of METEOR: most words (equal ones first), then fewest chunks, then least displacement.
+    """METEOR's one-to-one alignment: most words (equal before stemmed), then fewest chunks, then least displacement.
 
-    Word by word, all alignments that can still differ in the end are kept, the best of each kind, at most BEAM.
+    A beam search over the predicted words: it keeps the best alignment of each distinguishable state, at most BEAM.
     """
     choices = _choices(said, meant)
     wanted_later = [0] * (len(said) + 1)
@@ -113,7 +113,7 @@ def align(said: Sequence[str], meant: Sequence[str]) -> tuple[Match, ...]:
 
 
 def _choices(said: Sequence[str], meant: Sequence[str]) -> list[list[tuple[int, bool]]]:
-    """For each word said: (place, whether equal) of all words it may match."""
+    """For each predicted word: (place, whether equal) of all reference words it may match."""
     stems = [_stem(word) for word in meant]
     return [[(j, word == meant[j]) for j, stem in enumerate(stems) if stem == _stem(word)] for word in said]
 
@@ -141,7 +141,7 @@ def _extend(
 
 @lru_cache(maxsize=1 << 16)
 def _stem(word: str) -> str:
-    """Snowball's English stem; of words in other letters, themselves."""
+    """Snowball's English stem; a word in other letters is its own stem."""
     return _stemmer().stemWord(word) if word.isascii() else word
 
 

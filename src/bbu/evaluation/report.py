@@ -1,4 +1,4 @@
-"""Metrics for the terminal and for a file."""
+"""Metrics as text for the terminal and as a JSON file."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 from bbu.jsonl import write_json
 
-MAX_NAME_CELLS = 56  # a description with a long remark is cut, so that the numbers stay in view
+MAX_NAME_CELLS = 56  # longer descriptions are cut, so the numbers stay in view
 COLUMNS = {  # of the table of descriptions
     "truth": "truth",
     "matched": "matched",
@@ -18,8 +18,8 @@ COLUMNS = {  # of the table of descriptions
     "recall_at_precision": "R@P{target_precision:g}",
 }
 SHOWN_CONFUSIONS = 5  # in the terminal; the file has all
-# Metric → label, in the order shown. A key that ends in "_level" stands for one line a level, one that ends in "_at_"
-# for one line a number of false alarms.
+# Metric → label, in the order shown. A key that ends in "_level" stands for one line per level, one that ends in
+# "_at_" for one line per FPPI.
 HEADLINES = {
     "photos": "photos",
     "photos_failed": "  that failed",
@@ -33,39 +33,39 @@ HEADLINES = {
     "AR100": "AR100",
     "AP_level": "  AP",
     "AP50_level": "  AP50",
-    "AP_agnostic": "AP of boxes alone",
-    "AP50_agnostic": "AP50 of boxes alone",
-    "AR100_agnostic": "AR100 of boxes alone",
-    "description_accuracy": "words right at matched boxes",
-    "description_accuracy_level": "  words right",
-    "majority_baseline": "  always the commonest words",
-    "description_macro_accuracy": "words right, mean of descriptions",
-    "majority_macro_baseline": "  always the commonest words",
-    "miss_rate_at_": "parts missed",
-    "miss_rate_agnostic_at_": "  boxes alone",
-    "ECE": "calibration error of the score",
+    "AP_agnostic": "AP, class-agnostic",
+    "AP50_agnostic": "AP50, class-agnostic",
+    "AR100_agnostic": "AR100, class-agnostic",
+    "description_accuracy": "caption accuracy on matched boxes",
+    "description_accuracy_level": "  caption accuracy",
+    "majority_baseline": "  majority baseline",
+    "description_macro_accuracy": "caption accuracy, macro average",
+    "majority_macro_baseline": "  majority baseline",
+    "miss_rate_at_": "miss rate",
+    "miss_rate_agnostic_at_": "  class-agnostic",
+    "ECE": "ECE of the score",
     "Brier": "  Brier score",
-    "ECE_objectness": "calibration error of the objectness",
+    "ECE_objectness": "ECE of the objectness",
     "Brier_objectness": "  Brier score",
     "score_threshold": "at score threshold",
-    "false_alarms_per_photo": "  false alarms a photo",
-    "duplicates_per_photo": "  second boxes on a part, a photo",
-    "out_of_vocabulary_predictions": "  predictions in words no annotation has",
-    "out_of_vocabulary_rate": "  share of predictions",
-    "unknown_to_training_rate": "  share in words unknown to training",
+    "false_positives_per_image": "  false positives per image",
+    "duplicates_per_photo": "  duplicate boxes per image",
+    "out_of_vocabulary_predictions": "  out-of-vocabulary predictions",
+    "out_of_vocabulary_rate": "  out-of-vocabulary rate",
+    "unknown_to_training_rate": "  rate unknown to training",
 }
 
 
 def write_metrics(path: str | Path, metrics: Mapping[str, Any]) -> None:
-    """Write metrics as indented JSON; the file appears whole or not at all."""
+    """Write metrics as indented JSON, atomically."""
     write_json(path, dict(metrics))
 
 
 def summary_table(metrics: Mapping[str, Any]) -> str:
-    """Plain text for a terminal: headlines with their 95 % intervals, descriptions, commonest first, confusions.
+    """Plain text for a terminal: headlines with 95 % intervals, descriptions by frequency, the top confusions.
 
     Args:
-        metrics: what ``evaluate`` returned, or the same read back from JSON. Undefined values show as "-".
+        metrics: the result of ``evaluate``, also when read back from JSON. Undefined values show as "-".
     """
     spans = metrics.get("intervals", {})
     lines = aligned([(label, number(value), _span(spans.get(key))) for key, label, value in headlines(metrics)])
@@ -78,7 +78,7 @@ def summary_table(metrics: Mapping[str, Any]) -> str:
 
 
 def headlines(metrics: Mapping[str, Any]) -> list[tuple[str, str, Any]]:
-    """(key, label, value) of the headlines that these metrics have; by level where paths have levels."""
+    """(key, label, value) of the headlines that these metrics have, by level where paths have levels."""
     lines: list[tuple[str, str, Any]] = []
     for key, label in HEADLINES.items():
         if key.endswith("_level"):
@@ -86,9 +86,7 @@ def headlines(metrics: Mapping[str, Any]) -> list[tuple[str, str, Any]]:
             lines += [(f"{key}{n}", f"{label}, levels up to {n}", metrics[f"{key}{n}"]) for n in levels]
         elif key.endswith("_at_"):
             limits = [name.removeprefix(key) for name in metrics if name.startswith(key)]
-            lines += [
-                (f"{key}{n}", f"{label} at {n} alarm{'s' * (n != '1')} a photo", metrics[f"{key}{n}"]) for n in limits
-            ]
+            lines += [(f"{key}{n}", f"{label} at {n} FPPI", metrics[f"{key}{n}"]) for n in limits]
         elif key in metrics:
             lines.append((key, label, metrics[key]))
     return lines
@@ -99,17 +97,17 @@ def _span(interval: Sequence[float] | None) -> str:
 
 
 def _confusion_lines(metrics: Mapping[str, Any]) -> list[str]:
-    """The commonest wrong words at matched boxes."""
+    """The most frequent wrong captions on matched boxes."""
     wrong = [row for row in metrics["confusions"] if row["predicted"] not in (None, row["annotated"])]
     if not wrong:
         return []
     names = [(clip(printable(row["annotated"])), clip(printable(row["predicted"]))) for row in wrong[:SHOWN_CONFUSIONS]]
     rows = [[truth, said, str(row["count"])] for (truth, said), row in zip(names, wrong, strict=False)]
-    return ["", *aligned([["annotated as", "but called", "times"], *rows])]
+    return ["", *aligned([["annotated", "predicted", "count"], *rows])]
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Lines with the first column to the left and the others to the right."""
+    """Lines with the first column left-aligned and the others right-aligned."""
     widths = [max(_cells(cell) for cell in column) for column in zip(*rows, strict=True)]
     lines = []
     for first, *rest in rows:
@@ -119,14 +117,14 @@ def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def number(value: float | None) -> str:
-    """Three decimals for a fraction, "-" for what is undefined."""
+    """Three decimals for a float, "-" for an undefined value."""
     if value is None:
         return "-"
     return f"{value:.3f}" if isinstance(value, float) else str(value)
 
 
 def _cells(text: str) -> int:
-    """Terminal cells that a text takes: two a full-width glyph, none a mark that sits on the glyph before."""
+    """Width in terminal cells: two for a full-width glyph, none for a combining mark."""
     return sum(_glyph_cells(glyph) for glyph in text)
 
 
@@ -137,7 +135,7 @@ def _glyph_cells(glyph: str) -> int:
 
 
 def printable(text: str) -> str:
-    """Control characters would move the cursor or recolour the terminal."""
+    """Replace control characters, which would move the cursor or recolour the terminal."""
     return "".join(glyph if glyph.isprintable() else "?" for glyph in text)
 
 

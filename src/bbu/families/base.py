@@ -1,25 +1,33 @@
-"""What a vision-language family must offer; everything above this file is the same for all families.
+"""What a vision-language family must offer; everything above this room is the same for all families.
 
-Shape legend: T packed tokens, L tokens of one sample, D width, P patch rows, I images, N tokens of a level.
+Shapes: T packed tokens, D feature width, P patch rows, S image tokens, X numbers of a patch row.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import nn
 
-from bbu.config import ScratchConfig
+from bbu.families.conversation import Conversation
+from bbu.families.cost import CostModel
 from bbu.families.feature_cache import FeatureCache
+from bbu.families.photo_plan import PhotoPlan
+from bbu.geometry import Grid
+from bbu.layers.transfer import to_device
 
-Grid = tuple[int, int, int]  # (frames, rows, columns) of patches of one image
+if TYPE_CHECKING:
+    from bbu.families.prompts import PromptSpec
+
+__all__ = ["Backbone", "BackboneOutput", "Grid", "PositionFunction", "VisionLevel"]
 
 PositionFunction = Callable[[Sequence[int], Sequence[Grid]], torch.Tensor]
-"""(token ids of one sample, grids of its images) → (3, L) positions."""
+"""(token ids of one sample, grids of its images) → (axes, L) positions."""
 
 
 @dataclass
@@ -27,66 +35,144 @@ class VisionLevel:
     """Tokens of all images at one resolution, images end to end, each in raster order.
 
     Args:
-        tokens_ND: (N, D) features.
-        grids: (rows, columns) of each image; N = Σ rows · columns.
+        tokens_SD: (S, D) features.
+        grids: (rows, columns) of each image; S = Σ rows · columns.
     """
 
-    tokens_ND: torch.Tensor
+    tokens_SD: torch.Tensor
     grids: list[tuple[int, int]]
 
 
 @dataclass
 class BackboneOutput:
-    """``hidden_TD`` (T, D): last hidden states of the language model. ``vision_levels``: fine to coarse."""
+    """What a family gives for a pack.
+
+    Args:
+        hidden_TD: last hidden states of the language model.
+        vision_levels: fine to coarse.
+        language_at_image: whether the language model's states at a photo's image tokens belong to the tokens of the
+            coarsest level one for one. Where they do, detection reads both; else the vision tokens alone.
+    """
 
     hidden_TD: torch.Tensor
     vision_levels: list[VisionLevel]
+    language_at_image: bool = True
 
 
-class Backbone(nn.Module):
+class Backbone(nn.Module, ABC):
     """A vision-language model seen through the few things the detector needs.
 
     Subclasses wrap the family's Hugging Face class as ``self.vlm`` and set the class attributes.
     """
 
     family: ClassVar[str]
+    conversation: ClassVar[Conversation]
     group_prefixes: ClassVar[Mapping[str, str]]  # parameter-name prefix inside ``vlm`` → learning-rate group
     lora_targets: ClassVar[Mapping[str, str]]  # part ("llm", "vision") → regular expression of its linear layers
-    text_box_convention: ClassVar[str]  # how the family writes boxes as text: "model_pixels" or "norm1000"
+    language_at_image: ClassVar[bool] = True  # as in BackboneOutput
 
     vlm: Any
     attention_backend: str
     feature_cache: FeatureCache | None = None  # used while the tower does not learn
 
+    # ------------------------------------------------------------ construction
+
+    @classmethod
+    @abstractmethod
+    def from_pretrained(cls, path: str, dtype: torch.dtype, trust_remote_code: bool = False) -> Backbone:
+        """Weights from a local folder or a hub name."""
+
+    @classmethod
+    @abstractmethod
+    def from_scratch(cls, sizes: Any, vocab_size: int, token_ids: Mapping[str, int]) -> Backbone:
+        """Random weights of the family's real classes.
+
+        Args:
+            sizes: the family's sizes, checked (bbu.families.registry.scratch_sizes).
+            token_ids: the vocabulary of the tokenizer in use.
+        """
+
+    @classmethod
+    @abstractmethod
+    def empty(cls, path: str, trust_remote_code: bool = False) -> Backbone:
+        """The model of a folder or hub name without its weights, on the device of the context (best ``meta``).
+
+        Raises:
+            OSError: there is no config.json.
+        """
+
+    @classmethod
+    @abstractmethod
+    def photo_plan(cls, path: str, spec: PromptSpec) -> PhotoPlan:
+        """How photos become patches: settings of a model folder, or the family's own for an empty path."""
+
+    def save(self, folder: Path, state_dict: Mapping[str, torch.Tensor] | None = None) -> None:
+        """Write a standard Hugging Face model folder."""
+        self.vlm.save_pretrained(folder, state_dict=state_dict, safe_serialization=True)
+
+    # ------------------------------------------------------------ facts
+
     @property
+    @abstractmethod
     def hidden_size(self) -> int:
         """Width of ``hidden_TD``."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def level_widths(self) -> list[int]:
         """Width of each vision level's tokens, fine to coarse."""
-        raise NotImplementedError
 
     @property
-    def patch_size(self) -> int:
-        """Side in pixels of what a token of the finest vision level stands for."""
-        raise NotImplementedError
+    @abstractmethod
+    def level_sides(self) -> list[int]:
+        """Side in pixels of what a token of each level stands for; the first is even, each divides the next."""
+
+    @abstractmethod
+    def picture(self, rows_PX: torch.Tensor, grid: Grid) -> torch.Tensor:
+        """A photo's patch rows → (3, Y, Z) pixels of what the model sees, normalised as they are."""
 
     @property
+    @abstractmethod
     def image_token_id(self) -> int:
-        """The id that stands for one merged image token."""
-        raise NotImplementedError
+        """The id that stands for one image token."""
+
+    @property
+    @abstractmethod
+    def vision_depth_width(self) -> tuple[int, int]:
+        """Blocks and width of the vision tower."""
+
+    @property
+    @abstractmethod
+    def text_depth_width(self) -> tuple[int, int]:
+        """Layers and width of the language model."""
+
+    @abstractmethod
+    def cost(self) -> CostModel:
+        """FLOPs of a sample."""
 
     @property
     def token_embedding(self) -> nn.Embedding:
         """The language model's input embedding (V, D)."""
-        raise NotImplementedError
+        return self.vlm.get_input_embeddings()  # type: ignore[no-any-return]
 
     @property
     def lm_head_weight(self) -> torch.Tensor:
         """(V, D) weight of the language model's head."""
-        raise NotImplementedError
+        return self.vlm.get_output_embeddings().weight  # type: ignore[no-any-return]
+
+    @abstractmethod
+    def position_function(self) -> PositionFunction:
+        """Rotary positions of one sample; can be pickled for loader processes."""
+
+    @abstractmethod
+    def blocks(self, part: str) -> Sequence[nn.Module]:
+        """The transformer blocks of ``llm`` or ``vision``, in order."""
+
+    @abstractmethod
+    def use_attention_backend(self, backend: str) -> None:
+        """Switch every attention of tower and language model to a backend of bbu.layers.attention."""
+
+    # ------------------------------------------------------------ work
 
     def forward(
         self,
@@ -102,48 +188,73 @@ class Backbone(nn.Module):
 
         Args:
             input_ids: (1, T).
-            position_ids: (3, 1, T), each sample counted from its own start.
+            position_ids: (axes, 1, T), each sample counted from its own start.
             pixel_values: (P, patch width) patch rows of all images, or None.
             image_grid_thw: patches of each image, or None; a tensor (I, 3) on a GPU is waited for.
-            cu_seqlens: (B + 1,) int32 sample edges.
+            cu_seqlens: (B + 1,) int32 sequence boundaries of the samples.
             image_keys: names of the images in ``feature_cache``; None = not to be kept there.
         """
-        raise NotImplementedError
+        levels: list[VisionLevel] = []
+        if pixel_values is not None and image_grid_thw is not None and len(image_grid_thw):
+            levels = self.see(pixel_values, image_grid_thw, image_keys)
+        hidden_TD = self.read(input_ids, position_ids, levels, cu_seqlens, max_seqlen)
+        if not levels and torch.is_grad_enabled():
+            # every parameter takes part in every step, or data-parallel ranks wait for each other for ever
+            hidden_TD = hidden_TD + sum(p.flatten()[:1].sum() * 0 for p in self._unseen() if p.requires_grad)
+        return BackboneOutput(hidden_TD, levels, self.language_at_image)
 
-    def position_function(self) -> PositionFunction:
-        """Rotary positions of one sample; can be pickled for loader processes."""
-        raise NotImplementedError
+    def see(
+        self,
+        pixel_values: torch.Tensor,
+        image_grid_thw: Sequence[Grid] | torch.Tensor,
+        image_keys: Sequence[str | None] | None = None,
+    ) -> list[VisionLevel]:
+        """Patch rows → vision levels, fine to coarse."""
+        grids: list[Grid] = [(t, h, w) for t, h, w in torch.as_tensor(image_grid_thw).tolist()]
+        pixels_PX, learns = pixel_values.to(self._vision_dtype()), self._tower_learns()
+        with torch.set_grad_enabled(torch.is_grad_enabled() and learns):
+            if self.feature_cache is None or image_keys is None or learns:
+                states_PD = self.tower_states(pixels_PX, grids)
+            else:
+                states_PD = self._kept_states(self.feature_cache, pixels_PX, grids, image_keys)
+        return self.levels_of(states_PD, grids)
 
-    @classmethod
-    def image_processor(cls, path: str) -> Any:
-        """The family's image processor: the one in a model folder, or the family's default for an empty path."""
-        raise NotImplementedError
+    @abstractmethod
+    def tower_states(self, pixels_PX: torch.Tensor, grids: Sequence[Grid]) -> torch.Tensor:
+        """(P, D) all that is needed of the tower for photos end to end, a row for each patch.
 
-    @classmethod
-    def from_pretrained(cls, path: str, dtype: torch.dtype, trust_remote_code: bool = False) -> Backbone:
-        """Weights from a local folder or a hub name."""
-        raise NotImplementedError
-
-    @classmethod
-    def from_scratch(cls, sizes: ScratchConfig, vocab_size: int, token_ids: Mapping[str, int]) -> Backbone:
-        """Random weights of the family's real classes.
-
-        Args:
-            token_ids: the vocabulary of the tokenizer in use.
+        No photo sees another: the states of several are those of each, end to end.
         """
-        raise NotImplementedError
 
-    def blocks(self, part: str) -> Sequence[nn.Module]:
-        """The transformer blocks of ``llm`` or ``vision``, in order."""
-        raise NotImplementedError
+    @abstractmethod
+    def levels_of(self, states_PD: torch.Tensor, grids: Sequence[Grid]) -> list[VisionLevel]:
+        """Vision levels from the states of photos; what is computed here belongs to the group ``merger``."""
 
-    def use_attention_backend(self, backend: str) -> None:
-        """Switch every attention of tower and language model to a backend of bbu.layers.attention."""
-        raise NotImplementedError
+    @abstractmethod
+    def read(
+        self,
+        input_ids: torch.Tensor,
+        position_ids: torch.Tensor,
+        levels: Sequence[VisionLevel],
+        cu_seqlens: torch.Tensor,
+        max_seqlen: int,
+    ) -> torch.Tensor:
+        """(T, D) last hidden states of the language model, which sees the photos in ``levels`` (none: no photo)."""
 
-    def save(self, folder: Path, state_dict: Mapping[str, torch.Tensor] | None = None) -> None:
-        """Write a standard Hugging Face model folder."""
-        raise NotImplementedError
+    @abstractmethod
+    def generate(
+        self,
+        input_ids: torch.Tensor,
+        pixel_values: torch.Tensor,
+        image_grid_thw: torch.Tensor,
+        *,
+        end_token_id: int,
+        max_new_tokens: int,
+        min_new_tokens: int = 0,
+    ) -> list[int]:
+        """Ids that the language model writes after one sample's (L,) prompt; greedy, with a key/value cache."""
+
+    # ------------------------------------------------------------ groups, frozen towers
 
     def group_of(self, name: str) -> str:
         """The learning-rate group of a parameter of ``vlm``, by its longest matching prefix.
@@ -157,3 +268,35 @@ class Backbone(nn.Module):
         if not matches:
             raise KeyError(f"no learning-rate group for parameter {name!r}; add its prefix to {type(self).__name__}")
         return self.group_prefixes[max(matches, key=len)]
+
+    def _of_groups(self, *groups: str) -> dict[str, nn.Parameter]:
+        return {name: p for name, p in self.vlm.named_parameters() if self.group_of(name) in groups}
+
+    def _unseen(self) -> Sequence[nn.Parameter]:
+        """Parameters that a step without photos does not use."""
+        return list(self._of_groups("vision", "merger").values())
+
+    def _tower_learns(self) -> bool:
+        return any(p.requires_grad for p in self._of_groups("vision").values())
+
+    def _vision_dtype(self) -> torch.dtype:
+        return next(iter(self._of_groups("vision").values())).dtype
+
+    def _kept_states(
+        self, cache: FeatureCache, pixels_PX: torch.Tensor, grids: Sequence[Grid], keys: Sequence[str | None]
+    ) -> torch.Tensor:
+        """As tower_states, photo by photo, those that the cache has from there."""
+        device = pixels_PX.device
+        autocast = torch.is_autocast_enabled(device.type) and torch.get_autocast_dtype(device.type)
+        facts = f"{self.family} {self.attention_backend} {device.type} {autocast} {self.vlm.config.to_json_string()}"
+        tower = cache.tower(self._of_groups("vision"), facts)
+        photos = []
+        sizes = [frames * rows * columns for frames, rows, columns in grids]
+        for grid, pixels, key in zip(grids, pixels_PX.split(sizes), keys, strict=True):
+            states_PD = cache.get(tower, key) if key else None
+            if states_PD is None or len(states_PD) != len(pixels):
+                states_PD = self.tower_states(pixels, [grid])
+                if key:
+                    cache.put(tower, key, states_PD)
+            photos.append(to_device(states_PD, device))
+        return torch.cat(photos)

@@ -6,14 +6,12 @@
 grid (``ChatProcessorOutput.image_keys``). Each photo passes the tower by itself, so that what is kept does not depend,
 in its last bits, on the pack that it was first seen in.
 
-Shape legend: P patch rows of a photo, D width of the tower.
+Shapes: P patch rows, D feature width.
 """
 
 from __future__ import annotations
 
 import hashlib
-import os
-import tempfile
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,6 +19,8 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
+
+from bbu.jsonl import atomic_file
 
 _NAME = "states"
 GIGABYTE = 1e9
@@ -67,7 +67,8 @@ class FeatureCache:
         if not self._writable:
             return
         try:
-            _write_whole(self._path(tower, photo), save({_NAME: states_PD.detach().cpu().contiguous()}))
+            with atomic_file(self._path(tower, photo)) as file:  # of several writers the last wins; all write the same
+                file.write_bytes(save({_NAME: states_PD.detach().cpu().contiguous()}))
             self.written += 1
         except OSError as error:
             self._writable = False
@@ -88,17 +89,3 @@ def _hash_weights(weights: Mapping[str, torch.Tensor]) -> str:
         digest.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode())
         digest.update(weight.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
-
-
-def _write_whole(path: Path, content: bytes) -> None:
-    """A file that appears whole or not at all; of several writers the last wins, all having the same content."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(descriptor, "wb") as stream:
-            stream.write(content)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise

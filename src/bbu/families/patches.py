@@ -3,7 +3,7 @@
 It unfolds each photo to planes before the resize and joins the photos' patches in one more copy. Here pixels stay
 interleaved for the resize, where torch is several times faster on them, and patches are written where they belong.
 
-Shape legend: P patch rows of all photos, I images.
+Shapes: P patch rows, X numbers of a patch row.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from bbu.geometry import ImageGeometry
+from bbu.geometry import Grid, ImageGeometry
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -73,3 +73,28 @@ class Patchifier:
         rows, columns = plan.model_height // (patch * merge), plan.model_width // (patch * merge)
         cut = planes.view(3, rows, merge, patch, columns, merge, patch).permute(1, 4, 2, 5, 0, 3, 6)
         out.view(rows, columns, merge, merge, 3, frames, patch, patch).copy_(cut.unsqueeze(5))
+
+
+def units_to_raster(unit_rows: torch.Tensor, grids: Sequence[Grid], merge: int) -> torch.Tensor:
+    """(P,) for each patch in raster order the row where it lies, photos end to end.
+
+    Args:
+        unit_rows: where each merge × merge unit of patches lies, units in raster order; within a unit patches lie row
+            by row. ``torch.arange`` for the order that image processors write.
+    """
+    rows, first_unit = [], 0
+    inner = torch.arange(merge**2).reshape(merge, merge)
+    for t, h, w in grids:
+        units = unit_rows[first_unit : first_unit + t * h * w // merge**2].reshape(t, h // merge, w // merge)
+        patches = units[:, :, None, :, None] * merge**2 + inner[None, None, :, None, :]
+        rows.append(patches.reshape(-1))
+        first_unit += t * h * w // merge**2
+    return torch.cat(rows)
+
+
+def units_to_picture(rows_PX: torch.Tensor, grid: Grid, patch: int, merge: int) -> torch.Tensor:
+    """A photo's patch rows in merge units → (3, Y, Z) pixels; the frames of a photo are all the same."""
+    _, rows, columns = grid
+    shape = (rows // merge, columns // merge, merge, merge, 3, -1, patch, patch)
+    by_unit = rows_PX.view(shape)[:, :, :, :, :, 0]
+    return by_unit.permute(4, 0, 2, 5, 1, 3, 6).reshape(3, rows * patch, columns * patch)

@@ -9,22 +9,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from bbu.errors import SampleError
+from bbu.families.conversation import Conversation
 from bbu.geometry import ImageGeometry
-
-TEMPLATE_FILE = Path(__file__).with_name("chat_template.jinja")
-SPECIAL_TOKENS = (
-    "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|object_ref_start|>", "<|object_ref_end|>", "<|box_start|>",
-    "<|box_end|>", "<|quad_start|>", "<|quad_end|>", "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>",
-    "<|image_pad|>", "<|video_pad|>",
-)  # fmt: skip
 
 WORDING = {
     "zh": (
@@ -53,8 +46,7 @@ class PromptSpec:
     """Everything that a prompt and its answer depend on besides the photo.
 
     Args:
-        box_convention: how boxes are written as text: "model_pixels" (whole pixels of the resized photo) or
-            "norm1000" (0 to 1000 across the photo).
+        box_convention: how boxes are written as text: see Conversation.
         context_note: said before the instruction where a turn has context photos; "" = the model knows none.
     """
 
@@ -69,13 +61,13 @@ class PromptSpec:
 
     @classmethod
     def create(
-        cls, language: str, box_convention: str, min_pixels: int, max_pixels: int, *, context: bool = False
+        cls, language: str, conversation: Conversation, min_pixels: int, max_pixels: int, *, context: bool = False
     ) -> PromptSpec:
         """The shipped wording for a language, zh or en; with ``context`` also that of context photos."""
         system, instruction = WORDING[language]
-        template = TEMPLATE_FILE.read_text(encoding="utf-8")
+        template, boxes = conversation.template, conversation.box_convention
         note = CONTEXT_NOTES[language] if context else ""
-        return cls(language, system, instruction, template, box_convention, min_pixels, max_pixels, note)
+        return cls(language, system, instruction, template, boxes, min_pixels, max_pixels, note)
 
     def to_json(self) -> dict[str, Any]:
         facts = asdict(self)
@@ -146,7 +138,11 @@ def parse_answer(text: str) -> tuple[list[tuple[list[float], str]], int]:
 
 
 def build_messages(
-    spec: PromptSpec, teacher_answers: Sequence[str], student_answer: str | None, context_photos: int = 0
+    spec: PromptSpec,
+    conversation: Conversation,
+    teacher_answers: Sequence[str],
+    student_answer: str | None,
+    context_photos: int = 0,
 ) -> list[Message]:
     """The conversation; each teacher's photo comes before the student's.
 
@@ -158,27 +154,29 @@ def build_messages(
         SampleError: an answer contains one of the tokens that mark turns or photos, or there are context photos
             and the model knows none.
     """
-    messages: list[Message] = [{"role": "system", "content": spec.system}]
+    apart = not conversation.system_in_first_turn
+    messages: list[Message] = [{"role": "system", "content": spec.system}] if apart else []
     answers = [*teacher_answers, student_answer]
     for turn, answer in enumerate(answers):
-        messages.append(_question(spec, context_photos if turn == len(answers) - 1 else 0))
+        opening = "" if apart or turn else f"{spec.system}\n"
+        messages.append(_question(spec, opening, context_photos if turn == len(answers) - 1 else 0))
         if answer is not None:
-            refuse_special_tokens(answer)
+            refuse_special_tokens(answer, conversation.special_tokens)
             messages.append({"role": "assistant", "content": answer})
     return messages
 
 
-def _question(spec: PromptSpec, context_photos: int) -> Message:
+def _question(spec: PromptSpec, opening: str, context_photos: int) -> Message:
     if context_photos and not spec.context_note:
         raise SampleError(
             f"{context_photos} context photos: the model was not trained with any; train it with "
             "data.episodes.context_photos, or show none"
         )
-    text = spec.context_note + spec.instruction if context_photos else spec.instruction
+    text = opening + (spec.context_note if context_photos else "") + spec.instruction
     return {"role": "user", "content": [{"type": "image"}] * (context_photos + 1) + [{"type": "text", "text": text}]}
 
 
-def refuse_special_tokens(answer: str, where: str = "") -> None:
+def refuse_special_tokens(answer: str, special_tokens: Iterable[str], where: str = "") -> None:
     """What is said must not end its turn or show a photo.
 
     Args:
@@ -187,6 +185,6 @@ def refuse_special_tokens(answer: str, where: str = "") -> None:
     Raises:
         SampleError: names the token.
     """
-    found = next((token for token in SPECIAL_TOKENS if token in answer), None)
+    found = next((token for token in special_tokens if token in answer), None)
     if found:
         raise SampleError(f"{where}a description contains {found}, which marks turns in the conversation; remove it")

@@ -1,8 +1,83 @@
-"""Backbone families. A new one is one file, one line here and its parity test (docs/add_a_backbone.md)."""
+"""The families there are. A new one is one folder, one line here and its parity test (docs/add_a_backbone.md).
 
-from bbu.families.base import Backbone
-from bbu.families.qwen2_5_vl.backbone import Qwen25VL
+Loads no torch before a backbone is asked for.
+"""
 
-BACKBONES: dict[str, type[Backbone]] = {
-    Qwen25VL.family: Qwen25VL,
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pkgutil import resolve_name
+from typing import TYPE_CHECKING, Any
+
+from bbu.errors import ConfigError
+from bbu.families.qwen2_5_vl.codec import Qwen25VLSizes
+
+if TYPE_CHECKING:
+    from bbu.families.base import Backbone
+
+
+@dataclass(frozen=True)
+class Family:
+    """What is known of a family before its weights are.
+
+    Args:
+        backbone: ``module:class``.
+        sizes: dataclass of ``model.scratch``; every field has a default, ``vocab_size`` is one of them.
+        min_pixels, max_pixels: of a resized photo where the config says 0.
+    """
+
+    backbone: str
+    sizes: Any
+    min_pixels: int
+    max_pixels: int
+
+
+FAMILIES: dict[str, Family] = {
+    "qwen2_5_vl": Family("bbu.families.qwen2_5_vl.backbone:Qwen25VL", Qwen25VLSizes, 56 * 56, 1280 * 28 * 28),
 }
+DEFAULT_FAMILY = "qwen2_5_vl"
+
+
+def family_named(name: str) -> Family:
+    """A family of the table.
+
+    Raises:
+        ConfigError: unknown family.
+    """
+    if name not in FAMILIES:
+        raise ConfigError(f"model.family: {name!r} is not one of {', '.join(FAMILIES)}")
+    return FAMILIES[name]
+
+
+def backbone_class(name: str) -> type[Backbone]:
+    """The class of a family.
+
+    Raises:
+        ConfigError: unknown family.
+    """
+    return resolve_name(family_named(name).backbone)  # type: ignore[no-any-return]
+
+
+def scratch_sizes(name: str, options: Mapping[str, Any]) -> Any:
+    """``model.scratch`` as the family's sizes; what is left out has its default.
+
+    Raises:
+        ConfigError: unknown family or key, or a value that is no size.
+    """
+    sizes = family_named(name).sizes
+    known = {item.name: item for item in dataclasses.fields(sizes)}
+    for key, value in options.items():
+        if key not in known:
+            near = difflib.get_close_matches(str(key), known, n=1)
+            hint = f"; did you mean {near[0]}?" if near else f"; keys here are {', '.join(known)}"
+            raise ConfigError(f"model.scratch.{key}: is not a size of {name}{hint}")
+        several = known[key].default_factory is not dataclasses.MISSING
+        values = value if several and isinstance(value, list) else [value]
+        least = 0 if several else 1
+        if not all(type(size) is int and size >= least for size in values) or isinstance(value, list) != several:
+            wanted = "a list of whole numbers" if several else "a whole number"
+            raise ConfigError(f"model.scratch.{key}: must be {wanted}, at least {least}, is {value!r}")
+    return sizes(**options)

@@ -6,20 +6,14 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from bbu.errors import ConfigError
-from bbu.families.prompts import SPECIAL_TOKENS, TEMPLATE_FILE
+from bbu.families.conversation import Conversation
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-# Splits text the way Qwen2's tokenizer does: words, single digits, punctuation, line ends.
-QWEN_PATTERN = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-NEEDED_TOKENS = ("<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|endoftext|>")
 
-
-def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerBase:
-    """A byte-level BPE with Qwen's special tokens, at most ``vocab_size`` entries.
+def train_tokenizer(texts: Iterable[str], vocab_size: int, conversation: Conversation) -> PreTrainedTokenizerBase:
+    """A byte-level BPE with the conversation's special tokens, at most ``vocab_size`` entries.
 
     Any text can be encoded, seen or not: bytes are the alphabet.
     """
@@ -29,30 +23,32 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
-            pre_tokenizers.Split(Regex(QWEN_PATTERN), behavior="isolated"),
+            pre_tokenizers.Split(Regex(conversation.word_pattern), behavior="isolated"),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
-        special_tokens=list(SPECIAL_TOKENS),
+        special_tokens=list(conversation.special_tokens),
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
-        eos_token="<|im_end|>",
-        pad_token="<|endoftext|>",
-        additional_special_tokens=[t for t in SPECIAL_TOKENS if t not in ("<|im_end|>", "<|endoftext|>")],
-        chat_template=TEMPLATE_FILE.read_text(encoding="utf-8"),
+        eos_token=conversation.end,
+        pad_token=conversation.pad,
+        additional_special_tokens=[
+            t for t in conversation.special_tokens if t not in (conversation.end, conversation.pad)
+        ],
+        chat_template=conversation.template,
         clean_up_tokenization_spaces=False,
     )
 
 
-def load_tokenizer(path: str, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
-    """A tokenizer from a local folder or a hub name, with our chat template.
+def load_tokenizer(path: str, conversation: Conversation, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+    """A tokenizer from a local folder or a hub name, with the conversation's template.
 
     Raises:
         ConfigError: it cannot be read, or lacks the tokens that mark turns and photos.
@@ -65,8 +61,8 @@ def load_tokenizer(path: str, trust_remote_code: bool = False) -> PreTrainedToke
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ConfigError(f"tokenizer {path}: cannot be read: {first}") from None
     known = tokenizer.get_vocab()
-    missing = [token for token in NEEDED_TOKENS if token not in known]
+    missing = [token for token in conversation.needed_tokens if token not in known]
     if missing:
-        raise ConfigError(f"tokenizer {path}: lacks {', '.join(missing)}; use a Qwen-VL tokenizer")
-    tokenizer.chat_template = TEMPLATE_FILE.read_text(encoding="utf-8")
+        raise ConfigError(f"tokenizer {path}: lacks {', '.join(missing)}; use one of the model's family")
+    tokenizer.chat_template = conversation.template
     return tokenizer

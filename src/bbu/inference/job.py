@@ -17,7 +17,7 @@ from bbu.inference import Inference
 from bbu.inference.loading import Look, Ready, Views, in_parallel, plan_looks
 from bbu.inference.operating_points import OperatingPoints
 from bbu.inference.partial import PartialRows
-from bbu.inference.predictor import Predictor
+from bbu.inference.predictor import Predictor, each_or_error
 from bbu.records import PredictedObject, PredictionRow
 
 Found = list[PredictedObject]
@@ -89,19 +89,11 @@ def predict_looks(predictor: Predictor, ready: Iterable[Ready]) -> Iterator[tupl
 
 
 def _detect(predictor: Predictor, pack: Sequence[Ready]) -> Iterator[tuple[Look, Found | str]]:
-    """One pack; if a view breaks it, one by one, so that only that photo is lost."""
+    """One pack, each view with what it shows or what is wrong with it."""
     yield from ((look, sample) for look, sample in pack if isinstance(sample, str))
     good = [(look, sample) for look, sample in pack if not isinstance(sample, str)]
-    if not good:
-        return
-    try:
-        yield from zip([look for look, _ in good], predictor.detect([sample for _, sample in good]), strict=True)
-    except UserError as error:
-        if len(good) == 1:
-            yield good[0][0], str(error)
-            return
-        for one in good:
-            yield from _detect(predictor, [one])
+    found = each_or_error([sample for _, sample in good], predictor.detect)
+    yield from zip([look for look, _ in good], found, strict=True)
 
 
 def _row(predictor: Predictor, looks: Sequence[tuple[Look, Found | str]]) -> PredictionRow:

@@ -19,14 +19,13 @@ from bbu.data.chat_processor import ChatProcessor, ChatProcessorOutput
 from bbu.data.photo import Photo
 from bbu.errors import ImageError, UserError
 from bbu.geometry import displayed_size
-from bbu.images import load_image
+from bbu.images import exif_orientation, load_image
 from bbu.inference.predictor import Predictor, prepare
 from bbu.inference.tiling import Size, View
 from bbu.records import resolve_image
 
 WINDOW = 512  # photos among which those of similar size are put together
 HEADERS_AT_ONCE = 8  # files whose size is read at the same time
-ORIENTATION = 0x0112  # EXIF tag
 
 
 @dataclass(frozen=True)
@@ -103,7 +102,7 @@ def photo_size(path: Path) -> Size:
     try:
         with Image.open(path) as image:
             if image.format != "TIFF":  # Pillow turns these when it opens or when it loads them
-                return displayed_size(*image.size, image.getexif().get(ORIENTATION, 1))
+                return displayed_size(*image.size, exif_orientation(image))
     except Exception:  # a header may be broken in any way; load_image says how
         pass
     return load_image(path).size

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from bbu.config import Config
 from bbu.data.chat_processor import ChatProcessor, ChatProcessorOutput
 from bbu.data.photo import Photo
 from bbu.errors import CheckpointError
@@ -21,6 +22,7 @@ from bbu.inference.predictor import PredictOptions, Predictor, teacher_photos
 from bbu.layers.attention import choose_attention_backend
 from bbu.models.checkpoint import load_model, load_processor
 from bbu.models.precision import compute_device, use_bf16
+from bbu.models.vocabulary import choose_vocabulary
 from bbu.models.wrapper import DetectionVLM
 from bbu.records import PredictionRow, Row
 
@@ -75,7 +77,8 @@ class Inference:
         device: default CUDA where there is one.
         precision: auto, fp32 or bf16 (of matrix products).
         attention: backend, as in the config.
-        calibrated: turn scores into shares that are right, where the folder has a calibration.json.
+        calibrated: apply the folder's calibration.json, where it has one.
+        descriptions: free, known (the folder's own list) or a file of them: docs/descriptions.md.
         options: how the model is used; any of PredictOptions' fields can also be given by name (``max_detections=20``).
 
     Raises:
@@ -90,6 +93,7 @@ class Inference:
         precision: str = "auto",
         attention: str = "auto",
         calibrated: bool = True,
+        descriptions: str = "free",
         options: PredictOptions | None = None,
         **changes: Any,
     ) -> None:
@@ -102,8 +106,26 @@ class Inference:
             choose_attention_backend(attention, place, torch.bfloat16 if bf16 else torch.float32)
         )
         calibration = Calibration.load(folder) if calibrated else None
-        own = {"autocast": torch.bfloat16 if bf16 else None, "calibration": calibration}
+        own = {
+            "autocast": torch.bfloat16 if bf16 else None,
+            "calibration": calibration,
+            "vocabulary": choose_vocabulary(descriptions, folder, self.processor),
+        }
         self.predictor = Predictor(self.model, self.processor, options, **own | changes)
+
+    @classmethod
+    def as_configured(cls, folder: str | Path, config: Config) -> Inference:
+        """A model as a run's config uses it."""
+        evaluation = config.evaluation
+        return cls(
+            folder,
+            precision=config.training.precision,
+            attention=config.model.attention,
+            descriptions=evaluation.descriptions,
+            batch_size=evaluation.batch_size,
+            max_detections=evaluation.max_detections,
+            nms_iou=evaluation.nms_iou,
+        )
 
     def predict_detection(
         self,
@@ -174,21 +196,16 @@ class Inference:
         Args:
             min_new_tokens: the answer does not end before; for timing.
         """
-        vlm, end = self.model.backbone.vlm, self.processor.end_token_id
-        ids = sample.input_ids[None].to(vlm.device)
+        end = self.processor.end_token_id
         with self.predictor.precision():
-            written = vlm.generate(
-                input_ids=ids,
-                attention_mask=torch.ones_like(ids),
-                mm_token_type_ids=(ids == self.model.backbone.image_token_id).int(),
-                pixel_values=sample.pixel_values.to(vlm.device),
-                image_grid_thw=sample.image_grid_thw.to(vlm.device),
+            written = self.model.backbone.generate(
+                sample.input_ids,
+                sample.pixel_values,
+                sample.image_grid_thw,
+                end_token_id=end,
                 max_new_tokens=max_new_tokens,
                 min_new_tokens=min_new_tokens,
-                do_sample=False,
-                use_cache=True,
-                eos_token_id=end,
-            )[0, ids.shape[1] :].tolist()
+            )
         text = str(self.processor.tokenizer.decode(written, skip_special_tokens=True))
         parts, malformed = parse_answer(text)
         numbers = np.array([box for box, _ in parts], dtype=np.float64).reshape(-1, 4)

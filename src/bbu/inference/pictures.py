@@ -9,8 +9,8 @@ from pathlib import Path
 
 from torch.utils.data import Dataset
 
+from bbu.drawing.panels import draw_predictions, save_png
 from bbu.errors import UserError
-from bbu.evaluation.pictures import draw_predictions, save_png
 from bbu.images import load_image
 from bbu.inference.loading import in_parallel
 from bbu.jsonl import iter_json_lines

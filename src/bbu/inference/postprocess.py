@@ -1,4 +1,7 @@
-"""Model output → predictions: boxes in displayed pixels, words, scores, how sure each level of the words is."""
+"""Model output → predictions: boxes in displayed pixels, captions, scores, a confidence per description level.
+
+Shapes: C captions, De descriptions of a vocabulary, L tokens of one sample or caption, Lv levels.
+"""
 
 from __future__ import annotations
 
@@ -29,18 +32,18 @@ MODEL_KEYS = (
 
 
 def model_inputs(batch: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
-    """The part of a batch that the model's forward takes, on its device."""
+    """The arguments of the model's forward from a batch, on its device."""
     packed = unpad(dict(batch))
     return {key: packed[key].to(device) if isinstance(packed[key], torch.Tensor) else packed[key] for key in MODEL_KEYS}
 
 
 @dataclass(frozen=True)
-class Words:
-    """What is said of C boxes.
+class Captions:
+    """Captions of C boxes.
 
     Args:
-        log_probs: (C,) of the words among all words there are. Scores take this one, also where a vocabulary
-            constrains the words: where nothing in it fits the box, its best fit is not worth much.
+        log_probs: (C,) log p of each caption as free text. Scores use it with a vocabulary too: where no description
+            fits the box, the probability of the best one within the vocabulary would mean little.
         levels: probability of the first level, the first two, …; within the vocabulary where there is one.
     """
 
@@ -49,29 +52,29 @@ class Words:
     levels: list[tuple[float, ...]]
 
 
-def free_words(captions: CaptionResult, tokenizer: PreTrainedTokenizerBase, end_token_id: int) -> Words:
+def free_captions(decoded: CaptionResult, tokenizer: PreTrainedTokenizerBase, end_token_id: int) -> Captions:
     """Decoded captions. A level is as probable as the tokens up to the one that ends it."""
-    all_ids = [tuple(_until_end(ids, end_token_id)) for ids in captions.token_ids.tolist()]
+    all_ids = [tuple(_until_end(ids, end_token_id)) for ids in decoded.token_ids.tolist()]
     read = {ids: level_ends(ids, tokenizer) for ids in set(all_ids)}  # few differ
-    so_far = captions.cumulative_CL.double().exp().clamp(max=1).tolist()
+    so_far = decoded.cumulative_CL.double().exp().clamp(max=1).tolist()
     levels = [
         tuple(row[min(end, len(row) - 1)] for end in read[ids][1]) for ids, row in zip(all_ids, so_far, strict=True)
     ]
-    return Words([read[ids][0] for ids in all_ids], captions.log_probs, levels)
+    return Captions([read[ids][0] for ids in all_ids], decoded.log_probs, levels)
 
 
-def known_words(log_probs_CF: torch.Tensor, vocabulary: DescriptionVocabulary) -> Words:
-    """The most probable whole description for each box, given that it is one of the vocabulary.
+def known_captions(log_probs_CDe: torch.Tensor, vocabulary: DescriptionVocabulary) -> Captions:
+    """The most probable description of the vocabulary for each box.
 
     Args:
-        log_probs_CF: of every description among all words.
+        log_probs_CDe: of every description as free text.
     """
-    log_probs_CF = log_probs_CF.double()
-    best_log_probs, best = log_probs_CF.max(dim=1)
-    levels_CG = vocabulary.level_probabilities(log_probs_CF.softmax(dim=1), best)
+    log_probs_CDe = log_probs_CDe.double()
+    best_log_probs, best = log_probs_CDe.max(dim=1)
+    levels_CLv = vocabulary.level_probabilities(log_probs_CDe.softmax(dim=1), best)
     texts = [vocabulary.descriptions[number] for number in best.tolist()]
-    levels = [tuple(row[: len(split_path(text))]) for text, row in zip(texts, levels_CG.tolist(), strict=True)]
-    return Words(texts, best_log_probs, levels)
+    levels = [tuple(row[: len(split_path(text))]) for text, row in zip(texts, levels_CLv.tolist(), strict=True)]
+    return Captions(texts, best_log_probs, levels)
 
 
 @torch.no_grad()
@@ -87,31 +90,31 @@ def detect(
     """Predictions for every sample of a batch, best first.
 
     Args:
-        max_detections: boxes, by objectness, that are considered.
-        nms_iou: a box that overlaps a surer one by more is the same part again and is left out; 1 keeps all.
-        vocabulary: only its descriptions are given; None: any words.
+        max_detections: most boxes per photo, by objectness.
+        nms_iou: NMS removes a box that overlaps a better one by more than this; 1 keeps all.
+        vocabulary: the only descriptions allowed; None: free text.
     """
     output = model(**model_inputs(batch, next(model.parameters()).device))
     samples, queries = _choose(output, max_detections, nms_iou)
     if vocabulary is None:
-        words = free_words(model.describe(output, samples, queries, end_token_id), tokenizer, end_token_id)
+        captions = free_captions(model.describe(output, samples, queries, end_token_id), tokenizer, end_token_id)
     else:
-        words = known_words(model.weigh_descriptions(output, samples, queries, vocabulary), vocabulary)
+        captions = known_captions(model.score_descriptions(output, samples, queries, vocabulary), vocabulary)
     objectness = output.pred_objectness[samples, queries].sigmoid().double()
-    scores = (objectness * words.log_probs.double().exp()).clamp(max=1)
+    scores = (objectness * captions.log_probs.double().exp()).clamp(max=1)
     unit_boxes = cxcywh_to_xyxy(output.pred_boxes[samples, queries]).double().clamp(0, 1).cpu().numpy()
     owners = samples.cpu().numpy()
     results = []
     for sample, geometry in enumerate(batch["geometries"]):
         rows = (owners == sample).nonzero()[0]
-        boxes = geometry.boxes_from_unit(unit_boxes[rows])
+        boxes = geometry.boxes_from_unit(unit_boxes[rows].clip(max=geometry.photo_in_unit[2:] * 2))
         found = [
             PredictedObject(
                 (float(box[0]), float(box[1]), float(box[2]), float(box[3])),
-                words.texts[row],
+                captions.texts[row],
                 float(scores[row]),
                 float(objectness[row]),
-                words.levels[row],
+                captions.levels[row],
             )
             for row, box in zip(rows.tolist(), boxes, strict=True)
         ]
@@ -120,9 +123,9 @@ def detect(
 
 
 def _choose(output: DetectionOutput, max_detections: int, nms_iou: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """Sample and query numbers of each sample's surest boxes, duplicates left out (greedy, whatever the words).
+    """Sample and query indices of each sample's best boxes after class-agnostic NMS.
 
-    The decoder learns to name a part once; a short run has not quite learned it.
+    The decoder learns to detect an object once, but after a short run duplicates remain.
     """
     samples, queries = [], []
     corners = cxcywh_to_xyxy(output.pred_boxes)

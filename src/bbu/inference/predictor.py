@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -21,6 +21,9 @@ from bbu.models.vocabulary import DescriptionVocabulary
 from bbu.models.wrapper import DetectionVLM
 from bbu.records import PredictedObject, PredictionRow, Row, resolve_image
 from bbu.taxonomy import MirrorRules
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 # A photo's path → what is shown before it: worked examples, and other photos of its site.
 Shown = Callable[[str], tuple[Sequence[Photo], Sequence[Photo]]]
@@ -148,34 +151,27 @@ class Predictor:
                     photos.append(Photo(load_image(resolve_image(image_root, name)), name))
                 except UserError as error:
                     errors[name] = str(error)
-            found = self._predict_each(photos, teachers, shown, errors)
+            found = each_or_error(photos, lambda some: self.predict_photos(some, teachers, shown))
+            read = {photo.name: (photo, items) for photo, items in zip(photos, found, strict=True)}
             for name in chunk:
                 if name in errors:
                     yield PredictionRow((name,), error=errors[name])
+                    continue
+                photo, items = read[name]
+                if isinstance(items, str):
+                    yield PredictionRow((name,), error=items)
                 else:
-                    photo, predictions = found[name]
-                    yield PredictionRow((name,), *photo.image.size, tuple(predictions))
+                    yield PredictionRow((name,), *photo.image.size, tuple(items))
 
-    def _predict_each(
-        self, photos: list[Photo], teachers: Sequence[Photo], shown: Shown | None, errors: dict[str, str]
-    ) -> dict[str, tuple[Photo, list[PredictedObject]]]:
-        """Predict a batch; if one photo breaks it, one by one, so that only that photo is lost."""
-        try:
-            return dict(
-                zip(
-                    [p.name for p in photos],
-                    zip(photos, self.predict_photos(photos, teachers, shown), strict=True),
-                    strict=True,
-                )
-            )
-        except UserError:
-            found = {}
-            for photo in photos:
-                try:
-                    found[photo.name] = (photo, self.predict_photos([photo], teachers, shown)[0])
-                except UserError as error:
-                    errors[photo.name] = str(error)
-            return found
+
+def each_or_error(items: Sequence[T], work: Callable[[Sequence[T]], Sequence[R]]) -> list[R | str]:
+    """Work on a batch; if one item breaks it, one by one, so that only that item's result is an error's text."""
+    try:
+        return list(work(items)) if items else []
+    except UserError as error:
+        if len(items) == 1:
+            return [str(error)]
+        return [found for item in items for found in each_or_error([item], work)]
 
 
 def prepare(

@@ -2,6 +2,8 @@
 
 Tiles beside the whole photo follow slicing-aided inference (SAHI, Akyol et al. 2022, arXiv:2202.06934). Boxes are xyxy
 in displayed pixels, first of the view, then of the photo.
+
+Shapes: R rows.
 """
 
 from __future__ import annotations
@@ -212,13 +214,13 @@ def _pairs(one: Sequence[PredictedObject], other: Sequence[PredictedObject]) -> 
     """Boxes of ``one`` → boxes of ``other`` that are the same part."""
     if not one or not other:
         return {}
-    boxes_A4, boxes_B4 = (np.array([item.box for item in items], dtype=np.float64) for items in (one, other))
-    overlap_AB = iou_matrix(boxes_A4, boxes_B4) * [[a.desc == b.desc for b in other] for a in one]
+    ones_R4, others_R4 = (np.array([item.box for item in items], dtype=np.float64) for items in (one, other))
+    overlap_RR = iou_matrix(ones_R4, others_R4) * [[a.desc == b.desc for b in other] for a in one]
     pairs: dict[int, int] = {}
     taken: set[int] = set()
-    for place in np.argsort(-overlap_AB, axis=None, kind="stable"):
+    for place in np.argsort(-overlap_RR, axis=None, kind="stable"):
         a, b = divmod(int(place), len(other))
-        if overlap_AB[a, b] <= SAME_IOU:
+        if overlap_RR[a, b] <= SAME_IOU:
             break
         if a not in pairs and b not in taken:
             pairs[a] = b

@@ -1,10 +1,10 @@
 """Variable-length attention: one interface, several backends, exact for packed samples on each.
 
-A pack holds several samples end to end. ``cu_seqlens`` (int32, segments + 1) marks their edges; a query
-sees the keys of its own segment and nothing else. The edges are always passed explicitly: what a library
-infers from position ids has let samples see each other (docs/critical_fixes.md).
+A pack holds several samples end to end. ``cu_seqlens`` (int32, segments + 1) marks their boundaries; a query attends
+only to keys of its own segment. Boundaries are always passed explicitly: libraries that infer them from position ids
+have let samples see each other (docs/critical_fixes.md).
 
-Shapes: T packed tokens, H query heads, K key/value heads, E width of a head.
+Shapes: E width of an attention head, H attention heads, Kv key/value heads, T packed tokens.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from bbu.errors import ConfigError
 
 AttentionBackend = Callable[..., torch.Tensor]
 
-CPU_SCORES = 2**20  # most scores a head for which they are held at once on a CPU
+CPU_SCORES = 2**20  # most scores that a CPU holds at once; they stay in its cache
 
 
 def varlen_attention(
     query_THE: torch.Tensor,
-    key_TKE: torch.Tensor,
-    value_TKE: torch.Tensor,
+    key_TKvE: torch.Tensor,
+    value_TKvE: torch.Tensor,
     *,
     cu_seqlens_q: torch.Tensor,
     cu_seqlens_k: torch.Tensor,
@@ -43,24 +43,23 @@ def varlen_attention(
     backend: str,
     scale: float | None = None,
 ) -> torch.Tensor:
-    """Attention within segments, (Tq, H, E) → (Tq, H, E).
+    """Attention within segments → (T, H, E). A query whose segment has no keys gets zeros.
 
     Args:
-        cu_seqlens_q, cu_seqlens_k: (segments + 1,) int32 edges; equal when ``causal``.
+        query_THE, key_TKvE, value_TKvE: queries and keys may differ in T; H is a multiple of Kv.
+        cu_seqlens_q, cu_seqlens_k: (segments + 1,) int32 boundaries; equal when ``causal``.
         max_seqlen_q, max_seqlen_k: longest segment, as Python ints so that no layer waits for the device.
         backend: a key of ATTENTION_BACKENDS.
         scale: factor on the scores; 1/√E when None.
-
-    A query whose segment has no keys gets zeros.
     """
     device = query_THE.device.type
-    if torch.is_autocast_enabled(device):  # rotary embeddings hand back float32
+    if torch.is_autocast_enabled(device):  # rotary embeddings return float32
         dtype = torch.get_autocast_dtype(device)
-        query_THE, key_TKE, value_TKE = query_THE.to(dtype), key_TKE.to(dtype), value_TKE.to(dtype)
+        query_THE, key_TKvE, value_TKvE = query_THE.to(dtype), key_TKvE.to(dtype), value_TKvE.to(dtype)
     return ATTENTION_BACKENDS[backend](
         query_THE,
-        key_TKE,
-        value_TKE,
+        key_TKvE,
+        value_TKvE,
         cu_seqlens_q,
         cu_seqlens_k,
         max_seqlen_q,
@@ -73,11 +72,11 @@ def varlen_attention(
 def dense_attention(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *, causal: bool = False, scale: float | None = None
 ) -> torch.Tensor:
-    """Attention over a rectangle, (…, Lq, E) → (…, Lq, E): torch's own, but for short 16-bit rows on a CPU.
+    """Dense attention, (…, L, E) → (…, L, E): torch's kernel, except for short bfloat16 sequences on a CPU.
 
-    There two bfloat16 matrix products with a softmax between them take less than half the time of torch's kernel, where
-    the scores stay in the processor's cache (936 patches, 3 heads of 64: 10 against 25 ms forward and backward). The
-    softmax computes in float32 inside; scores copied to float32 and back would take 26 ms.
+    There, two bfloat16 matrix products around a softmax take less than half the time of torch's kernel as long as the
+    scores fit the processor's cache (936 patches, 3 heads of 64: 10 against 25 ms forward and backward). The softmax
+    accumulates in float32; casting the scores to float32 and back would take 26 ms.
     """
     dtype = query.dtype
     if query.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
@@ -89,13 +88,13 @@ def dense_attention(
     scale = scale if scale is not None else query.shape[-1] ** -0.5
     at_once = max(1, CPU_SCORES // (scores * math.prod(query.shape[1:-2]) or 1))
     rows = zip(*(x.to(dtype).split(at_once) for x in (query * scale, key, value)), strict=True)
-    with torch.autocast("cpu", enabled=False):  # it would copy the scores to float32 and back
-        parts = [_attend(*some, causal=causal) for some in rows]
-    return parts[0] if len(parts) == 1 else torch.cat(parts)
+    with torch.autocast("cpu", enabled=False):  # would cast the scores to float32 and back
+        chunks = [_attend(*some, causal=causal) for some in rows]
+    return chunks[0] if len(chunks) == 1 else torch.cat(chunks)
 
 
 def _attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *, causal: bool) -> torch.Tensor:
-    """Attention written out; queries are scaled already."""
+    """Attention as plain matrix products; queries are already scaled."""
     scores = query @ key.transpose(-1, -2)
     if causal:
         future = torch.ones(scores.shape[-2:], dtype=torch.bool).triu(1)
@@ -104,7 +103,7 @@ def _attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *, caus
 
 
 def _repeat_heads(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Grouped-query attention for backends without it: each key/value head serves H / K query heads."""
+    """Grouped-query attention for backends without it: repeat each key/value head for its H / Kv query heads."""
     repeats = query.shape[1] // key.shape[1]
     if repeats == 1:
         return key, value
@@ -122,18 +121,18 @@ def _sdpa_backend(
     causal: bool,
     scale: float,
 ) -> torch.Tensor:
-    """torch's scaled_dot_product_attention segment by segment; segments of one shape go as one batch.
+    """torch's scaled_dot_product_attention, one batched call for all segments of one shape.
 
-    Runs everywhere, also in float64. Vision windows are nearly all of one size, so a tower layer is a
-    handful of calls instead of one for each window.
+    Runs everywhere, in float64 too. Nearly all vision windows have one size, so a tower layer takes a handful of calls
+    instead of one per window.
     """
     key, value = _repeat_heads(query, key, value)
-    edges_q, edges_k = cu_q.tolist(), cu_k.tolist()
+    bounds_q, bounds_k = cu_q.tolist(), cu_k.tolist()
     groups: dict[tuple[int, int], list[tuple[int, int]]] = defaultdict(list)
-    for index in range(len(edges_q) - 1):
-        shape = (edges_q[index + 1] - edges_q[index], edges_k[index + 1] - edges_k[index])
+    for index in range(len(bounds_q) - 1):
+        shape = (bounds_q[index + 1] - bounds_q[index], bounds_k[index + 1] - bounds_k[index])
         if shape[0] > 0:
-            groups[shape].append((edges_q[index], edges_k[index]))
+            groups[shape].append((bounds_q[index], bounds_k[index]))
     parts: list[torch.Tensor] = []
     order: list[torch.Tensor] = []
     for (length_q, length_k), starts in groups.items():
@@ -154,12 +153,12 @@ def _sdpa_backend(
 
 
 def _pick(x: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-    """``x[rows]``, whose gradient index_select adds up several times as fast on a CPU."""
+    """``x[rows]`` by index_select, whose backward pass is several times as fast on a CPU."""
     return x.index_select(0, rows.flatten()).unflatten(0, rows.shape)
 
 
 def _segment_rows(starts: list[int], length: int, device: torch.device) -> torch.Tensor:
-    """(n, length) row numbers of n segments of one length."""
+    """(R, L) row indices of R segments of one length."""
     return torch.tensor(starts, device=device)[:, None] + torch.arange(length, device=device)
 
 
@@ -194,7 +193,7 @@ def _torch_varlen_backend(
         options["enable_gqa"] = query.shape[1] != key.shape[1]
     else:
         key, value = _repeat_heads(query, key, value)
-    if "window_size" in names:  # newer releases: (-1, 0) means "nothing to the right", that is causal
+    if "window_size" in names:  # newer releases; (-1, 0) is causal: no keys to the right
         options["window_size"] = (-1, 0) if causal else (-1, -1)
     else:
         options["is_causal"] = causal
@@ -232,7 +231,7 @@ ATTENTION_BACKENDS: dict[str, AttentionBackend] = {
 
 
 def choose_attention_backend(requested: str, device: torch.device, dtype: torch.dtype) -> str:
-    """The backend to use: the one asked for, or with ``auto`` the fastest that runs here.
+    """The requested backend, or with ``auto`` the fastest that runs here.
 
     Raises:
         ConfigError: an unknown backend, or one that cannot run on this device and dtype.
@@ -262,7 +261,7 @@ def choose_attention_backend(requested: str, device: torch.device, dtype: torch.
 
 
 def implementation_name(backend: str) -> str:
-    """The name under which transformers knows a backend (a name with "flash" in it would be refused)."""
+    """The name of a backend in transformers, which rejects custom names that contain "flash"."""
     return {"sdpa": "bbu_sdpa", "torch_varlen": "bbu_varlen", "flash_attn": "bbu_dao"}[backend]
 
 
@@ -280,7 +279,7 @@ def _make_text_attention(backend: str) -> Callable[..., tuple[torch.Tensor, None
         max_length_k: int | None = None,
         **kwargs: Any,
     ) -> tuple[torch.Tensor, None]:
-        """(1, H, T, E) in transformers' layout → (1, T, H, E); without edges, transformers' own SDPA."""
+        """(1, H, T, E) in transformers' layout → (1, T, H, E); without boundaries, transformers' own SDPA."""
         if cu_seq_lens_q is None or cu_seq_lens_k is None or max_length_q is None or max_length_k is None:
             return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
         packed = varlen_attention(

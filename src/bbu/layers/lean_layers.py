@@ -1,10 +1,10 @@
-"""Norms and gated MLPs of the backbone that keep less for the backward pass; the numbers are the library's.
+"""Norms and gated MLPs that save less for the backward pass, with the same numbers as transformers' own.
 
-Written out operation by operation, as transformers has them, a norm keeps its input three times over and a gated MLP
-its activation beside gate, up and product. Here the norm keeps its input and one number a row, the MLP what cannot be
-had again by one cheap operation (the idea of Liger Kernel, Hsu et al. 2024, arXiv:2410.10989, in plain torch).
+Written operation by operation, as in transformers, a norm saves three copies of its input, and a gated MLP its
+activation beside gate, up and product. Here a norm saves its input and one number per row, and an MLP recomputes what
+one cheap operation yields (the idea of Liger Kernel, Hsu et al. 2024, arXiv:2410.10989, in plain torch).
 
-Shape legend: D width, F inner width.
+Shapes: D feature width.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 
 class _RootMeanSquare(torch.autograd.Function):
-    """weight · x / √(mean x² + eps), in float32 inside."""
+    """weight · x / √(mean x² + eps), computed in float32."""
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, weight_D: torch.Tensor, eps: float) -> torch.Tensor:
@@ -61,7 +61,7 @@ class _GatedSilu(torch.autograd.Function):
 
 
 def rms_norm(x: torch.Tensor, weight_D: torch.Tensor, eps: float) -> torch.Tensor:
-    """(…, D) → (…, D) in x's type (Zhang and Sennrich 2019, arXiv:1910.07467). Differentiable once."""
+    """(…, D) → (…, D) in x's dtype (Zhang and Sennrich 2019, arXiv:1910.07467). Differentiable once."""
     return _RootMeanSquare.apply(x, weight_D, eps)  # type: ignore[no-untyped-call,no-any-return]
 
 
@@ -71,7 +71,7 @@ def gated_silu(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
 
 
 class LeanNorm(nn.Module):
-    """In place of a norm with ``weight`` and ``variance_epsilon``."""
+    """Replaces the forward of a norm with ``weight`` and ``variance_epsilon``."""
 
     weight: nn.Parameter
     variance_epsilon: float
@@ -81,7 +81,7 @@ class LeanNorm(nn.Module):
 
 
 class LeanMLP(nn.Module):
-    """In place of an MLP with ``gate_proj``, ``up_proj``, ``down_proj`` and SiLU."""
+    """Replaces the forward of an MLP with ``gate_proj``, ``up_proj``, ``down_proj`` and SiLU."""
 
     gate_proj: nn.Linear
     up_proj: nn.Linear
@@ -93,10 +93,10 @@ class LeanMLP(nn.Module):
 
 
 def make_lean(model: nn.Module, norms: Collection[type[nn.Module]], mlps: Collection[type[nn.Module]]) -> None:
-    """Give a model's norms and gated MLPs these forwards; parameters and their names stay.
+    """Give a model's norms and gated MLPs these forwards; parameters keep their names.
 
     Args:
-        norms, mlps: the library's classes. An MLP with another activation than SiLU is left as it is.
+        norms, mlps: the library's classes. An MLP with an activation other than SiLU is left alone.
     """
     for module in model.modules():
         kind = type(module)
@@ -108,5 +108,5 @@ def make_lean(model: nn.Module, norms: Collection[type[nn.Module]], mlps: Collec
 
 @cache
 def _before(lean: type[Any], kind: type[Any]) -> type[Any]:
-    """The library's class with another forward."""
+    """A subclass of the library's class that takes its forward from ``lean``."""
     return type(kind.__name__, (lean, kind), {"__module__": __name__})

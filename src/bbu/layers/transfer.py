@@ -1,4 +1,4 @@
-"""Numbers known on the host → the device, without waiting for it."""
+"""Non-blocking copies of host values to the device."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def to_device(
 ) -> torch.Tensor:
     """Host values as a tensor on the device.
 
-    ``torch.tensor(values, device=…)`` and ``.to(device)`` wait until a GPU has done all its work; a non-blocking copy
-    joins the queue. CUDA reads pageable memory before the call returns, so the source may change right after it.
+    ``torch.tensor(values, device=…)`` and ``.to(device)`` wait until the GPU has finished all queued work; a
+    non-blocking copy joins the queue. CUDA has read pageable memory when the call returns, so the source may change.
     """
     return torch.as_tensor(values, dtype=dtype).to(device, non_blocking=True)

@@ -1,4 +1,4 @@
-"""The one weighted sum: which terms there are, what each is divided by, how they join."""
+"""The weighted sum of the loss terms: their names, their counts and their weights."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ def term_weights(config: LossConfig) -> dict[str, float]:
 
 
 def count_terms(batch: Mapping[str, Any]) -> dict[str, int]:
-    """What each term of a batch is counted in: supervised tokens for words, parts for boxes.
+    """The denominator of each term in a batch: supervised tokens for language terms, targets for box terms.
 
-    A part that no query is left for still counts, as do its caption's tokens: it was missed.
+    A target that no query is left for still counts, and so do its caption's tokens.
     """
-    parts = sum(batch["box_counts"])
+    targets = sum(batch["box_counts"])
     return {
         "teacher_lm": sum(stop - start for spans in batch["teacher_spans"] for start, stop in spans),
         "student_lm": sum(span[1] - span[0] for span in batch["student_spans"] if span is not None),
-        "bbox_l1": parts,
-        "bbox_giou": parts,
-        "objectness": parts,
+        "bbox_l1": targets,
+        "bbox_giou": targets,
+        "objectness": targets,
         "caption": sum(len(ids) for ids in batch["caption_ids"]),
     }
 
@@ -36,16 +36,16 @@ def count_terms(batch: Mapping[str, Any]) -> dict[str, int]:
 def weigh(
     sums: Mapping[str, torch.Tensor], counts: Mapping[str, torch.Tensor | float], weights: Mapping[str, float]
 ) -> dict[str, torch.Tensor]:
-    """Weighted components; their sum is the loss.
+    """Weighted components, whose sum is the loss.
 
     Args:
         sums: of this batch.
-        counts: of everything that makes up one optimizer step, over accumulation and ranks. A count of
-            zero (no parts anywhere) counts as one: the objectness of an empty photo is still learned.
+        counts: of the whole optimizer step, over accumulation and ranks. A count of zero (no targets anywhere) is
+            taken as one, because objectness is learned from empty photos too.
     """
     return {term: weights[term] * sums[term] / max_one(counts[term]) for term in TERMS}
 
 
 def max_one(count: torch.Tensor | float) -> torch.Tensor | float:
-    """At least one, so that an empty step divides by something."""
+    """The count, at least 1."""
     return count.clamp(min=1) if isinstance(count, torch.Tensor) else max(count, 1)

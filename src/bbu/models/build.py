@@ -10,10 +10,9 @@ from transformers import PreTrainedTokenizerBase
 from bbu.config import Config
 from bbu.data.chat_processor import ChatProcessor
 from bbu.errors import ConfigError
-from bbu.families.base import Backbone
 from bbu.families.feature_cache import FeatureCache
 from bbu.families.prompts import PromptSpec, answer_text
-from bbu.families.registry import BACKBONES
+from bbu.families.registry import backbone_class, family_named, scratch_sizes
 from bbu.families.tokenizer import load_tokenizer, train_tokenizer
 from bbu.layers.attention import choose_attention_backend
 from bbu.models.acceleration.checkpointing import checkpoint_activations
@@ -24,35 +23,30 @@ from bbu.models.wrapper import DetectionVLM
 from bbu.records import FewShotSample
 
 
-def backbone_class(family: str) -> type[Backbone]:
-    """The class of a family.
-
-    Raises:
-        ConfigError: unknown family.
-    """
-    if family not in BACKBONES:
-        raise ConfigError(f"model.family: {family!r} is not one of {', '.join(BACKBONES)}")
-    return BACKBONES[family]
+def prompt_spec(config: Config) -> PromptSpec:
+    """Wording, template, box convention and resize policy of a config."""
+    data, family = config.data, family_named(config.model.family)
+    return PromptSpec.create(
+        data.language,
+        backbone_class(config.model.family).conversation,
+        data.min_pixels or family.min_pixels,
+        data.max_pixels or family.max_pixels,
+        context=data.episodes.context_photos > 0,
+    )
 
 
 def build_processor(config: Config, samples: Sequence[FewShotSample], image_root: str) -> ChatProcessor:
-    """Tokenizer (read, or trained on the samples' own text), image processor and prompt."""
-    model = config.model
-    family = backbone_class(model.family)
-    spec = PromptSpec.create(
-        config.data.language,
-        family.text_box_convention,
-        config.data.min_pixels,
-        config.data.max_pixels,
-        context=config.data.episodes.context_photos > 0,
-    )
+    """Tokenizer (read, or trained on the samples' own text), photo plan and prompt."""
+    model, spec, family = config.model, prompt_spec(config), backbone_class(config.model.family)
     if model.tokenizer or model.path:
-        tokenizer = load_tokenizer(model.tokenizer or model.path, model.trust_remote_code)
+        tokenizer = load_tokenizer(model.tokenizer or model.path, family.conversation, model.trust_remote_code)
     else:
-        tokenizer = train_tokenizer(_training_text(samples, spec), model.scratch.vocab_size)
+        vocab_size = scratch_sizes(model.family, model.scratch).vocab_size
+        tokenizer = train_tokenizer(_training_text(samples, spec), vocab_size, family.conversation)
     return ChatProcessor(
         tokenizer,
-        family.image_processor(model.path),
+        family.photo_plan(model.path, spec),
+        family.conversation,
         spec,
         image_root=image_root,
         max_length=config.data.max_length,
@@ -86,11 +80,12 @@ def build_model(
     if model.path:
         weights = torch.bfloat16 if config.training.deepspeed and dtype == torch.bfloat16 else torch.float32
         try:
-            backbone = family.from_pretrained(model.path, weights, model.trust_remote_code)
+            backbone = family.from_pretrained(model.path, weights)
         except OSError as error:
             raise ConfigError(f"model.path {model.path}: cannot be loaded: {str(error).splitlines()[0]}") from None
     else:
-        backbone = family.from_scratch(model.scratch, len(tokenizer), tokenizer.get_vocab())
+        sizes = scratch_sizes(model.family, model.scratch)
+        backbone = family.from_scratch(sizes, len(tokenizer), tokenizer.get_vocab())
     backbone.use_attention_backend(choose_attention_backend(model.attention, device, dtype))
     if model.feature_cache:
         backbone.feature_cache = FeatureCache(model.feature_cache)

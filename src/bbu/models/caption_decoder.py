@@ -1,17 +1,17 @@
-"""Caption decoder: the words for a box, read from the memory inside and around that box.
+"""Caption decoder: writes the description of a box from the memory inside and around that box.
 
-A caption starts from its query's final state and attends to a grid of memory tokens sampled in its box, so
-what it says follows the pixels there. Token embedding and output layer are the language model's embedding.
-It says any words (``generate``), or weighs the descriptions of a vocabulary against one another (``weigh``).
+A caption starts from its query's final state and attends to memory features sampled on a grid in its box, so it
+follows the pixels there. Token embedding and output layer are the language model's embedding. ``generate`` decodes
+freely; ``score_descriptions`` scores every description of a vocabulary.
 
-Shape legend: C captions, L tokens of a caption, R region tokens, D width, H heads, E width of a head, W language-model
-width, V tokens, F descriptions, N nodes of their tree that are followed at once, K children of a node at most.
+Shapes: B samples, C captions, Ce cells of a region, Ch children of a node, D feature width, De descriptions of a
+vocabulary, L tokens of one sample or caption, Lv levels, M memory tokens, No nodes of the description tree, R rows,
+V vocabulary entries, W width of the language model.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -23,19 +23,22 @@ from bbu.models.memory import Memory, full_precision, sample_level, sine_embeddi
 from bbu.models.vocabulary import DescriptionVocabulary
 
 REGION_SCALE = 1.2  # look a little beyond the box: a shadow or a gap lies at its edge
-EXACT_NODES = 2000  # a tree of descriptions up to this many nodes is weighed whole, see docs/descriptions.md
-BEAM_WIDTH = 32  # beginnings of descriptions that are followed at once in a larger tree
-FIRST_LOOK = 4  # beginnings that are followed to learn which others can matter
-LEFT_OUT = 1e-6  # most probability, within the vocabulary, that is not looked at; predictions have six decimals
-ROWS_AT_ONCE = 8192  # nodes of all captions together: bounds their keys and values in memory
+EXACT_NODES = 2000  # a description tree of up to this many nodes is scored exactly, see docs/descriptions.md
+BEAM_WIDTH = 32  # beam width in a larger tree
+FIRST_BEAM = 4  # beam width of the first pass, which bounds what the exact pass may prune
+PRUNED_MASS = 1e-6  # most probability mass, within the vocabulary, that is pruned; predictions have six decimals
+ROWS_AT_ONCE = 8192  # nodes of all captions together: bounds the memory of their keys and values
 LOGITS_AT_ONCE = 2**28  # 1 GB in float32
 
 
 @dataclass
 class CaptionResult:
-    """``token_ids`` (C, L) without the end token, padded with it; ``log_probs`` (C,): Σ log p, end token included.
+    """Decoded captions.
 
-    ``cumulative_CL``: the same sum up to and including each token.
+    Args:
+        token_ids: (C, L), padded with the end token.
+        log_probs: (C,) Σ log p, end token included.
+        cumulative_CL: the same sum up to and including each token.
     """
 
     token_ids: torch.Tensor
@@ -45,18 +48,18 @@ class CaptionResult:
 
 @dataclass
 class _LayerCache:
-    key: torch.Tensor | None = None  # (C, H, tokens so far, E); in a tree C · N rows
+    key: torch.Tensor | None = None  # (R, H, L, E): a row for each caption, in a tree for each of its nodes
     value: torch.Tensor | None = None
-    region: tuple[torch.Tensor, torch.Tensor] | None = None  # (C, H, R, E) keys and values, the same at every step
+    region: tuple[torch.Tensor, torch.Tensor] | None = None  # (C, H, Ce, E) keys and values, the same at every step
 
     def select(self, rows: torch.Tensor) -> None:
-        """Keep these rows, in this order; a row may be asked for more than once. Regions are those of captions."""
+        """Gather rows of keys and values, with repeats; regions belong to captions and stay."""
         if self.key is not None and self.value is not None:
             self.key, self.value = self.key[rows], self.value[rows]
 
 
 class CaptionLayer(nn.Module):
-    """Causal self-attention, attention to the region, MLP."""
+    """Causal self-attention, cross-attention to the region, MLP."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -72,42 +75,43 @@ class CaptionLayer(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
 
     def _split(self, x: torch.Tensor) -> torch.Tensor:
-        """(C, L, D) → (C, H, L, E)."""
+        """(R, L, D) → (R, H, L, E)."""
         return x.view(*x.shape[:2], self.heads, x.shape[-1] // self.heads).transpose(1, 2)
 
-    def forward(self, x_CLD: torch.Tensor, region_CRD: torch.Tensor, cache: _LayerCache | None) -> torch.Tensor:
-        """With a cache, x may have N rows of one token for each caption: nodes of a tree that share its region."""
-        query, key, value = (self._split(part) for part in self.self_qkv(self.norm_self(x_CLD)).chunk(3, dim=-1))
+    def forward(self, x_RLD: torch.Tensor, region_CCeD: torch.Tensor, cache: _LayerCache | None) -> torch.Tensor:
+        """One row per caption; with a cache, a caption may have several rows, tree nodes that share its region."""
+        query, key, value = (self._split(x) for x in self.self_qkv(self.norm_self(x_RLD)).chunk(3, dim=-1))
         if cache is not None:
             if cache.key is not None and cache.value is not None:
                 key, value = torch.cat((cache.key, key), dim=2), torch.cat((cache.value, value), dim=2)
             cache.key, cache.value = key, value
         attended = dense_attention(query, key, value, causal=cache is None)
-        x_CLD = x_CLD + self.self_out(attended.transpose(1, 2).flatten(2))
-        by_caption = x_CLD.flatten(0, 1).unflatten(0, (len(region_CRD), -1)) if len(region_CRD) else x_CLD
+        x_RLD = x_RLD + self.self_out(attended.transpose(1, 2).flatten(2))
+        by_caption = x_RLD.flatten(0, 1).unflatten(0, (len(region_CCeD), -1)) if len(region_CCeD) else x_RLD
         query = self._split(self.region_query(self.norm_region(by_caption)))
-        seen = dense_attention(query, *self._region(region_CRD, cache))
-        x_CLD = x_CLD + self.region_out(seen.transpose(1, 2).flatten(2)).view_as(x_CLD)
-        return x_CLD + self.mlp(self.norm_mlp(x_CLD))  # type: ignore[no-any-return]
+        attended = dense_attention(query, *self._region(region_CCeD, cache))
+        x_RLD = x_RLD + self.region_out(attended.transpose(1, 2).flatten(2)).view_as(x_RLD)
+        return x_RLD + self.mlp(self.norm_mlp(x_RLD))  # type: ignore[no-any-return]
 
-    def _region(self, region_CRD: torch.Tensor, cache: _LayerCache | None) -> tuple[torch.Tensor, torch.Tensor]:
-        """Keys and values of the region; with a cache they are computed at the first step alone."""
+    def _region(self, region_CCeD: torch.Tensor, cache: _LayerCache | None) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values of the region; a cache keeps them from the first step on."""
         if cache is not None and cache.region is not None:
             return cache.region
-        key, value = (self._split(part) for part in self.region_key_value(region_CRD).chunk(2, dim=-1))
+        key, value = (self._split(x) for x in self.region_key_value(region_CCeD).chunk(2, dim=-1))
         if cache is not None:
             cache.region = key, value
         return key, value
 
 
 class CaptionDecoder(nn.Module):
-    """
+    """Decodes captions of boxes.
+
     Args:
         width: D of memory and queries.
         lm_width: W of the language model's embedding.
-        layers, heads: of the decoder.
-        region_cells: a box is read as region_cells × region_cells tokens.
-        max_tokens: longest caption with its end token.
+        layers, heads: number of decoder layers and attention heads.
+        region_cells: a box is sampled on a grid of region_cells × region_cells.
+        max_tokens: longest caption, its end token included.
     """
 
     def __init__(self, width: int, lm_width: int, layers: int, heads: int, region_cells: int, max_tokens: int) -> None:
@@ -124,53 +128,52 @@ class CaptionDecoder(nn.Module):
         self.to_embedding = nn.Linear(width, lm_width)
 
     def regions(self, memory: Memory, samples_C: torch.Tensor, boxes_C4: torch.Tensor) -> torch.Tensor:
-        """(C,) samples and (C, 4) cxcywh boxes → (C, R, D): all image levels sampled on a grid in each box."""
+        """Sample all image levels on a grid in each cxcywh box → (C, Ce, D)."""
         cells = self.region_cells
         ticks = (torch.arange(cells, device=boxes_C4.device, dtype=boxes_C4.dtype) + 0.5) / cells - 0.5
-        grid_R2 = torch.stack((ticks.repeat(cells), ticks.repeat_interleave(cells)), dim=-1)
-        places_CR2 = boxes_C4[:, None, :2] + grid_R2 * boxes_C4[:, None, 2:] * REGION_SCALE
-        places = places_CR2.flatten(0, 1)[:, None, None]
-        samples_N = samples_C.repeat_interleave(cells**2)
+        grid_Ce2 = torch.stack((ticks.repeat(cells), ticks.repeat_interleave(cells)), dim=-1)
+        points_CCe2 = boxes_C4[:, None, :2] + grid_Ce2 * boxes_C4[:, None, 2:] * REGION_SCALE
+        points = points_CCe2.flatten(0, 1)[:, None, None]
+        samples_R = samples_C.repeat_interleave(cells**2)
         values = self.region_value(memory.tokens_MD)[:, None]
-        ones = places.new_ones(places.shape[:-1])
-        levels = range(len(memory.level_table_KB3))
-        sampled = sum(sample_level(values, memory, level, samples_N, places, ones) for level in levels)
+        ones = points.new_ones(points.shape[:-1])
+        levels = range(len(memory.level_table_LvB3))
+        sampled = sum(sample_level(values, memory, level, samples_R, points, ones) for level in levels)
         assert isinstance(sampled, torch.Tensor)
         region = sampled.view(len(boxes_C4), cells**2, values.shape[-1]).to(memory.tokens_MD.dtype)
-        inside = sine_embedding(grid_R2 + 0.5, region.shape[-1] // 2).to(region.dtype)
-        return self.norm_region(region + self.region_place(inside))  # type: ignore[no-any-return]
+        pos_embed = sine_embedding(grid_Ce2 + 0.5, region.shape[-1] // 2).to(region.dtype)
+        return self.norm_region(region + self.region_place(pos_embed))  # type: ignore[no-any-return]
 
     def forward(
-        self, queries_CD: torch.Tensor, region_CRD: torch.Tensor, token_ids_CL: torch.Tensor, embedding: nn.Embedding
+        self, queries_CD: torch.Tensor, region_CCeD: torch.Tensor, token_ids_CL: torch.Tensor, embedding: nn.Embedding
     ) -> torch.Tensor:
-        """Teacher forcing: (C, L) target ids → (C, L, W) states, state i predicting token i.
+        """Teacher forcing: target ids → (C, L, W) states, state i predicting token i.
 
-        Multiply a state by the embedding's weight for its logits; that is left to the caller, who needs
-        them for few rows at a time.
+        A state's logits are its product with the embedding's weight, which the caller computes for few rows at a time.
         """
-        words = self.from_embedding(embedding(token_ids_CL[:, :-1]))
-        x_CLD = torch.cat((self.start(queries_CD)[:, None], words), dim=1) + self.position[: token_ids_CL.shape[1]]
-        return self._run(x_CLD, region_CRD, [None] * len(self.layers))
+        tokens = self.from_embedding(embedding(token_ids_CL[:, :-1]))
+        x_RLD = torch.cat((self.start(queries_CD)[:, None], tokens), dim=1) + self.position[: token_ids_CL.shape[1]]
+        return self._run(x_RLD, region_CCeD, [None] * len(self.layers))
 
-    def _run(self, x_CLD: torch.Tensor, region_CRD: torch.Tensor, caches: list[_LayerCache | None]) -> torch.Tensor:
+    def _run(self, x_RLD: torch.Tensor, region_CCeD: torch.Tensor, caches: list[_LayerCache | None]) -> torch.Tensor:
         for layer, cache in zip(self.layers, caches, strict=True):
-            x_CLD = layer(x_CLD, region_CRD, cache)
-        return self.to_embedding(self.norm_out(x_CLD))  # type: ignore[no-any-return]
+            x_RLD = layer(x_RLD, region_CCeD, cache)
+        return self.to_embedding(self.norm_out(x_RLD))  # type: ignore[no-any-return]
 
     @torch.no_grad()
     def generate(
-        self, queries_CD: torch.Tensor, region_CRD: torch.Tensor, embedding: nn.Embedding, end_token_id: int
+        self, queries_CD: torch.Tensor, region_CCeD: torch.Tensor, embedding: nn.Embedding, end_token_id: int
     ) -> CaptionResult:
-        """Greedy decoding of all captions in parallel with a key/value cache."""
+        """Greedy decoding of all captions in parallel with a KV cache."""
         captions = queries_CD.shape[0]
         caches: list[_LayerCache | None] = [_LayerCache() for _ in self.layers]
         token_ids = torch.full((captions, self.max_tokens), end_token_id, device=queries_CD.device)
         log_probs = full_precision(queries_CD).new_zeros(captions)
         cumulative_CL = log_probs[:, None].repeat(1, self.max_tokens)
         alive = torch.ones(captions, dtype=torch.bool, device=queries_CD.device)
-        x_CLD = self.start(queries_CD)[:, None] + self.position[:1]
+        x_RLD = self.start(queries_CD)[:, None] + self.position[:1]
         for step in range(self.max_tokens):
-            state_CW = self._run(x_CLD, region_CRD, caches)[:, 0]
+            state_CW = self._run(x_RLD, region_CCeD, caches)[:, 0]
             scores_CV = full_precision(F.linear(state_CW, embedding.weight)).log_softmax(dim=-1)
             best, chosen = scores_CV.max(dim=-1)
             log_probs = log_probs + torch.where(alive, best, 0)
@@ -179,96 +182,88 @@ class CaptionDecoder(nn.Module):
             alive = alive & (chosen != end_token_id)
             if step + 1 == self.max_tokens or not bool(alive.any()):
                 break
-            x_CLD = (self.from_embedding(embedding(token_ids[:, step])) + self.position[step + 1])[:, None]
+            x_RLD = (self.from_embedding(embedding(token_ids[:, step])) + self.position[step + 1])[:, None]
         return CaptionResult(token_ids, log_probs, cumulative_CL)
 
     @torch.no_grad()
-    def weigh(
+    def score_descriptions(
         self,
         queries_CD: torch.Tensor,
-        region_CRD: torch.Tensor,
+        region_CCeD: torch.Tensor,
         embedding: nn.Embedding,
         vocabulary: DescriptionVocabulary,
-        width: int | None = None,
-        left_out: float = LEFT_OUT,
+        beam_width: int | None = None,
+        pruned_mass: float = PRUNED_MASS,
     ) -> torch.Tensor:
-        """(C, F) log p of every description of a vocabulary as free text, its end token included.
+        """(C, De) log p of every description of a vocabulary as free text, its end token included.
 
         A description that was not reached has −inf.
 
         Args:
-            width: beginnings that are followed at once, the most probable ones. None: all that matter, or BEAM_WIDTH
-                where the tree has more than EXACT_NODES nodes.
-            left_out: those that matter not are together at most this share of the vocabulary's probability. A
-                description is no more probable than its beginning, so a beginning less probable than this share of
-                what a first look finds, divided by the number of nodes, need not be followed.
+            beam_width: most prefixes followed at once. None: all that are not pruned, or BEAM_WIDTH where the tree has
+                more than EXACT_NODES nodes.
+            pruned_mass: prune prefixes that together hold at most this share of the vocabulary's probability. No
+                description is more probable than its prefix, so a prefix may be pruned whose probability is below this
+                share of what a first pass finds, divided by the number of nodes.
         """
         if not len(queries_CD):
             return full_precision(queries_CD).new_zeros(0, len(vocabulary.descriptions))
-        exact = width is None and vocabulary.nodes <= EXACT_NODES
-        widest = vocabulary.nodes if exact else width or BEAM_WIDTH
+        exact = beam_width is None and vocabulary.nodes <= EXACT_NODES
+        widest = vocabulary.nodes if exact else beam_width or BEAM_WIDTH
         rows = min(ROWS_AT_ONCE, LOGITS_AT_ONCE // embedding.num_embeddings)
         chunk = max(1, rows // min(widest, max(vocabulary.nodes_at_depth)))
-        tables = vocabulary.child_tokens_NK.to(queries_CD.device), vocabulary.children_NK.to(queries_CD.device)
+        tables = vocabulary.child_tokens_NoCh.to(queries_CD.device), vocabulary.children_NoCh.to(queries_CD.device)
         found = []
-        for queries, region in zip(queries_CD.split(chunk), region_CRD.split(chunk), strict=True):
+        for queries, region in zip(queries_CD.split(chunk), region_CCeD.split(chunk), strict=True):
             floor_C = torch.full_like(full_precision(queries[:, 0]), -torch.inf)
-            if exact and left_out > 0:
-                first = self._weigh(queries, region, embedding, vocabulary, tables, FIRST_LOOK, floor_C)
-                floor_C = first.logsumexp(dim=1) + math.log(left_out / vocabulary.nodes)
-            found.append(self._weigh(queries, region, embedding, vocabulary, tables, widest, floor_C))
+            if exact and pruned_mass > 0:
+                first = self._search(queries, region, embedding, vocabulary, tables, FIRST_BEAM, floor_C)
+                floor_C = first.logsumexp(dim=1) + math.log(pruned_mass / vocabulary.nodes)
+            found.append(self._search(queries, region, embedding, vocabulary, tables, widest, floor_C))
         return torch.cat(found)
 
-    def _weigh(
+    def _search(
         self,
         queries_CD: torch.Tensor,
-        region_CRD: torch.Tensor,
+        region_CCeD: torch.Tensor,
         embedding: nn.Embedding,
         vocabulary: DescriptionVocabulary,
         tables: tuple[torch.Tensor, torch.Tensor],
-        width: int,
+        beam_width: int,
         floor_C: torch.Tensor,
     ) -> torch.Tensor:
-        """Go down the tree, all captions and all followed nodes of one depth in parallel.
-
-        Args:
-            floor_C: beginnings below this log p need not be followed.
-        """
+        """Beam search down the tree, depth by depth, all captions in parallel; prefixes below floor_C are pruned."""
         captions, leaves = len(queries_CD), len(vocabulary.descriptions)
         caches: list[_LayerCache | None] = [_LayerCache() for _ in self.layers]
-        nodes_CN = torch.zeros(captions, 1, dtype=torch.long, device=queries_CD.device)
-        log_probs_CN = full_precision(queries_CD).new_zeros(captions, 1)
-        ends_CF = log_probs_CN.new_full((captions, leaves + 1), -torch.inf)  # the last column takes what ends nowhere
-        x_CLD = self.start(queries_CD)[:, None] + self.position[:1]
+        nodes_CNo = torch.zeros(captions, 1, dtype=torch.long, device=queries_CD.device)
+        log_probs_CNo = full_precision(queries_CD).new_zeros(captions, 1)
+        ends_CDe = log_probs_CNo.new_full((captions, leaves + 1), -torch.inf)  # last column: children that end nothing
+        x_RLD = self.start(queries_CD)[:, None] + self.position[:1]
         for depth in range(len(vocabulary.nodes_at_depth)):
-            tokens_CNK, children_CNK = (table[nodes_CN] for table in tables)
-            state_CNW = self._run(x_CLD, region_CRD, caches).view(*nodes_CN.shape, -1)
-            logits_CNV = full_precision(F.linear(state_CNW, embedding.weight))
-            step_CNK = logits_CNV.gather(2, tokens_CNK) - logits_CNV.logsumexp(dim=-1, keepdim=True)
-            total_CNK = (log_probs_CN[:, :, None] + step_CNK).masked_fill(children_CNK < 0, -torch.inf)
-            is_end = children_CNK >= vocabulary.nodes
-            ended = torch.where(is_end, children_CNK - vocabulary.nodes, leaves).flatten(1)
-            ends_CF.scatter_reduce_(1, ended, total_CNK.flatten(1), "amax")
+            tokens_CNoCh, children_CNoCh = (table[nodes_CNo] for table in tables)
+            state_CNoW = self._run(x_RLD, region_CCeD, caches).view(*nodes_CNo.shape, -1)
+            logits_CNoV = full_precision(F.linear(state_CNoW, embedding.weight))
+            step_CNoCh = logits_CNoV.gather(2, tokens_CNoCh) - logits_CNoV.logsumexp(dim=-1, keepdim=True)
+            total_CNoCh = (log_probs_CNo[:, :, None] + step_CNoCh).masked_fill(children_CNoCh < 0, -torch.inf)
+            is_end = children_CNoCh >= vocabulary.nodes
+            ended = torch.where(is_end, children_CNoCh - vocabulary.nodes, leaves).flatten(1)
+            ends_CDe.scatter_reduce_(1, ended, total_CNoCh.flatten(1), "amax")
             if depth + 1 == len(vocabulary.nodes_at_depth):
                 break
-            open_CM = total_CNK.masked_fill(is_end, -torch.inf).flatten(1)
-            follow = min(width, vocabulary.nodes_at_depth[depth + 1], open_CM.shape[1])
-            log_probs_CN, picked = open_CM.topk(follow, dim=1)
-            matter = int((log_probs_CN >= floor_C[:, None]).sum(dim=1).max())
-            if not matter:
+            open_CR = total_CNoCh.masked_fill(is_end, -torch.inf).flatten(1)
+            follow = min(beam_width, vocabulary.nodes_at_depth[depth + 1], open_CR.shape[1])
+            log_probs_CNo, picked = open_CR.topk(follow, dim=1)
+            kept = int((log_probs_CNo >= floor_C[:, None]).sum(dim=1).max())
+            if not kept:
                 break
-            log_probs_CN, picked = log_probs_CN[:, :matter], picked[:, :matter]
-            # A caption with fewer open nodes than others has idle places: probability 0, whatever their node.
-            nodes_CN = children_CNK.flatten(1).gather(1, picked).masked_fill(log_probs_CN == -torch.inf, 0)
-            self._follow(caches, picked // tokens_CNK.shape[2], tokens_CNK.shape[1])
-            tokens = tokens_CNK.flatten(1).gather(1, picked).flatten()
-            x_CLD = (self.from_embedding(embedding(tokens)) + self.position[depth + 1])[:, None]
-        return ends_CF[:, :-1]
-
-    @staticmethod
-    def _follow(caches: Sequence[_LayerCache | None], parents_CN: torch.Tensor, before: int) -> None:
-        """What each caption's new nodes have said so far, ``before`` being how many nodes it had."""
-        first_row = torch.arange(len(parents_CN), device=parents_CN.device)[:, None] * before
-        for cache in caches:
-            if cache is not None:
-                cache.select((first_row + parents_CN).flatten())
+            log_probs_CNo, picked = log_probs_CNo[:, :kept], picked[:, :kept]
+            # A caption with fewer open nodes than others has idle rows of probability 0, whatever their node.
+            nodes_CNo = children_CNoCh.flatten(1).gather(1, picked).masked_fill(log_probs_CNo == -torch.inf, 0)
+            parents = picked // tokens_CNoCh.shape[2]
+            first_row = torch.arange(captions, device=parents.device)[:, None] * tokens_CNoCh.shape[1]
+            for cache in caches:
+                assert cache is not None
+                cache.select((first_row + parents).flatten())
+            tokens = tokens_CNoCh.flatten(1).gather(1, picked).flatten()
+            x_RLD = (self.from_embedding(embedding(tokens)) + self.position[depth + 1])[:, None]
+        return ends_CDe[:, :-1]

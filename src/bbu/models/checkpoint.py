@@ -24,10 +24,10 @@ from bbu.config import DetectionConfig
 from bbu.data.chat_processor import ChatProcessor
 from bbu.errors import CheckpointError
 from bbu.families.prompts import PromptSpec
+from bbu.families.registry import backbone_class
 from bbu.families.tokenizer import load_tokenizer
 from bbu.jsonl import write_json
 from bbu.models.acceleration.lora import has_lora, merged_state
-from bbu.models.build import backbone_class
 from bbu.models.wrapper import DetectionVLM
 
 FORMAT = 1
@@ -48,9 +48,7 @@ def vocabulary_hash(processor: ChatProcessor) -> str:
 
 def pixels_hash(processor: ChatProcessor) -> str:
     """SHA-256 of how pixels are scaled and cut: what the image processor does besides the resize of the prompt."""
-    names = ("patch_size", "merge_size", "temporal_patch_size", "image_mean", "image_std", "rescale_factor", "resample")
-    settings = {name: str(getattr(processor.image_processor, name, None)) for name in names}
-    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(processor.photo_plan.facts(), sort_keys=True).encode()).hexdigest()
 
 
 def save_model(
@@ -71,7 +69,7 @@ def save_model(
         backbone = merged_state(model, backbone)
     model.backbone.save(folder / BACKBONE_FOLDER, backbone)
     processor.tokenizer.save_pretrained(folder / BACKBONE_FOLDER)
-    processor.image_processor.save_pretrained(folder / BACKBONE_FOLDER)
+    processor.photo_plan.save(folder / BACKBONE_FOLDER)
     save_file(head, folder / HEAD_FILE)
     write_json(
         folder / FACTS_FILE,
@@ -124,15 +122,16 @@ def load_processor(folder: Path, image_root: str = ".") -> ChatProcessor:
         CheckpointError: prompt, template, resize policy or vocabulary differ from training.
     """
     facts = read_facts(folder)
-    source = str(folder / BACKBONE_FOLDER)
+    source, family, spec = str(folder / BACKBONE_FOLDER), backbone_class(facts["family"]), PromptSpec(**facts["prompt"])
     try:
-        image_processor = backbone_class(facts["family"]).image_processor(source)
+        photo_plan = family.photo_plan(source, spec)
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{source}: its image processor cannot be read: {str(error).splitlines()[0]}") from None
     processor = ChatProcessor(
-        load_tokenizer(source),
-        image_processor,
-        PromptSpec(**facts["prompt"]),
+        load_tokenizer(source, family.conversation),
+        photo_plan,
+        family.conversation,
+        spec,
         image_root=image_root,
         max_length=facts["max_length"],
         caption_max_tokens=facts["detection"]["caption_max_tokens"],

@@ -1,14 +1,15 @@
-"""DETR-style decoder: from the detection memory to boxes and objectness.
+"""DETR-style decoder: detection memory → boxes and objectness.
 
-Every image token proposes a box (two-stage, Zhu et al. 2021); the best ones become queries whose boxes are
-refined layer by layer. A layer looks at the other queries, at the whole memory (language included) and at
-learned points around its own box. Queries are conditioned on their boxes (DAB-DETR, Liu et al. 2022,
-arXiv:2201.12329). Learned queries take over where an image has fewer tokens than there are queries.
-Beside its own queries the decoder takes hinted ones, which start from boxes that are given (in training: parts with
-noise, bbu.losses.denoising). The two see nothing of each other.
+Two-stage (Zhu et al. 2021): every image token proposes a box, and the best proposals of each sample become queries,
+which the decoder layers refine. A layer applies self-attention among queries, cross-attention to the whole memory
+(text included) and deformable attention around each query's box. Queries are conditioned on their boxes (DAB-DETR,
+Liu et al. 2022, arXiv:2201.12329). Learned queries fill up where an image has fewer tokens than there are queries.
 
-Shape legend: B samples, M memory tokens, S image tokens of all samples, D width, Q own queries of a sample, R queries
-of all samples, own and hinted, H heads, E head width, P points a level.
+In training, denoising queries (bbu.losses.denoising) run beside these matching queries. Attention between the two is
+masked.
+
+Shapes: B samples, D feature width, E width of an attention head, H attention heads, Lv levels, M memory tokens,
+Q queries of one sample, R rows, S image tokens.
 """
 
 from __future__ import annotations
@@ -26,9 +27,9 @@ from bbu.layers.attention import varlen_attention
 from bbu.layers.transfer import to_device
 from bbu.models.memory import Memory, full_precision, grid_centres, sample_level, sine_embedding
 
-ANCHOR_TOKENS = 3.0  # a token first guesses a box three tokens wide and high
-PRIOR_OBJECTNESS = 0.02  # share of image tokens that are parts, before anything is learned
-HINT_GRAIN = 4096  # x in steps of 1/4096 of the photo is as good as a coin for choosing a hint's level
+ANCHOR_TOKENS = 3.0  # an anchor is three tokens wide and high
+PRIOR_OBJECTNESS = 0.02  # initial objectness
+LEVEL_STEPS = 4096  # x in steps of 1/4096 of the photo, modulo the levels, picks a denoising query's level evenly
 
 
 @dataclass
@@ -39,7 +40,7 @@ class BoxPrediction:
     objectness: torch.Tensor
 
     def at(self, rows: torch.Tensor) -> BoxPrediction:
-        """Those of some rows."""
+        """The predictions of these rows."""
         return BoxPrediction(self.boxes.index_select(0, rows), self.objectness.index_select(0, rows))
 
 
@@ -47,27 +48,27 @@ class BoxPrediction:
 class HeadOutput:
     """
     Args:
-        layers: one prediction (B, Q) for each decoder layer, last = final.
-        proposals: prediction of every image token, (S,) samples end to end.
+        layers: (B, Q) predictions of each decoder layer, the last one final.
+        proposals: (S,) predictions of all image tokens, samples end to end.
         proposal_counts: image tokens of each sample.
         queries_BQD: final query states.
-        hinted: one prediction (hints,) for each decoder layer, in the order of the hints.
+        denoising_layers: (R,) predictions of the denoising queries, in their order, of each decoder layer.
     """
 
     layers: list[BoxPrediction]
     proposals: BoxPrediction
     proposal_counts: list[int]
     queries_BQD: torch.Tensor
-    hinted: list[BoxPrediction]
+    denoising_layers: list[BoxPrediction]
 
 
 @dataclass
-class Hints:
-    """Boxes that further queries start from.
+class DenoisingQueries:
+    """Boxes that extra queries start from.
 
     Args:
-        boxes: (hints, 4) cxcywh in [0, 1], samples end to end, in each sample group by group.
-        group_sizes: for each sample the hints of each of its groups. Queries of a group see each other and no others.
+        boxes: (R, 4) cxcywh in [0, 1], samples end to end, within a sample group by group.
+        group_sizes: for each sample, the size of each of its groups. A query attends only to queries of its group.
     """
 
     boxes: torch.Tensor
@@ -76,83 +77,72 @@ class Hints:
 
 @dataclass
 class QueryRows:
-    """Where the queries of a pack are: sample by sample, in each its own ones and then its hinted ones by group.
+    """Layout of a pack's queries: samples end to end, each with its matching queries, then its denoising groups.
 
     Args:
-        samples_R: the sample of each.
-        own, hinted: rows of own and of hinted queries.
-        order: numbers of the own queries and then the hinted ones, in the order of rows.
-        group_edges, sample_edges: int32 edges of those that see each other, and of samples; with the longest of each.
+        samples_R: the sample of each query.
+        matching, denoising: rows of the matching and of the denoising queries.
+        order: gathers the rows from all matching queries followed by all denoising queries.
+        group_cu_seqlens: int32 boundaries of the groups within which self-attention runs.
+        sample_cu_seqlens: int32 boundaries of the samples.
     """
 
     samples_R: torch.Tensor
-    own: torch.Tensor
-    hinted: torch.Tensor
+    matching: torch.Tensor
+    denoising: torch.Tensor
     order: torch.Tensor
-    group_edges: torch.Tensor
-    most_in_group: int
-    sample_edges: torch.Tensor
-    most_in_sample: int
+    group_cu_seqlens: torch.Tensor
+    group_max_seqlen: int
+    sample_cu_seqlens: torch.Tensor
+    sample_max_seqlen: int
 
     @classmethod
     def of(cls, queries: int, group_sizes: Sequence[Sequence[int]], device: torch.device) -> QueryRows:
-        """For ``queries`` own ones in each sample."""
+        """Lay out ``queries`` matching queries and the denoising groups of each sample."""
         groups = [size for sizes in group_sizes for size in (queries, *sizes)]
         samples = [queries + sum(sizes) for sizes in group_sizes]
         owners = np.repeat(np.arange(len(samples)), samples)
-        is_own = np.arange(len(owners)) - np.cumsum([0, *samples])[owners] < queries
-        own, hinted = np.flatnonzero(is_own), np.flatnonzero(~is_own)
+        is_matching = np.arange(len(owners)) - np.cumsum([0, *samples])[owners] < queries
+        matching, denoising = np.flatnonzero(is_matching), np.flatnonzero(~is_matching)
         return cls(
             samples_R=to_device(owners, device),
-            own=to_device(own, device),
-            hinted=to_device(hinted, device),
-            order=to_device(np.argsort(np.concatenate((own, hinted))), device),
-            group_edges=to_device([0, *accumulate(groups)], device, torch.int32),
-            most_in_group=max(groups),
-            sample_edges=to_device([0, *accumulate(samples)], device, torch.int32),
-            most_in_sample=max(samples),
+            matching=to_device(matching, device),
+            denoising=to_device(denoising, device),
+            order=to_device(np.argsort(np.concatenate((matching, denoising))), device),
+            group_cu_seqlens=to_device([0, *accumulate(groups)], device, torch.int32),
+            group_max_seqlen=max(groups),
+            sample_cu_seqlens=to_device([0, *accumulate(samples)], device, torch.int32),
+            sample_max_seqlen=max(samples),
         )
 
-    def join(self, own: torch.Tensor, hinted: torch.Tensor) -> torch.Tensor:
-        """Own and hinted ones, each in their order → (R, …)."""
-        return torch.cat((own, hinted)).index_select(0, self.order)
-
-
-def inverse_sigmoid(unit: torch.Tensor) -> torch.Tensor:
-    """Logit of numbers in [0, 1], finite at both ends."""
-    return torch.logit(unit, eps=1e-4)
-
-
-def mlp(in_width: int, hidden: int, out_width: int) -> nn.Sequential:
-    """Two hidden layers, as DETR's box head."""
-    return nn.Sequential(
-        nn.Linear(in_width, hidden), nn.GELU(), nn.Linear(hidden, hidden), nn.GELU(), nn.Linear(hidden, out_width)
-    )
+    def join(self, matching: torch.Tensor, denoising: torch.Tensor) -> torch.Tensor:
+        """Interleave values of matching and of denoising queries → (R, …)."""
+        return torch.cat((matching, denoising)).index_select(0, self.order)
 
 
 class BoxHead(nn.Module):
-    """Features → objectness logit and a step of the box in logit space, which starts at zero."""
+    """Features → objectness logit and a box offset in logit space, zero at initialisation."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(width)
         self.objectness = nn.Linear(width, 1)
-        self.step = mlp(width, width, 4)
+        self.step = nn.Sequential(
+            nn.Linear(width, width), nn.GELU(), nn.Linear(width, width), nn.GELU(), last := nn.Linear(width, 4)
+        )
         nn.init.constant_(self.objectness.bias, -math.log((1 - PRIOR_OBJECTNESS) / PRIOR_OBJECTNESS))
-        last = self.step[-1]
-        assert isinstance(last, nn.Linear)
         nn.init.zeros_(last.weight)
         nn.init.zeros_(last.bias)
 
     def forward(self, features: torch.Tensor, reference: torch.Tensor) -> BoxPrediction:
-        """(…, D) features and (…, 4) reference boxes → prediction in float32 or better."""
+        """(…, D) features and (…, 4) reference boxes → predictions in float32 or better."""
         features = self.norm(features)
-        boxes = (inverse_sigmoid(reference) + full_precision(self.step(features))).sigmoid()
+        boxes = (torch.logit(reference, eps=1e-4) + full_precision(self.step(features))).sigmoid()
         return BoxPrediction(boxes, full_precision(self.objectness(features)).squeeze(-1))
 
 
 class DecoderLayer(nn.Module):
-    """Queries look at each other, at the whole memory and at points around their boxes; then an MLP."""
+    """Self-attention; then cross-attention and deformable attention to the memory in parallel; then an MLP."""
 
     def __init__(self, width: int, heads: int, points: int, levels: int) -> None:
         super().__init__()
@@ -174,7 +164,7 @@ class DecoderLayer(nn.Module):
         self._spread_points()
 
     def _spread_points(self) -> None:
-        """Each head starts looking in its own direction, its points further and further out."""
+        """Deformable DETR's initialisation: one direction per head, its points further and further out."""
         nn.init.zeros_(self.point_offset.weight)
         nn.init.zeros_(self.point_weight.weight)
         nn.init.zeros_(self.point_weight.bias)
@@ -189,20 +179,20 @@ class DecoderLayer(nn.Module):
     def forward(
         self,
         queries_RD: torch.Tensor,
-        places_RD: torch.Tensor,
+        pos_embed_RD: torch.Tensor,
         boxes_R4: torch.Tensor,
         rows: QueryRows,
         memory: Memory,
         backend: str,
     ) -> torch.Tensor:
-        """One round of looking; boxes are the current references, cxcywh."""
-        queries_RD = queries_RD + self._look_at_queries(self.norm_self(queries_RD), places_RD, rows, backend)
-        normed = self.norm_cross(queries_RD) + places_RD
+        """Updated query states (R, D); ``boxes_R4`` are the current reference boxes, cxcywh."""
+        queries_RD = queries_RD + self._self_attention(self.norm_self(queries_RD), pos_embed_RD, rows, backend)
+        normed = self.norm_cross(queries_RD) + pos_embed_RD
         values_MD = self.cross_value(memory.tokens_MD)
         queries_RD = (
             queries_RD
-            + self._look_at_memory(normed, values_MD, rows, memory, backend)
-            + self._look_at_points(normed, values_MD, boxes_R4, rows, memory)
+            + self._cross_attention(normed, values_MD, rows, memory, backend)
+            + self._deformable_attention(normed, values_MD, boxes_R4, rows, memory)
         )
         return queries_RD + self.mlp(self.norm_mlp(queries_RD))  # type: ignore[no-any-return]
 
@@ -210,54 +200,54 @@ class DecoderLayer(nn.Module):
         """(…, D) → (…, H, E)."""
         return features.unflatten(-1, (self.heads, -1))
 
-    def _look_at_queries(
-        self, queries_RD: torch.Tensor, places_RD: torch.Tensor, rows: QueryRows, backend: str
+    def _self_attention(
+        self, queries_RD: torch.Tensor, pos_embed_RD: torch.Tensor, rows: QueryRows, backend: str
     ) -> torch.Tensor:
-        query, key = self.self_query_key(queries_RD + places_RD).chunk(2, dim=-1)
+        query, key = self.self_query_key(queries_RD + pos_embed_RD).chunk(2, dim=-1)
         attended = varlen_attention(
             self._split(query),
             self._split(key),
             self._split(self.self_value(queries_RD)),
-            cu_seqlens_q=rows.group_edges,
-            cu_seqlens_k=rows.group_edges,
-            max_seqlen_q=rows.most_in_group,
-            max_seqlen_k=rows.most_in_group,
+            cu_seqlens_q=rows.group_cu_seqlens,
+            cu_seqlens_k=rows.group_cu_seqlens,
+            max_seqlen_q=rows.group_max_seqlen,
+            max_seqlen_k=rows.group_max_seqlen,
             causal=False,
             backend=backend,
         )
         return self.self_out(attended.flatten(1))  # type: ignore[no-any-return]
 
-    def _look_at_memory(
+    def _cross_attention(
         self, queries_RD: torch.Tensor, values_MD: torch.Tensor, rows: QueryRows, memory: Memory, backend: str
     ) -> torch.Tensor:
         attended = varlen_attention(
             self._split(self.cross_query(queries_RD)),
-            self._split(self.cross_key(memory.tokens_MD + memory.places_MD)),
+            self._split(self.cross_key(memory.tokens_MD + memory.pos_embed_MD)),
             self._split(values_MD),
-            cu_seqlens_q=rows.sample_edges,
+            cu_seqlens_q=rows.sample_cu_seqlens,
             cu_seqlens_k=memory.cu_seqlens,
-            max_seqlen_q=rows.most_in_sample,
+            max_seqlen_q=rows.sample_max_seqlen,
             max_seqlen_k=memory.max_seqlen,
             causal=False,
             backend=backend,
         )
         return self.cross_out(attended.flatten(1))  # type: ignore[no-any-return]
 
-    def _look_at_points(
+    def _deformable_attention(
         self, queries_RD: torch.Tensor, values_MD: torch.Tensor, boxes_R4: torch.Tensor, rows: QueryRows, memory: Memory
     ) -> torch.Tensor:
         shape = (len(queries_RD), self.heads, self.levels, self.points)
         offsets = full_precision(self.point_offset(queries_RD)).view(*shape, 2)
         weights = full_precision(self.point_weight(queries_RD)).view(*shape[:2], -1).softmax(-1).view(shape)
         centres, sides = boxes_R4[:, None, None, None, :2], boxes_R4[:, None, None, None, 2:]
-        places = centres + offsets * sides * 0.5  # offset 1 = the edge of the box
+        points = centres + offsets * sides * 0.5  # offset 1 = the edge of the box
         values_MHE = self._split(values_MD)
-        seen = sum(
-            sample_level(values_MHE, memory, level, rows.samples_R, places[:, :, level], weights[:, :, level])
+        attended = sum(
+            sample_level(values_MHE, memory, level, rows.samples_R, points[:, :, level], weights[:, :, level])
             for level in range(self.levels)
         )
-        assert isinstance(seen, torch.Tensor)
-        return self.point_out(seen.flatten(1).to(queries_RD.dtype))  # type: ignore[no-any-return]
+        assert isinstance(attended, torch.Tensor)
+        return self.point_out(attended.flatten(1).to(queries_RD.dtype))  # type: ignore[no-any-return]
 
 
 class DetectionHead(nn.Module):
@@ -265,9 +255,9 @@ class DetectionHead(nn.Module):
 
     Args:
         width: D.
-        queries: Q, the most parts a photo can have.
-        layers, heads, points: of the decoder.
-        levels: image levels in the memory.
+        queries: Q, the most objects that can be detected in a photo.
+        layers, heads, points: number of decoder layers, of attention heads, of sampling points per head and level.
+        levels: number of image levels in the memory.
     """
 
     def __init__(self, width: int, queries: int, layers: int, heads: int, points: int, levels: int) -> None:
@@ -281,41 +271,42 @@ class DetectionHead(nn.Module):
         self.layers = nn.ModuleList(DecoderLayer(width, heads, points, levels) for _ in range(layers))
         self.box_heads = nn.ModuleList(BoxHead(width) for _ in range(layers))
 
-    def forward(self, memory: Memory, backend: str, hints: Hints | None = None) -> HeadOutput:
-        """Detect in every sample of the memory; hints change nothing but ``hinted``."""
+    def forward(self, memory: Memory, backend: str, denoising_queries: DenoisingQueries | None = None) -> HeadOutput:
+        """Detect objects in every sample of the memory. Denoising queries change ``denoising_layers`` only."""
         proposals = self._propose(memory)
         queries_BQD, boxes_BQ4 = self._choose(memory, proposals)
         queries_RD, boxes_R4 = queries_BQD.flatten(0, 1), boxes_BQ4.flatten(0, 1)
-        rows = QueryRows.of(self.queries, hints.group_sizes if hints else [()] * len(boxes_BQ4), boxes_R4.device)
-        if hints is not None:
-            queries_RD = rows.join(queries_RD, self._at_centres(hints.boxes, memory, rows).to(queries_RD.dtype))
-            boxes_R4 = rows.join(boxes_R4, hints.boxes.to(boxes_R4.dtype))
-        own, hinted = [], []
+        group_sizes = denoising_queries.group_sizes if denoising_queries else [()] * len(boxes_BQ4)
+        rows = QueryRows.of(self.queries, group_sizes, boxes_R4.device)
+        if denoising_queries is not None:
+            states_RD = self._denoising_states(denoising_queries.boxes, memory, rows)
+            queries_RD = rows.join(queries_RD, states_RD.to(queries_RD.dtype))
+            boxes_R4 = rows.join(boxes_R4, denoising_queries.boxes.to(boxes_R4.dtype))
+        layers, denoising_layers = [], []
         for layer, head in zip(self.layers, self.box_heads, strict=True):
-            reference_R4 = boxes_R4.detach()  # each layer learns its own step
-            places = self.box_place(sine_embedding(reference_R4, self.width // 2).to(queries_RD.dtype))
-            queries_RD = layer(queries_RD, places, reference_R4, rows, memory, backend)
-            found = head(queries_RD, reference_R4)
-            boxes_R4 = found.boxes
-            by_sample = found.at(rows.own)
-            own.append(
-                BoxPrediction(by_sample.boxes.view_as(boxes_BQ4), by_sample.objectness.view(boxes_BQ4.shape[:2]))
-            )
-            hinted.append(found.at(rows.hinted))
-        states_BQD = queries_RD.index_select(0, rows.own).view_as(queries_BQD)
-        return HeadOutput(own, proposals, memory.image_token_counts, states_BQD, hinted)
+            reference_R4 = boxes_R4.detach()  # no gradient from a layer's box into the layers before
+            pos_embed_RD = self.box_place(sine_embedding(reference_R4, self.width // 2).to(queries_RD.dtype))
+            queries_RD = layer(queries_RD, pos_embed_RD, reference_R4, rows, memory, backend)
+            predicted = head(queries_RD, reference_R4)
+            boxes_R4 = predicted.boxes
+            matching = predicted.at(rows.matching)
+            objectness = matching.objectness.view(boxes_BQ4.shape[:2])
+            layers.append(BoxPrediction(matching.boxes.view_as(boxes_BQ4), objectness))
+            denoising_layers.append(predicted.at(rows.denoising))
+        states_BQD = queries_RD.index_select(0, rows.matching).view_as(queries_BQD)
+        return HeadOutput(layers, proposals, memory.image_token_counts, states_BQD, denoising_layers)
 
-    def _at_centres(self, boxes: torch.Tensor, memory: Memory, rows: QueryRows) -> torch.Tensor:
-        """(hints, D) queries as if the tokens at the centres of the hints had proposed them, of any level.
+    def _denoising_states(self, boxes_R4: torch.Tensor, memory: Memory, rows: QueryRows) -> torch.Tensor:
+        """(R, D) initial states of denoising queries, as if the token at each box's centre had proposed the box.
 
-        Which level follows from the box alone, so that neither the order of hints nor the pack matters.
+        The level follows from the box alone, so neither the order of the queries nor the pack matters.
         """
-        samples = rows.samples_R.index_select(0, rows.hinted)
-        level = (boxes[:, 0] * HINT_GRAIN).long() % len(memory.level_table_KB3)
-        start, tall, wide = memory.level_table_KB3[level, samples].unbind(-1)
-        column = (boxes[:, 0] * wide).long().clamp(min=0).minimum(wide - 1)
-        row = (boxes[:, 1] * tall).long().clamp(min=0).minimum(tall - 1)
-        return self.query_from_token(memory.tokens_MD[start + row * wide + column])  # type: ignore[no-any-return]
+        samples = rows.samples_R.index_select(0, rows.denoising)
+        level = (boxes_R4[:, 0] * LEVEL_STEPS).long() % len(memory.level_table_LvB3)
+        start, height, width = memory.level_table_LvB3[level, samples].unbind(-1)
+        column = (boxes_R4[:, 0] * width).long().clamp(min=0).minimum(width - 1)
+        row = (boxes_R4[:, 1] * height).long().clamp(min=0).minimum(height - 1)
+        return self.query_from_token(memory.tokens_MD[start + row * width + column])  # type: ignore[no-any-return]
 
     def _image_rows(self, memory: Memory) -> torch.Tensor:
         """(S,) memory rows of the image tokens."""
@@ -337,7 +328,7 @@ class DetectionHead(nn.Module):
         return self.proposal_head(tokens_SD, torch.cat(anchors))  # type: ignore[no-any-return]
 
     def _choose(self, memory: Memory, proposals: BoxPrediction) -> tuple[torch.Tensor, torch.Tensor]:
-        """The Q best image tokens of each sample as queries (B, Q, D) and their boxes (B, Q, 4)."""
+        """Top-Q image tokens of each sample as query states (B, Q, D) and reference boxes (B, Q, 4)."""
         image_rows = self._image_rows(memory)
         queries, boxes = [], []
         first = 0
@@ -348,5 +339,7 @@ class DetectionHead(nn.Module):
             queries.append(torch.cat((from_tokens, self.learned_queries[taken:].to(from_tokens.dtype))))
             boxes.append(torch.cat((proposals.boxes[best].detach(), self.learned_boxes[taken:].sigmoid())))
             first += count
-        unused = (self.learned_queries.sum() + self.learned_boxes.sum()) * 0  # takes part in every step
+        unused = (
+            self.learned_queries.sum() + self.learned_boxes.sum()
+        ) * 0  # every parameter needs a gradient in every step
         return torch.stack(queries) + unused, torch.stack(boxes)

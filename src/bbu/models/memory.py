@@ -1,10 +1,10 @@
-"""The detection memory: what boxes and captions of a sample are read from, one segment a sample.
+"""The detection memory: the tokens that the decoders attend to, one segment per sample.
 
-Segment of a sample: fine image tokens, coarse image tokens (the language model's image tokens: vision and
-language stream added, they lie at the same places), then the text tokens of the student's turn up to the
-answer. Nothing of the answer is in it.
+A segment holds the fine image tokens, the coarse image tokens (vision and language features added, because they
+share their positions), then the text tokens of the student's turn up to the answer. It excludes the answer.
 
-Shape legend: B samples, M memory tokens of all samples, D width, Q queries, H heads, E head width, P points.
+Shapes: B samples, D feature width, E width of an attention head, H attention heads, Lv levels, M memory tokens,
+Pt sampling points, R rows.
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ class Memory:
 
     Args:
         tokens_MD: (M, D) adapted features.
-        places_MD: (M, D) embedding of each token's place and level.
-        cu_seqlens: (B + 1,) int32 edges of the samples.
+        pos_embed_MD: (M, D) embedding of each token's position and level.
+        cu_seqlens: (B + 1,) int32 sequence boundaries of the samples.
         max_seqlen: longest segment.
-        level_starts: for each sample, the first row of each image level.
+        level_starts: for each sample, the first memory row of each image level.
         level_grids: for each sample, (rows, columns) of each image level.
-        level_table_KB3: (levels, B, 3) the same as a tensor: first row, rows, columns.
+        level_table_LvB3: the same as a tensor: first memory row, rows, columns.
     """
 
     tokens_MD: torch.Tensor
-    places_MD: torch.Tensor
+    pos_embed_MD: torch.Tensor
     cu_seqlens: torch.Tensor
     max_seqlen: int
     level_starts: list[list[int]]
     level_grids: list[list[tuple[int, int]]]
-    level_table_KB3: torch.Tensor
+    level_table_LvB3: torch.Tensor
 
     @property
     def image_token_counts(self) -> list[int]:
@@ -45,14 +45,14 @@ class Memory:
 
 
 def full_precision(x: torch.Tensor) -> torch.Tensor:
-    """16-bit → float32: a box coordinate in bfloat16 would be off by up to 1/256 of the image."""
+    """Cast 16-bit to float32: a box coordinate in bfloat16 would be off by up to 1/256 of the image."""
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
 def sine_embedding(values: torch.Tensor, width: int) -> torch.Tensor:
-    """(…, n) numbers in [0, 1] → (…, n · width) sines and cosines (Vaswani et al. 2017, as in DETR).
+    """Sine embedding (Vaswani et al. 2017, as in DETR): (…, n) numbers in [0, 1] → (…, n · width).
 
-    ``width`` is even; wave lengths run from 2π·0.1 to 2π·10⁻³ of the image, fine enough to tell patches apart.
+    ``width`` is even; the angular frequency rises from 2π to 128π, so neighbouring patches differ clearly.
     """
     steps = torch.arange(width // 2, device=values.device, dtype=full_precision(values).dtype)
     frequencies = 2 * math.pi * 64.0 ** (steps / max(width // 2 - 1, 1))
@@ -71,44 +71,44 @@ def sample_level(
     values_MHE: torch.Tensor,
     memory: Memory,
     level: int,
-    samples_N: torch.Tensor,
-    points_NHP2: torch.Tensor,
-    weights_NHP: torch.Tensor,
+    samples_R: torch.Tensor,
+    points_RHPt2: torch.Tensor,
+    weights_RHPt: torch.Tensor,
 ) -> torch.Tensor:
-    """Weighted bilinear samples of one image level, all samples of the pack at once.
+    """Weighted bilinear sampling of one image level for all samples of the pack at once.
 
-    The gather of deformable attention (Zhu et al. 2021, arXiv:2010.04159), written as an embedding bag so
-    that images of different sizes need no padding and no loop.
+    This is the gather of deformable attention (Zhu et al. 2021, arXiv:2010.04159), written as an embedding bag so
+    that images of different sizes need neither padding nor a loop.
 
     Args:
-        values_MHE: (M, H, E) values of all memory tokens.
-        samples_N: (N,) the sample each of N lookers belongs to.
-        points_NHP2: (N, H, P, 2) places (x, y) in the unit square; outside it the border's value counts.
-        weights_NHP: (N, H, P).
+        values_MHE: values of all memory tokens.
+        samples_R: the sample of each query.
+        points_RHPt2: (x, y) in the unit square; a point outside it takes the border's value.
+        weights_RHPt: weight of each point.
 
     Returns:
-        (N, H, E) in float32 (float64 if the values are).
+        (R, H, E) in float32 (float64 if the values are).
     """
     values = full_precision(values_MHE)
     heads, width = values.shape[1:]
-    starts, rows, columns = memory.level_table_KB3[level, samples_N][:, None, None].unbind(-1)
-    x = full_precision(points_NHP2)[..., 0] * columns - 0.5
-    y = full_precision(points_NHP2)[..., 1] * rows - 0.5
+    starts, rows, columns = memory.level_table_LvB3[level, samples_R][:, None, None].unbind(-1)
+    x = full_precision(points_RHPt2)[..., 0] * columns - 0.5
+    y = full_precision(points_RHPt2)[..., 1] * rows - 0.5
     left, top = x.floor(), y.floor()
-    corner_rows, corner_shares = [], []
+    corner_rows, corner_weights = [], []
     for down in (0, 1):
         for right in (0, 1):
             column = (left + right).long().clamp(min=0).minimum(columns - 1)
             row = (top + down).long().clamp(min=0).minimum(rows - 1)
             corner_rows.append(starts + row * columns + column)
-            corner_shares.append((1 - (x - left - right).abs()) * (1 - (y - top - down).abs()))
+            corner_weights.append((1 - (x - left - right).abs()) * (1 - (y - top - down).abs()))
     head_number = torch.arange(heads, device=values.device)[:, None, None]
     indices = torch.stack(corner_rows, dim=-1) * heads + head_number
-    shares = torch.stack(corner_shares, dim=-1) * full_precision(weights_NHP)[..., None]
+    weights = torch.stack(corner_weights, dim=-1) * full_precision(weights_RHPt)[..., None]
     bags = F.embedding_bag(
         indices.flatten(0, 1).flatten(1),
         values.reshape(-1, width),
-        per_sample_weights=shares.to(values.dtype).flatten(0, 1).flatten(1),
+        per_sample_weights=weights.to(values.dtype).flatten(0, 1).flatten(1),
         mode="sum",
     )
-    return bags.view(len(samples_N), heads, width)
+    return bags.view(len(samples_R), heads, width)

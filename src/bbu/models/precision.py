@@ -1,4 +1,4 @@
-"""Where and how exactly a run computes."""
+"""Device and numeric precision of a run."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from bbu.errors import ConfigError
 
 
 def compute_device() -> torch.device:
-    """CUDA where there is one, else the CPU."""
+    """CUDA if available, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def use_bf16(precision: str, device: torch.device) -> bool:
     """Whether matrix products run in bfloat16 (weights stay float32).
 
-    ``auto`` says yes where the hardware multiplies bfloat16 itself: Ampere and later, and CPUs with
-    AVX512-BF16 or AMX, on which it is two to four times as fast.
+    ``auto`` uses it where the hardware multiplies bfloat16 natively: GPUs from Ampere on, and CPUs with AVX512-BF16 or
+    AMX, where it is two to four times as fast.
 
     Raises:
-        ConfigError: bf16 asked for on a GPU that lacks it.
+        ConfigError: bf16 requested on a GPU without it.
     """
     if precision == "fp32":
         return False

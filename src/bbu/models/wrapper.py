@@ -1,7 +1,7 @@
-"""The detecting vision-language model: backbone, adapters, detection head, caption decoder. Knows no loss.
+"""The vision-language detector: backbone, adapters, detection head and caption decoder. It computes no loss.
 
-Shape legend: B samples, T packed tokens, P patch rows, I images, Q queries, K boxes to describe, D width,
-M memory tokens, C captions, L caption tokens, W language-model width.
+Shapes: B samples, C captions, Ce cells of a region, D feature width, L tokens of one sample or caption, P patch rows,
+Q queries of one sample, R rows, S image tokens, T packed tokens, X numbers of a patch row.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from bbu.errors import SampleError
 from bbu.families.base import Backbone, BackboneOutput, Grid, VisionLevel
 from bbu.layers.transfer import to_device
 from bbu.models.caption_decoder import CaptionDecoder, CaptionResult
-from bbu.models.detection_head import BoxPrediction, DetectionHead, Hints
+from bbu.models.detection_head import BoxPrediction, DenoisingQueries, DetectionHead
 from bbu.models.memory import Memory, grid_centres, sine_embedding
 from bbu.models.pyramid import LocalPyramid, ResidualMLP
 from bbu.models.vocabulary import DescriptionVocabulary
@@ -28,17 +28,17 @@ Span = tuple[int, int]
 
 @dataclass
 class DetectionOutput:
-    """What one forward gives.
+    """Output of one forward pass.
 
     Args:
         pred_boxes: (B, Q, 4) cxcywh in [0, 1], final layer.
         pred_objectness: (B, Q) logits, final layer.
-        layers: predictions of every decoder layer, the last one being the two above.
-        proposals: predictions of all image tokens, samples end to end; proposal_counts of each sample.
+        layers: predictions of every decoder layer; the last one equals the two above.
+        proposals: (S,) predictions of all image tokens, samples end to end; ``proposal_counts`` of each sample.
         queries_BQD: final query states, from which captions start.
-        hidden_TD: (T, D) the language model's last hidden states, for the language loss.
-        memory: what boxes and captions are read from.
-        hinted: predictions of the hinted queries, (hints,) for every decoder layer.
+        hidden_TD: last hidden states of the language model, for the language loss.
+        memory: the tokens that boxes and captions attend to.
+        denoising_layers: predictions of the denoising queries, (R,) for every decoder layer.
     """
 
     pred_boxes: torch.Tensor
@@ -49,11 +49,11 @@ class DetectionOutput:
     queries_BQD: torch.Tensor
     hidden_TD: torch.Tensor
     memory: Memory
-    hinted: list[BoxPrediction]
+    denoising_layers: list[BoxPrediction]
 
 
 class DetectionVLM(nn.Module):
-    """Finds parts, describes them and says how sure it is.
+    """Predicts boxes, objectness and captions.
 
     Parameter groups: ``backbone`` (vision, merger, llm), ``*_adapter*`` and ``local_pyramid`` (adapter),
     ``detection_head`` and ``caption_decoder`` (detection).
@@ -66,8 +66,8 @@ class DetectionVLM(nn.Module):
         levels = len(backbone.level_widths)
         self.vision_adapters = nn.ModuleList(ResidualMLP(width, config.width) for width in backbone.level_widths)
         self.language_adapter = ResidualMLP(backbone.hidden_size, config.width)
-        self.level_adapter = nn.Embedding(levels + 1, config.width)  # last row: text, which has no place
-        self.local_pyramid = LocalPyramid(config.width, levels, backbone.patch_size)
+        self.level_adapter = nn.Embedding(levels + 1, config.width)  # last row: text, which has no position
+        self.local_pyramid = LocalPyramid(config.width, backbone.level_sides)
         self.detection_head = DetectionHead(
             config.width, config.queries, config.layers, config.heads, config.points, levels
         )
@@ -93,66 +93,65 @@ class DetectionVLM(nn.Module):
         prompt_spans: Sequence[Span],
         photo_spans: Sequence[Span],
         image_keys: Sequence[str | None] | None = None,
-        hints: Hints | None = None,
+        denoising_queries: DenoisingQueries | None = None,
     ) -> DetectionOutput:
-        """Detect in every sample of a pack; no targets go in, and no hint changes what is detected.
+        """Detect objects in every sample of a pack. Denoising queries do not change the detections.
 
         Args:
             input_ids: (1, T) samples end to end.
             pixel_values: (P, patch width) patch rows of all images.
             image_grid_thw: (I, 3), best as Python numbers.
-            cu_seqlens: (B + 1,) int32 sample edges.
-            position_ids: (3, 1, T) from the backbone's position function.
+            cu_seqlens: (B + 1,) int32 sequence boundaries.
+            position_ids: (axes, 1, T) from the backbone's position function.
             max_seqlen: longest sample, a Python int.
-            student_images: for each sample the number of its student's image among the I images.
-            prompt_spans: for each sample the half-open token range of the student's turn up to the answer.
-            photo_spans: for each sample the range of its student's image tokens, within its prompt span.
-            image_keys: names of the I images in the backbone's feature cache, where there is one.
-            hints: boxes that further queries start from; their predictions come out as ``hinted``.
+            student_images: for each sample, the index of its student's image among the I images.
+            prompt_spans: for each sample, the half-open token range of the student's turn up to the answer.
+            photo_spans: for each sample, the range of its student's image tokens, within its prompt span.
+            image_keys: keys of the I images in the backbone's feature cache, if it has one.
+            denoising_queries: boxes that extra queries start from; their predictions are ``denoising_layers``.
         """
         inputs = (input_ids, position_ids, pixel_values, image_grid_thw, cu_seqlens, max_seqlen)
-        seen = self.backbone(*inputs, image_keys=image_keys)
+        features = self.backbone(*inputs, image_keys=image_keys)
         assert pixel_values is not None and image_grid_thw is not None  # every student has a photo
-        patches = _patches_of_images(pixel_values, image_grid_thw, student_images)
-        memory = self._remember(seen, patches, student_images, prompt_spans, photo_spans)
-        found = self.detection_head(memory, self.backbone.attention_backend, hints)
+        pictures = self._pictures(pixel_values, image_grid_thw, student_images)
+        memory = self._build_memory(features, pictures, student_images, prompt_spans, photo_spans)
+        detected = self.detection_head(memory, self.backbone.attention_backend, denoising_queries)
         return DetectionOutput(
-            pred_boxes=found.layers[-1].boxes,
-            pred_objectness=found.layers[-1].objectness,
-            layers=found.layers,
-            proposals=found.proposals,
-            proposal_counts=found.proposal_counts,
-            queries_BQD=found.queries_BQD,
-            hidden_TD=seen.hidden_TD,
+            pred_boxes=detected.layers[-1].boxes,
+            pred_objectness=detected.layers[-1].objectness,
+            layers=detected.layers,
+            proposals=detected.proposals,
+            proposal_counts=detected.proposal_counts,
+            queries_BQD=detected.queries_BQD,
+            hidden_TD=features.hidden_TD,
             memory=memory,
-            hinted=found.hinted,
+            denoising_layers=detected.denoising_layers,
         )
 
-    def _remember(
+    def _build_memory(
         self,
-        seen: BackboneOutput,
-        patches: Sequence[torch.Tensor],
+        features: BackboneOutput,
+        pictures: Sequence[torch.Tensor],
         student_images: Sequence[int],
         prompt_spans: Sequence[Span],
         photo_spans: Sequence[Span],
     ) -> Memory:
-        """Collect each sample's segment: image levels fine to coarse, then the text of the student's turn."""
-        levels = [_of_images(level, student_images) for level in seen.vision_levels]
+        """Build each sample's segment: image levels from fine to coarse, then the text of the student's turn."""
+        levels = [_of_images(level, student_images) for level in features.vision_levels]
         sizes = [[rows * columns for rows, columns in level.grids] for level in levels]
-        _check_photos(photo_spans, sizes[-1])
-        photos_SD, texts_SD = self._adapt_language(seen.hidden_TD, prompt_spans, photo_spans)
-        tokens = [
-            adapter(level.tokens_ND) for adapter, level in zip(self.vision_adapters, levels, strict=True)
-        ]  # all samples at once: (N, D) a level
-        tokens[-1] = tokens[-1] + photos_SD
-        tokens = self.local_pyramid(patches, tokens, [level.grids for level in levels])
-        places = [self._places(level.grids, number, tokens[number]) for number, level in enumerate(levels)]
-        text_sizes = [
-            stop - start - (photo[1] - photo[0]) for (start, stop), photo in zip(prompt_spans, photo_spans, strict=True)
+        photos_SD, texts_RD = self._adapt_language(features.hidden_TD, prompt_spans, photo_spans)
+        tokens = [  # (S, D) a level, all samples at once
+            adapter(level.tokens_SD) for adapter, level in zip(self.vision_adapters, levels, strict=True)
         ]
-        places.append(self.level_adapter.weight[-1].to(texts_SD.dtype).expand_as(texts_SD))
-        sizes.append(text_sizes)
-        device, lengths = seen.hidden_TD.device, [sum(parts) for parts in zip(*sizes, strict=True)]
+        if features.language_at_image:
+            _check_photos(photo_spans, sizes[-1])
+            tokens[-1] = tokens[-1] + photos_SD
+        tokens = self.local_pyramid(pictures, tokens, [level.grids for level in levels])
+        pos_embeds = [self._pos_embed(level.grids, number, tokens[number]) for number, level in enumerate(levels)]
+        pos_embeds.append(self.level_adapter.weight[-1].to(texts_RD.dtype).expand_as(texts_RD))
+        spans = zip(prompt_spans, photo_spans, strict=True)
+        sizes.append([stop - start - (last - first) for (start, stop), (first, last) in spans])
+        device, lengths = features.hidden_TD.device, [sum(of_sample) for of_sample in zip(*sizes, strict=True)]
         first_rows = _first_rows(sizes)
         grids = [list(of_sample) for of_sample in zip(*(level.grids for level in levels), strict=True)]
         table = [
@@ -160,33 +159,42 @@ class DetectionVLM(nn.Module):
             for number in range(len(levels))
         ]
         return Memory(
-            tokens_MD=_by_sample([*tokens, texts_SD], sizes),
-            places_MD=_by_sample(places, sizes),
+            tokens_MD=_by_sample([*tokens, texts_RD], sizes),
+            pos_embed_MD=_by_sample(pos_embeds, sizes),
             cu_seqlens=to_device([0, *accumulate(lengths)], device, torch.int32),
             max_seqlen=max(lengths),
             level_starts=[rows[:-1] for rows in first_rows],
             level_grids=grids,
-            level_table_KB3=to_device(table, device),
+            level_table_LvB3=to_device(table, device),
         )
+
+    def _pictures(
+        self, pixels_PX: torch.Tensor, image_grid_thw: Sequence[Grid] | torch.Tensor, images: Sequence[int]
+    ) -> list[torch.Tensor]:
+        """(3, Y, Z) pixels of each of these images."""
+        grids: list[Grid] = [(t, h, w) for t, h, w in torch.as_tensor(image_grid_thw).tolist()]
+        by_image = pixels_PX.split([t * h * w for t, h, w in grids])
+        return [self.backbone.picture(by_image[image], grids[image]) for image in images]
 
     def _adapt_language(
         self, hidden_TD: torch.Tensor, prompt_spans: Sequence[Span], photo_spans: Sequence[Span]
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Hidden states of the students' photos and of the text around them, samples end to end, adapted."""
+        """Adapted hidden states of the students' image tokens and of the text around them, samples end to end."""
         photos = [hidden_TD[start:stop] for start, stop in photo_spans]
         texts = [
             hidden_TD[start:stop]
             for (first, last), photo in zip(prompt_spans, photo_spans, strict=True)
             for start, stop in ((first, photo[0]), (photo[1], last))
         ]
-        adapted_SD = self.language_adapter(torch.cat(photos + texts))
+        adapted_RD = self.language_adapter(torch.cat(photos + texts))
         count = sum(stop - start for start, stop in photo_spans)
-        return adapted_SD[:count], adapted_SD[count:]
+        return adapted_RD[:count], adapted_RD[count:]
 
-    def _places(self, grids: Sequence[tuple[int, int]], level: int, like_ND: torch.Tensor) -> torch.Tensor:
-        centres = torch.cat([grid_centres(*grid, like_ND.device, torch.float32) for grid in grids])
-        embedding = sine_embedding(centres, self.config.width // 2).to(like_ND.dtype)
-        return embedding + self.level_adapter.weight[level].to(like_ND.dtype)
+    def _pos_embed(self, grids: Sequence[tuple[int, int]], level: int, tokens_SD: torch.Tensor) -> torch.Tensor:
+        """(S, D) position and level embeddings of a level's tokens."""
+        centres = torch.cat([grid_centres(*grid, tokens_SD.device, torch.float32) for grid in grids])
+        embedding = sine_embedding(centres, self.config.width // 2).to(tokens_SD.dtype)
+        return embedding + self.level_adapter.weight[level].to(tokens_SD.dtype)
 
     def describe_states(
         self, output: DetectionOutput, samples_C: torch.Tensor, queries_C: torch.Tensor, token_ids_CL: torch.Tensor
@@ -194,7 +202,7 @@ class DetectionVLM(nn.Module):
         """Teacher-forced states (C, L, W) of captions for chosen queries.
 
         Args:
-            samples_C, queries_C: which query of which sample each caption belongs to.
+            samples_C, queries_C: sample and query index of each caption.
             token_ids_CL: target ids, padded; state i predicts token i.
         """
         region, states = self._caption_inputs(output, samples_C, queries_C)
@@ -209,26 +217,26 @@ class DetectionVLM(nn.Module):
         return self.caption_decoder.generate(states, region, self.backbone.token_embedding, end_token_id)
 
     @torch.no_grad()
-    def weigh_descriptions(
+    def score_descriptions(
         self,
         output: DetectionOutput,
         samples_C: torch.Tensor,
         queries_C: torch.Tensor,
         vocabulary: DescriptionVocabulary,
-        width: int | None = None,
+        beam_width: int | None = None,
     ) -> torch.Tensor:
-        """(C, F) log p of every description for chosen queries, see CaptionDecoder.weigh."""
+        """(C, De) log p of every description for chosen queries, see CaptionDecoder.score_descriptions."""
         region, states = self._caption_inputs(output, samples_C, queries_C)
-        return self.caption_decoder.weigh(states, region, self.backbone.token_embedding, vocabulary, width)
+        decoder, embedding = self.caption_decoder, self.backbone.token_embedding
+        return decoder.score_descriptions(states, region, embedding, vocabulary, beam_width)
 
     def _caption_inputs(
         self, output: DetectionOutput, samples_C: torch.Tensor, queries_C: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Region tokens (C, R, D) and query states (C, D)."""
-        boxes_C4 = output.pred_boxes[samples_C, queries_C].detach()  # words do not move boxes
-        return self.caption_decoder.regions(output.memory, samples_C, boxes_C4), output.queries_BQD[
-            samples_C, queries_C
-        ]
+        """Region tokens (C, Ce, D) and query states (C, D)."""
+        boxes_C4 = output.pred_boxes[samples_C, queries_C].detach()  # the caption loss does not move boxes
+        region_CCeD = self.caption_decoder.regions(output.memory, samples_C, boxes_C4)
+        return region_CCeD, output.queries_BQD[samples_C, queries_C]
 
     def group_of(self, name: str) -> str:
         """The learning-rate group of a parameter.
@@ -236,36 +244,21 @@ class DetectionVLM(nn.Module):
         Raises:
             KeyError: the parameter belongs to no group.
         """
-        room, _, rest = name.partition(".")
-        if room == "backbone":
+        module, _, rest = name.partition(".")
+        if module == "backbone":
             return self.backbone.group_of(rest.removeprefix("vlm."))
-        groups = {
-            "vision_adapters": "adapter",
-            "language_adapter": "adapter",
-            "level_adapter": "adapter",
-            "local_pyramid": "adapter",
-            "detection_head": "detection",
-            "caption_decoder": "detection",
-        }
-        if room not in groups:
-            raise KeyError(f"no learning-rate group for parameter {name!r}")
-        return groups[room]
+        if module in ("vision_adapters", "language_adapter", "level_adapter", "local_pyramid"):
+            return "adapter"
+        if module in ("detection_head", "caption_decoder"):
+            return "detection"
+        raise KeyError(f"no learning-rate group for parameter {name!r}")
 
 
 def _of_images(level: VisionLevel, images: Sequence[int]) -> VisionLevel:
-    """The tokens of these images alone, in this order."""
-    edges = [0, *accumulate(rows * columns for rows, columns in level.grids)]
-    tokens = [level.tokens_ND[edges[image] : edges[image + 1]] for image in images]
+    """The tokens of these images only, in this order."""
+    by_image = level.tokens_SD.split([rows * columns for rows, columns in level.grids])
+    tokens = [by_image[image] for image in images]
     return VisionLevel(torch.cat(tokens), [level.grids[image] for image in images])
-
-
-def _patches_of_images(
-    pixels_PX: torch.Tensor, grids: Sequence[Grid] | torch.Tensor, images: Sequence[int]
-) -> list[torch.Tensor]:
-    """The patch rows of each of these images."""
-    sizes = torch.as_tensor(grids).prod(-1).tolist()
-    by_image = pixels_PX.split(sizes)
-    return [by_image[image] for image in images]
 
 
 def _check_photos(photo_spans: Sequence[Span], sizes: Sequence[int]) -> None:
@@ -278,12 +271,12 @@ def _check_photos(photo_spans: Sequence[Span], sizes: Sequence[int]) -> None:
 
 
 def _first_rows(sizes: Sequence[Sequence[int]]) -> list[list[int]]:
-    """``sizes[part][sample]`` rows → for each sample, the first row of each of its parts in the memory."""
-    edges = [0, *accumulate(size for parts in zip(*sizes, strict=True) for size in parts)]
-    return [edges[first : first + len(sizes)] for first in range(0, len(edges) - 1, len(sizes))]
+    """``sizes[stream][sample]`` rows → for each sample, the first memory row of each stream (a level, or the text)."""
+    starts = [0, *accumulate(size for of_sample in zip(*sizes, strict=True) for size in of_sample)]
+    return [starts[first : first + len(sizes)] for first in range(0, len(starts) - 1, len(sizes))]
 
 
-def _by_sample(parts: Sequence[torch.Tensor], sizes: Sequence[Sequence[int]]) -> torch.Tensor:
-    """Parts that each hold all samples end to end → samples end to end that each hold all parts."""
-    split = [part.split(list(of_samples)) for part, of_samples in zip(parts, sizes, strict=True)]
+def _by_sample(streams: Sequence[torch.Tensor], sizes: Sequence[Sequence[int]]) -> torch.Tensor:
+    """Regroup rows: streams that each hold all samples → samples that each hold all streams."""
+    split = [stream.split(list(of_samples)) for stream, of_samples in zip(streams, sizes, strict=True)]
     return torch.cat([piece for sample in zip(*split, strict=True) for piece in sample])

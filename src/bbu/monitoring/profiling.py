@@ -124,14 +124,13 @@ def labelled_parts(trainer: BBUTrainer) -> Iterator[None]:
     """While it is open, the parts of a trainer's steps carry record_function labels; afterwards all is as before."""
     objective = trainer.unwrapped
     model = objective.model
-    language = next(prefix for prefix, group in model.backbone.group_prefixes.items() if group == "llm")
     places: list[tuple[Any, str, str]] = [
         (trainer, "get_batch_samples", "data"),
         (trainer, "compute_loss", "forward"),
         (trainer.accelerator, "backward", "backward"),
         (trainer.accelerator, "clip_grad_norm_", "optimizer"),
-        (model.backbone, "_see", "tower"),
-        (model.backbone.vlm.get_submodule(language.rstrip(".")), "forward", "language model"),
+        (model.backbone, "see", "tower"),
+        (model.backbone, "read", "language model"),
         (model, "_remember", "memory"),
         (model.detection_head, "forward", "head"),
         (objective_module, "detection_sums", "losses"),

@@ -1,29 +1,27 @@
-"""What the training log's page shows, and the page itself: one HTML file that holds its own history.
+"""The training log's page: one HTML file that holds its own history.
 
-Written whole at every update and read back when a run goes on. Its size is bounded whatever the run's length:
-LOOKS_KEPT looks and POINTS_KEPT points of a curve (first, last and every k-th between, k a power of two),
-MARKS_PER_LOOK predicted boxes a look, PHOTO_CHARACTERS a photo.
+It is written whole at every update and read back when a run resumes. Its size is bounded for any length of run:
+LOOKS_KEPT looks and POINTS_KEPT points per curve (first, last and every k-th between, k a power of two),
+MARKS_PER_LOOK predicted boxes per look, PHOTO_CHARACTERS per photo.
 """
 
 from __future__ import annotations
 
-import base64
 import dataclasses
-import io
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from itertools import chain
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, TypeVar
 
 from PIL import Image
 
+from bbu.drawing.outlines import corners
+from bbu.drawing.pages import jpeg_base64, render_page
 from bbu.errors import UserError
-from bbu.evaluation.page.render import FOLDER as SHARED_SCRIPTS
-from bbu.evaluation.page.render import script_json
-from bbu.evaluation.page.typeface import glyphs_data_uri
 from bbu.evaluation.pictures import compare_marks
 from bbu.images import load_image
 from bbu.jsonl import atomic_writer
@@ -33,32 +31,33 @@ from bbu.records import PredictionRow, Row, resolve_image
 
 LOOKS_KEPT = 60
 POINTS_KEPT = 1000
-MARKS_PER_LOOK = 400  # predicted boxes; shared out over the photos, the surest are shown
-PHOTO_CHARACTERS = 400_000  # of base64; with 16 photos and everything else the page stays under 15 MB
-PHOTO_SIDES, PHOTO_QUALITY = (960, 640, 448), 80  # longer side in pixels, the first that fits; JPEG
-HERE = Path(__file__).parent
+MARKS_PER_LOOK = 400  # predicted boxes, divided among the photos; the most confident are shown
+PHOTO_CHARACTERS = 400_000  # of base64; a page with 16 photos stays under 15 MB
+PHOTO_SIDES, PHOTO_QUALITY = (960, 640, 448), 80  # pixels of the longer side, the first that fits; JPEG
+TEMPLATE = Path(__file__).with_name("visual_log.html.jinja")
 Item = TypeVar("Item")
+_step = itemgetter(0)  # of a point of a curve
 
 
 @dataclass(frozen=True)
 class Thumbnail:
-    """A probe photo on the page; ``parts`` are [description, closed, x1, y1, x2, y2, …] in displayed pixels."""
+    """A probe photo on the page; ``objects`` are [description, closed, x1, y1, x2, y2, …] in displayed pixels."""
 
     name: str
     width: int
     height: int
-    parts: list[list[Any]]
+    objects: list[list[Any]]
     jpeg: str
 
 
 @dataclass(frozen=True)
 class PhotoLook:
-    """A photo at one look, by the rules of the comparison pictures.
+    """A photo at one look, matched as in the comparison pictures.
 
     Args:
-        truth: [state, note] of each part, in the order of the photo's parts.
-        found: [x1, y1, x2, y2, description, state, note] of each shown prediction, surest first.
-        hidden: predictions that are not shown: below the threshold, or over MARKS_PER_LOOK.
+        truth: [state, note] of each object, in the order of the photo's objects.
+        found: [x1, y1, x2, y2, description, state, note] of each shown prediction, most confident first.
+        hidden: number of predictions that are not shown: below the threshold, or beyond MARKS_PER_LOOK.
         queries: as in ``Seen``.
         error: why the photo was not predicted.
     """
@@ -72,7 +71,7 @@ class PhotoLook:
 
 @dataclass(frozen=True)
 class Look:
-    """All probe photos after ``step`` optimizer steps; ``stability`` is against the look before, at step ``since``."""
+    """All probe photos after ``step`` optimizer steps; ``stability`` compares with the look at step ``since``."""
 
     step: int
     photos: list[PhotoLook]
@@ -102,7 +101,7 @@ class History:
     failed: int = 0
 
     def add_look(self, step: int, rows: Sequence[Row], seen: Seen) -> Look:
-        """Compare predictions with annotations and keep what the page shows."""
+        """Compare predictions with annotations and store the result."""
         most = MARKS_PER_LOOK // max(len(rows), 1)
         threshold = self.facts["threshold"]
         photos = [
@@ -116,31 +115,29 @@ class History:
         return look
 
     def add_losses(self, step: int, logs: Mapping[str, float]) -> None:
-        """A line of the training log; not-a-number has no place on a curve and is left out."""
+        """Add a line of the training log; lines with NaN or infinity are left out."""
         values = [logs["loss"], *(logs[f"loss/{term}"] for term in TERMS)]
         if all(abs(value) < float("inf") for value in values):
             self.losses.append([step, *(round(value, 5) for value in values)])
             self.losses = thinned(self.losses, _step, self.facts["log_every"], POINTS_KEPT)
 
     def add_val(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Scores of the whole val split, as the trainer names them."""
+        """Add the scores of the whole val split, under the trainer's names."""
         self.val.append([step, *(metrics.get(f"eval_{name}") for name in METRICS)])
         self.val = thinned(self.val, _step, self.facts["eval_every"], POINTS_KEPT)
 
     def forget_after(self, step: int) -> None:
-        """What a run that goes on from ``step`` will see once more."""
+        """Drop everything after ``step``: a run that resumes there records it again."""
         self.looks = [look for look in self.looks if look.step <= step]
         self.losses = [point for point in self.losses if _step(point) <= step]
         self.val = [point for point in self.val if _step(point) <= step]
 
 
-def _step(point: Sequence[Any]) -> int:
-    return int(point[0])
-
-
 def thinned(items: Sequence[Item], step_of: Callable[[Item], int], interval: int, most: int) -> list[Item]:
-    """The first, the last, and between them those at multiples of k · interval; the smallest k = 1, 2, 4, … that
-    leaves at most about ``most``. The same spacing from beginning to end, however often it is applied."""
+    """The first, the last, and between them the items at multiples of k · interval.
+
+    k is the smallest of 1, 2, 4, … that leaves at most about ``most``. Thinning again keeps the spacing even.
+    """
     first, last = step_of(items[0]), step_of(items[-1])
     stride = interval
     while (last - first) / stride + 1 > most:
@@ -168,31 +165,25 @@ def _photo_look(row: Row, found: PredictionRow, queries: list[int] | None, thres
 
 
 def thumbnail(row: Row, image_root: str) -> Thumbnail:
-    """A probe photo, small; an empty picture where it cannot be read: every look says why."""
-    parts = [
-        [item.desc, item.kind != "line", *(item.points if item.kind != "bbox_2d" else _corners(item.box))]
+    """A probe photo, made small; without picture if it cannot be read, and every look then says why."""
+    objects = [
+        [item.desc, item.kind != "line", *(item.points if item.kind != "bbox_2d" else chain(*corners(item.box)))]
         for item in row.objects
     ]
     try:
         jpeg = _small_jpeg(load_image(resolve_image(image_root, row.images[0])))
     except UserError:
         jpeg = ""
-    return Thumbnail(row.images[0], row.width, row.height, parts, jpeg)
-
-
-def _corners(box: Sequence[float]) -> tuple[float, ...]:
-    x1, y1, x2, y2 = box
-    return x1, y1, x2, y1, x2, y2, x1, y2
+    return Thumbnail(row.images[0], row.width, row.height, objects, jpeg)
 
 
 def _small_jpeg(image: Image.Image) -> str:
-    """Base64 JPEG of at most PHOTO_CHARACTERS, or of the smallest size."""
+    """Base64 JPEG of at most PHOTO_CHARACTERS, or at the smallest size."""
     text = ""
     for side in PHOTO_SIDES:
-        fitted, stream = image.copy(), io.BytesIO()
+        fitted = image.copy()
         fitted.thumbnail((side, side), Image.Resampling.LANCZOS)
-        fitted.save(stream, format="JPEG", quality=PHOTO_QUALITY, optimize=True)
-        text = base64.b64encode(stream.getvalue()).decode("ascii")
+        text = jpeg_base64(fitted, PHOTO_QUALITY)
         if len(text) <= PHOTO_CHARACTERS:
             break
     return text
@@ -202,23 +193,20 @@ def _small_jpeg(image: Image.Image) -> str:
 
 
 def write_page(path: Path, history: History) -> None:
-    """Render and write the page, whole or not at all.
+    """Render and write the page, atomically.
 
     Raises:
         UserError: the file cannot be written.
     """
-    from jinja2 import Environment, StrictUndefined
-
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    template = environment.from_string(_read(HERE / "visual_log.html.jinja"))
-    content = dataclasses.asdict(history) | {"terms": TERMS, "metrics": METRICS}
-    page = template.render(
+    page = render_page(
+        TEMPLATE,
+        style="visual_log.css",
+        scripts=["visual_log.js"],
+        data=dataclasses.asdict(history) | {"terms": TERMS, "metrics": METRICS},
+        title=str(history.facts["title"]),
+        kind="training log",
         facts=history.facts,
         photos=len(history.photos),
-        style=_read(HERE / "visual_log.css"),
-        script=_read(SHARED_SCRIPTS / "elements.js") + _read(HERE / "visual_log.js"),
-        glyphs=_glyphs("".join(sorted({glyph for text in _texts(history) for glyph in text if ord(glyph) > 127}))),
-        data=script_json(content),
     )
     with atomic_writer(path) as stream:
         stream.write(page)
@@ -231,7 +219,9 @@ def read_page(path: Path) -> History:
         UserError: the page is missing or damaged.
     """
     try:
-        found = re.search(r'<script type="application/json" id="data">(.*?)</script>', _read(path), re.DOTALL)
+        found = re.search(
+            r'<script type="application/json" id="data">(.*?)</script>', path.read_text(encoding="utf-8"), re.DOTALL
+        )
         content = json.loads(found[1]) if found else {}
         return History(
             facts=content["facts"],
@@ -244,24 +234,4 @@ def read_page(path: Path) -> History:
             failed=content["failed"],
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: is no training log that can be read ({type(error).__name__}: {error})") from None
-
-
-def _read(path: Path) -> str:
-    return path.read_text(encoding="utf-8")
-
-
-def _texts(history: History) -> Iterable[str]:
-    yield str(history.facts["title"])
-    for photo in history.photos:
-        yield from (photo.name, *(part[0] for part in photo.parts))
-    for look in history.looks:
-        for seen in look.photos:
-            yield from (mark[4] for mark in seen.found)
-            yield seen.error or ""
-
-
-@lru_cache(maxsize=1)
-def _glyphs(characters: str) -> str:
-    """Cutting a typeface down takes a moment, and the words are mostly those of the update before."""
-    return glyphs_data_uri(characters)
+        raise UserError(f"{path}: is not a readable training log ({type(error).__name__}: {error})") from None

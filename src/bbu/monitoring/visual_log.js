@@ -1,8 +1,8 @@
-// Curves over steps, and every photo at the step its slider says: annotation and prediction side by side.
+// Curves over steps, and each photo at the step of its slider: annotation and prediction side by side.
 
 const LOOKS = DATA.looks;
-const STYLES = { agrees: "agrees", "wrong description": "wrong" }; // what stands alone is missed, or a false alarm
-const WORDS = { agrees: "agree", wrong: "wrong description", missed: "missed", alarm: "false alarm" };
+const STYLES = { agrees: "found", "wrong description": "wrong" }; // other states: missed, or a false positive
+const WORDS = { found: "agree", wrong: "wrong description", missed: "missed", fp: "false positive" };
 
 // ---- curves
 
@@ -66,14 +66,14 @@ function drawCharts() {
   const terms = ["loss", ...DATA.terms].map((name, i) => ({ name, style: i, points: DATA.losses.map((point) => [point[0], point[i + 1] || null]) }));
   const values = terms.flatMap((line) => line.points.map((point) => point[1])).filter((value) => value);
   drawCurves("losses", "Loss terms by step", terms, values.length ? lossScale(values) : shareScale);
-  const AP50 = { AP50: "AP50", AP50_agnostic: "AP50 of boxes alone" };
+  const AP50 = { AP50: "AP50", AP50_agnostic: "AP50, class-agnostic" };
   const scores = Object.entries(AP50).flatMap(([key, name], i) => [
     { name: `${name}, these photos`, dots: true, style: i ? 3 : 1, points: LOOKS.map((look) => [look.step, look.metrics[key]]) },
     { name: `${name}, val`, dots: true, style: i ? 4 : 2, points: DATA.val.map((point) => [point[0], point[1 + DATA.metrics.indexOf(key)]]) },
   ]);
   drawCurves("scores", "Scores by step", scores, shareScale);
   const stability = LOOKS.map((look) => [look.step, look.stability]);
-  drawCurves("stability", "Match stability by step", [{ name: "parts matched to the query of the look before", dots: true, style: 0, points: stability }], shareScale);
+  drawCurves("stability", "Match stability by step", [{ name: "objects matched to the same query as at the previous look", dots: true, style: 0, points: stability }], shareScale);
 }
 
 function markStep(step) {
@@ -84,48 +84,38 @@ function markStep(step) {
 
 const styleOf = (state, alone) => STYLES[state] || alone;
 
-function shape(part) {
-  const points = part.points.join(" ");
-  const outline = () => svg(part.closed ? "polygon" : "polyline", { points });
-  const [rim, edge] = [outline(), outline()];
-  rim.setAttribute("class", "rim");
-  edge.setAttribute("class", "edge");
-  return [rim, edge];
-}
-
-// A number at the upper left corner of a part, kept inside the photo; it is as large at any size of photo.
-function tag(part, number, photo) {
+// A number at the upper left corner of an object, inside the photo, of the same size on screen for every photo.
+function tag(object, number, photo) {
   const size = Math.max(photo.width, photo.height) / 38;
   const [height, width] = [size * 1.25, size * (0.7 + 0.6 * String(number).length)];
-  const xs = part.points.filter((_, i) => i % 2 === 0);
-  const ys = part.points.filter((_, i) => i % 2 === 1);
-  const x = Math.min(Math.max(part.closed ? Math.min(...xs) : xs[0], 0), photo.width - width);
-  const y = Math.min(Math.max((part.closed ? Math.min(...ys) : ys[0]) - height, 0), photo.height - height);
-  return svg("g", { class: `tag ${part.style}`, style: `font-size: ${size}px` },
+  const xs = object.points.filter((_, i) => i % 2 === 0);
+  const ys = object.points.filter((_, i) => i % 2 === 1);
+  const x = Math.min(Math.max(object.closed ? Math.min(...xs) : xs[0], 0), photo.width - width);
+  const y = Math.min(Math.max((object.closed ? Math.min(...ys) : ys[0]) - height, 0), photo.height - height);
+  return svg("g", { class: `tag ${object.style}`, style: `font-size: ${size}px` },
     svg("rect", { x, y, width, height, rx: size / 5 }),
     svg("text", { x: x + width / 2, y: y + size * 0.98, "text-anchor": "middle" }, String(number)));
 }
 
-function drawSide(side, photo, parts, title, extra) {
-  const whole = { x: 0, y: 0, width: photo.width, height: photo.height };
-  const outlines = parts.map((part) => svg("g", { class: `part ${part.style}` }, shape(part)));
-  const tags = parts.map((part, i) => tag(part, i + 1, photo)); // above all outlines, so that every number can be read
-  side.view.replaceChildren(
-    svg("rect", { ...whole, fill: "#3a3c43" }),
-    ...(photo.jpeg ? [svg("image", { ...whole, preserveAspectRatio: "none", href: `data:image/jpeg;base64,${photo.jpeg}` })] : []),
-    ...[...outlines].reverse(), ...[...tags].reverse(),
-  );
-  side.title.replaceChildren(`${title}: ${plural(parts.length, "part")}`, html("span", { class: "faint" }, extra));
+function drawSide(side, photo, objects, title, extra) {
+  const outlines = objects.map((object) => svg("g", { class: `object ${object.style}` },
+    stroked(svg(object.closed ? "polygon" : "polyline", { points: object.points.join(" ") }), object.style)));
+  const tags = objects.map((object, i) => tag(object, i + 1, photo)); // above all outlines, so every number can be read
+  side.view.replaceChildren(...backdrop(photo, photo.jpeg), ...[...outlines].reverse(), ...[...tags].reverse());
+  side.title.replaceChildren(`${title}: ${plural(objects.length, "object")}`, html("span", { class: "faint" }, extra));
   const pick = (i) => () => {
     side.view.classList.toggle("picking", i >= 0);
     for (const layer of [outlines, tags]) layer.forEach((group, n) => group.classList.toggle("picked", n === i));
   };
-  side.list.replaceChildren(...parts.map((part, i) => html("li", { class: `${part.style} ${part.state === "alone" ? "alone" : ""}`, tabindex: "0",
+  side.list.replaceChildren(...objects.map((object, i) => html("li", { class: `${object.style} ${object.state === "alone" ? "alone" : ""}`, tabindex: "0",
     mouseenter: pick(i), mouseleave: pick(-1), focus: pick(i), blur: pick(-1) },
-    html("b", { class: `tag ${part.style}` }, String(i + 1)), html("span", {}, part.desc), html("i", {}, part.note))));
+    html("b", { class: `tag ${object.style}` }, String(i + 1)), html("span", {}, object.desc), html("i", {}, object.note))));
 }
 
-const tally = (parts, styles) => styles.map((style) => `${parts.filter((part) => part.style === style).length} ${WORDS[style]}`).join(", ");
+const tally = (objects, styles) => styles.map((style) => {
+  const count = objects.filter((object) => object.style === style).length;
+  return ["wrong", "fp"].includes(style) ? plural(count, WORDS[style]) : `${count} ${WORDS[style]}`;
+}).join(", ");
 
 function makePhoto(photo, number) {
   const side = () => ({ title: html("h3", {}), view: svg("svg", { class: "view", viewBox: `0 0 ${photo.width} ${photo.height}`, role: "img" }), list: html("ol", {}) });
@@ -145,13 +135,13 @@ function makePhoto(photo, number) {
     step.textContent = `step ${LOOKS[index].step}`;
     problem.textContent = look.error || "";
     const truth = look.truth.map(([state, note], i) => {
-      const [desc, closed, ...points] = photo.parts[i];
+      const [desc, closed, ...points] = photo.objects[i];
       return { desc, closed, points, state, note, style: styleOf(state, "missed") };
     });
     const found = look.found.map(([x1, y1, x2, y2, desc, state, note]) =>
-      ({ desc, closed: true, points: [x1, y1, x2, y1, x2, y2, x1, y2], state, note, style: styleOf(state, "alarm") }));
-    drawSide(sides[0], photo, truth, "truth", `${tally(truth, ["agrees", "wrong", "missed"])}`);
-    drawSide(sides[1], photo, found, "prediction", `${tally(found, ["agrees", "wrong", "alarm"])}${look.hidden ? ` · ${look.hidden} less sure hidden` : ""}`);
+      ({ desc, closed: true, points: [x1, y1, x2, y1, x2, y2, x1, y2], state, note, style: styleOf(state, "fp") }));
+    drawSide(sides[0], photo, truth, "truth", `${tally(truth, ["found", "wrong", "missed"])}`);
+    drawSide(sides[1], photo, found, "prediction", `${tally(found, ["found", "wrong", "fp"])}${look.hidden ? ` · ${look.hidden} with lower scores hidden` : ""}`);
   }
   return { card, show };
 }
@@ -159,18 +149,12 @@ function makePhoto(photo, number) {
 // ---- the page
 
 function showFigures(look) {
-  const figures = [["AP50", decimals(look.metrics.AP50)], ["AP50 of boxes", decimals(look.metrics.AP50_agnostic)],
-    ["words right", decimals(look.metrics.description_accuracy)], ["match stability", decimals(look.stability)], ["seconds it took", decimals(look.seconds, 1)]];
+  const figures = [["AP50", decimals(look.metrics.AP50)], ["AP50, class-agnostic", decimals(look.metrics.AP50_agnostic)],
+    ["caption accuracy", decimals(look.metrics.description_accuracy)], ["match stability", decimals(look.stability)], ["seconds per look", decimals(look.seconds, 1)]];
   byId("figures").replaceChildren(...figures.map(([name, value]) => html("div", {}, html("dt", {}, name), html("dd", {}, value))));
 }
 
-function setTheme(theme) {
-  document.documentElement.dataset.theme = theme;
-  byId("theme").textContent = theme === "dark" ? "Light" : "Dark";
-  byId("theme").setAttribute("aria-label", `Switch to ${theme === "dark" ? "light" : "dark"} colours`);
-}
-
-// The page that is open does not change when its file does: reload, and say so in the address, which outlives it.
+// An open page does not change with its file: reload it, and keep the choice in the address, which survives.
 function follow() {
   const box = byId("follow");
   let timer = 0;
@@ -185,15 +169,14 @@ function follow() {
 }
 
 function start() {
-  setTheme(document.documentElement.dataset.theme);
-  byId("theme").addEventListener("click", () => setTheme(document.documentElement.dataset.theme === "dark" ? "light" : "dark"));
+  startTheme();
   follow();
   drawCharts();
   byId("keys").append(...Object.entries(WORDS).map(([style, words]) => html("span", { class: `key ${style}` },
-    svg("svg", { viewBox: "0 0 28 6", "aria-hidden": "true" }, svg("path", { class: "edge", d: "M0 3H28" })), words)));
+    svg("svg", { viewBox: "0 0 28 6", "aria-hidden": "true" }, svg("path", { class: `edge ${style}`, d: "M0 3H28" })), words)));
   byId("failed").textContent = `${plural(DATA.failed, "update")} of this page failed; the first one's reason is in the run's output`;
   byId("failed").hidden = !DATA.failed;
-  byId("progress").textContent = `step ${LOOKS.length ? LOOKS.at(-1).step : 0} of ${DATA.facts.max_steps}, a look every ${plural(DATA.facts.every, "step")}`;
+  byId("progress").textContent = `step ${LOOKS.length ? LOOKS.at(-1).step : 0} of ${DATA.facts.max_steps}, one look every ${plural(DATA.facts.every, "step")}`;
   if (!LOOKS.length) return;
   const photos = DATA.photos.map(makePhoto);
   byId("photos").append(...photos.map(({ card }) => card));
@@ -208,7 +191,7 @@ function start() {
     markStep(look.step);
   };
   all.addEventListener("input", showAll);
-  document.fonts.ready.then(showAll); // what was drawn before the typeface was read
+  document.fonts.ready.then(showAll); // redraw what was drawn before the typeface was loaded
   all.value = all.max;
   showAll();
 }

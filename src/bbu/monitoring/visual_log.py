@@ -1,7 +1,7 @@
-"""The visual training log: every N steps the same photos, as the model sees them now (docs/visual_log.md).
+"""The visual training log: every N steps, what the model predicts for the same photos (docs/visual_log.md).
 
-Shown in ``<output_dir>/training_log.html`` and in the trackers that ``training.report_to`` names. Training is
-the same with it and without it, to the bit, and no error in it ends a run.
+It goes to ``<output_dir>/training_log.html`` and to the trackers of ``training.report_to``. Training is bit-identical
+with and without it, and no error in it ends a run.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 
 from PIL import Image
 from tqdm import tqdm
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback, TrainerState
 
 from bbu.config import Config
 from bbu.errors import UserError
@@ -27,20 +27,19 @@ from bbu.monitoring.visual_probe import Probe, Seen
 from bbu.records import PredictionRow, Row, resolve_image
 
 PAGE = "training_log.html"
-TRACKED_LOOKS = 40  # whose pictures go to the trackers, some 200 kB each; numbers go at every look
+TRACKED_LOOKS = 40  # looks whose pictures go to the trackers, about 200 kB each; scalars go at every look
 PICTURE_QUALITY = 85  # JPEG
 
 
 class VisualLog(TrainerCallback):
-    """Looks, keeps the page up to date, and tells the trackers. For the main rank alone.
+    """Looks at the probe photos, updates the page and the trackers; for the main rank only.
 
-    A look at step n is taken before step n + 1 begins: then the losses and scores of step n are known, and a run
-    that goes on from a checkpoint of step n does not miss it.
+    A look at step n is taken before step n + 1 begins: then the losses and scores of step n are known, and a run that
+    resumes from the checkpoint of step n does not miss it.
 
     Args:
         probe: the photos and the model.
-        config: the run's.
-        split: what the photos are taken from.
+        split: the split that the photos are from.
     """
 
     strict = False  # tests: an error here is an error
@@ -69,48 +68,28 @@ class VisualLog(TrainerCallback):
 
     # ------------------------------------------------------------ events
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_begin(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         self._guarded(state, lambda: self._open(state.global_step))
 
-    def on_step_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_step_begin(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         if state.global_step % self.config.training.visual_every == 0:
             self._guarded(state, lambda: self._look(state.global_step))
 
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, float] | None = None,
-        **kwargs: Any,
-    ) -> None:
+    def on_log(self, args: Any, state: TrainerState, control: Any, logs: Any = None, **kwargs: Any) -> None:
         if logs and "loss" in logs:
             self._guarded(state, lambda: self.history.add_losses(state.global_step, logs))
 
-    def on_evaluate(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        metrics: dict[str, Any] | None = None,
-        **kwargs: Any,
-    ) -> None:
+    def on_evaluate(self, args: Any, state: TrainerState, control: Any, metrics: Any = None, **kwargs: Any) -> None:
         if metrics:
             self._guarded(state, lambda: self.history.add_val(state.global_step, metrics))
 
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_end(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         self._guarded(state, lambda: self._look(state.global_step))
         if self.failed > 1:
             tqdm.write(f"visual log: {self.failed} updates failed in all", file=sys.stderr)
 
     def _guarded(self, state: TrainerState, update: Callable[[], None]) -> None:
-        """Whatever goes wrong here, hours of training are worth more: said once, counted on the page."""
+        """Run ``update``. An error is printed once and counted on the page; it never ends hours of training."""
         try:
             update()
         except Exception as error:
@@ -126,7 +105,7 @@ class VisualLog(TrainerCallback):
     # ------------------------------------------------------------ history
 
     def _open(self, step: int) -> None:
-        """The page so far where the run goes on, an empty one where it begins."""
+        """Continue the page of a resumed run, or begin an empty one."""
         self.history.photos = [thumbnail(row, self.probe.image_root) for row in self.probe.rows]
         if not (self.config.training.resume and self.path.is_file()):
             return
@@ -137,7 +116,7 @@ class VisualLog(TrainerCallback):
         except UserError as error:
             kept = self.path.with_suffix(".old.html")
             os.replace(self.path, kept)
-            tqdm.write(f"visual log: {error}; kept as {kept.name}, a new one begins", file=sys.stderr)
+            tqdm.write(f"visual log: {error}; kept as {kept.name}, a new one is started", file=sys.stderr)
             return
         old.facts, old.photos = self.history.facts, self.history.photos
         old.forget_after(step)
@@ -145,7 +124,7 @@ class VisualLog(TrainerCallback):
 
     def _look(self, step: int) -> None:
         if self.history.looks and self.history.looks[-1].step == step:
-            write_page(self.path, self.history)  # losses and scores may be new
+            write_page(self.path, self.history)  # with the latest losses and scores
             return
         seen = self.probe.look()
         look = self.history.add_look(step, self.probe.rows, seen)
@@ -155,7 +134,7 @@ class VisualLog(TrainerCallback):
     # ------------------------------------------------------------ trackers
 
     def _track(self, look: Look, seen: Seen) -> None:
-        """Numbers, and pictures at every k-th look, to TensorBoard and W&B, whose runs the trainer has opened."""
+        """Send scalars, and at every k-th look pictures, to the trainer's TensorBoard and W&B runs."""
         boards = [writer for item in self.trackers if (writer := getattr(item, "tb_writer", None)) is not None]
         modules = [getattr(item, "_wandb", None) for item in self.trackers]
         clouds: list[Any] = [wandb for wandb in modules if getattr(wandb, "run", None)]
@@ -183,7 +162,7 @@ class VisualLog(TrainerCallback):
         return step >= training.max_steps or step // training.visual_every % every_kth == 0
 
     def _pictures(self, seen: Seen) -> dict[str, bytes]:
-        """Photo → JPEG of truth beside prediction; photos that could not be read are on the page, with the reason."""
+        """Photo → JPEG of truth beside prediction; the page says why a photo could not be read."""
         threshold = self.config.evaluation.score_threshold
         return {
             row.images[0]: _jpeg(row, found, self.probe.image_root, threshold)
@@ -193,7 +172,7 @@ class VisualLog(TrainerCallback):
 
 
 def _annotation(photo: Any) -> tuple[Any, ...]:
-    return photo.name, photo.width, photo.height, photo.parts
+    return photo.name, photo.width, photo.height, photo.objects
 
 
 def _jpeg(row: Row, found: PredictionRow, image_root: str, threshold: float) -> bytes:
@@ -205,7 +184,7 @@ def _jpeg(row: Row, found: PredictionRow, image_root: str, threshold: float) -> 
 
 
 def _add_jpeg(board: Any, tag: str, jpeg: bytes, step: int) -> None:
-    """As ``SummaryWriter.add_image``, which would write a PNG of many times the size."""
+    """Like ``SummaryWriter.add_image``, which would write a PNG many times larger."""
     from tensorboard.compat.proto.summary_pb2 import Summary
 
     with Image.open(io.BytesIO(jpeg)) as image:

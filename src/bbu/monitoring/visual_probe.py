@@ -1,6 +1,6 @@
-"""The few photos that a training run is watched on, and a look at them with the current weights.
+"""The photos that the training log watches, and what the current weights predict for them.
 
-Legend: N annotated parts of a photo, Q queries, S image tokens.
+Shapes: N training targets, Q queries of one sample, S image tokens.
 """
 
 from __future__ import annotations
@@ -20,24 +20,24 @@ from bbu.errors import UserError
 from bbu.evaluation import evaluate
 from bbu.inference.postprocess import model_inputs
 from bbu.inference.predictor import Predictor, Shown
-from bbu.losses.matcher import MatchCosts, Round, hungarian_matcher
+from bbu.losses.matcher import MatchCosts, PredictionSet, hungarian_matcher
 from bbu.models.wrapper import DetectionOutput, DetectionVLM
 from bbu.records import PredictionRow, Row
 
 METRICS = ("AP", "AP50", "AP50_agnostic", "description_accuracy")
-UNMATCHED = -1  # more parts than queries
+UNMATCHED = -1  # there are more targets than queries
 
 
 @dataclass(frozen=True)
 class Seen:
-    """What one look saw.
+    """The result of one look.
 
     Args:
-        predictions: one row a probe photo, in their order.
-        queries: for each photo the (N,) query matched to each part, UNMATCHED where none is left; None where
-            the photo could not be read. See ``query_names``.
+        predictions: one row per probe photo, in their order.
+        queries: per photo the (N,) query matched to each target, UNMATCHED where none is left; None where the photo
+            could not be read. See ``query_names``.
         metrics: METRICS of the probe photos; None = undefined.
-        seconds: what the look cost.
+        seconds: duration of the look.
     """
 
     predictions: list[PredictionRow]
@@ -47,14 +47,14 @@ class Seen:
 
 
 class Probe:
-    """Looks at the same photos again and again, and leaves the training run as it was.
+    """Predicts the same photos at every look and leaves the training run untouched.
 
-    Works on the bare model, so no wrapper's collective runs: one rank can look while the others wait for it.
+    Works on the unwrapped model, so no collective runs: one rank can look while the others wait.
 
     Args:
         predictor: of the model that is being trained.
-        rows: the photos, annotated.
-        shown: what is shown with each photo.
+        rows: the annotated photos.
+        shown: teachers and context of each photo.
     """
 
     def __init__(
@@ -88,7 +88,7 @@ class Probe:
 
     @torch.no_grad()
     def _matched(self, row: Row) -> list[int] | None:
-        """The query that training would teach each part of a photo, by the last layer."""
+        """The query that the training matcher gives each target of a photo, in the last layer."""
         model, processor = self.predictor.model, self.predictor.processor
         try:
             teachers, context = self.shown(row.images[0]) if self.shown else ((), ())
@@ -103,23 +103,23 @@ class Probe:
         return matched_queries(output, batch["boxes"], self.costs)
 
 
-def matched_queries(output: DetectionOutput, part_boxes_N4: torch.Tensor, costs: MatchCosts) -> list[int]:
-    """(N,) names of the queries that the training matcher gives the parts of one sample, last layer."""
-    last = Round(output.pred_boxes[None], output.pred_objectness[None])
-    boxes_N4 = part_boxes_N4.to(output.pred_boxes)
+def matched_queries(output: DetectionOutput, target_boxes_N4: torch.Tensor, costs: MatchCosts) -> list[int]:
+    """(N,) names of the queries matched to the targets of one sample, in the last layer."""
+    last = PredictionSet(output.pred_boxes[None], output.pred_objectness[None])
+    boxes_N4 = target_boxes_N4.to(output.pred_boxes)
     (matches,) = hungarian_matcher([last], boxes_N4, [len(boxes_N4)], costs)
     names_Q = query_names(output)
     found = [UNMATCHED] * len(boxes_N4)
-    for part, query in zip(matches.parts.tolist(), matches.predictions.tolist(), strict=True):
-        found[part] = names_Q[query]
+    for target, query in zip(matches.targets.tolist(), matches.predictions.tolist(), strict=True):
+        found[target] = names_Q[query]
     return found
 
 
 def query_names(output: DetectionOutput) -> list[int]:
-    """(Q,) what each query of one sample is: the image token it starts from; S and above for learned queries.
+    """(Q,) identity of each query of one sample: the image token it starts from; S and above for learned queries.
 
-    Queries are the best image tokens in order of their objectness (``DetectionHead._choose``), so a query's place
-    in that order says nothing, while its token is the same place of the photo at every look.
+    Queries are image tokens sorted by objectness (``DetectionHead._choose``). The rank changes from look to look; the
+    token is the same place of the photo every time.
     """
     (tokens_S,) = output.proposals.objectness.split(output.proposal_counts)
     queries = output.pred_boxes.shape[1]
@@ -129,9 +129,9 @@ def query_names(output: DetectionOutput) -> list[int]:
 
 
 def match_stability(before: Sequence[list[int] | None], now: Sequence[list[int] | None]) -> float | None:
-    """Share of annotated parts whose matched query is that of the look before; None without a part to compare.
+    """Share of targets matched to the same query as at the previous look; None without a target to compare.
 
-    One less DN-DETR's instability (Li et al. 2022, arXiv:2203.01305, section 3.2).
+    It is 1 - the instability of DN-DETR (Li et al. 2022, arXiv:2203.01305, section 3.2).
     """
     pairs = [
         pair
@@ -143,9 +143,10 @@ def match_stability(before: Sequence[list[int] | None], now: Sequence[list[int] 
 
 
 def choose_probes(rows: Sequence[Row], count: int, seed: int) -> list[Row]:
-    """Photos that show most: each next one adds most descriptions that none before it has, rare ones first.
+    """A diverse choice: each photo adds the most descriptions that no photo before it has, weighted by rarity.
 
-    A description weighs 1 / (photos that have it); equals are drawn by seed. When all are shown, from the start.
+    A description weighs 1 / (photos that have it). Ties are broken by seed. Once all descriptions are covered, the
+    choice starts over.
     """
     left = [row for row in rows if row.objects]
     random.Random(seed).shuffle(left)
@@ -165,7 +166,7 @@ def choose_probes(rows: Sequence[Row], count: int, seed: int) -> list[Row]:
 
 @contextlib.contextmanager
 def undisturbed(model: DetectionVLM) -> Iterator[None]:
-    """Whatever is drawn or switched inside, random states and every module's training mode are as before."""
+    """Restore all random states and every module's training mode on exit."""
     modes = [(module, module.training) for module in model.modules()]
     python, arrays = random.getstate(), np.random.get_state()
     device = next(model.parameters()).device

@@ -1,4 +1,4 @@
-"""The routes: a page, its files, /health and /predict."""
+"""The server's routes: a page and its files, /health and /predict."""
 
 from __future__ import annotations
 
@@ -18,9 +18,10 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Route
 
+from bbu.drawing.fonts import cjk_font
+from bbu.drawing.pages import SHARED
+from bbu.drawing.palette import PALETTE
 from bbu.errors import UserError
-from bbu.evaluation import page as report_page
-from bbu.evaluation.fonts import cjk_font
 from bbu.records import PredictionRow
 from bbu.serve.guard import Guard
 from bbu.serve.limits import Limits, RequestError
@@ -31,12 +32,13 @@ if TYPE_CHECKING:
     from bbu.inference import Inference
 
 PAGE = Path(__file__).with_name("page")
-# Everything that can be had, by path: no request can name another file.
+# Every file that is served, by path; a request cannot name another one.
 FILES = {
     "/": PAGE / "page.html",
     **{f"/{name}": PAGE / name for name in ("page.css", "boxes.js", "correct.js", "examples.js", "main.js")},
-    "/elements.js": Path(report_page.__file__).with_name("elements.js"),
+    **{f"/{name}": SHARED / name for name in ("base.css", "elements.js")},
 }
+PALETTE_SCRIPT = f"const PALETTE = {['#{:02x}{:02x}{:02x}'.format(*colour) for colour in PALETTE]};"
 log = logging.getLogger("bbu.serve")
 
 
@@ -44,8 +46,8 @@ def create_app(inference: Inference, model: str, *, host: str = "127.0.0.1", lim
     """The server's application.
 
     Args:
-        model: what the page and /health call the model.
-        host: the host name it listens on.
+        model: the model's name on the page and in /health.
+        host: the host name that the server listens on.
     """
     limits = limits or Limits()
     queue = PredictionQueue(limits)
@@ -72,6 +74,7 @@ def create_app(inference: Inference, model: str, *, host: str = "127.0.0.1", lim
             Route("/predict", predict, methods=["POST"]),
             *(Route(path, partial(_file, file)) for path, file in FILES.items()),
             Route("/glyphs", _glyphs),
+            Route("/palette.js", lambda request: Response(PALETTE_SCRIPT, media_type="text/javascript")),
         ],
         middleware=[Middleware(Guard, name=host)],
         exception_handlers={UserError: _refused, HTTPException: _no_route, Exception: _failed},
@@ -80,7 +83,7 @@ def create_app(inference: Inference, model: str, *, host: str = "127.0.0.1", lim
 
 
 def answer(inference: Inference, question: Question, limits: Limits) -> tuple[PredictionRow, float]:
-    """Open the photos and predict; the row as ``bbu predict`` writes it, and the seconds it took.
+    """Predict the photo: the row as ``bbu predict`` writes it, and the seconds it took.
 
     Raises:
         UserError: something is wrong with the photos or examples.
@@ -98,7 +101,7 @@ def answer(inference: Inference, question: Question, limits: Limits) -> tuple[Pr
 
 
 def device_name(inference: Inference) -> str:
-    """Where the model is, in words."""
+    """The model's device, in words."""
     device = next(inference.model.parameters()).device
     return f"{device} ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else str(device)
 
@@ -108,7 +111,7 @@ async def _file(path: Path, request: Request) -> Response:
 
 
 async def _glyphs(request: Request) -> Response:
-    """The typeface for readers whose machine has no Chinese; a browser fetches it only then, and once."""
+    """The typeface for machines without Chinese fonts; a browser fetches it only then, and once."""
     return FileResponse(str(cjk_font(16).path), headers={"Cache-Control": "private, max-age=86400"})
 
 
@@ -125,4 +128,4 @@ async def _no_route(request: Request, error: Exception) -> Response:
 
 async def _failed(request: Request, error: Exception) -> Response:
     log.error("%s %s failed", request.method, request.url.path, exc_info=error)
-    return JSONResponse({"error": "the server failed at this request; its log says why"}, 500)
+    return JSONResponse({"error": "the server failed on this request; its log says why"}, 500)

@@ -1,4 +1,4 @@
-"""Who may talk to the server: no page of another site, however it got here; and what a page of ours may load."""
+"""Keeps pages of other sites away from the server, and limits what its own page may load."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ SECURITY_HEADERS = {
 class Guard:
     """ASGI middleware: checks Host and Origin, and adds the security headers to every answer.
 
-    A page of another site can post here from its visitor's browser (then Origin is that site), or have its own name
-    resolve to this machine (DNS rebinding: then Host is that name, never an address).
+    A page of another site can post here from its visitor's browser (Origin is then that site), or make its own name
+    resolve to this machine (DNS rebinding: Host is then that name, never an address).
 
     Args:
-        name: the host name the server was asked to listen on; addresses and localhost are always fine.
+        name: the host name that the server listens on; addresses and localhost are always allowed.
     """
 
     def __init__(self, app: ASGIApp, name: str) -> None:
@@ -59,7 +59,7 @@ class Guard:
     def _refusal(self, headers: Headers) -> str | None:
         host, origin = headers.get("host", ""), headers.get("origin")
         if not self._is_ours(host):
-            return f"host {host[:100]!r} is not this server; use its address, or localhost"
+            return f"host {host[:100]!r} is not this server; use its address or localhost"
         if origin is not None and (origin == "null" or urlsplit(origin).netloc.lower() != host.lower()):
             return f"origin {origin[:100]!r} is another site; its pages may not use this server"
         return None

@@ -1,4 +1,4 @@
-"""What one request may ask for, and the error that says so."""
+"""Limits of a request, and the error for exceeding them."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ MEGABYTE = 1_000_000
 
 @dataclass(frozen=True)
 class Limits:
-    """Bounds of memory and time; bytes and pixels are of a whole request, photo and examples together.
+    """Bounds of memory and time; bytes and pixels count the photo and the examples of a request together.
 
-    Memory at worst: ``queue`` bodies, and the photos of one request with their copies on the way to the model
-    (measured: 14 bytes a pixel, 31 with transparency).
+    The worst case in memory: ``queue`` bodies, and the photos of one request with their copies on the way to the model
+    (measured: 14 bytes per pixel, 31 with transparency).
     """
 
     request_bytes: int = 20 * MEGABYTE

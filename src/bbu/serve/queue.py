@@ -1,4 +1,4 @@
-"""One thread for the model, and a short queue before it."""
+"""One model thread with a short queue."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ Answer = TypeVar("Answer")
 
 
 class PredictionQueue:
-    """Runs one piece of work at a time, so that an answer does not depend on who else asks.
+    """Runs one job at a time, so an answer does not depend on other requests.
 
-    A place is taken before the request's body is read, so that the bodies in memory are counted too, and is kept
-    until the work has ended: a prediction cannot be interrupted when its time is over.
+    A request takes its place before its body is read, so bodies in memory count too. It keeps the place until its job
+    ends, because a prediction cannot be interrupted on a timeout.
     """
 
     def __init__(self, limits: Limits) -> None:
@@ -30,10 +30,10 @@ class PredictionQueue:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="model")
 
     async def answer(self, receive: Callable[[], Awaitable[Callable[[], Answer]]]) -> Answer:
-        """Take a place, receive the work, wait for it.
+        """Take a place, receive the job, wait for its result.
 
         Raises:
-            RequestError: 429 where the queue is full, 503 where the time is over.
+            RequestError: 429 if the queue is full, 503 on a timeout.
         """
         self._enter()
         try:
@@ -51,7 +51,7 @@ class PredictionQueue:
             ) from None
 
     def close(self) -> None:
-        """Finish what runs, forget what waits."""
+        """Finish the running job and drop the waiting ones."""
         self._thread.shutdown(wait=True, cancel_futures=True)
 
     def _timed(self, work: Callable[[], Answer]) -> Answer:
@@ -64,7 +64,7 @@ class PredictionQueue:
     def _enter(self) -> None:
         with self._lock:
             if self.length >= self.limits.queue:
-                raise RequestError(429, f"{self.length} requests are waiting already; try again later", self._retry())
+                raise RequestError(429, f"{self.length} requests are already waiting; try again later", self._retry())
             self.length += 1
 
     def _leave(self) -> None:

@@ -1,4 +1,4 @@
-"""Listen, load the model, serve until told to stop."""
+"""Listen, load the model, serve until stopped."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def serve(folder: str | Path, *, host: str, port: int, precision: str = "auto", 
 
     Args:
         port: 0 chooses a free one.
-        max_megabytes: most bytes of a request.
+        max_megabytes: limit of a request's size.
 
     Raises:
         UserError: the port is taken, the host is not this machine's, or a package is missing.
@@ -37,7 +37,7 @@ def serve(folder: str | Path, *, host: str, port: int, precision: str = "auto", 
         raise UserError(f"serve needs {error.name}, which is missing: pip install {REQUIREMENTS}") from None
     from bbu.inference import Inference
 
-    with listen(host, port) as listener:  # first, so that a taken port does not cost a model's loading
+    with listen(host, port) as listener:  # before the model is loaded, so a taken port fails at once
         inference = Inference(folder, precision=precision)
         limits = replace(Limits(), request_bytes=max_megabytes * MEGABYTE)
         name = "/".join(Path(folder).resolve().parts[-2:])
@@ -64,7 +64,7 @@ def listen(host: str, port: int) -> socket.socket:
     """A listening socket.
 
     Raises:
-        UserError: nothing can listen there.
+        UserError: the address is not available.
     """
     if port > 65_535:
         raise UserError(f"--port must be from 0 to 65535, is {port}")
@@ -91,13 +91,13 @@ def address(listener: socket.socket) -> str:
 
 
 def warn_if_open(host: str) -> None:
-    """Say so where more than this machine can reach the server."""
+    """Print a note if other machines can reach the server."""
     try:
         local = ipaddress.ip_address(host).is_loopback
     except ValueError:
         local = host == "localhost"
     if not local:
-        print(f"bbu: note: whoever reaches {host} can use this model; there is no password", file=sys.stderr)
+        print(f"bbu: note: anyone who can reach {host} can use this model; there is no password", file=sys.stderr)
 
 
 def _interrupt(number: int, frame: Any) -> None:

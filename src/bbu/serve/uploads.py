@@ -1,4 +1,4 @@
-"""Requests → photos, rows and options, refused as early as the limits can tell."""
+"""Requests → photos, rows and options; a request over a limit is refused as early as possible."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ Number = TypeVar("Number", int, float)
 
 @dataclass(frozen=True)
 class Upload:
-    """A photo's bytes as they came, and the file name it was sent with, without folders."""
+    """A photo's bytes and its file name without folders, as sent."""
 
     name: str
     data: bytes
@@ -44,9 +44,9 @@ class Question:
     """A whole request.
 
     Args:
-        rows: annotated rows of the worked examples; the photo of each is the one of ``shown`` with its name.
-        threshold: least score of a part in the answer, in [0, 1].
-        max_detections: most parts in the answer, the surest; None = all.
+        rows: annotated rows of the worked examples; ``shown`` has a photo with each row's name.
+        threshold: lowest score in the answer, in [0, 1].
+        max_detections: most objects in the answer, by score; None = all.
     """
 
     photo: Upload
@@ -63,7 +63,7 @@ async def read_question(request: Request, limits: Limits) -> Question:
     """Receive a request: multipart with the fields FIELDS, or a photo as the body.
 
     Raises:
-        RequestError: anything that is wrong without a look at the pixels; a body over the limit is not read on.
+        RequestError: anything wrong that shows without decoding photos; reading stops at the size limit.
         RecordError: rows of examples that break the contract.
     """
     threshold, max_detections = _options(request.query_params)
@@ -84,7 +84,7 @@ async def read_question(request: Request, limits: Limits) -> Question:
 
 
 def _limited(request: Request, limits: Limits):  # type: ignore[no-untyped-def]
-    """The request's ``receive`` that stops at the limit, declared or real."""
+    """The request's ``receive``, which stops at the size limit, declared or real."""
     too_large = RequestError(
         413,
         f"the upload is over {limits.request_bytes / MEGABYTE:g} MB in all; shrink the photo, show fewer examples, "
@@ -129,7 +129,7 @@ async def _upload(form: FormData, item: UploadFile | str | None, field: str) -> 
 async def _text(form: FormData, limits: Limits) -> str:
     parts = form.getlist("teachers")
     if len(parts) > 1:
-        raise RequestError(400, "form field 'teachers' is there twice; send all rows in one")
+        raise RequestError(400, "form field 'teachers' occurs twice; send all rows in one")
     if not parts:
         return ""
     part = parts[0]
@@ -144,7 +144,7 @@ async def _text(form: FormData, limits: Limits) -> str:
 
 
 def file_name(sent: str) -> str:
-    """A file name without its folders and control characters; it names the photo in answers and is never opened."""
+    """A file name without folders and control characters; it names the photo in answers and is never opened."""
     name = PurePosixPath(sent.replace("\\", "/")).name
     return "".join(letter for letter in name if letter.isprintable())[:LONGEST_NAME].strip() or "photo"
 
@@ -235,7 +235,7 @@ def _pairs(question: Question) -> list[tuple[Row, Upload]]:
 
 
 def _pixels(upload: Upload) -> int:
-    """Width × height from the file's head; its type by content, whatever its name says."""
+    """Width × height from the file's header; the type is told by content, not by name."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)

@@ -6,50 +6,51 @@
 
 from __future__ import annotations
 
-import os
 import time
-from pathlib import Path
 
 from bbu.config import Config
-from bbu.stages.preparation import MODEL_FOLDER, PreparedData, prepare, taxonomy_of
+from bbu.stages.preparation import PreparedData, prepare, taxonomy_of
+from bbu.stages.run import MODEL_FOLDER, Run, open_run
 from bbu.stages.scoring import calibrate, draw, predict, score
 from bbu.stages.training import predict_rows, train
+from bbu.training.distributed import is_main
 
 __all__ = [
     "MODEL_FOLDER",
     "PreparedData",
+    "Run",
     "calibrate",
     "draw",
+    "open_run",
     "predict",
     "predict_rows",
     "prepare",
-    "run",
+    "run_job",
     "score",
     "taxonomy_of",
     "train",
 ]
 
 
-def run(config: Config) -> int:
+def run_job(config: Config) -> int:
     """The whole job. Under torchrun every rank trains; the first one goes on to predict, score and draw."""
     from bbu.evaluation import summary_table
 
     started = time.monotonic()
-    data = train(config)
-    if int(os.environ.get("RANK", "0")) != 0:
+    run = train(config)
+    if not is_main():
         return 0
-    calibrate(config, data)
-    predict(config, data)
-    metrics = score(config, data)
-    pictures = draw(config, data)
-    output = Path(config.output_dir)
+    calibrate(run)
+    predict(run)
+    metrics = score(run)
+    pictures = draw(run)
     print(f"\n{config.evaluation.split} split, scored once\n{summary_table(metrics)}")
     seconds = time.monotonic() - started
     print(f"\ntrained in {metrics.get('train_seconds', 0):.0f} s, all done in {seconds:.0f} s. Written:")
-    for path in (output / "metrics.json", output / "predictions.jsonl", output / MODEL_FOLDER):
+    for path in (run.output / "metrics.json", run.output / "predictions.jsonl", run.model_folder):
         print(f"  {path}")
-    print(f"  {output / 'pictures'} ({len(pictures)} pictures)")
-    print(f"  {output / 'report.html'}")
+    print(f"  {run.output / 'pictures'} ({len(pictures)} pictures)")
+    print(f"  {run.output / 'report.html'}")
     if config.training.visual_every:
-        print(f"  {output / 'training_log.html'}")
+        print(f"  {run.output / 'training_log.html'}")
     return 0

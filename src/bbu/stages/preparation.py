@@ -7,18 +7,12 @@ import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from bbu.config import Config
 from bbu.errors import ConfigError
 from bbu.jsonl import write_json
 from bbu.records import FewShotSample, Row, read_rows, read_samples
 from bbu.taxonomy import Taxonomy
-
-if TYPE_CHECKING:
-    pass
-
-MODEL_FOLDER = "model"
 
 
 @dataclass(frozen=True)
@@ -39,14 +33,16 @@ class PreparedData:
         return read_samples(path) if path.is_file() else []
 
 
-def prepare(config: Config) -> PreparedData:
+def prepare(config: Config, *, make: bool = True) -> PreparedData:
     """Make sure that the rows exist: read, or draw and convert.
+
+    Args:
+        make: False where another rank has made them already.
 
     Raises:
         UserError: the source is missing or malformed.
     """
-    source = config.data.source
-    output = Path(config.output_dir)
+    source, data = config.data.source, Path(config.output_dir) / "data"
     if source.format == "records":
         if not source.path:
             raise ConfigError("data.source.path: name the folder that holds train.jsonl")
@@ -54,33 +50,17 @@ def prepare(config: Config) -> PreparedData:
         if not (folder / "train.jsonl").is_file():
             raise ConfigError(f"data.source.path: {folder} has no train.jsonl")
         return PreparedData(folder, config.data.image_root or source.path)
-    raw = Path(source.path) if source.path else output / "data" / "raw"
-    if source.format == "cabinet_photos":
+    raw, records = Path(source.path) if source.path else data / "raw", data / "records"
+    if make and source.format == "cabinet_photos":
         _draw(config, raw)
-    elif not source.path:
+    elif not source.path and source.format != "cabinet_photos":
         raise ConfigError(f"data.source.path: name the folder of {source.format} annotations")
     elif not raw.is_dir():
         raise ConfigError(f"data.source.path: {raw} does not exist; point it at your {source.format} folder")
-    records = output / "data" / "records"
-    _convert(config, raw, records)
-    return PreparedData(records, config.data.image_root or image_root(config, raw, records))
-
-
-def prepare_once(config: Config, main: bool) -> PreparedData:
-    """The first rank makes the rows, the others, let in after it, read what it made."""
-    if main:
-        return prepare(config)
-    source = config.data.source
-    if source.format == "records":
-        return PreparedData(Path(source.path), config.data.image_root or source.path)
-    raw = Path(source.path) if source.path else Path(config.output_dir) / "data" / "raw"
-    records = Path(config.output_dir) / "data" / "records"
-    return PreparedData(records, config.data.image_root or image_root(config, raw, records))
-
-
-def image_root(config: Config, raw: Path, records: Path) -> str:
-    """Where converted rows' photos are."""
-    return str(raw if config.data.source.images == "keep" else records / "photos")
+    if make:
+        _convert(config, raw, records)
+    photos = raw if source.images == "keep" else records / "photos"
+    return PreparedData(records, config.data.image_root or str(photos))
 
 
 def _draw(config: Config, raw: Path) -> None:
@@ -102,7 +82,7 @@ def _draw(config: Config, raw: Path) -> None:
 
 def taxonomy_of(config: Config) -> Taxonomy:
     """The words of the config's labelling project."""
-    from data_conversion.__main__ import load_taxonomy
+    from data_conversion.taxonomies import load_taxonomy
 
     return load_taxonomy(config.data.source.taxonomy) if config.data.source.taxonomy else Taxonomy()
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 from bbu.config import Config
 from bbu.errors import ConfigError, UserError
-from bbu.stages.preparation import prepare
-from bbu.stages.shown import photo_hashes
-from bbu.stages.training import build_run, build_trainer, plan_packs, ready_device
+from bbu.stages.run import open_run, ready_device
+from bbu.stages.training import build_trainer
+from bbu.training.distributed import world_size
 
 
 def profile(config: Config, warm_up: int) -> tuple[str, Path]:
@@ -24,18 +23,14 @@ def profile(config: Config, warm_up: int) -> tuple[str, Path]:
     from bbu.monitoring.profiling import FOLDER, profile_config, profile_step, write_report
     from bbu.training.trainer import training_arguments
 
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if world_size() > 1:
         raise UserError("bbu profile: traces one process; start it without torchrun")
     _check_data(config)
     folder, config = Path(config.output_dir) / FOLDER, profile_config(config)
-    device, bf16 = ready_device(config)
-    args = training_arguments(config, use_cpu=device.type == "cpu", bf16=bf16, has_val=False)
-    data = prepare(config)
-    hashes = photo_hashes(config, data, training=True, split="")
-    processor, model, stream = build_run(config, data, hashes, device, bf16, args.world_size)
-    packs = plan_packs(config, stream, processor, model, args.world_size)
-    trainer = build_trainer(config, args, model, stream, processor, [], data.image_root, bf16, None, "", packs)
-    return write_report(profile_step(trainer, folder, warm_up)), folder
+    device = ready_device(config)
+    run = open_run(config)
+    args = training_arguments(config, use_cpu=device.type == "cpu", bf16=run.bf16, has_val=False)
+    return write_report(profile_step(build_trainer(run, args), folder, warm_up)), folder
 
 
 def _check_data(config: Config) -> None:

@@ -7,22 +7,17 @@ import shutil
 import sys
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from bbu.config import Config
 from bbu.errors import ConfigError, UserError
 from bbu.jsonl import write_jsonl
 from bbu.records import PredictionRow, Row, read_predictions
-from bbu.stages.preparation import MODEL_FOLDER, PreparedData
+from bbu.stages.run import Run
 from bbu.stages.shown import photo_hashes, shown_photos
 
-if TYPE_CHECKING:
-    pass
 
-
-def calibrate(config: Config, data: PreparedData) -> None:
+def calibrate(run: Run) -> None:
     """Fit the published model's scores on val, before it predicts anything else; writes model/calibration.json.
 
     Also writes val_predictions.jsonl, with the calibrated scores that the model gives from now on. Without a val
@@ -30,52 +25,41 @@ def calibrate(config: Config, data: PreparedData) -> None:
     """
     from bbu.evaluation.calibration import CALIBRATION_FILE, calibrated_row, fit_calibration
 
-    output = Path(config.output_dir)
-    file = output / MODEL_FOLDER / CALIBRATION_FILE
+    file = run.model_folder / CALIBRATION_FILE
     file.unlink(missing_ok=True)  # it is fitted on what the model says without it
-    rows, kind = data.rows("val"), config.evaluation.calibration
+    rows, kind = run.val, run.config.evaluation.calibration
     if kind == "none":
         return
     if not any(row.objects for row in rows):
         print("scores are not calibrated: there is no val split with parts in it", flush=True)
         return
-    found = list(_predict_split(config, data, "val", rows))
+    found = list(_predict_split(run, "val", rows))
     try:
         calibration = fit_calibration(rows, found, kind=kind, split="val")
     except UserError as error:
         print(f"scores are not calibrated: {error}", flush=True)
         return
-    write_jsonl(output / "val_predictions.jsonl", [calibrated_row(calibration, row) for row in found])
+    write_jsonl(run.output / "val_predictions.jsonl", [calibrated_row(calibration, row) for row in found])
     calibration.save(file)
     print(f"scores calibrated on val: {calibration.summary()}", flush=True)
 
 
-def predict(config: Config, data: PreparedData) -> Path:
+def predict(run: Run) -> Path:
     """Predict the evaluation split with the published model; writes predictions.jsonl."""
-    path = Path(config.output_dir) / "predictions.jsonl"
-    write_jsonl(path, _predict_split(config, data, config.evaluation.split, _evaluation_rows(config, data)))
+    path = run.output / "predictions.jsonl"
+    write_jsonl(path, _predict_split(run, run.config.evaluation.split, run.evaluation_rows))
     return path
 
 
-def _predict_split(config: Config, data: PreparedData, split: str, rows: Sequence[Row]) -> Iterable[PredictionRow]:
+def _predict_split(run: Run, split: str, rows: Sequence[Row]) -> Iterable[PredictionRow]:
     """Predictions of the published model, one row a photo, with a progress bar."""
     from tqdm import tqdm
 
     from bbu.inference import Inference
-    from bbu.models.vocabulary import choose_vocabulary
 
-    output = Path(config.output_dir)
+    config, data = run.config, run.data
     shown = shown_photos(config, data, rows, photo_hashes(config, data, training=False, split=split))
-    inference = Inference(
-        output / MODEL_FOLDER,
-        precision=config.training.precision,
-        attention=config.model.attention,
-        batch_size=config.evaluation.batch_size,
-        max_detections=config.evaluation.max_detections,
-        nms_iou=config.evaluation.nms_iou,
-    )
-    words = choose_vocabulary(config.evaluation.descriptions, output / MODEL_FOLDER, inference.processor)
-    inference.predictor.options = replace(inference.predictor.options, vocabulary=words)
+    inference = Inference.as_configured(run.model_folder, config)
     if config.data.episodes.context_photos and not inference.processor.spec.context_note:
         raise ConfigError("data.episodes.context_photos: the model was not trained with context photos; set it to 0")
     found = inference.predictor.predict_files([row.images[0] for row in rows], data.image_root, shown=shown)
@@ -83,19 +67,19 @@ def _predict_split(config: Config, data: PreparedData, split: str, rows: Sequenc
     return bar
 
 
-def score(config: Config, data: PreparedData) -> dict[str, Any]:
+def score(run: Run) -> dict[str, Any]:
     """Score predictions.jsonl against the evaluation split; writes metrics.json."""
     from bbu.evaluation import evaluate, write_metrics
 
-    output = Path(config.output_dir)
-    seen = Counter(item.desc for sample in data.samples("train") for item in sample.student.objects)
+    config, output = run.config, run.output
+    seen = Counter(item.desc for row in run.students for item in row.objects)
     metrics = evaluate(
-        _evaluation_rows(config, data),
+        run.evaluation_rows,
         read_predictions(output / "predictions.jsonl"),
         score_threshold=config.evaluation.score_threshold,
         train_descriptions=seen,
         precision=config.evaluation.target_precision,
-        alarms=config.evaluation.fppi,
+        fppi=config.evaluation.fppi,
         bootstrap_samples=config.evaluation.bootstrap_samples,
     )
     summary = output / "train_summary.json"
@@ -106,30 +90,23 @@ def score(config: Config, data: PreparedData) -> dict[str, Any]:
     return metrics
 
 
-def draw(config: Config, data: PreparedData) -> list[Path]:
+def draw(run: Run) -> list[Path]:
     """Truth beside prediction for a few photos, and the page of all; writes pictures/ and report.html."""
     from bbu.evaluation.page import write_report
     from bbu.evaluation.pictures import save_pictures
 
-    output = Path(config.output_dir)
-    rows, predictions = _evaluation_rows(config, data), read_predictions(output / "predictions.jsonl")
+    config, output, root = run.config, run.output, run.data.image_root
+    rows, predictions = run.evaluation_rows, read_predictions(output / "predictions.jsonl")
     shutil.rmtree(output / "pictures", ignore_errors=True)
     pictures = save_pictures(
         rows,
         predictions,
-        data.image_root,
+        root,
         output / "pictures",
         limit=config.evaluation.pictures,
         threshold=config.evaluation.score_threshold,
     )
     metrics = json.loads((output / "metrics.json").read_text(encoding="utf-8"))
     title = f"{config.name}, {config.evaluation.split} split"
-    write_report(output / "report.html", rows, predictions, metrics, image_root=data.image_root, title=title)
+    write_report(output / "report.html", rows, predictions, metrics, image_root=root, title=title)
     return pictures
-
-
-def _evaluation_rows(config: Config, data: PreparedData) -> list[Row]:
-    rows = data.rows(config.evaluation.split)
-    if not rows:
-        raise ConfigError(f"evaluation.split: there is no {config.evaluation.split} split in {data.folder}")
-    return rows

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING
 from bbu.config import Config
 from bbu.records import Row
 from bbu.stages.preparation import PreparedData
+from bbu.training.distributed import is_main
 
 if TYPE_CHECKING:
     from bbu.inference.predictor import Shown
@@ -46,6 +46,6 @@ def shown_photos(config: Config, data: PreparedData, rows: Sequence[Row], hashes
         teachers = pool_rows(episodes, students, data.rows("teacher"), "evaluation.teachers")
         pool = TeacherPool(teachers, hashes, episodes.near_duplicate_bits)
     shown = EvaluationEpisodes(episodes, rows, pool, count, data.image_root)
-    if shown.left_out and int(os.environ.get("RANK", "0")) == 0:
+    if shown.left_out and is_main():
         print(f"{shown.left_out} possible teachers left out: they show photos that are predicted", flush=True)
     return shown

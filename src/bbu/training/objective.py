@@ -2,6 +2,8 @@
 
 DDP, ZeRO and FSDP hook a single forward, so all of it happens in this one, and every parameter takes part
 in every step. The trainer divides the sums by global counts, weights and joins them.
+
+Shapes: T packed tokens, D feature width.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ from bbu.config import LossConfig
 from bbu.data.collators import unpad
 from bbu.inference.postprocess import MODEL_KEYS
 from bbu.layers.transfer import to_device
-from bbu.losses.denoising import noisy_parts
+from bbu.losses.denoising import denoising_targets
 from bbu.losses.detection_loss import Denoising, detection_sums
 from bbu.losses.language_loss import answer_loss_sum, linear_cross_entropy_sum
 from bbu.losses.matcher import MatchCosts, Matches
@@ -32,12 +34,13 @@ class DetectionObjective(nn.Module):
         self.loss_config = config
 
     def forward(self, **batch: Any) -> dict[str, torch.Tensor]:
-        """A batch from a collator → the sum of each term in losses.total.TERMS, scalars with gradients."""
+        """A batch from a collator → the sum of each term in losses.weighting.TERMS, scalars with gradients."""
         batch = unpad(batch)
-        part_boxes = batch["boxes"].to(next(self.parameters()).device, non_blocking=True)
+        target_boxes = batch["boxes"].to(next(self.parameters()).device, non_blocking=True)
         groups = self.loss_config.denoising_groups
-        noisy = noisy_parts(part_boxes, batch["box_counts"], groups) if groups else None
-        output = self.model(**{key: batch[key] for key in MODEL_KEYS}, hints=noisy.hints if noisy else None)
+        noisy = denoising_targets(target_boxes, batch["box_counts"], groups) if groups else None
+        queries = noisy.queries if noisy else None
+        output = self.model(**{key: batch[key] for key in MODEL_KEYS}, denoising_queries=queries)
         teacher, student = self._compute_teacher_student_losses(output, batch)
         boxes = detection_sums(
             torch.stack([layer.boxes for layer in output.layers]),
@@ -45,11 +48,11 @@ class DetectionObjective(nn.Module):
             output.proposals.boxes,
             output.proposals.objectness,
             output.proposal_counts,
-            part_boxes,
+            target_boxes,
             batch["box_counts"],
             costs=MatchCosts(self.loss_config.match_l1, self.loss_config.match_giou, self.loss_config.match_objectness),
             names=batch["names"],
-            denoising=Denoising(noisy, output.hinted) if noisy else None,
+            denoising=Denoising(noisy, output.denoising_layers) if noisy else None,
         )
         return {
             "teacher_lm": teacher,
@@ -75,7 +78,7 @@ class DetectionObjective(nn.Module):
 
     def _caption_sum(self, output: DetectionOutput, batch: dict[str, Any], matches: Matches) -> torch.Tensor:
         """Caption loss sum over matched queries, targets in the order of the matches."""
-        captions = [batch["caption_ids"][part] for part in matches.host[3].tolist()]
+        captions = [batch["caption_ids"][target] for target in matches.host[3].tolist()]
         lengths = np.array([len(ids) for ids in captions], dtype=np.int64)
         supervised = np.arange(lengths.max(initial=1)) < lengths[:, None]
         targets = np.concatenate([np.zeros(0, dtype=np.int64), *captions])

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.data import Sampler, SequentialSampler
+from torch.utils.data import DataLoader, SequentialSampler
 from transformers import PrinterCallback, Trainer, TrainingArguments
 
 from bbu.config import Config
@@ -23,6 +23,7 @@ from bbu.layers.transfer import to_device
 from bbu.losses.weighting import TERMS, count_terms, max_one, term_weights, weigh
 from bbu.models.checkpoint import save_model
 from bbu.training.callbacks import EvaluateAtEnd, ProgressBar
+from bbu.training.distributed import sum_over_ranks, world_size
 from bbu.training.objective import DetectionObjective
 from bbu.training.param_groups import optimizer_groups
 from bbu.training.recovery import PACKS_FILE, check_packs, load_for_training
@@ -61,8 +62,7 @@ class BBUTrainer(Trainer):
         positions = objective.model.backbone.position_function()
         collator: PackedDataCollator | StandardDataCollator = PackedDataCollator(positions)
         if not config.training.packed:
-            pad = processor.tokenizer.get_vocab()["<|endoftext|>"]
-            collator = StandardDataCollator(positions, pad)
+            collator = StandardDataCollator(positions, processor.pad_token_id)
         super().__init__(
             model=objective,
             args=args,
@@ -104,11 +104,19 @@ class BBUTrainer(Trainer):
 
     # ------------------------------------------------------------ data and loss
 
-    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
+    def get_train_dataloader(self) -> DataLoader[Any]:
         """The stream is in order already; a planned pack is one index of it, and accelerate deals them to the ranks."""
-        if self.packs is not None:
-            return self.packs  # type: ignore[return-value]
-        return SequentialSampler(self.train_dataset)  # type: ignore[arg-type]
+        stream: Any = self.train_dataset
+        loader = DataLoader(
+            stream,
+            batch_size=self.args.train_batch_size,
+            sampler=self.packs if self.packs is not None else SequentialSampler(stream),
+            collate_fn=self.data_collator,
+            num_workers=self.args.dataloader_num_workers,
+            pin_memory=self.args.dataloader_pin_memory,
+            persistent_workers=self.args.dataloader_persistent_workers,
+        )
+        return self.accelerator.prepare(loader)  # type: ignore[no-any-return]
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
@@ -122,8 +130,7 @@ class BBUTrainer(Trainer):
             batches.append(batch)
         per_batch = [list(count_terms(batch).values()) for batch in batches] or [[0] * len(TERMS)]
         counts = to_device(per_batch, device, torch.float64).sum(0)
-        if self.args.world_size > 1:
-            torch.distributed.all_reduce(counts)
+        counts = sum_over_ranks(counts)
         self._logged_steps += 1
         if self.optimizer is not None:
             self._rates = {g["group"]: g["lr"] for g in self.optimizer.param_groups}
@@ -152,7 +159,7 @@ class BBUTrainer(Trainer):
             counts = dict(count_terms(inputs))
         components = weigh(sums, counts, self.weights)
         self._remember_components(components, sums, counts)
-        loss = torch.stack([components[term] for term in TERMS]).sum() * self.args.world_size
+        loss = torch.stack([components[term] for term in TERMS]).sum() * world_size()
         return (loss, components) if return_outputs else loss
 
     def _remember_components(
@@ -167,9 +174,7 @@ class BBUTrainer(Trainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the weighted components (they sum to ``loss``) and the plain ``lm_loss``."""
         if "loss" in logs:
-            totals = self._logged.clone()
-            if self.args.world_size > 1:
-                torch.distributed.all_reduce(totals)
+            totals = sum_over_ranks(self._logged.clone())
             means = (totals / max(self._logged_steps, 1)).tolist()
             logs.update({f"loss/{term}": value for term, value in zip(TERMS, means[:-1], strict=True)})
             logs["lm_loss"] = means[-1]
@@ -185,7 +190,7 @@ class BBUTrainer(Trainer):
     @property
     def _samples_per_step(self) -> float:
         per_pack = self.packs.samples_per_pack if self.packs else self.args.per_device_train_batch_size
-        return per_pack * self.args.gradient_accumulation_steps * self.args.world_size
+        return per_pack * self.args.gradient_accumulation_steps * world_size()
 
     # ------------------------------------------------------------ optimizer, evaluation, checkpoints
 
@@ -211,17 +216,21 @@ class BBUTrainer(Trainer):
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
-    def _save(self, output_dir: str | None = None, state_dict: dict[str, torch.Tensor] | None = None) -> None:
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Write the model folder in place of transformers' files."""
+        state = None
+        if self.is_deepspeed_enabled:  # every rank takes part
+            state = self.accelerator.get_state_dict(self.deepspeed)
+            state = {name.removeprefix("model."): value for name, value in state.items()}
         if not self.args.should_save:
             return
         folder = Path(output_dir or self.run_config.output_dir)
-        if state_dict is not None:
-            state_dict = {name.removeprefix("model."): value for name, value in state_dict.items()}
-        save_model(folder, self.unwrapped.model, self.processor, state_dict)
+        save_model(folder, self.unwrapped.model, self.processor, state)
         if self.packs is not None:
             write_json(folder / PACKS_FILE, self.packs.state())
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        """Read the model folder. Private, but transformers looks for files of its own and has no public hook."""
         if not self.is_deepspeed_enabled:  # DeepSpeed restores the weights with its optimizer
             load_for_training(self.unwrapped.model, Path(resume_from_checkpoint))
 
@@ -269,7 +278,8 @@ def training_arguments(config: Config, *, use_cpu: bool, bf16: bool, has_val: bo
         ddp_find_unused_parameters=False,
         deepspeed=_deepspeed_settings(training.deepspeed),
     )
-    args._n_gpu = min(args.n_gpu, 1)  # one process, one GPU: never nn.DataParallel, which would split a pack
+    # one process, one GPU: never nn.DataParallel, which would split a pack; private, no public argument says it
+    args._n_gpu = min(args.n_gpu, 1)
     return args
 
 
@@ -283,9 +293,3 @@ def _deepspeed_settings(path: str) -> dict[str, Any] | None:
     if not isinstance(settings, dict):
         raise ConfigError(f"training.deepspeed: {path} must hold a JSON object")
     return settings
-
-
-def merge_shards(shards: Sequence[Sequence[Any]]) -> list[Any]:
-    """Undo round-robin sharding: shard r held items r, r + ranks, …"""
-    total = sum(len(shard) for shard in shards)
-    return [shards[number % len(shards)][number // len(shards)] for number in range(total)]

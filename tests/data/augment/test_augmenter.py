@@ -165,7 +165,7 @@ def test_crops_around_parts_choose_all_parts_alike() -> None:
 
 
 def test_a_sliver_is_never_cropped_into_one_that_the_model_refuses() -> None:
-    from bbu.geometry import smart_resize
+    from bbu.families.photo_plan import smart_resize
 
     for seed in range(200):
         shown = view(AugmentConfig(crop=1.0, crop_area=[0.05, 0.9]), photo((1000, 5)), seed)

@@ -14,8 +14,8 @@ from bbu.cli import main
 from bbu.config import AugmentConfig
 from bbu.data.augment import Augmenter
 from bbu.data.augment.contact_sheet import CELL, GAP, LINE_HEIGHT, PAPER, draw_contact_sheet, save_contact_sheet
+from bbu.drawing.palette import palette_for
 from bbu.errors import UserError
-from bbu.evaluation.pictures import palette_for
 from bbu.jsonl import write_jsonl
 from bbu.records import ObjectRow, Row
 

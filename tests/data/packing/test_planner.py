@@ -18,8 +18,10 @@ from hypothesis import strategies as st
 
 from bbu.config import AugmentConfig, Config, EpisodesConfig
 from bbu.config.checks import check_values
-from bbu.data.packing.planner import Budgets, CostModel, Lengths, PackedRun, fill_packs, plan_steps
+from bbu.data.packing.planner import Budgets, Lengths, PackedRun, fill_packs, plan_steps
 from bbu.errors import CheckpointError, ConfigError, SampleError
+from bbu.families.cost import CostModel
+from bbu.families.qwen2_5_vl.codec import QWEN
 from bbu.records import FewShotSample, Row
 
 MODEL = CostModel(token=6e9, token_pair=3e5, patch=1.3e9, patch_pair=2e4)
@@ -175,7 +177,7 @@ def test_the_cost_model_counts_what_torch_counts() -> None:
     from tests.tiny import FAMILIES, build_tiny, conversation, run_backbone, tiny_config
 
     backbone = build_tiny(tiny_config(model={"family": FAMILIES[0]})).backbone
-    cost = CostModel.of(backbone.vlm.config)
+    cost = backbone.cost()
     talk = conversation(backbone, 0, 9, [(112, 84)])
     assert talk.grids is not None
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
@@ -216,7 +218,7 @@ def some_rows(make_row: Callable[..., Row]) -> list[Row]:
 def real_lengths(stream: Any, start: int, count: int, processor: Any) -> Any:
     for sample in stream.__getitems__([tuple(range(start, start + count))]):
         patches = int(sample.image_grid_thw.prod(-1).sum())
-        pixels = patches // processor.merge_size**2 * processor.factor**2
+        pixels = patches * processor.photo_plan.patch_size**2
         yield len(sample.input_ids), pixels, len(sample.image_grid_thw)
 
 
@@ -265,7 +267,7 @@ def test_lengths_hold_for_qwens_own_tokenizer(
     folder = shared_dir / "data" / "qwen_tokenizer"
     if not folder.is_dir():
         pytest.skip(f"{folder} is not here")
-    processor = make_chat_processor(tokenizer=load_tokenizer(str(folder)))
+    processor = make_chat_processor(tokenizer=load_tokenizer(str(folder), QWEN))
     stream, lengths = measured_stream(processor, some_rows(make_row), tmp_path / "lengths.json", augment)
     real = [tokens for tokens, _, _ in real_lengths(stream, 0, 24, processor)]
     planned = np.concatenate([lengths.epoch(start).tokens for start in (0, 8, 16)])
@@ -303,7 +305,7 @@ def test_lengths_are_computed_once_and_again_when_anything_changes(
     first = measure()
     again = measure()
     assert len(asked) == 1
-    assert (first.answers == again.answers).all() and (first.images == again.images).all()
+    assert (first.answers == again.answers).all() and (first.patches == again.patches).all()
     for changed in ({"language": "en"}, {"max_pixels": 16 * 784}, {"augment": MOVES}, {"rows": rows[:-1]}):
         measure()
         before = len(asked)

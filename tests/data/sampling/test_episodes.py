@@ -334,8 +334,7 @@ def run(make_row: Callable[..., Row], photo_folder: Path, tmp_path: Path, monkey
         config = tiny_config(data=data, training={"max_steps": 3, "eval_every": 3})
         config.evaluation.teachers = changes.get("teachers", 0)
         config.output_dir = str(tmp_path / "run")
-        data = stages.train(config)
-        stages.predict(config, data)
+        stages.predict(stages.train(config))
         return shown
 
     return job
@@ -384,15 +383,15 @@ def test_a_model_trained_without_context_is_not_scored_with_it(run: Any, tmp_pat
     config = load_config(tmp_path / "run" / "config.yaml", ["data.episodes.context_photos=1"])
     assert config.data.episodes.counts == {0: 0.5, 2: 0.5}
     with pytest.raises(ConfigError, match=r"data\.episodes\.context_photos: the model was not trained"):
-        stages.predict(config, stages.prepare(config))
+        stages.predict(stages.open_run(config))
 
 
 @pytest.mark.parametrize(
     ("override", "words"),
     [
         ("data.episodes.counts={-1: 1}", ("data.episodes.counts", "-1 teachers")),
-        ("data.episodes.counts={2: -0.1}", ("data.episodes.counts", "share of 2", "-0.1")),
-        ("data.episodes.counts={2: .nan}", ("data.episodes.counts", "share of 2", "nan")),
+        ("data.episodes.counts={2: -0.1}", ("data.episodes.counts.2", "not be negative", "-0.1")),
+        ("data.episodes.counts={2: .nan}", ("data.episodes.counts.2", "finite", "nan")),
         ("data.episodes.counts={many: 1}", ("data.episodes.counts", "many")),
         ("data.episodes.counts=2", ("data.episodes.counts",)),
         ("data.episodes.near_duplicate_bits=64", ("data.episodes.near_duplicate_bits", "64 bits")),

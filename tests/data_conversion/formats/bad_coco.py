@@ -150,7 +150,10 @@ CASES: dict[str, tuple[Callable[[Any], None], str]] = {
     "a polygon not in a list": (of_part(segmentation=[1, 2, 3, 4, 5, 6]), r"segmentation\[0\]: must be a list, is int"),
     "a polygon with null": (of_part(segmentation=[[1, 2, None, 4, 5, 6]]), r"segmentation\[0\]\[2\]: must be a number"),
     "a mask without size": (mask(size=REMOVE), r"segmentation.size: must be a list"),
-    "a mask of another size": (mask(size=[80, 60]), r"segmentation.size: is 80x60, and the photo is 60 high, 80 wide"),
+    "a mask of another size": (
+        mask(size=[80, 60]),
+        r"segmentation.size: is 80x60, but the photo is 60 high and 80 wide",
+    ),
     "a mask of too few pixels": (mask(counts=[1, 2]), r"segmentation.counts: cover 3 pixels of 80x60"),
     "a mask with a run below zero": (mask(counts=[4900, -100]), "run 1 must be a whole number of pixels, is -100"),
     "a mask with half a run": (mask(counts=[4799.5, 0.5]), "run 0 must be a whole number of pixels"),

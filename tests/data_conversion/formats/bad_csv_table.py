@@ -44,7 +44,10 @@ CASES: dict[str, tuple[Callable[[Any], None], str]] = {
     "a quote that does not end": (rows('bad.jpg,1,1,9,9,"x'), r"bad.csv:2: row: is not valid CSV"),
     "a field of 200,000 letters": (rows("bad.jpg,1,1,9,9," + "x" * 200_000), "row: is not valid CSV: field larger"),
     "too few cells": (rows("bad.jpg,1,1,9,9"), "bad.csv:2: row: has 5 cells, the header 6"),
-    "too many cells": (rows("bad.jpg,1,1,9,9,a, b"), "bad.csv:2: row: has 7 cells, the header 6; put text with"),
+    "too many cells": (
+        rows("bad.jpg,1,1,9,9,a, b"),
+        "bad.csv:2: row: has 7 cells, the header 6; put text that holds separators",
+    ),
     "no photo": (rows(",1,1,9,9,x"), "bad.csv:2: image: is empty"),
     "a corner of text": (rows("bad.jpg,1,1,9,9,x", "bad.jpg,1,one,9,9,x"), "bad.csv:3: y1: must be a number, is 'one'"),
     "a decimal comma": (
@@ -52,14 +55,14 @@ CASES: dict[str, tuple[Callable[[Any], None], str]] = {
         "bad.csv:2: y1: must be a number, is '1,5'",
     ),
     "a corner in Python's writing": (rows("bad.jpg,1,1,9,1_0,x"), "bad.csv:2: y2: must be a number, is '1_0'"),
-    "a corner missing": (rows("bad.jpg,1,1,,9,x"), "bad.csv:2: x2: is empty, and the row is not"),
-    "only a description": (rows("bad.jpg,,,,,x"), "bad.csv:2: x1: is empty, and the row is not"),
+    "a corner missing": (rows("bad.jpg,1,1,,9,x"), "bad.csv:2: x2: is empty, but the row is not"),
+    "only a description": (rows("bad.jpg,,,,,x"), "bad.csv:2: x1: is empty, but the row is not"),
     "NaN": (rows("bad.jpg,nan,1,9,9,x"), "bad.csv:2: x1: must be a pixel coordinate, is nan"),
     "infinity": (rows("bad.jpg,1,1,1e999,9,x"), "bad.csv:2: x2: must be a pixel coordinate, is inf"),
     "a gigantic corner": (rows("bad.jpg,1,1,9," + "9" * 5000 + ",x"), "bad.csv:2: y2: must be a pixel coordinate"),
     "nothing to see beside a part": (
         rows("bad.jpg,,,,,", "bad.jpg,1,1,9,9,x"),
-        "bad.csv:2: desc: is empty: nothing to see, and bad.csv:3 has a part",
+        "bad.csv:2: desc: is empty: nothing to see, but bad.csv:3 has an object",
     ),
     "an unknown split": (
         rows("bad.jpg,1,1,9,9,x,dev", header=HEADER.strip() + ",split\n"),
@@ -67,7 +70,7 @@ CASES: dict[str, tuple[Callable[[Any], None], str]] = {
     ),
     "two splits": (
         rows("bad.jpg,1,1,9,9,x,val", "bad.jpg,1,1,8,8,x,test", header=HEADER.strip() + ",split\n"),
-        "bad.csv:3: split: is 'test', and bad.csv:2 says 'val' of the same photo",
+        "bad.csv:3: split: is 'test', but bad.csv:2 says 'val' for the same photo",
     ),
     "width zero": (rows("bad.jpg,1,1,9,9,x,0,60", header=WIDE), "bad.csv:2: width: must be a whole number of pixels"),
     "height below zero": (rows("bad.jpg,1,1,9,9,x,80,-60", header=WIDE), "bad.csv:2: height: must be a whole number"),

@@ -137,7 +137,7 @@ CASES: dict[str, tuple[Callable[[Any], None], str]] = {
     "half a size": (result(original_height=None), "original.height: must be a number"),
     "size on its side": (result(original_width=60, original_height=80), "60x80 is the photo .80x60. on its side"),
     "two sizes": (two_results({**rectangle(identity="r2"), "original_width": 81}), "original_width: differs from"),
-    "turned by hand": (result(image_rotation=90), "image_rotation: is 90: the photo was turned by hand"),
+    "rotated by hand": (result(image_rotation=90), "image_rotation: is 90: the photo was rotated by hand"),
     "one id for two regions": (two_results(rectangle(x=50.0)), r"result\[1\].id: is the id of another region too"),
     "two photos in one task": (
         two_results({**rectangle(identity="r2"), "to_name": "image2"}),

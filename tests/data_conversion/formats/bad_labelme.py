@@ -120,7 +120,7 @@ CASES: dict[str, tuple[Callable[[Any], None], str]] = {
     "the JSON as its own photo": (file(image="bad.json"), "bad.json: is not a whole image"),
     "a photo that is not there": (photo(None), "image: bad.jpg: cannot be read"),
     "a broken photo": (photo(b"<html>404</html>"), "bad.jpg: is not a whole image"),
-    "imageData is not base64": (photo(None, imageData="%%%"), "imageData: is not base64 .*the photo is not there"),
+    "imageData is not base64": (photo(None, imageData="%%%"), "imageData: is not base64 .*the photo is missing"),
     "imageData is a list": (photo(None, imageData=[1]), "imageData: must be text, is list"),
     "imageData is no photo": (photo(None, imageData="aGVsbG8="), "is not a whole image"),
     "a photo annotated twice": (annotated_twice, "good.jpg is annotated twice, also by good.json"),

@@ -73,7 +73,7 @@ CASES: dict[str, tuple[Callable[[Any], None], str]] = {
     "empty regions": (regions(""), "region_descriptions_2.json: file: is empty"),
     "regions cut off": (regions(json.dumps([photo(2)])[:-9]), r"\[0\]: is not valid JSON: the file is cut off"),
     "sizes cut off": (images(json.dumps([image(2)])[:30], None), r"image_data_2.json: \[0\]: is not valid JSON"),
-    "an object": (regions('{"regions": []}'), "file: must be a list with one entry a photo"),
+    "an object": (regions('{"regions": []}'), "file: must be a list with one entry per photo"),
     "GBK": (regions('[{"id": "标签"}]'.encode("gbk")), "file: is not UTF-8"),
     "deep nesting": (regions("[" * 100_000), "nested too deeply"),
     "NaN": (regions(json.dumps([photo(2, region(2, x=float("nan")))])), r"\[0\]: NaN is not valid JSON"),

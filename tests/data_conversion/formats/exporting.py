@@ -12,7 +12,7 @@ from PIL import Image
 
 from bbu.errors import UserError
 from bbu.taxonomy import join_path, split_path
-from data_conversion.base import ExportObject, ExportPhoto, Losses, RawObject, SourceImage, SourceOptions
+from data_conversion.base import ExportLosses, ExportObject, ExportPhoto, RawObject, SourceImage, SourceOptions
 from data_conversion.formats import FORMATS
 from data_conversion.pipeline import convert
 
@@ -71,7 +71,7 @@ def export_photos(
     return photos
 
 
-def out_and_in(name: str, photos: list[ExportPhoto]) -> tuple[Losses, dict[str, SourceImage]]:
+def out_and_in(name: str, photos: list[ExportPhoto]) -> tuple[ExportLosses, dict[str, SourceImage]]:
     """What writing loses, and what is read again: place of the photo → item."""
     entry = FORMATS[name]
     assert entry.write is not None and entry.read is not None

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from bbu.errors import RecordError
 from data_conversion.formats import json_stream
-from data_conversion.formats.grouping import Shelves, named_split
+from data_conversion.formats.disk_multimap import DiskMultimap
+from data_conversion.formats.files import named_split
 from data_conversion.formats.json_stream import stream_json
 from tests.data_conversion.formats.exporting import damaged
 
@@ -109,25 +110,25 @@ def test_an_error_says_where_in_the_file_it_is(tmp_path: Path) -> None:
 
 @settings(max_examples=50, deadline=None)
 @given(rows=st.lists(st.tuples(st.sampled_from("ab"), st.none() | st.integers(0, 3) | st.sampled_from("0123"), VALUE)))
-def test_shelves_give_back_what_was_put_there_in_order(rows: list[tuple[str, Any, Any]]) -> None:
-    with Shelves() as shelves:
+def test_values_come_back_in_the_order_in_which_they_were_put(rows: list[tuple[str, Any, Any]]) -> None:
+    with DiskMultimap() as store:
         for row in rows:
-            shelves.put(*row)
-        mine = [(key, value) for shelf, key, value in rows if shelf == "a"]
-        other = [key for shelf, key, _ in rows if shelf == "b"]
+            store.put(*row)
+        mine = [(key, value) for name, key, value in rows if name == "a"]
+        other = [key for name, key, _ in rows if name == "b"]
         keys = list(dict.fromkeys(key for key, _ in mine))
-        assert list(shelves.keys("a")) == keys
-        assert list(shelves.keys("a", not_in="b")) == [key for key in keys if key not in other]
-        assert list(shelves.keys("a", at_least=2)) == [key for key in keys if [k for k, _ in mine].count(key) > 1]
+        assert list(store.keys("a")) == keys
+        assert list(store.keys("a", not_in="b")) == [key for key in keys if key not in other]
+        assert list(store.keys("a", at_least=2)) == [key for key in keys if [k for k, _ in mine].count(key) > 1]
         for key in [*keys, "4"]:
-            assert shelves.get("a", key) == [value for found, value in mine if found == key]
-            assert shelves.has("a", key) == (key in keys)
+            assert store.get("a", key) == [value for found, value in mine if found == key]
+            assert store.has("a", key) == (key in keys)
 
 
-def test_shelves_leave_no_file_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_multimap_leaves_no_file_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    with Shelves() as shelves:
-        shelves.put("a", 1)
+    with DiskMultimap() as store:
+        store.put("a", 1)
         assert list(tmp_path.iterdir())
     assert not list(tmp_path.iterdir())
 

@@ -383,7 +383,7 @@ def test_rounding_outside_the_photo_is_cut_because_readers_refuse_it(tmp_path: P
         ExportObject("x", "poly", (-0.4, 0, 80.4, 0, 40, 60.5)),
     )
     losses = write_records(iter([ExportPhoto("a.jpg", 80, 60, parts, "train")]), tmp_path)
-    assert losses["part without area inside the photo not written"] == 1
+    assert losses["object without area inside the photo not written"] == 1
     rows = [line.split() for line in (tmp_path / "labels/train/a.txt").read_text().splitlines()]
     assert all(0 <= float(text) <= 1 for row in rows for text in row[1:])
     assert [len(row) for row in rows] == [9, 7]

@@ -32,7 +32,7 @@ class Count(TorchDispatchMode):
 def calls_of_a_step(family: str, how: str) -> Counter[str]:
     """Operators of the backbone's forward and backward pass, in float32."""
     config = tiny_config(model={"family": family, "gradient_checkpointing": how})
-    model = build_model(config, tiny_tokenizer(), device=torch.device("cpu"), dtype=torch.float32).train()
+    model = build_model(config, tiny_tokenizer(family), device=torch.device("cpu"), dtype=torch.float32).train()
     sample = conversation(model.backbone, 1, 6, [(112, 84)])
     with Count() as count:
         run_backbone(model.backbone, [sample]).hidden_TD.square().sum().backward()
@@ -62,7 +62,11 @@ def test_dropout_in_low_rank_weights_is_drawn_once(family: str, how: str) -> Non
     for setting in ("none", how):
         config = tiny_config(model={"family": family, "gradient_checkpointing": setting})
         config.model.lora = LoraConfig(["llm", "vision"], rank=4, dropout=0.5)
-        model = build_model(config, tiny_tokenizer(), device=torch.device("cpu"), dtype=torch.float32).double().train()
+        model = (
+            build_model(config, tiny_tokenizer(family), device=torch.device("cpu"), dtype=torch.float32)
+            .double()
+            .train()
+        )
         torch.nn.init.normal_(next(p for name, p in model.named_parameters() if "lora_B" in name))
         torch.manual_seed(3)
         run_backbone(model.backbone, [conversation(model.backbone, 1, 6, [(112, 84)])]).hidden_TD.sum().backward()

@@ -7,7 +7,6 @@ would hide it. One photo keeps its numbers and colours in all its views, so that
 from __future__ import annotations
 
 import math
-import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,11 +15,12 @@ from PIL import Image, ImageDraw
 
 from bbu.data.augment import Augmenter
 from bbu.data.photo import Photo, open_photo
+from bbu.drawing.fonts import cjk_font
+from bbu.drawing.palette import INK, PAPER, Colour, palette_for
+from bbu.drawing.tags import Box, Point, place_tags
 from bbu.errors import UserError
 from bbu.evaluation.descriptions import prefix
-from bbu.evaluation.fonts import cjk_font
-from bbu.evaluation.pictures import INK, PAPER, Colour, palette_for
-from bbu.evaluation.tags import Box, Point, place_tags
+from bbu.jsonl import atomic_file
 from bbu.records import ObjectRow, Row
 
 CELL, TALLEST = 440, 440  # pixels: width of a cell, height of its photo at most
@@ -70,13 +70,10 @@ def save_contact_sheet(sheet: Image.Image, path: str | Path) -> None:
     kind = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG"}.get(path.suffix.lower())
     if kind is None:
         raise UserError(f"{path}: a sheet is written as .png or .jpg; name one of them")
-    part = path.with_name(f".{path.name}.part")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        sheet.save(part, format=kind, quality=90)
-        os.replace(part, path)
+        with atomic_file(path) as file:
+            sheet.save(file, format=kind, quality=90)
     except OSError as error:
-        part.unlink(missing_ok=True)
         raise UserError(f"{path}: cannot be written: {error}; name another file") from None
 
 

@@ -17,10 +17,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bbu.config import AugmentConfig
-from bbu.data.packing.planner import CostModel, Lengths
+from bbu.data.packing.planner import Lengths
 from bbu.errors import ImageError, RecordError
-from bbu.families.prompts import answer_text, build_messages, text_boxes
-from bbu.geometry import MAX_ASPECT_RATIO, ImageGeometry
+from bbu.families.cost import CostModel
+from bbu.families.prompts import answer_text, text_boxes
+from bbu.geometry import ImageGeometry
 from bbu.jsonl import decode_json, write_json
 from bbu.records import FewShotSample, Row
 from bbu.taxonomy import MirrorRules
@@ -72,12 +73,8 @@ class LengthMeter:
 
     def _conversation(self, turns: int, context: int = 0) -> int:
         answers = ["[]"] * turns
-        text = self.processor.tokenizer.apply_chat_template(
-            build_messages(self.processor.spec, answers[:-1], answers[-1], context),
-            chat_template=self.processor.spec.chat_template,
-            tokenize=False,
-        )
-        return len(self._encode([str(text)])[0])
+        messages = self.processor.messages(answers[:-1], answers[-1], context)
+        return len(self._encode([self.processor.text(messages, with_answer=True)])[0])
 
     def _encode(self, texts: Sequence[str]) -> list[list[int]]:
         return list(self.processor.tokenizer(list(texts), add_special_tokens=False)["input_ids"])
@@ -104,14 +101,10 @@ class LengthMeter:
         return answer_text(written, descs)
 
     def _widest_number(self, row: Row) -> int:
-        """Nines, as many as the largest coordinate can have digits: one token each, as Qwen's tokenizers split them."""
+        """Nines, as many as the largest coordinate can have digits."""
         largest = 1000
         if self.processor.spec.box_convention == "model_pixels":
-            plan, factor = self.plan(row), self.processor.factor
-            largest = max(plan.model_width, plan.model_height)
-            if self.crops:  # not shrunk, or a sliver that is enlarged to min_pixels
-                sliver = math.sqrt(self.processor.spec.min_pixels * MAX_ASPECT_RATIO) + factor
-                largest = max(largest, row.width + factor, row.height + factor, math.ceil(sliver))
+            largest = self.processor.photo_plan.longest_side(row.width, row.height, cropped=self.crops)
         return int(10 ** len(str(largest)) - 1)
 
     def _longest_words(self, desc: str) -> str:
@@ -135,40 +128,16 @@ class LengthMeter:
 
     def plan(self, row: Row) -> ImageGeometry:
         """How a row's photo, as it is, maps to the model."""
-        spec = self.processor.spec
         try:
-            return ImageGeometry.plan(
-                row.width,
-                row.height,
-                factor=self.processor.factor,
-                min_pixels=spec.min_pixels,
-                max_pixels=spec.max_pixels,
-            )
+            return self.processor.photo_plan.plan(row.width, row.height)
         except ValueError as error:
             raise ImageError(f"{row.images[0]}: {error}") from None
 
-    def image_tokens(self, row: Row) -> int:
-        """Most tokens of a row's photo. A quarter turn has as many; a crop may have more than the shrunk whole."""
-        plan, factor = self.plan(row), self.processor.factor
-        tokens = plan.model_width * plan.model_height // factor**2
-        if not self.crops:
-            return tokens
-        rounded = max(1, round(row.width / factor)) * max(1, round(row.height / factor))
-        return max(tokens, min(rounded, self._largest), self._grown)
-
-    @cached_property
-    def _largest(self) -> int:
-        """Image tokens of any photo that is shrunk to max_pixels: of one row, where it is very long."""
-        spec, factor = self.processor.spec, self.processor.factor
-        line = math.sqrt(spec.max_pixels * MAX_ASPECT_RATIO) / factor
-        return math.floor(max(spec.max_pixels / factor**2, line))
-
-    @cached_property
-    def _grown(self) -> int:
-        """Image tokens of any photo that is enlarged to min_pixels: each side is rounded up, so (a + 1)(b + 1)."""
-        spec, factor = self.processor.spec, self.processor.factor
-        side, shape = math.sqrt(max(spec.min_pixels, 1)) / factor, math.sqrt(MAX_ASPECT_RATIO)
-        return math.floor(side**2 + side * (shape + 1 / shape) + 1)
+    def patches(self, row: Row) -> int:
+        """Most patches of a row's photo."""
+        if self.crops:
+            return self.processor.photo_plan.most_patches(row.width, row.height)
+        return math.prod(self.processor.photo_plan.grid(self.plan(row)))
 
 
 # ---------------------------------------------------------------- the table, kept on disk
@@ -176,10 +145,10 @@ class LengthMeter:
 
 @dataclass(frozen=True)
 class LengthTable:
-    """(N,) answer tokens and image tokens of rows, in their order."""
+    """(R,) answer tokens and patches of rows, in their order."""
 
     answers: np.ndarray
-    images: np.ndarray
+    patches: np.ndarray
 
 
 def measure_rows(meter: LengthMeter, rows: Sequence[Row], cache: Path) -> LengthTable:
@@ -190,13 +159,13 @@ def measure_rows(meter: LengthMeter, rows: Sequence[Row], cache: Path) -> Length
     key = _key(meter, rows)
     try:
         known = decode_json(cache.read_text(encoding="utf-8"), str(cache))
-        if known["key"] == key and len(known["answers"]) == len(known["images"]) == len(rows):
-            return LengthTable(*(np.array(known[name], dtype=np.int64) for name in ("answers", "images")))
+        if known["key"] == key and len(known["answers"]) == len(known["patches"]) == len(rows):
+            return LengthTable(*(np.array(known[name], dtype=np.int64) for name in ("answers", "patches")))
     except (OSError, UnicodeDecodeError, RecordError, KeyError, TypeError, ValueError, OverflowError):
         pass  # it can be made again
-    answers, images = meter.answers(rows), [meter.image_tokens(row) for row in rows]
-    write_json(cache, {"key": key, "answers": answers, "images": images})
-    return LengthTable(np.array(answers, dtype=np.int64), np.array(images, dtype=np.int64))
+    answers, patches = meter.answers(rows), [meter.patches(row) for row in rows]
+    write_json(cache, {"key": key, "answers": answers, "patches": patches})
+    return LengthTable(np.array(answers, dtype=np.int64), np.array(patches, dtype=np.int64))
 
 
 def _key(meter: LengthMeter, rows: Iterable[Row]) -> str:
@@ -204,7 +173,7 @@ def _key(meter: LengthMeter, rows: Iterable[Row]) -> str:
     processor = meter.processor
     facts: list[Any] = [
         processor.spec.hash,
-        processor.factor,
+        processor.photo_plan.facts(),
         processor.tokenizer.backend_tokenizer.to_str(),
         asdict(meter.augment),
         asdict(meter.mirror),
@@ -231,8 +200,8 @@ class StreamLengths:
         rows = list({id(row): row for row in _rows_of(stream)}.values())
         self._place = {id(row): number for number, row in enumerate(rows)}
         self._table = measure_rows(meter, rows, cache)
-        patches = self._table.images * meter.processor.merge_size**2
-        self._photo_costs = cost.photos(patches)
+        self._photo_costs = cost.photos(self._table.patches)
+        self._photo_tokens = meter.processor.photo_plan.text_tokens(self._table.patches)
         self._mixed_in = self._most_mixed_in([sample.student for sample in stream.samples])
 
     def _most_mixed_in(self, students: Sequence[Row]) -> int:
@@ -249,8 +218,8 @@ class StreamLengths:
         while self.stream.order.at(position).epoch == number:
             found.append(self._measure(self.stream.shown_at(position)))
             position += 1
-        tokens, photo_tokens, images, photo_cost = (np.array(column) for column in zip(*found, strict=True))
-        pixels = photo_tokens * self.meter.processor.factor**2
+        tokens, patches, images, photo_cost = (np.array(column) for column in zip(*found, strict=True))
+        pixels = patches * self.meter.processor.photo_plan.patch_size**2
         return Lengths(tokens, pixels, images, self.cost.text(tokens) + photo_cost)
 
     def name(self, position: int) -> str:
@@ -258,14 +227,15 @@ class StreamLengths:
         return self.stream.shown_at(position).student.images[0]
 
     def _measure(self, sample: FewShotSample) -> tuple[int, int, int, float]:
-        """Tokens, image tokens, photos, FLOPs of the vision tower. A longer sample than max_length is never made."""
+        """Tokens, patches, photos, FLOPs of the vision tower. A longer sample than max_length is never made."""
         turns = [self._place[id(row)] for row in (*sample.teachers, sample.student)]
         photos = [*turns, *(self._place[id(row)] for row in sample.context)]
-        shown = sum(self._table.images[photos].tolist())
+        shown = sum(self._photo_tokens[photos].tolist())
         tokens = self.meter.system + self.meter.frame() * len(sample.teachers) + self.meter.frame(len(sample.context))
         tokens += sum(self._table.answers[turns].tolist()) + self._mixed_in + shown - len(photos)
         most = self.meter.processor.max_length
-        return min(tokens, most), shown, len(photos), float(self._photo_costs[photos].sum())
+        patches = sum(self._table.patches[photos].tolist())
+        return min(tokens, most), patches, len(photos), float(self._photo_costs[photos].sum())
 
 
 def _rows_of(stream: TrainingStream) -> Iterable[Row]:

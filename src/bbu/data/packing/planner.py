@@ -1,8 +1,6 @@
 """Which samples make a pack, and which packs a step: full packs under hard budgets, ranks that finish together.
 
 A plan is a function of (seed, epoch, lengths) alone. Needs no torch.
-
-Shape legend: N samples.
 """
 
 from __future__ import annotations
@@ -11,7 +9,7 @@ import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -23,7 +21,6 @@ if TYPE_CHECKING:
 PACK_STREAM = 5  # of random numbers; 1 is the order's, 2 draws teachers, 3 is the augmentation's, 4 draws context
 LEVELS = 1 << 14  # units that a pack's free room is counted in, at most (but for a cap of more photos)
 SIZE_CLASS = 1.1  # samples of one size within 10 % come in random order
-WINDOW_PATCHES = 64  # of Qwen2.5-VL's windowed layers: 112 x 112 pixels in patches of 14
 
 Pack = tuple[int, ...]
 
@@ -55,7 +52,7 @@ class Budgets:
 
 @dataclass(frozen=True)
 class Lengths:
-    """What N samples take of the budgets, (N,) int64 each, and ``cost`` (N,) float64: their share of a step's time."""
+    """What samples take of the budgets, (R,) int64 each, and ``cost`` (R,) float64: their share of a step's time."""
 
     tokens: np.ndarray
     pixels: np.ndarray
@@ -73,47 +70,6 @@ class Lengths:
         """These, then the others."""
         pairs = ((getattr(self, field.name), getattr(other, field.name)) for field in fields(self))
         return Lengths(*(np.concatenate(pair) for pair in pairs))
-
-
-@dataclass(frozen=True)
-class CostModel:
-    """Forward FLOPs of a sample; the backward pass takes twice as many, so shares stay the same (docs/packing.md).
-
-    cost = token · T + token_pair · T² + Σ over photos (patch · p + patch_pair · p²), for T tokens and p patches.
-    """
-
-    token: float
-    token_pair: float
-    patch: float
-    patch_pair: float
-
-    @classmethod
-    def of(cls, sizes: Any) -> CostModel:
-        """From the config of a vision-language model of transformers."""
-        text, vision = sizes.text_config, sizes.vision_config
-        heads, layers, width = text.num_attention_heads, text.num_hidden_layers, text.hidden_size
-        head = getattr(text, "head_dim", None) or width // heads
-        projections = width * head * (2 * heads + 2 * text.num_key_value_heads)
-        depth, narrow = getattr(vision, "depth", None) or vision.num_hidden_layers, vision.hidden_size
-        whole = len(getattr(vision, "fullatt_block_indexes", None) or range(depth))  # layers without windows
-        merged = getattr(vision, "spatial_merge_size", 2) ** 2
-        block = 4 * narrow**2 + 3 * narrow * vision.intermediate_size
-        merger = merged * narrow**2 + narrow * width
-        pixels = 3 * getattr(vision, "temporal_patch_size", 2) * getattr(vision, "patch_size", 14) ** 2
-        return cls(
-            token=2.0 * layers * (projections + 3 * width * text.intermediate_size),
-            token_pair=2.0 * layers * heads * head,  # 4 for scores and sums, half of it hidden by the causal mask
-            patch=2.0 * (pixels * narrow + depth * block + merger) + 4.0 * (depth - whole) * narrow * WINDOW_PATCHES,
-            patch_pair=4.0 * whole * narrow,
-        )
-
-    def text(self, tokens: np.ndarray) -> np.ndarray:
-        """Language model, for samples of so many tokens."""
-        return self.token * tokens + self.token_pair * np.square(tokens, dtype=np.float64)
-
-    def photos(self, patches: np.ndarray) -> np.ndarray:
-        """Vision tower and merger, for photos of so many patches."""
-        return self.patch * patches + self.patch_pair * np.square(patches, dtype=np.float64)
 
 
 # ---------------------------------------------------------------- packs

@@ -3,7 +3,7 @@
 A choice is a function of (seed, epoch, sample number) alone. A photo's teachers are never the photo itself nor a near
 duplicate of it: their answers would be its own. Needs no torch.
 
-Shape legend: N rows of the pool, L traits or labels.
+Shapes: R rows, Ca categories.
 """
 
 from __future__ import annotations
@@ -48,11 +48,11 @@ class TeacherPool:
         self.rows, self.hashes, self.bits = rows, hashes, near_duplicate_bits
         self.rarity = Counter(label for row in rows for label in row.labels) if rarity is None else rarity
         self.names = sorted({label for row in rows for label in row.labels}, key=lambda x: (self.rarity.get(x, 0), x))
-        self._labels_NL = _table([row.labels for row in rows], self.names)  # the rarest label first
+        self._labels_RCa = _table([row.labels for row in rows], self.names)  # the rarest label first
         traits = [row.labels.union(situations(row)) for row in rows]
-        self._traits_NL = _table(traits, sorted(frozenset().union(*traits)))
-        self._hashes_N = np.array([hashes.get(row.images[0], 0) for row in rows], dtype=np.uint64)
-        self._known_N = np.array([row.images[0] in hashes for row in rows], dtype=bool)
+        self._traits_RCa = _table(traits, sorted(frozenset().union(*traits)))
+        self._hashes_R = np.array([hashes.get(row.images[0], 0) for row in rows], dtype=np.uint64)
+        self._known_R = np.array([row.images[0] in hashes for row in rows], dtype=bool)
         self._sizes_N2 = np.log([(row.width, row.height) for row in rows]).reshape(-1, 2)
         self._place: defaultdict[str, list[int]] = defaultdict(list)
         for number, row in enumerate(rows):
@@ -60,16 +60,16 @@ class TeacherPool:
 
     def others(self, student: Row) -> np.ndarray:
         """Numbers of the rows that may be shown with a photo, in pool order."""
-        allowed = ~(self._known_N & (self._distances(student) <= self.bits))
+        allowed = ~(self._known_R & (self._distances(student) <= self.bits))
         allowed[self._place.get(student.images[0], [])] = False
         return allowed.nonzero()[0]
 
     def _distances(self, student: Row) -> np.ndarray:
-        """(N,) bits in which hashes differ from the student's; all of them where a hash is missing."""
+        """(R,) bits in which hashes differ from the student's; all of them where a hash is missing."""
         own = self.hashes.get(student.images[0])
         if own is None:
             return np.full(len(self.rows), HASH_BITS)
-        return np.where(self._known_N, np.bitwise_count(self._hashes_N ^ np.uint64(own)), HASH_BITS)
+        return np.where(self._known_R, np.bitwise_count(self._hashes_R ^ np.uint64(own)), HASH_BITS)
 
     def choose(self, how: str, student: Row, order: np.ndarray, count: int, wanted: frozenset[str]) -> tuple[Row, ...]:
         """At most ``count`` rows.
@@ -92,18 +92,18 @@ class TeacherPool:
     def _cover(self, order: np.ndarray, count: int, wanted: frozenset[str]) -> list[int]:
         """Greedily: a row with the rarest wanted label not yet shown, of those the one with most wanted labels,
         then most new ones; when nothing wanted is left, the row with most new labels."""
-        wanted_L = np.array([name in wanted for name in self.names], dtype=bool)
-        shown_L = np.zeros(len(self.names), dtype=bool)
+        wanted_Ca = np.array([name in wanted for name in self.names], dtype=bool)
+        shown_Ca = np.zeros(len(self.names), dtype=bool)
         chosen: list[int] = []
         while len(chosen) < count and len(order):
-            labels_NL = self._labels_NL[order]
-            open_L = wanted_L & ~shown_L & labels_NL.any(0)
-            gain = (labels_NL & open_L).sum(1) * (len(self.names) + 1) + (labels_NL & ~shown_L).sum(1)
-            if open_L.any():
-                gain = np.where(labels_NL[:, open_L.argmax()], gain, -1)
+            labels_RCa = self._labels_RCa[order]
+            open_Ca = wanted_Ca & ~shown_Ca & labels_RCa.any(0)
+            gain = (labels_RCa & open_Ca).sum(1) * (len(self.names) + 1) + (labels_RCa & ~shown_Ca).sum(1)
+            if open_Ca.any():
+                gain = np.where(labels_RCa[:, open_Ca.argmax()], gain, -1)
             best = int(gain.argmax())
             chosen.append(int(order[best]))
-            shown_L |= labels_NL[best]
+            shown_Ca |= labels_RCa[best]
             order = np.delete(order, best)
         return chosen
 
@@ -112,7 +112,7 @@ class TeacherPool:
         chosen = order[: min(count, 1)].tolist()
         nearest = np.full(len(order), np.inf)
         while len(chosen) < min(count, len(order)):
-            distances = jaccard_distances(self._traits_NL[order], self._traits_NL[chosen[-1]])
+            distances = jaccard_distances(self._traits_RCa[order], self._traits_RCa[chosen[-1]])
             nearest = np.minimum(nearest, distances)
             nearest[order == chosen[-1]] = -1
             chosen.append(int(order[nearest.argmax()]))
@@ -126,7 +126,7 @@ class TeacherPool:
 
 
 def _table(sets: Sequence[frozenset[str]], names: Sequence[str]) -> np.ndarray:
-    """(N, L) boolean: which set has which member."""
+    """(R, Ca) boolean: which set has which member."""
     column = {name: number for number, name in enumerate(names)}
     table = np.zeros((len(sets), len(names)), dtype=bool)
     for row, members in enumerate(sets):

@@ -1,8 +1,6 @@
 """How often each training photo is seen: evenly, or rare descriptions more often. Needs no torch.
 
 Position i of a run → epoch and photo, from the seed alone. An epoch has as many positions as the method makes it.
-
-Shape legend: N photos, C classes.
 """
 
 from __future__ import annotations
@@ -27,7 +25,7 @@ def class_of(desc: str, level: int) -> str:
 
 
 def expected_views(rows: Sequence[Row], config: SamplingConfig) -> np.ndarray:
-    """(N,) how often a photo is seen in an epoch, on average; their sum is the epoch's mean length.
+    """(Ph,) how often a photo is seen in an epoch, on average; their sum is the epoch's mean length.
 
     - uniform: once.
     - repeat_factor (LVIS, Gupta et al. 2019, arXiv:1908.03195): max over the photo's classes c of
@@ -123,7 +121,7 @@ class EpochOrder:
         return random.permutation(self.photos)
 
     def _repeats(self, random: np.random.Generator) -> np.ndarray:
-        """(N,) whole repeats of an epoch: the fraction of a factor is the chance of one more."""
+        """(Ph,) whole repeats of an epoch: the fraction of a factor is the chance of one more."""
         whole = np.floor(self.views)
         return (whole + (random.random(self.photos) < self.views - whole)).astype(np.int64)
 

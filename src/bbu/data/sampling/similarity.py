@@ -1,4 +1,7 @@
-"""How alike two photos are: by their pixels (perceptual hash) and by what they show (label sets). Needs no torch."""
+"""How alike two photos are: by their pixels (perceptual hash) and by what they show (label sets). Needs no torch.
+
+Shapes: R rows, Ca categories.
+"""
 
 from __future__ import annotations
 
@@ -39,10 +42,10 @@ def hamming(a: int, b: int) -> int:
     return (a ^ b).bit_count()
 
 
-def jaccard_distances(sets_NL: np.ndarray, one_L: np.ndarray) -> np.ndarray:
-    """(N,) distances of N sets (rows of a boolean table over L members) to one: 0 = the same, 1 = nothing in common."""
-    union = (sets_NL | one_L).sum(1)
-    return 1 - (sets_NL & one_L).sum(1) / np.maximum(union, 1) - (union == 0)
+def jaccard_distances(sets_RCa: np.ndarray, one_Ca: np.ndarray) -> np.ndarray:
+    """(R,) distances of sets (rows of a boolean table of members) to one: 0 = the same, 1 = nothing in common."""
+    union = (sets_RCa | one_Ca).sum(1)
+    return 1 - (sets_RCa & one_Ca).sum(1) / np.maximum(union, 1) - (union == 0)
 
 
 def hash_photos(names: Iterable[str], image_root: str | Path, cache: Path) -> dict[str, int]:

@@ -1,4 +1,4 @@
-"""An evaluation as one HTML page that opens from disk: figures, curves, and every photo with its boxes."""
+"""An evaluation as one HTML page that opens from disk: metrics, curves, and every photo with its boxes."""
 
 from bbu.evaluation.page.render import PageSummary, write_report
 

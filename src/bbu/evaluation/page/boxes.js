@@ -1,19 +1,19 @@
-// A photo with its boxes, as one SVG in pixels of the photo: outlines keep their width at any zoom.
+// A photo with its boxes as one SVG in pixels of the photo; outlines keep their width at any zoom.
 
-const LABELS = { found: "found", wrong: "wrong words", missed: "missed", alarm: "false alarm" };
-const WORST = ["missed", "wrong", "alarm", "found"];
+const LABELS = { found: "found", wrong: "wrong caption", missed: "missed", fp: "false positive" };
+const WORST = ["missed", "wrong", "fp", "found"];
 
 const stored = (kind, number) => byId(`${kind}-${number}`)?.textContent || null;
 
-// Every part once, worst first: {state, truth: index or -1, said: index or -1}.
-function partsOf(photo, verdict) {
-  const parts = [];
-  verdict.truth.forEach(({ state, partner }, n) => parts.push({ state, truth: n, said: partner }));
+// Every object and false positive once, worst first: {state, truth: index or -1, said: index or -1}.
+function objectsOf(photo, verdict) {
+  const objects = [];
+  verdict.truth.forEach(({ state, partner }, n) => objects.push({ state, truth: n, said: partner }));
   verdict.found.forEach((said, m) => {
-    if (said && said.state === "alarm") parts.push({ state: "alarm", truth: -1, said: m });
+    if (said && said.state === "fp") objects.push({ state: "fp", truth: -1, said: m });
   });
-  const score = (part) => (part.said < 0 ? 0 : photo.found[part.said][SCORE]);
-  return parts.sort((a, b) => WORST.indexOf(a.state) - WORST.indexOf(b.state) || score(b) - score(a));
+  const score = (object) => (object.said < 0 ? 0 : photo.found[object.said][SCORE]);
+  return objects.sort((a, b) => WORST.indexOf(a.state) - WORST.indexOf(b.state) || score(b) - score(a));
 }
 
 function outline(photo, n) {
@@ -25,33 +25,20 @@ function outline(photo, n) {
 
 const rectangle = ([x1, y1, x2, y2]) => svg("rect", { x: x1, y: y1, width: x2 - x1, height: y2 - y1 });
 
-// A dark rim under the line, so that it shows on any photo.
-function stroked(shape, style) {
-  const rim = shape.cloneNode();
-  rim.setAttribute("class", `rim ${style}`);
-  shape.setAttribute("class", `edge ${style}`);
-  return [rim, shape];
-}
-
-// The lines of one part: the annotated outline (thin where a prediction lies over it) and the predicted box.
-function drawPart(photo, part, show) {
-  const group = svg("g", { class: `part ${part.state}` });
-  if (part.truth >= 0 && show.truth) {
-    group.append(...stroked(outline(photo, part.truth), part.state === "missed" ? "missed" : "annotated"));
+// The annotated outline of an object (thin where a prediction covers it) and the predicted box.
+function drawObject(photo, object, show) {
+  const group = svg("g", { class: `object ${object.state}` });
+  if (object.truth >= 0 && show.truth) {
+    group.append(...stroked(outline(photo, object.truth), object.state === "missed" ? "missed" : "annotated"));
   }
-  if (part.said >= 0 && show.said) group.append(...stroked(rectangle(photo.found[part.said]), part.state));
+  if (object.said >= 0 && show.said) group.append(...stroked(rectangle(photo.found[object.said]), object.state));
   return group;
 }
 
-// Fill an SVG with a photo and its parts; the good ones lie under the bad ones.
-function drawPhoto(canvas, number, parts, show, kinds) {
+// Fill an SVG with a photo and its objects, mistakes on top.
+function drawPhoto(canvas, number, objects, show, kinds) {
   const photo = DATA.photos[number];
   const jpeg = kinds.map((kind) => stored(kind, number)).find((text) => text);
-  const field = { x: 0, y: 0, width: photo.width, height: photo.height };
-  canvas.replaceChildren(
-    svg("rect", { class: "no-photo", ...field }),
-    ...(jpeg ? [svg("image", { ...field, preserveAspectRatio: "none", href: `data:image/jpeg;base64,${jpeg}` })] : []),
-    ...[...parts].reverse().map((part) => drawPart(photo, part, show)),
-  );
+  canvas.replaceChildren(...backdrop(photo, jpeg), ...[...objects].reverse().map((object) => drawObject(photo, object, show)));
   return Boolean(jpeg);
 }

@@ -6,7 +6,7 @@ const upward = (value) => SIDE.height - SIDE.bottom - value * (SIDE.height - SID
 const at = (x, y) => `${across(x).toFixed(1)},${upward(y).toFixed(1)}`;
 const path = (points) => points.map(([x, y], i) => (i ? "L" : "M") + at(x, y)).join("");
 
-// Axes from 0 to 1; what belongs into the chart goes between grid and labels.
+// Axes from 0 to 1; marks are drawn between grid and labels.
 function chart(label, xName, yName, ...marks) {
   const grid = [];
   for (const tick of [0, 0.2, 0.4, 0.6, 0.8, 1]) {
@@ -39,7 +39,7 @@ function drawCurve(number) {
   const place = byId("curve");
   const [reference, chosen] = [DATA.curves[0], DATA.curves[number]];
   if (!reference.points) {
-    place.replaceChildren(emptyChart("No annotated parts: there is nothing to find."));
+    place.replaceChildren(emptyChart("No annotated objects: there is nothing to find."));
     return;
   }
   const mean = (points) => points.reduce((sum, value) => sum + value, 0) / points.length;
@@ -63,8 +63,8 @@ function fillCurveChoice() {
     }
     (groups.get(curve.group) || choice).append(html("option", { value: number }, curve.name));
   });
-  // the mean over full descriptions is what AP50 stands for
-  const mean = DATA.curves.map((curve) => curve.name).lastIndexOf("full description, mean");
+  // the macro average over full descriptions is AP50
+  const mean = DATA.curves.map((curve) => curve.name).lastIndexOf("full description, macro average");
   choice.value = String(Math.max(mean, 0));
   choice.addEventListener("change", () => drawCurve(Number(choice.value)));
   drawCurve(Number(choice.value));
@@ -110,9 +110,9 @@ function drawThresholds(threshold) {
   );
 }
 
-// ---- does a score of 0.8 mean right in 8 of 10 cases
+// ---- reliability: precision against confidence
 
-// Bins of equal width and their expected calibration error, as the scorer worked them out.
+// Bins of equal width and their expected calibration error, as the scorer computed them.
 function drawReliability(name) {
   const place = byId("reliability");
   const { equal_width: bins, ECE: ece } = DATA.calibration[name];
@@ -123,7 +123,7 @@ function drawReliability(name) {
   }
   const bars = bins.map(({ count, confidence, accuracy, low, high }) => {
     if (!count) return null;
-    const words = `${plural(count, "prediction")}, mean ${name} ${decimals(confidence)}, right ${decimals(accuracy)}`;
+    const words = `${plural(count, "prediction")}, mean ${name} ${decimals(confidence)}, precision ${decimals(accuracy)}`;
     return svg("g", {},
       svg("title", {}, words),
       svg("rect", { class: "bar", x: across(low) + 2, width: across(high) - across(low) - 4,
@@ -133,16 +133,16 @@ function drawReliability(name) {
         "text-anchor": "middle" }, count));
   });
   place.replaceChildren(
-    chart(`Reliability of the ${name}, expected calibration error ${decimals(ece)}`, name, "share right",
+    chart(`Reliability of the ${name}, expected calibration error ${decimals(ece)}`, name, "precision",
       svg("path", { class: "diagonal", d: `M${at(0, 0)}L${at(1, 1)}` }), bars),
-    html("figcaption", {}, key("bar-key", "share right"), key("expected", `mean ${name}`),
+    html("figcaption", {}, key("bar-key", "precision per bin"), key("expected", `mean ${name}`),
       html("span", { class: "key" }, "numbers: predictions in the bin")),
   );
 }
 
 function fillReliabilityChoice() {
   const choice = byId("reliability-choice");
-  const words = { score: "score: box and words", objectness: "objectness: box alone" };
+  const words = { score: "score: box and description", objectness: "objectness: box, class-agnostic" };
   for (const name of Object.keys(DATA.calibration)) choice.append(html("option", { value: name }, words[name] ?? name));
   choice.addEventListener("change", () => drawReliability(choice.value));
   drawReliability(choice.value);

@@ -1,10 +1,10 @@
-"""What the page's script works on: boxes, words, curves and confusions, as one JSON-able dictionary.
+"""The data of the page's scripts: boxes, descriptions, curves and confusions, as one JSON-able dictionary.
 
-The script recounts everything that depends on the threshold by the rules of ``bbu.evaluation.matching``: it gets the
-overlaps as the scorer found them, so that no rounding can part the two. What does not depend on the threshold is
-computed here, by the scorer's own code.
+The scripts recount everything that depends on the threshold by the rules of ``bbu.evaluation.matching``. They get the
+scorer's own overlaps, so rounding cannot make the two disagree. Everything else is computed here, by the scorer's code.
 
-Shape suffixes as in ``matching``: D predictions of all photos, R recalls; P photos.
+Shapes: Dt detections, Gt ground-truth objects, Op overlapping pairs, Ph photos, Rc recall steps, U IoU thresholds,
+Ca categories, A COCO area ranges, Li detection limits.
 """
 
 from __future__ import annotations
@@ -19,46 +19,46 @@ import numpy as np
 
 from bbu.evaluation.coco import tables_of
 from bbu.evaluation.descriptions import level_count, prefix
-from bbu.evaluation.matching import MATCH_IOU, Album, RankBy, Ranking, collect, rank
+from bbu.evaluation.matching import MATCH_IOU, FlatDetections, RankBy, Ranking, any_object, flatten, rank
 from bbu.evaluation.pairing import Photo
 from bbu.records import Row
 
-CURVES_SHOWN = 200  # of one level; the commonest descriptions
+CURVES_SHOWN = 200  # of one level; the most frequent descriptions
 
 Curve = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Scored:
-    """Paired photos and their overlapping boxes, matched once for everything on the page.
+    """Paired photos, matched once for everything on the page.
 
     Args:
         photos: in order of name.
-        album: the same photos, flat.
-        described: predictions that the scorer counts: the best ``max_detections`` of a photo and description.
-        right_D: whether each of these takes an annotated box of its own description.
-        threshold: score from which a prediction counts.
+        flat: the same photos as flat detections.
+        described: the detections that the scorer counts, ``max_detections`` per photo and description.
+        right_Dt: whether each of these takes an object of its own description.
+        threshold: score from which a detection counts.
     """
 
     photos: tuple[Photo, ...]
-    album: Album
+    flat: FlatDetections
     described: Ranking
-    right_D: np.ndarray
+    right_Dt: np.ndarray
     threshold: float
 
     @classmethod
     def of(cls, photos: Sequence[Photo], max_detections: int, threshold: float) -> Scored:
-        album = collect(photos)
-        described = rank(album, str, "scores_M", max_detections)
-        return cls(tuple(photos), album, described, described.match((MATCH_IOU,))[0] >= 0, threshold)
+        flat = flatten(photos)
+        described = rank(flat, str, "score", max_detections)
+        return cls(tuple(photos), flat, described, described.match((MATCH_IOU,))[0] >= 0, threshold)
 
     def worst_first(self) -> list[str]:
-        """Names of the photos, those with most parts not found and false alarms first."""
-        confident_D = self.described.confidence_D >= self.threshold
-        found_D, alarm_D = confident_D & self.right_D, confident_D & ~self.right_D
-        places = (self.album.truth_photo_G, self.described.photo_D[found_D], self.described.photo_D[alarm_D])
-        truth_P, found_P, alarms_P = (np.bincount(where, minlength=len(self.photos)) for where in places)
-        order = np.argsort(found_P - truth_P - alarms_P, kind="stable")
+        """Names of the photos, those with most missed objects and false positives first."""
+        confident_Dt = self.described.confidence_Dt >= self.threshold
+        found_Dt, wrong_Dt = confident_Dt & self.right_Dt, confident_Dt & ~self.right_Dt
+        places = (self.flat.truth_photo_Gt, self.described.photo_Dt[found_Dt], self.described.photo_Dt[wrong_Dt])
+        truth_Ph, found_Ph, wrong_Ph = (np.bincount(where, minlength=len(self.photos)) for where in places)
+        order = np.argsort(found_Ph - truth_Ph - wrong_Ph, kind="stable")
         return [self.photos[place].name for place in order]
 
 
@@ -72,12 +72,12 @@ def page_content(
     """Content of the page.
 
     Args:
-        rows: photo name → annotated row, for outlines that are no boxes.
+        rows: photo name → annotated row, for polygons and lines.
         problems: photo name → why it is not shown.
         errors: photo name → why it was not predicted.
-        metrics: what ``evaluate`` returned.
+        metrics: the result of ``evaluate``.
     """
-    number = {desc: code for code, desc in enumerate(scored.album.vocabulary)}
+    number = {desc: code for code, desc in enumerate(scored.flat.vocabulary)}
     reasons = {"problem": problems, "error": errors}
     photos = [
         _photo(photo, rows[photo.name], number)
@@ -87,13 +87,13 @@ def page_content(
     ]
     return {
         "threshold": metrics["score_threshold"],
-        "descriptions": list(scored.album.vocabulary),
+        "descriptions": list(scored.flat.vocabulary),
         "targetPrecision": metrics["target_precision"],
         "scored": {
             number[desc]: [row["AP50"], row["recall_at_precision"]] for desc, row in metrics["per_description"].items()
         },
         "photos": photos,
-        "curves": curves(scored.album, metrics["max_detections"]),
+        "curves": curves(scored.flat, metrics["max_detections"]),
         "calibration": metrics["calibration"],
         "confusions": [
             [number[row["annotated"]], -1 if row["predicted"] is None else number[row["predicted"]], row["count"]]
@@ -103,8 +103,8 @@ def page_content(
 
 
 def _photo(photo: Photo, row: Row, number: Mapping[str, int]) -> dict[str, Any]:
-    """Name, size and annotated parts: [x1, y1, x2, y2, description]."""
-    truth = zip(photo.truth_boxes_N4.tolist(), photo.truth_descs, strict=True)
+    """Name, size and annotated objects: [x1, y1, x2, y2, number of the description]."""
+    truth = zip(photo.truth_boxes_Gt4.tolist(), photo.truth_descs, strict=True)
     content: dict[str, Any] = {
         "name": photo.name,
         "width": row.width,
@@ -119,17 +119,17 @@ def _photo(photo: Photo, row: Row, number: Mapping[str, int]) -> dict[str, Any]:
 
 
 def _predictions(scored: Scored, number: Mapping[str, int]) -> list[list[list[Any]]]:
-    """Photo by photo: [x1, y1, x2, y2, description, score, [annotated boxes overlapped enough, best last]]."""
-    album, truth_before, found_before = scored.album, 0, 0
-    near: list[list[int]] = [[] for _ in album.photo_D]
-    # of equal overlaps COCO takes the last box
-    for pair in np.lexsort((album.pair_truth_E, album.pair_iou_E)):
-        near[album.pair_prediction_E[pair]].append(int(album.pair_truth_E[pair]))
+    """Per photo and detection: [x1, y1, x2, y2, number of the description, score, [overlapped objects, best last]]."""
+    flat, truth_before, found_before = scored.flat, 0, 0
+    near: list[list[int]] = [[] for _ in flat.photo_Dt]
+    # among equal overlaps COCO takes the last box
+    for pair in np.lexsort((flat.pair_truth_Op, flat.pair_iou_Op)):
+        near[flat.pair_prediction_Op[pair]].append(int(flat.pair_truth_Op[pair]))
     content = []
-    kept = set(scored.described.prediction_D.tolist())
+    kept = set(scored.described.prediction_Dt.tolist())
     for photo in scored.photos:
         found: list[list[Any]] = []
-        items = zip(photo.boxes_M4.tolist(), photo.descs, photo.scores_M.tolist(), strict=True)
+        items = zip(photo.boxes_Dt4.tolist(), photo.descs, photo.scores_Dt.tolist(), strict=True)
         for place, (box, desc, score) in enumerate(items, start=found_before):
             if place in kept:
                 found.append([*box, number[desc], score, [n - truth_before for n in near[place]]])
@@ -138,14 +138,14 @@ def _predictions(scored: Scored, number: Mapping[str, int]) -> list[list[list[An
     return content
 
 
-def curves(album: Album, max_detections: int) -> list[Curve]:
-    """Precision at 101 recalls, IoU ≥ 0.5: boxes alone, each level's mean, and each description of each level.
+def curves(flat: FlatDetections, max_detections: int) -> list[Curve]:
+    """Precision at 101 recalls, IoU ≥ 0.5: class-agnostic, the macro average of each level, and each description.
 
-    ``points`` is None where nothing is annotated. The mean of a curve's points is its AP50.
+    ``points`` is None without ground truth. The mean of a curve's points is its AP50.
     """
-    truth = Counter(album.vocabulary[code] for code in album.truth_desc_G)
-    boxes = _precision(album, lambda _: "part", "objectness_M", max_detections)
-    found = [{"group": "", "name": "boxes alone", "points": _rounded(boxes["part"]) if boxes else None}]
+    truth = Counter(flat.vocabulary[code] for code in flat.truth_desc_Gt)
+    boxes = [_rounded(points) for points in _precision(flat, any_object, "objectness", max_detections).values()]
+    found = [{"group": "", "name": "class-agnostic", "points": boxes[0] if boxes else None}]
     deepest = level_count(truth)
     levels: list[tuple[str, Callable[[str], str]]] = [
         ("first level" if level == 1 else f"first {level} levels", partial(prefix, level=level))
@@ -153,9 +153,9 @@ def curves(album: Album, max_detections: int) -> list[Curve]:
     ]
     levels.append(("full description", str))
     for group, label in levels if deepest else ():
-        precision = _precision(album, label, "scores_M", max_detections)
+        precision = _precision(flat, label, "score", max_detections)
         mean = np.mean(list(precision.values()), axis=0)
-        found.append({"group": "", "name": f"{group}, mean", "points": _rounded(mean)})
+        found.append({"group": "", "name": f"{group}, macro average", "points": _rounded(mean)})
         count: Counter[str] = Counter()
         for desc, times in truth.items():
             count[label(desc)] += times
@@ -165,13 +165,13 @@ def curves(album: Album, max_detections: int) -> list[Curve]:
 
 
 def _precision(
-    album: Album, label: Callable[[str], str], rank_by: RankBy, max_detections: int
+    flat: FlatDetections, label: Callable[[str], str], rank_by: RankBy, max_detections: int
 ) -> dict[str, np.ndarray]:
-    """Annotated category → (R,) precision at IoU ≥ 0.5."""
-    ranking = rank(album, label, rank_by, max_detections)
+    """Annotated category → (Rc,) precision at IoU ≥ 0.5."""
+    ranking = rank(flat, label, rank_by, max_detections)
     tables = tables_of(ranking, max_detections, (MATCH_IOU,), ("all",))
-    return {name: tables.precision_TRKAM[0, :, k, 0, -1] for k, name in enumerate(tables.categories)}
+    return {name: tables.precision_URcCaALi[0, :, k, 0, -1] for k, name in enumerate(tables.categories)}
 
 
-def _rounded(points_R: np.ndarray) -> list[float]:
-    return [round(float(value), 4) for value in points_R]
+def _rounded(points_Rc: np.ndarray) -> list[float]:
+    return [round(float(value), 4) for value in points_Rc]

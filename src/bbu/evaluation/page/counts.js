@@ -1,8 +1,8 @@
-// Who agrees with whom at a threshold, by the rules of bbu.evaluation.matching: one to one, greedy, best score first,
-// at IoU >= 0.5, each prediction taking the free annotated box that it overlaps most.
+// Matches at a threshold, by the rules of bbu.evaluation.matching: one to one, greedy, best score first, at IoU >= 0.5;
+// each prediction takes the free annotated box that it overlaps most.
 //
-// A prediction at or above the threshold is "found" where an annotated box of the same words is free, else "wrong"
-// (words) where any other is, else an "alarm". An annotated box is "found", "wrong" or "missed".
+// A prediction at or above the threshold is "found" if it takes a box of its own description, else "wrong" (caption) if
+// it takes any other, else "fp" (false positive). An annotated box is "found", "wrong" or "missed".
 
 const [DESC, SCORE, NEAR] = [4, 5, 6]; // after the four corners; NEAR lists annotated boxes, best overlap last
 
@@ -24,7 +24,7 @@ function greedy(photo, order, taken, fits) {
   return matched;
 }
 
-// What is said about one photo: {truth: [{state, partner}], found: [{state, partner} or null if below]}.
+// The matches of one photo: {truth: [{state, partner}], found: [{state, partner} or null if below]}.
 function verdicts(photo, threshold) {
   const order = photo.order.filter((m) => photo.found[m][SCORE] >= threshold);
   const taken = photo.truth.map(() => -1);
@@ -32,7 +32,7 @@ function verdicts(photo, threshold) {
   const rest = order.filter((m) => !right.has(m));
   greedy(photo, rest, taken, () => true);
   const found = photo.found.map(() => null);
-  for (const m of order) found[m] = { state: "alarm", partner: -1 };
+  for (const m of order) found[m] = { state: "fp", partner: -1 };
   const truth = taken.map((m, n) => {
     if (m < 0) return { state: "missed", partner: -1 };
     const state = right.has(m) ? "found" : "wrong";
@@ -42,9 +42,9 @@ function verdicts(photo, threshold) {
   return { truth, found };
 }
 
-const nothing = () => ({ truth: 0, said: 0, found: 0, wrong: 0, missed: 0, alarms: 0 });
+const nothing = () => ({ truth: 0, said: 0, found: 0, wrong: 0, missed: 0, fp: 0 });
 
-// A false alarm is any prediction that is not "found": wrong words are among them, as in metrics.json.
+// Every prediction that is not "found" counts as a false positive, so wrong captions do too, as in metrics.json.
 function addVerdicts(total, verdict) {
   for (const { state } of verdict.truth) {
     total.truth += 1;
@@ -53,7 +53,7 @@ function addVerdicts(total, verdict) {
   for (const said of verdict.found) {
     if (said) {
       total.said += 1;
-      if (said.state !== "found") total.alarms += 1;
+      if (said.state !== "found") total.fp += 1;
     }
   }
   return total;
@@ -74,7 +74,7 @@ function recount(threshold) {
       if (!said) return;
       const own = descriptions[photo.found[m][DESC]];
       own.said += 1;
-      if (said.state !== "found") own.alarms += 1;
+      if (said.state !== "found") own.fp += 1;
     });
     addVerdicts(total, verdict);
     return { verdict, total: addVerdicts(nothing(), verdict) };
@@ -82,11 +82,11 @@ function recount(threshold) {
   return { total, photos, descriptions };
 }
 
-const precisionOf = (total) => share(total.said - total.alarms, total.said);
+const precisionOf = (total) => share(total.said - total.fp, total.said);
 const recallOf = (total) => share(total.found, total.truth);
 
-// Every prediction as [score, whether it is "found"], best first. The same at any threshold: greedy matching by
-// score is not changed by what comes after.
+// Every prediction as [score, whether it is "found"], best first. It holds at any threshold, since greedy matching by
+// score does not depend on later predictions.
 function rankedPredictions() {
   const ranked = [];
   for (const photo of DATA.photos) {

@@ -1,7 +1,7 @@
 // Cards of photos, drawn only while they are near the window, and one photo in detail.
 
-const shown = { numbers: [], current: -1, opened: -1, parts: [], zoom: null }; // numbers: photos that pass the filters
-const DRAWN_AHEAD = "500px"; // beyond the window's edge
+const shown = { numbers: [], current: -1, opened: -1, objects: [], zoom: null }; // numbers: photos that pass the filters
+const DRAWN_AHEAD = "500px"; // beyond the window
 
 // ---- which photos, in which order
 
@@ -9,16 +9,16 @@ function passes(number, filter) {
   const photo = DATA.photos[number];
   const { total, verdict } = state.counted.photos[number];
   if (filter.name && !photo.name.toLowerCase().includes(filter.name)) return false;
-  if (filter.kind === "clean" && (total.alarms || total.found < total.truth)) return false;
-  if (filter.kind === "alarm" && total.alarms <= total.wrong) return false;
+  if (filter.kind === "clean" && (total.fp || total.found < total.truth)) return false;
+  if (filter.kind === "fp" && total.fp <= total.wrong) return false;
   if (["missed", "wrong"].includes(filter.kind) && !total[filter.kind]) return false;
   if (filter.kind === "failed" && !photo.error) return false;
   if (!filter.desc) return true;
   const fits = (index) => (DATA.descriptions[index] + "/").startsWith(filter.desc + "/");
-  return photo.truth.some((part) => fits(part[DESC])) || verdict.found.some((said, m) => said && fits(photo.found[m][DESC]));
+  return photo.truth.some((object) => fits(object[DESC])) || verdict.found.some((said, m) => said && fits(photo.found[m][DESC]));
 }
 
-// The photo's annotated parts that were not found, the rarest description first: [description, how many].
+// The photo's objects that were not found, as [description, count], the rarest description first.
 function notFound(number) {
   const { verdict } = state.counted.photos[number];
   const counts = new Map();
@@ -30,14 +30,14 @@ function notFound(number) {
   return [...counts].sort((a, b) => rarity(a[0]) - rarity(b[0]) || a[0] - b[0]);
 }
 
-// Sort keys, smaller first; photos that tie stay in order of name.
+// Sort keys, smaller first; ties stay in order of name.
 const ORDERS = {
   rare: (number) => {
     const lost = notFound(number);
     const { total } = state.counted.photos[number];
     return [lost.length ? state.counted.descriptions[lost[0][0]].truth : Infinity, total.found - total.truth];
   },
-  alarms: (number) => [-state.counted.photos[number].total.alarms],
+  fp: (number) => [-state.counted.photos[number].total.fp],
   name: () => [],
 };
 
@@ -63,7 +63,7 @@ const watcher = new IntersectionObserver((entries) => {
     const card = cards[Number(target.dataset.number)];
     card.near = isIntersecting;
     if (isIntersecting) drawCard(card);
-    else card.canvas.replaceChildren(); // so that memory does not grow with what was scrolled past
+    else card.canvas.replaceChildren(); // so memory does not grow while scrolling
   }
 }, { rootMargin: DRAWN_AHEAD });
 
@@ -81,13 +81,13 @@ const chip = (word, count, label) => count ? html("span", { class: `chip ${word}
 function drawCard(card) {
   const photo = DATA.photos[card.number];
   const { total, verdict } = state.counted.photos[card.number];
-  drawPhoto(card.canvas, card.number, partsOf(photo, verdict), state.show, ["small", "large"]);
+  drawPhoto(card.canvas, card.number, objectsOf(photo, verdict), state.show, ["small", "large"]);
   const lost = notFound(card.number)[0];
-  const alarms = total.alarms - total.wrong;
+  const fp = total.fp - total.wrong;
   card.caption.replaceChildren(
     html("b", { title: photo.name }, photo.name),
     html("span", { class: "chips" }, chip("missed", total.missed), chip("wrong", total.wrong),
-      chip("alarm", alarms, alarms > 1 ? "false alarms" : "false alarm"), chip("found", total.found)),
+      chip("fp", fp, fp > 1 ? "false positives" : "false positive"), chip("found", total.found)),
     lost ? html("span", { class: "lost", title: DATA.descriptions[lost[0]] }, `not found: ${DATA.descriptions[lost[0]]}`) : "",
     photo.error ? html("span", { class: "lost" }, `not predicted: ${photo.error}`) : "",
     photo.problem ? html("span", { class: "lost" }, `photo not shown: ${photo.problem}`) : "",
@@ -132,12 +132,12 @@ function drawDetail() {
   const number = shown.opened;
   const photo = DATA.photos[number];
   const { total, verdict } = state.counted.photos[number];
-  const parts = partsOf(photo, verdict);
+  const objects = objectsOf(photo, verdict);
   const canvas = byId("canvas");
-  const hasPhoto = drawPhoto(canvas, number, parts, state.show, ["large", "small"]);
+  const hasPhoto = drawPhoto(canvas, number, objects, state.show, ["large", "small"]);
   canvas.append(svg("g", { id: "tags" }));
   byId("detail-name").textContent = photo.name;
-  const small = hasPhoto && !stored("large", number) && Math.max(photo.width, photo.height) > SMALL_SIDE ? ", shown small" : "";
+  const small = hasPhoto && !stored("large", number) && Math.max(photo.width, photo.height) > DATA.smallSide ? ", shown small" : "";
   const place = shown.numbers.indexOf(number);
   byId("detail-place").textContent = `${place + 1} of ${shown.numbers.length}, ${photo.width} × ${photo.height} pixels${small}`;
   byId("previous").disabled = place <= 0;
@@ -145,46 +145,46 @@ function drawDetail() {
   const problem = photo.error ? `Not predicted: ${photo.error}` : photo.problem ? `Photo not shown: ${photo.problem}` : "";
   byId("detail-problem").textContent = problem;
   byId("detail-sums").textContent = `precision ${decimals(precisionOf(total))}, recall ${decimals(recallOf(total))}`;
-  byId("parts").replaceChildren(...parts.map((part, i) => partLine(photo, part, i)));
-  byId("no-parts").hidden = parts.length > 0;
-  shown.parts = parts;
+  byId("objects").replaceChildren(...objects.map((object, i) => objectLine(photo, object, i)));
+  byId("no-objects").hidden = objects.length > 0;
+  shown.objects = objects;
   lookAt(shown.zoom);
 }
 
-function partLine(photo, part, i) {
+function objectLine(photo, object, i) {
   const words = (index, list) => DATA.descriptions[list[index][DESC]];
-  const truth = part.truth < 0 ? null : words(part.truth, photo.truth);
-  const said = part.said < 0 ? null : words(part.said, photo.found);
-  const text = part.state === "wrong"
+  const truth = object.truth < 0 ? null : words(object.truth, photo.truth);
+  const said = object.said < 0 ? null : words(object.said, photo.found);
+  const text = object.state === "wrong"
     ? [html("span", {}, truth), html("span", { class: "called" }, html("i", {}, "called "), said)]
     : [html("span", {}, truth ?? said)];
-  return html("li", {}, html("button", { type: "button", class: part.state, "aria-pressed": "false",
+  return html("li", {}, html("button", { type: "button", class: object.state, "aria-pressed": "false",
     click: () => lookAt(shown.zoom === i ? null : i) },
   html("b", { class: "tag" }, String(i + 1)), html("span", { class: "words" }, text,
     html("span", { class: "note" }, svg("svg", { viewBox: "0 0 30 6", "aria-hidden": "true" },
-      svg("path", { class: `edge ${part.state}`, d: "M1 3H29" })), LABELS[part.state])),
-  html("span", { class: "score" }, part.said < 0 ? "" : decimals(photo.found[part.said][SCORE], 2))));
+      svg("path", { class: `edge ${object.state}`, d: "M1 3H29" })), LABELS[object.state])),
+  html("span", { class: "score" }, object.said < 0 ? "" : decimals(photo.found[object.said][SCORE], 2))));
 }
 
-// Zoom to a part, or show the whole photo.
+// Zoom to a object, or show the whole photo.
 function lookAt(i) {
   shown.zoom = i;
   const canvas = byId("canvas");
   const photo = DATA.photos[shown.opened];
   let field = [0, 0, photo.width, photo.height];
   if (i !== null) {
-    const part = shown.parts[i];
-    const box = part.truth >= 0 ? photo.truth[part.truth] : photo.found[part.said];
+    const object = shown.objects[i];
+    const box = object.truth >= 0 ? photo.truth[object.truth] : photo.found[object.said];
     const height = Math.max(box[2] - box[0], box[3] - box[1], 24) * 2.5;
     const width = (height * canvas.clientWidth) / canvas.clientHeight;
     field = [(box[0] + box[2] - width) / 2, (box[1] + box[3] - height) / 2, width, height];
   }
   canvas.setAttribute("viewBox", field.join(" "));
-  byId("parts").querySelectorAll("button").forEach((line, j) => line.setAttribute("aria-pressed", String(i === j)));
+  byId("objects").querySelectorAll("button").forEach((line, j) => line.setAttribute("aria-pressed", String(i === j)));
   placeTags();
 }
 
-// Numbers beside the boxes, clear of one another where there is room; sized in pixels of the screen.
+// Numbers beside the boxes, apart from one another where there is room; sized in screen pixels.
 function placeTags() {
   const canvas = byId("canvas");
   const view = canvas.viewBox.baseVal;
@@ -192,9 +192,9 @@ function placeTags() {
   if (!canvas.clientWidth || !Number.isFinite(scale)) return; // not on the screen yet
   const photo = DATA.photos[shown.opened];
   const taken = [];
-  byId("tags")?.replaceChildren(...shown.parts.flatMap((part, i) => {
-    if (!(part.said >= 0 ? state.show.said : state.show.truth)) return [];
-    const box = part.said >= 0 ? photo.found[part.said] : photo.truth[part.truth];
+  byId("tags")?.replaceChildren(...shown.objects.flatMap((object, i) => {
+    if (!(object.said >= 0 ? state.show.said : state.show.truth)) return [];
+    const box = object.said >= 0 ? photo.found[object.said] : photo.truth[object.truth];
     const outside = box[2] < view.x || box[0] > view.x + view.width || box[3] < view.y || box[1] > view.y + view.height;
     if (outside) return [];
     const [width, height] = [(String(i + 1).length * 8 + 8) * scale, 17 * scale];
@@ -205,7 +205,7 @@ function placeTags() {
     const clear = ([x, y]) => taken.every(([a, b, w]) => x + width <= a || a + w <= x || y + height <= b || b + height <= y);
     const [x, y] = spots.find(clear) || spots[0];
     taken.push([x, y, width]);
-    return [svg("g", { class: `tag ${part.state}` },
+    return [svg("g", { class: `tag ${object.state}` },
       svg("rect", { x, y, width, height, rx: 3 * scale }),
       svg("text", { x: x + width / 2, y: y + height * 0.76, "text-anchor": "middle", style: `font-size: ${12.5 * scale}px` }, String(i + 1)))];
   }));

@@ -1,16 +1,16 @@
-// Start: counts and charts at once, photos when they are looked at.
+// Counts and charts are drawn at the start, photos when they come into view.
 
 const state = { threshold: DATA.threshold, counted: null, show: { truth: true, said: true } };
 
 function showCounts() {
   const { total } = state.counted;
-  const values = { found: total.found, wrong: total.wrong, missed: total.missed, alarms: total.alarms,
+  const values = { found: total.found, wrong: total.wrong, missed: total.missed, fp: total.fp,
     precision: decimals(precisionOf(total)), recall: decimals(recallOf(total)) };
   for (const [name, value] of Object.entries(values)) byId(`count-${name}`).textContent = String(value);
   byId("threshold-value").textContent = String(Number(state.threshold.toFixed(4)));
 }
 
-// Recount and redraw what is in view; the order of the photos waits until the slider is let go.
+// Recount and redraw what is in view; photos are reordered when the slider is released.
 function setThreshold(threshold) {
   state.threshold = threshold;
   state.counted = recount(threshold);
@@ -28,10 +28,10 @@ function chooseDescription(desc) {
   byId("photos").scrollIntoView();
 }
 
-// Every path and every beginning of one, with how many parts are annotated so.
+// Every path and every prefix of one, with its number of annotated objects.
 function fillDescriptionChoice() {
   const counts = new Map();
-  for (const photo of DATA.photos) for (const part of photo.truth) counts.set(part[DESC], (counts.get(part[DESC]) || 0) + 1);
+  for (const photo of DATA.photos) for (const object of photo.truth) counts.set(object[DESC], (counts.get(object[DESC]) || 0) + 1);
   const paths = new Map();
   DATA.descriptions.forEach((desc, index) => {
     const levels = desc.split("/");
@@ -42,12 +42,6 @@ function fillDescriptionChoice() {
   });
   const byName = [...paths].sort((a, b) => (a[0] < b[0] ? -1 : 1));
   byId("description").append(...byName.map(([beginning, count]) => html("option", { value: beginning }, `${beginning} (${count})`)));
-}
-
-function setTheme(theme) {
-  document.documentElement.dataset.theme = theme;
-  byId("theme").textContent = theme === "dark" ? "Light" : "Dark";
-  byId("theme").setAttribute("aria-label", `Switch to ${theme === "dark" ? "light" : "dark"} colours`);
 }
 
 function start() {
@@ -78,16 +72,15 @@ function start() {
       });
     }
   }
-  byId("theme").addEventListener("click", () => setTheme(document.documentElement.dataset.theme === "dark" ? "light" : "dark"));
-  setTheme(document.documentElement.dataset.theme);
+  startTheme();
   document.addEventListener("keydown", onKey);
   byId("previous").addEventListener("click", () => step(-1));
   byId("next").addEventListener("click", () => step(1));
   byId("close").addEventListener("click", () => byId("detail").close());
-  // the browser gives the focus back to the photo that was opened first; this is the one that was looked at last
+  // the browser would focus the photo that was opened first, not the last one viewed
   byId("detail").addEventListener("close", () => cards[shown.opened].button.focus());
   window.addEventListener("resize", () => byId("detail").open && placeTags());
-  // the photos come after this script in the file: what was in view before they were read is drawn again
+  // photos follow this script in the file: redraw what was in view before they were parsed
   document.addEventListener("DOMContentLoaded", redrawCards);
 
   let theme = "";

@@ -1,33 +1,32 @@
-"""Photos made small enough to lie inside a page, within a budget of bytes."""
+"""Photos as JPEG inside the page, within a budget of bytes."""
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from PIL import Image
 
+from bbu.drawing.pages import jpeg_base64
 from bbu.errors import UserError
 from bbu.images import load_image
 from bbu.records import Row, resolve_image
 
-SMALL, LARGE = 320, 1280  # longer side in pixels: of the gallery, of the detail view
+SMALL, LARGE = 320, 1280  # pixels of the longer side, in the gallery and in the detail view
 SMALL_QUALITY, LARGE_QUALITY = 72, 80  # JPEG
-# Base64 characters, which are bytes of the page. With the text of 500 photos the page stays under 40 MB.
+# Base64 characters, so bytes of the page. With everything else a page of 500 photos stays under 40 MB.
 PAGE_BUDGET = 36_000_000
-LARGE_SHARE = 0.65  # of the budget; the rest is kept for small photos, so that more of them can be seen
-OVER_BUDGET = "the page is full; make one of fewer photos"
+LARGE_SHARE = 0.65  # of the budget; small photos have the rest to themselves
+OVER_BUDGET = "the page is full; report on fewer photos"
 
 
 @dataclass
 class Embedded:
-    """Photos by name as base64 JPEG, and why the others are not there.
+    """Photos by name as base64 JPEG, and the reason for each one left out.
 
     Attributes:
-        small: every photo that could be read, while the budget lasts.
+        small: every readable photo, while the budget lasts.
         large: the first of them; only where the photo is larger than SMALL.
     """
 
@@ -37,7 +36,7 @@ class Embedded:
 
 
 def embed_photos(rows: Iterable[Row], image_root: str | Path, budget: int = PAGE_BUDGET) -> Embedded:
-    """Read each photo once, as training does, and keep it while there is room; the first rows come first."""
+    """Read each photo once, as training does, and keep it while the budget lasts, in the order of ``rows``."""
     embedded, used, large_used = Embedded(), 0, 0
     full = False
     for row in rows:
@@ -75,9 +74,7 @@ def _displayed(row: Row, image_root: str | Path) -> Image.Image:
 
 
 def _jpeg(image: Image.Image, longest: int, quality: int) -> str:
-    """The photo with its longer side at most ``longest`` pixels, as base64 JPEG."""
+    """Base64 JPEG of the photo with its longer side at most ``longest`` pixels."""
     fitted = image.copy()
     fitted.thumbnail((longest, longest), Image.Resampling.BICUBIC, reducing_gap=2.0)
-    stream = io.BytesIO()
-    fitted.save(stream, format="JPEG", quality=quality, optimize=True)
-    return base64.b64encode(stream.getvalue()).decode("ascii")
+    return jpeg_base64(fitted, quality)

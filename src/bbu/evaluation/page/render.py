@@ -1,48 +1,32 @@
-"""Put the page together and write it, whole or not at all. The same input gives the same bytes."""
+"""Put the report page together and write it atomically. The same input gives the same bytes."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bbu.drawing.pages import render_page
 from bbu.evaluation.page.content import Scored, page_content
 from bbu.evaluation.page.photos import SMALL, Embedded, embed_photos
-from bbu.evaluation.page.typeface import glyphs_data_uri
 from bbu.evaluation.pairing import pair
-from bbu.evaluation.report import headlines, number
+from bbu.evaluation.report import HEADLINES, headlines, number
 from bbu.jsonl import atomic_writer
 from bbu.records import PredictionRow, Row
 
-FOLDER = Path(__file__).parent
-SCRIPTS = ("elements.js", "counts.js", "charts.js", "tables.js", "boxes.js", "gallery.js", "main.js")  # in this order
-# Shown large at the head of the page: metric → label.
-LEADING = {
-    "AP50": "AP50 by description",
-    "AP50_agnostic": "AP50 of boxes alone",
-    "description_accuracy": "words right at matched boxes",
-    "false_alarms_per_photo": "false alarms a photo",
-}
+TEMPLATE = Path(__file__).with_name("page.html.jinja")
+SCRIPTS = ("counts.js", "charts.js", "tables.js", "boxes.js", "gallery.js", "main.js")  # in this order
+LEADING = ("AP50", "AP50_agnostic", "description_accuracy", "false_positives_per_image")  # shown large
 
 
 @dataclass(frozen=True)
 class PageSummary:
-    """What a page holds: photos in all, with a picture, with a large picture too."""
+    """Number of photos on a page: all, with a picture, with a large picture too."""
 
     photos: int
     shown: int
     large: int
-
-
-@dataclass(frozen=True)
-class Figure:
-    """One line of the table of metrics; ``interval`` is empty where there is none."""
-
-    label: str
-    value: str
-    interval: str
 
 
 def write_report(
@@ -54,10 +38,10 @@ def write_report(
     image_root: str | Path,
     title: str,
 ) -> PageSummary:
-    """Write the page of an evaluation; works without photos, which are then drawn as outlines on grey.
+    """Write the page of an evaluation. Photos that cannot be read are drawn as outlines on grey.
 
     Args:
-        metrics: what ``evaluate`` returned for these rows, or the same read back from JSON.
+        metrics: the result of ``evaluate`` for these rows, also when read back from JSON.
         image_root: folder of the photos.
 
     Raises:
@@ -66,7 +50,7 @@ def write_report(
     photos = pair(truth, predictions).photos
     scored = Scored.of(photos, metrics["max_detections"], metrics["score_threshold"])
     rows = {row.images[0]: row for row in truth}
-    embedded = embed_photos([rows[name] for name in scored.worst_first()], image_root)  # they get the room there is
+    embedded = embed_photos([rows[name] for name in scored.worst_first()], image_root)  # the worst get the room
     errors = {row.images[0]: row.error for row in predictions if row.error is not None}
     content = page_content(scored, rows, embedded.problems, errors, metrics)
     with atomic_writer(path) as stream:
@@ -75,20 +59,16 @@ def write_report(
 
 
 def _render(content: Mapping[str, Any], embedded: Embedded, metrics: Mapping[str, Any], title: str) -> str:
-    from jinja2 import Environment, StrictUndefined
-
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    template = environment.from_string(_read("page.html.jinja"))
     places = {photo["name"]: place for place, photo in enumerate(content["photos"])}
-    return template.render(
+    return render_page(
+        TEMPLATE,
+        style="page.css",
+        scripts=SCRIPTS,
+        data={**content, "smallSide": SMALL},
         title=title,
-        style=_read("page.css"),
-        script="\n".join(_read(name) for name in SCRIPTS),
-        data=script_json(content),
-        glyphs=glyphs_data_uri("".join([title, *_texts(content)])),
-        leading=[_figure(metrics, key, label) for key, label in LEADING.items()],
+        kind="evaluation",
+        leading=[_figure(metrics, key, HEADLINES[key].strip()) for key in LEADING],
         figures=[_figure(metrics, key, label) for key, label, _ in headlines(metrics)],
-        small_side=SMALL,
         metrics=metrics,
         threshold=f"{metrics['score_threshold']:g}",
         small=[(places[name], photo) for name, photo in embedded.small.items()],
@@ -96,25 +76,7 @@ def _render(content: Mapping[str, Any], embedded: Embedded, metrics: Mapping[str
     )
 
 
-def _read(name: str) -> str:
-    return (FOLDER / name).read_text(encoding="utf-8")
-
-
-def _texts(content: Mapping[str, Any]) -> Iterable[str]:
-    yield from content["descriptions"]
-    for photo in content["photos"]:
-        yield from (photo[key] for key in ("name", "problem", "error") if key in photo)
-
-
-def script_json(value: Any) -> str:
-    """JSON that stays inside its script tag and inside UTF-8, whatever its texts hold.
-
-    A "<" could end the tag or open a comment in it; half a surrogate pair cannot be written as UTF-8.
-    """
-    return json.dumps(value, ensure_ascii=True, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
-
-
-def _figure(metrics: Mapping[str, Any], key: str, label: str) -> Figure:
-    interval = metrics["intervals"].get(key)
-    span = "" if interval is None else f"{number(interval[0])} – {number(interval[1])}"
-    return Figure(label, "–" if metrics[key] is None else number(metrics[key]), span)
+def _figure(metrics: Mapping[str, Any], key: str, label: str) -> dict[str, str]:
+    """One line of the table of metrics; ``interval`` is empty where there is none."""
+    interval = " – ".join(map(number, metrics["intervals"].get(key) or ()))
+    return {"label": label, "value": "–" if metrics[key] is None else number(metrics[key]), "interval": interval}

@@ -1,6 +1,6 @@
-// Confusions at matched boxes, and one line a description at the threshold.
+// Confusions on matched boxes, and one line per description at the threshold.
 
-const CONFUSED = 12; // descriptions in the matrix: the ones most confused
+const CONFUSED = 12; // descriptions in the matrix: the most confused ones
 
 const prefixOf = (desc, level) => (level ? desc.split("/").slice(0, level).join("/") : desc);
 
@@ -16,7 +16,7 @@ function confusions(level) {
   return table;
 }
 
-// [truth, said, count] of other words, the commonest first.
+// [truth, said, count] of wrong captions, the most frequent first.
 function largestConfusions(table) {
   const found = [];
   for (const [truth, row] of table) {
@@ -36,7 +36,7 @@ function drawConfusions(level) {
   const shown = [...names].sort((a, b) => sizeOf(b) - sizeOf(a) || (a < b ? -1 : 1));
   const place = byId("confusions");
   if (!largest.length) {
-    place.replaceChildren(html("p", { class: "empty" }, "No wrong words at matched boxes."));
+    place.replaceChildren(html("p", { class: "empty" }, "No wrong captions on matched boxes."));
     return;
   }
   place.replaceChildren(matrix(table, shown, sizeOf), list(largest));
@@ -85,28 +85,28 @@ const COLUMNS = [
   ["description", (row) => row.desc],
   ["annotated", (row) => row.truth],
   ["found", (row) => row.found],
-  ["wrong words", (row) => row.wrong],
+  ["wrong caption", (row) => row.wrong],
   ["missed", (row) => row.missed],
-  ["false alarms", (row) => row.alarms],
+  ["false positives", (row) => row.fp],
   ["recall", (row) => recallOf(row)],
   ["precision", (row) => precisionOf(row)],
   ["AP50", (row) => row.ap50],
-  [`recall at precision ${DATA.targetPrecision}`, (row) => row.recallAt], // at whatever threshold gives it
+  [`recall at precision ${DATA.targetPrecision}`, (row) => row.recallAt], // at the threshold that gives this precision
 ];
-const sorting = { column: 1, down: false }; // rare ones first: they are the ones that matter
+const sorting = { column: 1, down: false }; // rare ones first: they matter most
 
 function compareRows(a, b) {
   const [, value] = COLUMNS[sorting.column];
   const [x, y] = [value(a), value(b)];
   if (x === y) return a.desc < b.desc ? -1 : 1;
-  if (x === null || y === null) return x === null ? 1 : -1; // undefined ones last, either way
+  if (x === null || y === null) return x === null ? 1 : -1; // undefined values last, in either order
   return (x < y ? -1 : 1) * (sorting.down ? -1 : 1);
 }
 
 function drawDescriptions(counted, choose) {
   const rows = counted.descriptions
     .map((total, number) => {
-      const [ap50, recallAt] = DATA.scored[number] ?? [null, null]; // words that nothing is annotated with have none
+      const [ap50, recallAt] = DATA.scored[number] ?? [null, null]; // a description without ground truth has none
       return { ...total, desc: DATA.descriptions[number], ap50, recallAt };
     })
     .filter((row) => row.truth || row.said);

@@ -1,25 +1,27 @@
 """Qwen2.5-VL (Bai et al. 2025, arXiv:2502.13923) behind the backbone protocol.
 
-Shape legend: T packed tokens, L tokens of one sample, D width, P patch rows, I images, H heads, E head width.
+Shapes: T packed tokens, D feature width, P patch rows, S image tokens, X numbers of a patch row.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import partial
-from pathlib import Path
+from functools import lru_cache, partial
 from typing import Any, ClassVar
 
 import torch
 from torch import nn
 from torch.nn import functional as F
-from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, Qwen2VLImageProcessor
+from transformers import AutoConfig, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, Qwen2VLImageProcessor
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLVisionAttention, apply_rotary_pos_emb_vision
 from transformers.vision_utils import get_vision_cu_seqlens, get_vision_position_ids, get_vision_window_index
 
-from bbu.config import ScratchConfig
-from bbu.families.base import Backbone, BackboneOutput, Grid, PositionFunction, VisionLevel
-from bbu.families.feature_cache import FeatureCache
+from bbu.families.base import Backbone, Grid, PositionFunction, VisionLevel
+from bbu.families.cost import CostModel
+from bbu.families.patches import units_to_picture, units_to_raster
+from bbu.families.photo_plan import MergedPlan
+from bbu.families.prompts import PromptSpec
+from bbu.families.qwen2_5_vl.codec import QWEN, Qwen25VLSizes, cost_of
 from bbu.layers.attention import implementation_name, varlen_attention
 from bbu.layers.lean_layers import make_lean
 from bbu.layers.transfer import to_device
@@ -82,6 +84,7 @@ class Qwen25VL(Backbone):
     """Qwen2.5-VL: two vision levels, before the merger (14 pixels a token) and after it (28)."""
 
     family = "qwen2_5_vl"
+    conversation = QWEN
     group_prefixes: ClassVar[Mapping[str, str]] = {
         "model.visual.": "vision",
         "model.visual.merger.": "merger",
@@ -92,7 +95,6 @@ class Qwen25VL(Backbone):
         "llm": r".*language_model\.layers\.\d+\.(self_attn\.[qkvo]_proj|mlp\.(gate|up|down)_proj)",
         "vision": r".*visual\.blocks\.\d+\.(attn\.(qkv|proj)|mlp\.(gate|up|down)_proj)",
     }
-    text_box_convention = "model_pixels"
 
     def __init__(self, vlm: Qwen2_5_VLForConditionalGeneration, backend: str = "sdpa") -> None:
         super().__init__()
@@ -114,7 +116,7 @@ class Qwen25VL(Backbone):
         return cls(vlm)
 
     @classmethod
-    def from_scratch(cls, sizes: ScratchConfig, vocab_size: int, token_ids: Mapping[str, int]) -> Qwen25VL:
+    def from_scratch(cls, sizes: Qwen25VLSizes, vocab_size: int, token_ids: Mapping[str, int]) -> Qwen25VL:
         head_width = sizes.text_width // sizes.text_heads
         third = head_width // 2 // 3
         config = Qwen2_5_VLConfig(
@@ -153,42 +155,60 @@ class Qwen25VL(Backbone):
         )
         return cls(Qwen2_5_VLForConditionalGeneration(config))
 
+    @classmethod
+    def empty(cls, path: str, trust_remote_code: bool = False) -> Qwen25VL:
+        config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
+        return cls(Qwen2_5_VLForConditionalGeneration(config))
+
+    @classmethod
+    def photo_plan(cls, path: str, spec: PromptSpec) -> MergedPlan:
+        processor = Qwen2VLImageProcessor.from_pretrained(path) if path else Qwen2VLImageProcessor()
+        return MergedPlan(processor, spec.min_pixels, spec.max_pixels)
+
     # ------------------------------------------------------------ facts
 
     @property
+    def _vision(self) -> Any:
+        return self.vlm.config.vision_config
+
+    @property
+    def _text(self) -> Any:
+        return self.vlm.config.text_config
+
+    @property
     def hidden_size(self) -> int:
-        return int(self.vlm.config.text_config.hidden_size)
+        return int(self._text.hidden_size)
 
     @property
     def level_widths(self) -> list[int]:
-        vision = self.vlm.config.vision_config
-        return [int(vision.hidden_size), int(vision.out_hidden_size)]
+        return [int(self._vision.hidden_size), int(self._vision.out_hidden_size)]
 
     @property
-    def patch_size(self) -> int:
-        return int(self.vlm.config.vision_config.patch_size)
+    def level_sides(self) -> list[int]:
+        patch = int(self._vision.patch_size)
+        return [patch, patch * int(self._vision.spatial_merge_size)]
+
+    def picture(self, rows_PX: torch.Tensor, grid: Grid) -> torch.Tensor:
+        return units_to_picture(rows_PX, grid, int(self._vision.patch_size), int(self._vision.spatial_merge_size))
 
     @property
     def image_token_id(self) -> int:
         return int(self.vlm.config.image_token_id)
 
     @property
-    def token_embedding(self) -> nn.Embedding:
-        return self.vlm.get_input_embeddings()  # type: ignore[no-any-return]
+    def vision_depth_width(self) -> tuple[int, int]:
+        return int(self._vision.depth), int(self._vision.hidden_size)
 
     @property
-    def lm_head_weight(self) -> torch.Tensor:
-        return self.vlm.get_output_embeddings().weight  # type: ignore[no-any-return]
+    def text_depth_width(self) -> tuple[int, int]:
+        return int(self._text.num_hidden_layers), int(self._text.hidden_size)
 
-    # ------------------------------------------------------------ work
+    def cost(self) -> CostModel:
+        return cost_of(self.vlm.config)
 
     def position_function(self) -> PositionFunction:
-        merge = int(self.vlm.config.vision_config.spatial_merge_size)
+        merge = int(self._vision.spatial_merge_size)
         return partial(mrope_positions, image_token_id=self.image_token_id, merge=merge)
-
-    @classmethod
-    def image_processor(cls, path: str) -> Any:
-        return Qwen2VLImageProcessor.from_pretrained(path) if path else Qwen2VLImageProcessor()
 
     def blocks(self, part: str) -> Sequence[nn.Module]:
         model = self.vlm.model
@@ -200,96 +220,95 @@ class Qwen25VL(Backbone):
         for block in self.vlm.model.visual.blocks:
             block.attn.attention_backend = backend
 
-    def forward(
+    # ------------------------------------------------------------ work
+
+    def tower_states(self, pixels_PX: torch.Tensor, grids: Sequence[Grid]) -> torch.Tensor:
+        """States after the blocks, in the order of the tower's attention windows, which do not cross photos."""
+        tower = self.vlm.model.visual
+        plan = _tower_plan(tower, tuple(grids))
+        plan = {k: to_device(v, pixels_PX.device) if isinstance(v, torch.Tensor) else v for k, v in plan.items()}
+        rows, units = len(pixels_PX), plan["window_index"]
+        states_PD = tower.permute_input_for_window_attn(tower.patch_embed(pixels_PX), units, rows)
+        turns = tower.rotary_pos_emb(states_PD, plan["position_ids"])
+        turns = tuple(tower.permute_input_for_window_attn(turn, units, rows) for turn in turns)
+        for number, block in enumerate(tower.blocks):
+            edges = ("cu_seqlens", "max_seqlen")
+            if number not in tower.fullatt_block_indexes:
+                edges = ("cu_window_seqlens", "max_window_seqlen")
+            cu_seqlens, max_seqlen = (plan[name] for name in edges)
+            states_PD = block(states_PD, cu_seqlens=cu_seqlens, max_seqlen=max_seqlen, position_embeddings=turns)
+        return states_PD  # type: ignore[no-any-return]
+
+    def levels_of(self, states_PD: torch.Tensor, grids: Sequence[Grid]) -> list[VisionLevel]:
+        """Patches before the merger, and merged tokens; both in raster order."""
+        tower, device = self.vlm.model.visual, states_PD.device
+        merge = tower.spatial_merge_size
+        unit_rows = torch.argsort(_tower_plan(tower, tuple(grids))["window_index"])
+        merged_SD = tower.merger(states_PD)[to_device(unit_rows, device)]
+        fine_PD = states_PD[to_device(units_to_raster(unit_rows, grids, merge), device)]
+        return [
+            VisionLevel(fine_PD, [(t * h, w) for t, h, w in grids]),
+            VisionLevel(merged_SD, [(t * h // merge, w // merge) for t, h, w in grids]),
+        ]
+
+    def read(
         self,
         input_ids: torch.Tensor,
         position_ids: torch.Tensor,
-        pixel_values: torch.Tensor | None,
-        image_grid_thw: Sequence[Grid] | torch.Tensor | None,
+        levels: Sequence[VisionLevel],
         cu_seqlens: torch.Tensor,
         max_seqlen: int,
-        image_keys: Sequence[str | None] | None = None,
-    ) -> BackboneOutput:
+    ) -> torch.Tensor:
         embeds_1TD = self.token_embedding(input_ids)
-        levels: list[VisionLevel] = []
-        if pixel_values is not None and image_grid_thw is not None and len(image_grid_thw):
-            levels, merged_ND = self._see(pixel_values, image_grid_thw, image_keys)
+        if levels:
             is_image = (input_ids == self.image_token_id).unsqueeze(-1)
-            embeds_1TD = embeds_1TD.masked_scatter(is_image, merged_ND.to(embeds_1TD.dtype))
-        elif torch.is_grad_enabled():
-            # every parameter takes part in every step, or data-parallel ranks wait for each other for ever
-            tower = self.vlm.model.visual.parameters()
-            embeds_1TD = embeds_1TD + sum(p.flatten()[:1].sum() * 0 for p in tower if p.requires_grad)
+            embeds_1TD = embeds_1TD.masked_scatter(is_image, levels[-1].tokens_SD.to(embeds_1TD.dtype))
         hidden_1TD = self.vlm.model.language_model(
             inputs_embeds=embeds_1TD,
             position_ids=position_ids,
-            attention_mask={"full_attention": None, "sliding_attention": None},  # the edges below are the mask
+            attention_mask={"full_attention": None, "sliding_attention": None},  # the boundaries below are the mask
             use_cache=False,
             cu_seq_lens_q=cu_seqlens,
             cu_seq_lens_k=cu_seqlens,
             max_length_q=max_seqlen,
             max_length_k=max_seqlen,
         ).last_hidden_state
-        return BackboneOutput(hidden_1TD[0], levels)
+        return hidden_1TD[0]  # type: ignore[no-any-return]
 
-    def _see(
+    def generate(
         self,
+        input_ids: torch.Tensor,
         pixel_values: torch.Tensor,
-        image_grid_thw: Sequence[Grid] | torch.Tensor,
-        image_keys: Sequence[str | None] | None,
-    ) -> tuple[list[VisionLevel], torch.Tensor]:
-        """Patch rows → fine level (patches, raster order), coarse level (merged tokens, raster order)."""
-        tower = self.vlm.model.visual
-        grid_thw = torch.as_tensor(image_grid_thw).cpu()
-        grids: list[Grid] = [(t, h, w) for t, h, w in grid_thw.tolist()]
-        plan = _tower_plan(tower, grid_thw)
-        raster_rows = _raster_rows(plan["window_index"], grids, tower.spatial_merge_size)
-        device, learns = pixel_values.device, self._tower_learns()
-        with torch.set_grad_enabled(torch.is_grad_enabled() and learns):
-            if self.feature_cache is None or image_keys is None or learns:
-                states_PD = _tower_states(tower, pixel_values.to(tower.dtype), plan)
-            else:
-                states_PD = self._kept_states(self.feature_cache, pixel_values.to(tower.dtype), grid_thw, image_keys)
-        unit_rows = to_device(torch.argsort(plan["window_index"]), device)
-        merged_ND = tower.merger(states_PD)[unit_rows]
-        fine_PD = states_PD[to_device(raster_rows, device)]
-        merge = tower.spatial_merge_size
-        fine = VisionLevel(fine_PD, [(t * h, w) for t, h, w in grids])
-        coarse = VisionLevel(merged_ND, [(t * h // merge, w // merge) for t, h, w in grids])
-        return [fine, coarse], merged_ND
-
-    def _kept_states(
-        self, cache: FeatureCache, pixels_PC: torch.Tensor, grid_thw: torch.Tensor, keys: Sequence[str | None]
-    ) -> torch.Tensor:
-        """As _tower_states, photo by photo, those that the cache has from there."""
-        tower, device = self.vlm.model.visual, pixels_PC.device
-        weights = {name: p for name, p in tower.named_parameters() if not name.startswith("merger.")}
-        autocast = torch.is_autocast_enabled(device.type) and torch.get_autocast_dtype(device.type)
-        facts = f"{self.family} {self.attention_backend} {device.type} {autocast} {tower.config.to_json_string()}"
-        name = cache.tower(weights, facts)
-        photos = []
-        for grid, pixels, key in zip(grid_thw, pixels_PC.split(grid_thw.prod(-1).tolist()), keys, strict=True):
-            states_PD = cache.get(name, key) if key else None
-            if states_PD is None or len(states_PD) != len(pixels):
-                states_PD = _tower_states(tower, pixels, _tower_plan(tower, grid[None]))
-                if key:
-                    cache.put(name, key, states_PD)
-            photos.append(to_device(states_PD, device))
-        return torch.cat(photos)
-
-    def _tower_learns(self) -> bool:
-        """Whether anything before the merger learns."""
-        named = self.vlm.model.visual.named_parameters()
-        return any(p.requires_grad and not name.startswith("merger.") for name, p in named)
-
-    def save(self, folder: Path, state_dict: Mapping[str, torch.Tensor] | None = None) -> None:
-        self.vlm.save_pretrained(folder, state_dict=state_dict, safe_serialization=True)
+        image_grid_thw: torch.Tensor,
+        *,
+        end_token_id: int,
+        max_new_tokens: int,
+        min_new_tokens: int = 0,
+    ) -> list[int]:
+        device, ids = self.vlm.device, input_ids[None].to(self.vlm.device)
+        return self.vlm.generate(  # type: ignore[no-any-return]
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            mm_token_type_ids=(ids == self.image_token_id).int(),
+            pixel_values=pixel_values.to(device),
+            image_grid_thw=image_grid_thw.to(device),
+            max_new_tokens=max_new_tokens,
+            min_new_tokens=min_new_tokens,
+            do_sample=False,
+            use_cache=True,
+            eos_token_id=end_token_id,
+        )[0, ids.shape[1] :].tolist()
 
 
-def _tower_plan(tower: Any, grid_thw: torch.Tensor) -> dict[str, Any]:
-    """What the tower derives from the grids, made once on the CPU."""
-    merge = tower.spatial_merge_size
-    window_index, cu_windows = get_vision_window_index(grid_thw, merge, tower.window_size, tower.patch_size)
+def _tower_plan(tower: Any, grids: tuple[Grid, ...]) -> dict[str, Any]:
+    """What the tower derives from the grids, on the CPU."""
+    return _plan_of(grids, tower.spatial_merge_size, tower.window_size, tower.patch_size)
+
+
+@lru_cache(maxsize=4)  # asked for twice a step
+def _plan_of(grids: tuple[Grid, ...], merge: int, window: int, patch: int) -> dict[str, Any]:
+    grid_thw = torch.tensor(grids)
+    window_index, cu_windows = get_vision_window_index(grid_thw, merge, window, patch)
     cu_frames = get_vision_cu_seqlens(grid_thw)
     return {
         "position_ids": get_vision_position_ids(grid_thw, merge),
@@ -299,43 +318,6 @@ def _tower_plan(tower: Any, grid_thw: torch.Tensor) -> dict[str, Any]:
         "cu_window_seqlens": cu_windows,
         "max_window_seqlen": int(cu_windows.diff().max()),
     }
-
-
-def _tower_states(tower: Any, pixels_PC: torch.Tensor, plan: Mapping[str, Any]) -> torch.Tensor:
-    """(P, D) states of patches after the tower's blocks, in the order of its windows: its forward up to the merger.
-
-    Windows do not cross photos: the states of several are those of each, end to end.
-    """
-    plan = {k: to_device(v, pixels_PC.device) if isinstance(v, torch.Tensor) else v for k, v in plan.items()}
-    rows, units = len(pixels_PC), plan["window_index"]
-    states_PD = tower.permute_input_for_window_attn(tower.patch_embed(pixels_PC), units, rows)
-    turns = tower.rotary_pos_emb(states_PD, plan["position_ids"])
-    turns = tuple(tower.permute_input_for_window_attn(turn, units, rows) for turn in turns)
-    for number, block in enumerate(tower.blocks):
-        edges = ("cu_seqlens", "max_seqlen")
-        if number not in tower.fullatt_block_indexes:
-            edges = ("cu_window_seqlens", "max_window_seqlen")
-        cu_seqlens, max_seqlen = (plan[name] for name in edges)
-        states_PD = block(states_PD, cu_seqlens=cu_seqlens, max_seqlen=max_seqlen, position_embeddings=turns)
-    return states_PD
-
-
-def _raster_rows(window_index: torch.Tensor, grids: Sequence[Grid], merge: int) -> torch.Tensor:
-    """(P,) row in the tower's output of each patch in raster order.
-
-    The tower orders 2×2 merge units by attention window, and patches within a unit row by row.
-    """
-    unit_row = torch.empty_like(window_index)
-    unit_row[window_index] = torch.arange(len(window_index))
-    rows = []
-    first_unit = 0
-    for t, h, w in grids:
-        units = unit_row[first_unit : first_unit + t * h * w // merge**2].reshape(t, h // merge, w // merge)
-        inner = torch.arange(merge**2).reshape(merge, merge)
-        patches = units[:, :, None, :, None] * merge**2 + inner[None, None, :, None, :]
-        rows.append(patches.reshape(-1))
-        first_unit += t * h * w // merge**2
-    return torch.cat(rows)
 
 
 def mrope_positions(token_ids: Sequence[int], grids: Sequence[Grid], image_token_id: int, merge: int) -> torch.Tensor:

@@ -28,7 +28,7 @@ function makeCorrectable(canvas, editor) {
   let pull = null; // point → box, while the pointer is down
 
   canvas.addEventListener("pointerdown", (event) => {
-    const index = event.target.closest(".part")?.dataset.index;
+    const index = event.target.closest(".object")?.dataset.index;
     if (!editor.active()) {
       if (index !== undefined) editor.choose(Number(index));
       return;
@@ -69,7 +69,7 @@ function makeCorrectable(canvas, editor) {
   }
 
   canvas.addEventListener("keydown", (event) => {
-    const found = event.target.closest?.(".part")?.dataset.index;
+    const found = event.target.closest?.(".object")?.dataset.index;
     if (found === undefined) return;
     const index = Number(found);
     const ways = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };

@@ -1,16 +1,16 @@
-// Worked examples: {file, row, url}. They live on this page only, and go with every question.
+// Worked examples, {file, row, url}. They live on this page only and are sent with every photo.
 
 const baseName = (path) => path.replaceAll("\\", "/").split("/").pop();
 const rounded = (value) => Math.round(value * 100) / 100;
 
-// A record's row from parts that a person has looked at.
-function rowOf(name, { width, height }, parts) {
-  const objects = parts.map((part) => ({ desc: part.desc.trim(), bbox_2d: part.box.map(rounded) }));
+// A record's row from objects that a person has corrected.
+function rowOf(name, { width, height }, corrected) {
+  const objects = corrected.map((object) => ({ desc: object.desc.trim(), bbox_2d: object.box.map(rounded) }));
   objects.sort((a, b) => a.bbox_2d[1] - b.bbox_2d[1] || a.bbox_2d[0] - b.bbox_2d[0]);
   return { images: [name], objects, width, height };
 }
 
-// A name that no other example has: the server matches photos and rows by it.
+// A name that no other example has, since the server matches photos and rows by name.
 function freeName(examples, name) {
   const used = new Set(examples.map((example) => baseName(example.row.images[0])));
   let free = name;
@@ -37,7 +37,7 @@ function parseRows(text, name) {
   }
 }
 
-// Photos and row files chosen together → pairs by file name; what finds no partner is said in words.
+// Photos and row files chosen together → pairs by file name; throws an error for photos without a row.
 async function pairFiles(files) {
   const photos = new Map();
   const rows = [];
@@ -60,6 +60,6 @@ async function pairFiles(files) {
 function showExamples(list, examples, remove) {
   list.replaceChildren(...examples.map((example, index) => html("li", {},
     html("img", { src: example.url, alt: "" }),
-    html("span", {}, `${baseName(example.row.images[0])}: ${plural((example.row.objects || []).length, "part")}`),
+    html("span", {}, `${baseName(example.row.images[0])}: ${plural((example.row.objects || []).length, "object")}`),
     html("button", { class: "plain", "aria-label": `Remove example ${baseName(example.row.images[0])}`, click: () => remove(index) }, "Remove"))));
 }

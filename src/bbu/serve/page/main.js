@@ -1,13 +1,13 @@
-// The page: one photo, its answer, and what is done with it.
+// The page: one photo, its answer, and the actions on it.
 
 const state = {
-  file: null, // the photo asked about
+  file: null, // the photo to predict
   row: null, // the server's answer, all scores
-  parts: [], // shown: {desc, box, score}; while correcting, the person's own
+  objects: [], // shown, as {desc, box, score}; while correcting, the user's own
   chosen: -1,
   correcting: false,
   examples: [],
-  question: 0, // the newest; answers to older ones are not shown
+  question: 0, // number of the newest; answers to older ones are ignored
   url: "",
 };
 const [canvas, frame, shown, threshold] = ["canvas", "frame", "shown", "threshold"].map(byId);
@@ -64,7 +64,7 @@ function fail(text) {
 
 function showPhoto(file) {
   URL.revokeObjectURL(state.url);
-  Object.assign(state, { file, row: null, parts: [], chosen: -1, correcting: false, url: URL.createObjectURL(file) });
+  Object.assign(state, { file, row: null, objects: [], chosen: -1, correcting: false, url: URL.createObjectURL(file) });
   frame.classList.remove("unseen");
   shown.src = state.url;
   byId("drop").hidden = true;
@@ -80,13 +80,13 @@ function showAnswer(row, milliseconds) {
   render();
 }
 
-const visible = () => state.row.predictions.filter((part) => part.score >= Number(threshold.value));
+const visible = () => state.row.predictions.filter((object) => object.score >= Number(threshold.value));
 
 function render() {
-  if (state.row && !state.correcting) state.parts = visible().map((part) => ({ desc: part.desc, box: part.bbox_2d, score: part.score }));
-  state.chosen = Math.min(state.chosen, state.parts.length - 1);
+  if (state.row && !state.correcting) state.objects = visible().map((object) => ({ desc: object.desc, box: object.bbox_2d, score: object.score }));
+  state.chosen = Math.min(state.chosen, state.objects.length - 1);
   byId("level").textContent = decimals(Number(threshold.value), 2);
-  byId("count").textContent = !state.row ? (state.file ? "…" : "no photo yet") : plural(state.parts.length, "part");
+  byId("count").textContent = !state.row ? (state.file ? "…" : "no photo yet") : plural(state.objects.length, "object");
   threshold.disabled = state.correcting;
   byId("reading").hidden = state.correcting;
   byId("correcting").hidden = byId("help").hidden = !state.correcting;
@@ -101,59 +101,59 @@ function renderPhoto() {
   canvas.classList.toggle("editing", state.correcting);
   if (!state.row) return canvas.replaceChildren();
   const { width, height } = state.row;
-  const focused = document.activeElement?.closest?.("#canvas .part")?.dataset.index;
+  const focused = document.activeElement?.closest?.("#canvas .object")?.dataset.index;
   const size = (13 * width) / (canvas.clientWidth || width); // 13 pixels of the screen
-  drawParts(canvas, state.parts, { width, height, size, withWords: byId("words").checked, chosen: state.chosen, handles: state.correcting });
+  drawObjects(canvas, state.objects, { width, height, size, withWords: byId("words").checked, chosen: state.chosen, handles: state.correcting });
   if (focused !== undefined) canvas.querySelector(`[data-index="${focused}"]`)?.focus();
 }
 
 function renderList() {
-  const descriptions = new Set([...(state.row?.predictions || []).map((part) => part.desc),
+  const descriptions = new Set([...(state.row?.predictions || []).map((object) => object.desc),
     ...state.examples.flatMap((example) => (example.row.objects || []).map((item) => item.desc))]);
   byId("known").replaceChildren(...[...descriptions].map((desc) => html("option", { value: desc })));
-  byId("parts").replaceChildren(...state.parts.map((part, index) => html("li", { class: index === state.chosen ? "chosen" : "" },
-    state.correcting ? editableRow(part, index) : readableRow(part, index))));
+  byId("objects").replaceChildren(...state.objects.map((object, index) => html("li", { class: index === state.chosen ? "chosen" : "" },
+    state.correcting ? editableRow(object, index) : readableRow(object, index))));
 }
 
-function tag(part, index) {
+function tag(object, index) {
   const node = html("b", { class: "tag" }, String(index + 1));
-  node.style.background = colourOf(part.desc);
+  node.style.setProperty("--tone", colourOf(object.desc));
   return node;
 }
 
-function readableRow(part, index) {
+function readableRow(object, index) {
   return html("button", { class: "row", "aria-pressed": String(index === state.chosen), click: () => choose(index === state.chosen ? -1 : index) },
-    tag(part, index), html("span", {}, part.desc || "(no words)"), html("span", { class: "score" }, decimals(part.score, 2)));
+    tag(object, index), html("span", {}, object.desc || "(no description)"), html("span", { class: "score" }, decimals(object.score, 2)));
 }
 
-function editableRow(part, index) {
-  const number = tag(part, index);
-  const words = html("input", { value: part.desc, list: "known", placeholder: "type/state/remark", "aria-label": `words of part ${index + 1}` });
+function editableRow(object, index) {
+  const number = tag(object, index);
+  const words = html("input", { value: object.desc, list: "known", placeholder: "type/state/remark", "aria-label": `description of object ${index + 1}` });
   words.addEventListener("input", () => {
-    part.desc = words.value;
-    number.style.background = colourOf(part.desc);
+    object.desc = words.value;
+    number.style.setProperty("--tone", colourOf(object.desc));
     renderPhoto();
   });
   words.addEventListener("focus", () => {
     state.chosen = index;
-    [...byId("parts").children].forEach((row, other) => row.classList.toggle("chosen", other === index));
+    [...byId("objects").children].forEach((row, other) => row.classList.toggle("chosen", other === index));
     renderPhoto();
   });
   return html("div", { class: "edit" }, number, words,
-    html("button", { class: "plain", "aria-label": `remove part ${index + 1}`, click: () => remove(index) }, "×"));
+    html("button", { class: "plain", "aria-label": `remove object ${index + 1}`, click: () => remove(index) }, "×"));
 }
 
 function choose(index) {
   state.chosen = index;
   renderList();
   renderPhoto();
-  byId("parts").children[index]?.scrollIntoView({ block: "nearest" });
+  byId("objects").children[index]?.scrollIntoView({ block: "nearest" });
 }
 
 // ---------------------------------------------------------------- correcting
 
 function startCorrecting() {
-  Object.assign(state, { correcting: true, chosen: -1, parts: state.parts.map((part) => ({ ...part, score: null })) });
+  Object.assign(state, { correcting: true, chosen: -1, objects: state.objects.map((object) => ({ ...object, score: null })) });
   render();
 }
 
@@ -163,14 +163,14 @@ function stopCorrecting() {
 }
 
 function remove(index) {
-  state.parts.splice(index, 1);
+  state.objects.splice(index, 1);
   state.chosen = -1;
   render();
 }
 
 function create(box) {
-  state.parts.push({ desc: "", box, score: null });
-  state.chosen = state.parts.length - 1;
+  state.objects.push({ desc: "", box, score: null });
+  state.chosen = state.objects.length - 1;
   render();
   return state.chosen;
 }
@@ -178,24 +178,24 @@ function create(box) {
 makeCorrectable(canvas, {
   active: () => state.correcting,
   size: () => state.row,
-  box: (index) => state.parts[index].box,
+  box: (index) => state.objects[index].box,
   chosen: () => state.chosen,
   choose,
   remove,
   create,
   change: (index, box) => {
-    state.parts[index].box = box;
+    state.objects[index].box = box;
     renderPhoto();
   },
 });
 
 function useAsExample() {
-  const silent = state.parts.findIndex((part) => !part.desc.trim());
+  const silent = state.objects.findIndex((object) => !object.desc.trim());
   if (silent >= 0) {
     choose(silent);
-    return fail(`Part ${silent + 1} has no words; write some, or remove it.`);
+    return fail(`Object ${silent + 1} has no description; write one, or remove the object.`);
   }
-  addExample(state.examples, state.file, rowOf(state.row.images[0], state.row, state.parts));
+  addExample(state.examples, state.file, rowOf(state.row.images[0], state.row, state.objects));
   stopCorrecting();
   examplesChanged();
 }
@@ -208,7 +208,7 @@ function examplesChanged() {
     examplesChanged();
   });
   byId("rows").disabled = !state.examples.length;
-  say(`${plural(state.examples.length, "example")} will be shown with the next question${state.file ? "; Ask again shows what changes" : ""}.`);
+  say(`${plural(state.examples.length, "example")} will be shown with the next photo${state.file ? "; Predict again shows the effect" : ""}.`);
 }
 
 async function loadExamples(files) {
@@ -220,7 +220,7 @@ async function loadExamples(files) {
   }
 }
 
-// ---------------------------------------------------------------- taking along
+// ---------------------------------------------------------------- copying and saving
 
 async function copy(text, what) {
   try {
@@ -238,10 +238,10 @@ async function copy(text, what) {
 
 async function savePicture() {
   const { width, height } = state.row;
-  const blob = await annotatedPicture(shown, state.parts, { width, height, withWords: byId("words").checked });
+  const blob = await annotatedPicture(shown, state.objects, { width, height, withWords: byId("words").checked });
   if (!blob) return fail("The browser cannot draw a picture of this size.");
   const url = URL.createObjectURL(blob);
-  html("a", { href: url, download: `${state.row.images[0].replace(/\.\w+$/, "")}-parts.png` }).click();
+  html("a", { href: url, download: `${state.row.images[0].replace(/\.\w+$/, "")}-objects.png` }).click();
   setTimeout(() => URL.revokeObjectURL(url), 10000);
 }
 
@@ -255,12 +255,12 @@ function opens(button, input, use) {
   on(button, "click", () => byId(input).click());
   on(input, "change", () => {
     const files = [...byId(input).files];
-    byId(input).value = ""; // so that the same file can be chosen again
+    byId(input).value = ""; // so the same file can be chosen again
     if (files.length) use(files);
   });
 }
 
-// One photo is a question; several files, or one with rows, are examples.
+// One photo is predicted; several files, or a file with rows, are examples.
 function take(files) {
   if (files.length === 1 && !/\.jsonl?$/i.test(files[0].name)) ask(files[0]);
   else if (files.length) loadExamples(files);
@@ -279,19 +279,19 @@ on("again", "click", () => ask(state.file));
 on("add", "click", () => {
   const { width, height } = state.row;
   create([width * 0.4, height * 0.4, width * 0.6, height * 0.6]);
-  byId("parts").lastElementChild.querySelector("input").focus();
+  byId("objects").lastElementChild.querySelector("input").focus();
 });
 on("copy", "click", () => copy(JSON.stringify({ ...state.row, predictions: visible() }), "JSON"));
 on("rows", "click", () => copy(state.examples.map((example) => JSON.stringify(example.row)).join("\n"), "Rows"));
 on("save", "click", savePicture);
-shown.addEventListener("error", () => { // a TIFF: the model reads it, most browsers do not show it
+shown.addEventListener("error", () => { // a TIFF: the model reads it, but most browsers do not show it
   frame.classList.add("unseen");
   if (state.row) shown.style.aspectRatio = `${state.row.width} / ${state.row.height}`;
   render();
 });
 shown.addEventListener("load", () => { shown.style.aspectRatio = ""; });
 new ResizeObserver(() => renderPhoto()).observe(frame);
-document.fonts.addEventListener("loadingdone", () => renderPhoto()); // words are as wide as their glyphs
+document.fonts.addEventListener("loadingdone", () => renderPhoto()); // the glyphs change the width of labels
 
 document.addEventListener("paste", (event) => {
   if (event.clipboardData.files.length) take([...event.clipboardData.files]);

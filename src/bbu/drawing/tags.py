@@ -1,4 +1,4 @@
-"""Where to put the number tags of a picture: by their parts, clear of each other, inside the picture."""
+"""Placement of number tags: near their objects, clear of each other, inside the picture."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ Box = tuple[float, float, float, float]
 
 
 def place_tags(anchors: Sequence[Box], sizes: Sequence[tuple[int, int]], field: Box) -> list[Box]:
-    """A spot for each tag, by its anchor, inside ``field`` and clear of all other tags.
+    """A spot for each tag, near its anchor, inside ``field`` and clear of all other tags.
 
-    Nearest spots come first, and among them those that hide least of other anchors. Only a field with no room
-    left makes tags overlap; they never leave it.
+    The nearest spot wins, then the one that hides least of other anchors. Tags overlap only if ``field`` has no room
+    left, and never leave it.
 
     Args:
         anchors: (n) xyxy boxes that the tags belong to.
@@ -32,7 +32,7 @@ def place_tags(anchors: Sequence[Box], sizes: Sequence[tuple[int, int]], field: 
 def _first_free(
     rings: Iterable[Sequence[Point]], size: tuple[int, int], field: Box, placed: Sequence[Box]
 ) -> list[Box]:
-    """The clear spots of the nearest ring that has any; with none anywhere, all spots of the nearest ring."""
+    """The clear spots of the nearest ring that has some; if no ring has, all spots of the nearest."""
     nearest: list[Box] = []
     for ring in rings:
         spots = [_inside(spot, size, field) for spot in ring]
@@ -44,7 +44,7 @@ def _first_free(
 
 
 def _rings(anchor: Box, size: tuple[int, int]) -> Iterator[list[Point]]:
-    """Top-left corners to try: around the corners first, then rings further and further out."""
+    """Top-left corners to try: first around the anchor, then on rings of growing distance."""
     (x1, y1, x2, y2), (width, height) = anchor, size
     left, right = x1 - width, x2 - width
     corners = [(x1, y1 - height), (right, y1 - height), (x1, y2), (right, y2)]
@@ -69,10 +69,10 @@ def shared_area(a: Box, b: Box) -> float:
 
 
 def _cost(spot: Box, anchor: Box, others: Sequence[Box]) -> float:
-    """Distance to the anchor, plus what is hidden of it and of its neighbours."""
+    """Distance to the anchor, plus the hidden area of the anchor and its neighbours."""
     away_x = max(anchor[0] - spot[2], spot[0] - anchor[2], 0.0)
     away_y = max(anchor[1] - spot[3], spot[1] - anchor[3], 0.0)
     size = (spot[2] - spot[0]) * (spot[3] - spot[1])
-    # a box that encloses this one (a unit and its screws) is hidden by any choice alike
+    # a box that encloses this one (a unit around its screws) is hidden by every choice
     hidden = sum(shared_area(spot, box) for box in others if shared_area(box, anchor) < shared_area(anchor, anchor))
     return math.hypot(away_x, away_y) + 30 * hidden / size + 15 * shared_area(spot, anchor) / size

@@ -7,7 +7,7 @@ import socket
 
 import pytest
 
-from bbu.stages.training import ready_device
+from bbu.stages.run import ready_device
 from tests.tiny import tiny_config
 
 NAMES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "DS_ACCELERATOR")

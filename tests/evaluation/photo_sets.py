@@ -63,9 +63,9 @@ _words = st.sampled_from(WORDS)
 _steps = st.integers(0, 4).map(lambda n: n / 4)
 _truths = st.lists(st.tuples(_boxes, _words), max_size=4)
 _guesses = st.lists(st.tuples(_boxes, _words | st.just("noise"), _steps, _steps), max_size=6)
-albums = st.lists(st.tuples(_truths, _guesses), min_size=1, max_size=3).map(
-    lambda album: (
-        [photo(f"{index}.jpg", *objects) for index, (objects, _) in enumerate(album)],
-        [guess(f"{index}.jpg", *found) for index, (_, found) in enumerate(album)],
+photo_sets = st.lists(st.tuples(_truths, _guesses), min_size=1, max_size=3).map(
+    lambda photo_set: (
+        [photo(f"{index}.jpg", *objects) for index, (objects, _) in enumerate(photo_set)],
+        [guess(f"{index}.jpg", *found) for index, (_, found) in enumerate(photo_set)],
     )
 )

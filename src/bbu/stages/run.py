@@ -1,0 +1,207 @@
+"""The run context: what a run knows, in one object that the stages hand on; heavy parts are built when asked for."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bbu.config import Config
+from bbu.errors import ConfigError
+from bbu.records import FewShotSample, Row
+from bbu.stages.preparation import PreparedData, prepare, taxonomy_of
+from bbu.stages.shown import photo_hashes, shown_photos
+from bbu.taxonomy import Taxonomy
+from bbu.training.distributed import start_group_of_one, world_size
+
+if TYPE_CHECKING:
+    import torch
+
+    from bbu.data.chat_processor import ChatProcessor
+    from bbu.data.dataset import TrainingStream
+    from bbu.data.packing.planner import PackedRun
+    from bbu.families.cost import CostModel
+    from bbu.inference.predictor import Shown
+    from bbu.models.wrapper import DetectionVLM
+
+MODEL_FOLDER = "model"
+
+
+@dataclass
+class Run:
+    """A config with its prepared rows, and everything that follows from the two.
+
+    ``watched``: the rows that are predicted while it trains, of the split ``watched_split`` ("" = none).
+    """
+
+    config: Config
+    data: PreparedData
+
+    @property
+    def output(self) -> Path:
+        """The run's folder."""
+        return Path(self.config.output_dir)
+
+    @property
+    def model_folder(self) -> Path:
+        """Where the model is published."""
+        return self.output / MODEL_FOLDER
+
+    # ------------------------------------------------------------ rows
+
+    @cached_property
+    def samples(self) -> list[FewShotSample]:
+        """Training samples."""
+        return self.data.samples("train")
+
+    @cached_property
+    def students(self) -> list[Row]:
+        """Training photos."""
+        return [sample.student for sample in self.samples]
+
+    @cached_property
+    def val(self) -> list[Row]:
+        """Validation photos."""
+        return self.data.rows("val")
+
+    @cached_property
+    def evaluation_rows(self) -> list[Row]:
+        """Photos of evaluation.split.
+
+        Raises:
+            ConfigError: there are none.
+        """
+        split = self.config.evaluation.split
+        rows = self.data.rows(split)
+        if not rows:
+            raise ConfigError(f"evaluation.split: there is no {split} split in {self.data.folder}")
+        return rows
+
+    @cached_property
+    def taxonomy(self) -> Taxonomy:
+        """The words of the labelling project."""
+        return taxonomy_of(self.config)
+
+    # ------------------------------------------------------------ what is watched
+
+    @cached_property
+    def watched_split(self) -> str:
+        training = self.config.training
+        if not (training.eval_every or training.visual_every):
+            return ""
+        return "val" if training.eval_every or any(row.objects for row in self.val) else "train"
+
+    @property
+    def watched(self) -> list[Row]:
+        return self.students if self.watched_split == "train" else self.val
+
+    @cached_property
+    def watched_shown(self) -> Shown | None:
+        """What is shown with each watched photo."""
+        return shown_photos(self.config, self.data, self.watched, self.hashes) if self.watched_split else None
+
+    @cached_property
+    def hashes(self) -> Mapping[str, int]:
+        """Perceptual hashes of the photos that teachers are chosen for and among in training."""
+        return photo_hashes(self.config, self.data, training=True, split=self.watched_split)
+
+    # ------------------------------------------------------------ machine
+
+    @cached_property
+    def device(self) -> torch.device:
+        from bbu.models.precision import compute_device
+
+        return compute_device()
+
+    @cached_property
+    def bf16(self) -> bool:
+        """Whether matrix products run in bfloat16."""
+        from bbu.models.precision import use_bf16
+
+        return use_bf16(self.config.training.precision, self.device)
+
+    # ------------------------------------------------------------ built once
+
+    @cached_property
+    def processor(self) -> ChatProcessor:
+        from bbu.models.build import build_processor
+
+        return build_processor(self.config, self.samples, self.data.image_root)
+
+    @cached_property
+    def model(self) -> DetectionVLM:
+        import torch
+
+        from bbu.models.build import build_model
+
+        dtype = torch.bfloat16 if self.bf16 else torch.float32
+        return build_model(self.config, self.processor.tokenizer, device=self.device, dtype=dtype)
+
+    @cached_property
+    def stream(self) -> TrainingStream:
+        """Training samples of the whole run, over all ranks."""
+        from bbu.data.dataset import TrainingStream
+        from bbu.data.sampling.episodes import Episodes
+
+        config, training = self.config, self.config.training
+        return TrainingStream(
+            self.samples,
+            self.processor,
+            length=training.max_steps * training.batch_size * training.gradient_accumulation * world_size(),
+            seed=config.seed,
+            episodes=Episodes(config.data.episodes, self.students, self.data.rows("teacher"), self.hashes, config.seed),
+            sampling=config.data.sampling,
+            augment=config.data.augment,
+            mirror=self.taxonomy.mirror,
+        )
+
+    @cached_property
+    def packs(self) -> PackedRun | None:
+        """Planned packs, which set the stream's length; None where a pack is the next samples."""
+        return self.plan_packs(self.model.backbone.cost())
+
+    def plan_packs(self, cost: CostModel) -> PackedRun | None:
+        """As ``packs``; ``cost`` balances ranks and changes neither lengths nor the number of packs."""
+        from bbu.data.packing.lengths import LengthMeter, StreamLengths
+        from bbu.data.packing.planner import Budgets, PackedRun
+
+        training, budgets = self.config.training, Budgets.of(self.config.training)
+        if not budgets.limits:
+            return None
+        meter = LengthMeter(self.processor, self.config.data.augment, self.taxonomy.mirror)
+        lengths = StreamLengths(self.stream, meter, cost, self.output / "data" / "lengths.json")
+        packs = PackedRun(
+            lengths.epoch,
+            budgets,
+            steps=training.max_steps,
+            ranks=world_size(),
+            accumulation=training.gradient_accumulation,
+            seed=self.config.seed,
+            name=lengths.name,
+        )
+        self.stream.length = max(1, round(len(packs) * packs.samples_per_pack))
+        return packs
+
+
+def open_run(config: Config) -> Run:
+    """Prepare the rows of a config."""
+    return Run(config, prepare(config))
+
+
+def ready_device(config: Config) -> Any:
+    """The device of this process, set up as the config asks."""
+    import torch
+
+    from bbu.models.precision import compute_device
+
+    if config.training.threads:
+        torch.set_num_threads(config.training.threads)
+    device = compute_device()
+    if device.type == "cpu":
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # DeepSpeed looks for CUDA tools otherwise, and warns
+    if config.training.deepspeed:
+        start_group_of_one()
+    return device

@@ -1,0 +1,85 @@
+"""Ranks: which process this is, and what all of them agree on. Nothing else asks for rank or world size."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    import torch
+
+T = TypeVar("T")
+
+
+def _group() -> Any:
+    """torch.distributed where a process group runs, else None; loads no torch."""
+    torch_ = sys.modules.get("torch")
+    running = torch_ is not None and torch_.distributed.is_available() and torch_.distributed.is_initialized()
+    return torch_.distributed if running and torch_ is not None else None
+
+
+def rank() -> int:
+    """Number of this process, from 0."""
+    group = _group()
+    return int(group.get_rank() if group else os.environ.get("RANK", "0"))
+
+
+def world_size() -> int:
+    """How many processes train together."""
+    group = _group()
+    return int(group.get_world_size() if group else os.environ.get("WORLD_SIZE", "1"))
+
+
+def is_main() -> bool:
+    """Whether this is the process that writes and prints."""
+    return rank() == 0
+
+
+@contextmanager
+def main_first() -> Iterator[None]:
+    """The main rank goes through the block before the others, who then find what it made."""
+    group = _group() if world_size() > 1 else None
+    try:
+        if group and not is_main():
+            group.barrier()
+        yield
+    finally:
+        if group and is_main():
+            group.barrier()
+
+
+def sum_over_ranks(values: torch.Tensor) -> torch.Tensor:
+    """The elementwise sum of all ranks' tensors, in place."""
+    if world_size() > 1:
+        _group().all_reduce(values)
+    return values
+
+
+def gather(mine: Sequence[T]) -> list[T]:
+    """Items that were dealt out as ``items[rank::world_size]`` → all of them, in order, on every rank."""
+    if world_size() == 1:
+        return list(mine)
+    shards: list[list[T]] = [[] for _ in range(world_size())]
+    _group().all_gather_object(shards, list(mine))
+    return merge_shards(shards)
+
+
+def merge_shards(shards: Sequence[Sequence[T]]) -> list[T]:
+    """Undo round-robin sharding: shard r held items r, r + ranks, …"""
+    total = sum(len(shard) for shard in shards)
+    return [shards[number % len(shards)][number // len(shards)] for number in range(total)]
+
+
+def start_group_of_one() -> None:
+    """What a process group needs to know where torchrun has not said it (DeepSpeed wants a group in any case)."""
+    if "RANK" in os.environ:
+        return
+    with socket.socket() as free:  # a fixed port would stop a second run on this machine
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    os.environ.update({name: os.environ.get(name, value) for name, value in alone.items()})
