@@ -28,6 +28,7 @@ def add_commands(commands: Commands) -> None:
     augment.add_argument("--photos", type=positive, default=6, help="rows of the sheet (default 6)")
     augment.add_argument("--views", type=positive, default=4, help="epochs, a column each (default 4)")
     augment.add_argument("--epoch", type=not_negative, default=0, help="the first of them (default 0)")
+    augment.add_argument("--processes", type=positive, help="of the run (default: one a GPU of this machine, or one)")
 
     profile = _of_config(commands, "profile", _profile, "say where the time of a training step goes: docs/profiling.md")
     profile.add_argument("--warm-up", type=positive, default=3, help="steps before the one that is traced (default 3)")
@@ -120,18 +121,18 @@ def _augment(arguments: argparse.Namespace) -> int:
     from bbu.config import load_config
     from bbu.data.augment import Augmenter
     from bbu.data.augment.contact_sheet import draw_contact_sheet, save_contact_sheet
+    from bbu.training.distributed import processes_to_start
 
     config = load_config(arguments.config, arguments.overrides)
-    data = stages.prepare(config)
-    rows = [sample.student for sample in data.samples("train")]
-    training, mirror = config.training, stages.taxonomy_of(config).mirror
-    augmenter = Augmenter(config.data.augment, config.seed, pool=rows, image_root=data.image_root, mirror=mirror)
-    run = training.max_steps * training.batch_size * training.gradient_accumulation
+    run = stages.open_run(config, arguments.processes or processes_to_start())
     epochs = range(arguments.epoch, arguments.epoch + arguments.views)
-    done = {epoch: min((epoch + 0.5) * len(rows) / run, 1.0) for epoch in epochs}
-    sheet = draw_contact_sheet(rows, data.image_root, augmenter, photos=arguments.photos, epochs=done)
+    progress = {epoch: min((epoch + 0.5) / run.epochs, 1.0) for epoch in epochs}
+    pool, root, mirror = run.students, run.data.image_root, run.taxonomy.mirror
+    augmenter = Augmenter(config.data.augment, config.seed, pool=pool, image_root=root, mirror=mirror)
+    sheet = draw_contact_sheet(pool, root, augmenter, photos=arguments.photos, epochs=progress)
     save_contact_sheet(sheet, arguments.output)
-    print(f"{min(arguments.photos, len(rows))} photos, epochs {epochs[0]} to {epochs[-1]}: {arguments.output}")
+    shown = min(arguments.photos, len(run.students))
+    print(f"{shown} photos, epochs {epochs[0]} to {epochs[-1]} of {run.epochs:.1f}: {arguments.output}")
     return 0
 
 

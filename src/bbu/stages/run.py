@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bbu.config import Config
 from bbu.errors import ConfigError
+from bbu.families.cost import CostModel
 from bbu.records import FewShotSample, Row
 from bbu.stages.preparation import PreparedData, prepare, taxonomy_of
 from bbu.stages.shown import photo_hashes, shown_photos
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     from bbu.data.chat_processor import ChatProcessor
     from bbu.data.dataset import TrainingStream
     from bbu.data.packing.planner import PackedRun
-    from bbu.families.cost import CostModel
     from bbu.inference.predictor import Shown
     from bbu.models.wrapper import DetectionVLM
 
@@ -39,6 +39,7 @@ class Run:
 
     config: Config
     data: PreparedData
+    ranks: int = field(default_factory=world_size)
 
     @property
     def output(self) -> Path:
@@ -146,17 +147,35 @@ class Run:
         from bbu.data.dataset import TrainingStream
         from bbu.data.sampling.episodes import Episodes
 
-        config, training = self.config, self.config.training
+        config = self.config
         return TrainingStream(
             self.samples,
             self.processor,
-            length=training.max_steps * training.batch_size * training.gradient_accumulation * world_size(),
+            length=self._samples,
             seed=config.seed,
             episodes=Episodes(config.data.episodes, self.students, self.data.rows("teacher"), self.hashes, config.seed),
             sampling=config.data.sampling,
             augment=config.data.augment,
             mirror=self.taxonomy.mirror,
         )
+
+    @property
+    def epochs(self) -> float:
+        """Epochs of the whole run, over all ranks; an estimate where packs are planned, which needs the tokenizer."""
+        from bbu.data.packing.planner import Budgets
+        from bbu.data.sampling.order import expected_views
+
+        planned = Budgets.of(self.config.training).limits
+        if planned:
+            self.plan_packs(CostModel(1, 0, 0, 0))
+        samples = self.stream.length if planned else self._samples
+        return samples / float(expected_views(self.students, self.config.data.sampling).sum())
+
+    @property
+    def _samples(self) -> int:
+        """Samples of the whole run, over all ranks, where packs are not planned."""
+        training = self.config.training
+        return training.max_steps * training.batch_size * training.gradient_accumulation * self.ranks
 
     @cached_property
     def packs(self) -> PackedRun | None:
@@ -177,7 +196,7 @@ class Run:
             lengths.epoch,
             budgets,
             steps=training.max_steps,
-            ranks=world_size(),
+            ranks=self.ranks,
             accumulation=training.gradient_accumulation,
             seed=self.config.seed,
             name=lengths.name,
@@ -186,9 +205,13 @@ class Run:
         return packs
 
 
-def open_run(config: Config) -> Run:
-    """Prepare the rows of a config."""
-    return Run(config, prepare(config))
+def open_run(config: Config, ranks: int | None = None) -> Run:
+    """Prepare the rows of a config.
+
+    Args:
+        ranks: of the run that is reckoned with; None = those there are.
+    """
+    return Run(config, prepare(config), ranks or world_size())
 
 
 def ready_device(config: Config) -> Any:

@@ -34,6 +34,13 @@ def world_size() -> int:
     return int(group.get_world_size() if group else os.environ.get("WORLD_SIZE", "1"))
 
 
+def processes_to_start() -> int:
+    """How many processes train.sh starts on this machine: one a GPU, or one."""
+    import torch
+
+    return max(torch.cuda.device_count(), 1)
+
+
 def is_main() -> bool:
     """Whether this is the process that writes and prints."""
     return rank() == 0

@@ -107,3 +107,20 @@ def test_mosaic_without_enough_photos_is_one_line_on_stderr(
     assert main(["augment", config_file(tmp_path), *records]) == 2
     assert capsys.readouterr().err.startswith("bbu: error: data.augment.mosaic: needs 4 training photos, there are 2")
     assert main(["augment", config_file(tmp_path), *records, "--epoch", "-1"]) == 2
+
+
+def epochs_said(capsys: pytest.CaptureFixture[str], *arguments: str) -> float:
+    assert main(["augment", *arguments, "--photos", "1", "--views", "1"]) == 0
+    return float(capsys.readouterr().out.split(" of ")[1].split(":")[0])
+
+
+def test_the_length_of_the_run_counts_processes_and_planned_packs(
+    records: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "short.yaml"
+    path.write_text("training: {max_steps: 10, batch_size: 3, gradient_accumulation: 2}", encoding="utf-8")
+    alone = [str(path), *records, "--output", str(tmp_path / "sheet.png")]
+    assert epochs_said(capsys, *alone) == 10 * 3 * 2 / 5
+    assert epochs_said(capsys, *alone, "--processes", "4") == 4 * 10 * 3 * 2 / 5
+    one_photo_a_pack = ["training.pack_images=1"]
+    assert epochs_said(capsys, str(path), *records, *one_photo_a_pack, *alone[-2:]) == 10 * 2 / 5

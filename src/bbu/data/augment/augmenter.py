@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -67,6 +67,30 @@ class Augmenter:
         strength = self.strength(progress)
         mixer = self._mixer if progress < 1 - self.config.curriculum.close_mosaic else None
         return partial(self._apply, key=(self.seed, _VIEW, epoch, number), strength=strength, mixer=mixer)
+
+    def mixed_in(self, epoch: int, number: int, names: Collection[str]) -> tuple[list[Row], int]:
+        """What mosaic and copy-paste add to a sample's student at most, known without opening a photo.
+
+        Args:
+            names: photos of the sample.
+
+        Returns:
+            Rows of the other tiles of its mosaic, and the number of pieces pasted in; both as drawn at full strength.
+        """
+        tiles, pieces = list[Row](), 0
+        if self._mixer:
+            draws = Draws((self.seed, _VIEW, epoch, number, 0))
+            random = draws.stream("mosaic")
+            if random.random() < self.config.mosaic:
+                tiles = self._mixer.draw_tiles(random, names)
+            random = draws.stream("copy_paste")
+            if random.random() < self.config.copy_paste:
+                pieces = self._mixer.draw_pieces(random)
+        return tiles, pieces
+
+    def piece_rows(self) -> list[Row]:
+        """As Mixer's; none where nothing is pasted."""
+        return self._mixer.piece_rows() if self._mixer else []
 
     @property
     def active(self) -> bool:

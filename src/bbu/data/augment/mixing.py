@@ -23,6 +23,7 @@ _MIDDLE = (0.35, 0.65)  # where the four photos of a mosaic meet, share of a sid
 _ZOOM = (0.8, 1.25)  # a pasted piece's size, relative to that in its own photo
 _LARGEST = 0.5  # a pasted piece's side, share of the photo's; larger pieces would be the photo
 _TRIES = 10  # places for a piece
+_ROUNDING = 1e-6  # of a visible share, which does not depend on the piece's zoom
 
 
 class Mixer:
@@ -66,11 +67,10 @@ class Mixer:
         Args:
             avoid: photos that may not come in: those of the sample, whose answers the student must not meet.
         """
-        others = [row for row in self.pool if row.images[0] not in avoid]
-        if len(others) < _TILES - 1 or min(photo.image.size) < 2:
+        others = self.draw_tiles(random, avoid)
+        if not others or min(photo.image.size) < 2:
             return photo
-        chosen = random.choice(len(others), _TILES - 1, replace=False)
-        tiles = [photo, *(open_photo(self.image_root, others[at]) for at in chosen)]
+        tiles = [photo, *(open_photo(self.image_root, row) for row in others)]
         width, height = photo.image.size
         x, y = (max(1, round(side * random.uniform(*_MIDDLE))) for side in (width, height))
         windows = ((0, 0, x, y), (x, 0, width, y), (0, y, x, height), (x, y, width, height))
@@ -84,6 +84,13 @@ class Mixer:
             return photo
         return replace(photo, image=canvas, objects=tuple(objects), to_canvas=None)
 
+    def draw_tiles(self, random: np.random.Generator, avoid: Collection[str]) -> list[Row]:
+        """The other photos of a mosaic; none where the pool has too few."""
+        others = [row for row in self.pool if row.images[0] not in avoid]
+        if len(others) < _TILES - 1:
+            return []
+        return [others[at] for at in random.choice(len(others), _TILES - 1, replace=False)]
+
     # ------------------------------------------------------------ copy-paste
 
     def paste(self, photo: Photo, random: np.random.Generator, avoid: Collection[str]) -> Photo:
@@ -94,7 +101,7 @@ class Mixer:
         model would learn to look for edges (Dwibedi et al. 2017, arXiv:1708.01642).
         """
         image, objects = photo.image, list(photo.objects)
-        for _ in range(int(random.integers(1, self.config.paste_parts + 1))):
+        for _ in range(self.draw_pieces(random)):
             row, item = self._draw_part(random)
             zoom = random.uniform(*_ZOOM) * np.sqrt(np.prod(image.size) / (row.width * row.height))
             if row.images[0] in avoid:
@@ -110,6 +117,23 @@ class Mixer:
             objects += place_parts(piece.objects, (1, 0, 0, 0, 1, 0), piece.image.size, 0.0, corner)
         return photo if image is photo.image else replace(photo, image=image, objects=tuple(objects), to_canvas=None)
 
+    def draw_pieces(self, random: np.random.Generator) -> int:
+        """How many pieces are tried."""
+        return int(random.integers(1, self.config.paste_parts + 1))
+
+    def piece_rows(self) -> list[Row]:
+        """For every object that can be pasted the row of its photo, with it and the objects cut out along with it."""
+        rows = []
+        least = max(0.0, self.config.min_visible - _ROUNDING)
+        for row in self.pool:
+            for item in row.objects if self.config.copy_paste else ():
+                if item.kind != "line":
+                    left, top, right, bottom = self._window(row, item)
+                    shift, size = (1.0, 0.0, -float(left), 0.0, 1.0, -float(top)), (right - left, bottom - top)
+                    kept = tuple(other for other in row.objects if place_parts([other], shift, size, least))
+                    rows.append(replace(row, objects=kept))
+        return rows
+
     def _draw_part(self, random: np.random.Generator) -> tuple[Row, ObjectRow]:
         same = self._by_words[self._words[int(random.choice(len(self._words), p=self._rarity))]]
         at, item = same[int(random.integers(len(same)))]
@@ -117,10 +141,7 @@ class Mixer:
 
     def _cut_out(self, row: Row, item: ObjectRow, zoom: float, limit: Size) -> Photo | None:
         """A part with its margin and what else lies there; None where that is too large for the photo ``limit``."""
-        x1, y1, x2, y2 = item.box
-        margin = self.config.paste_margin * max(x2 - x1, y2 - y1)
-        left, top = max(0, int(x1 - margin)), max(0, int(y1 - margin))
-        right, bottom = min(row.width, int(np.ceil(x2 + margin))), min(row.height, int(np.ceil(y2 + margin)))
+        left, top, right, bottom = self._window(row, item)
         size = max(1, round((right - left) * zoom)), max(1, round((bottom - top) * zoom))
         if size[0] > _LARGEST * limit[0] or size[1] > _LARGEST * limit[1]:
             return None
@@ -129,6 +150,13 @@ class Mixer:
         x, y = size[0] / (right - left), size[1] / (bottom - top)
         affine: Affine = (x, 0.0, -x * left, 0.0, y, -y * top)
         return Photo(image, whole.name, place_parts(whole.objects, affine, size, self.config.min_visible))
+
+    def _window(self, row: Row, item: ObjectRow) -> tuple[int, int, int, int]:
+        """Left, top, right and bottom of a part's piece, in whole pixels of its photo."""
+        x1, y1, x2, y2 = item.box
+        margin = self.config.paste_margin * max(x2 - x1, y2 - y1)
+        right, bottom = min(row.width, int(np.ceil(x2 + margin))), min(row.height, int(np.ceil(y2 + margin)))
+        return max(0, int(x1 - margin)), max(0, int(y1 - margin)), right, bottom
 
 
 def _resized(image: Any, size: Size) -> Any:

@@ -18,6 +18,7 @@ import numpy as np
 
 from bbu.config import AugmentConfig
 from bbu.data.packing.planner import Lengths
+from bbu.data.sampling.order import Draw
 from bbu.errors import ImageError, RecordError
 from bbu.families.cost import CostModel
 from bbu.families.prompts import answer_text, text_boxes
@@ -36,7 +37,6 @@ BATCH = 4096  # answers given to the tokenizer at a time, which shares them out 
 ENDING = 4
 _CROPS = ("crop", "object_crop")
 _MOVES = ("flip_horizontal", "flip_vertical", "quarter_turns", "rotate", "scale", *_CROPS, "mosaic", "copy_paste")
-_OTHER_TILES = 3  # of a mosaic
 
 
 class LengthMeter:
@@ -55,6 +55,7 @@ class LengthMeter:
         self.mirror = mirror or MirrorRules()
         self.moves = any(getattr(self.augment, name) for name in _MOVES)
         self.crops = any(getattr(self.augment, name) for name in _CROPS)
+        self.widest_host = 0  # widest number of any photo that objects of others are mixed into
         self._frames: dict[int, int] = {}
 
     # ------------------------------------------------------------ tokens
@@ -95,12 +96,12 @@ class LengthMeter:
         written = text_boxes(self.plan(row), boxes, self.processor.spec.box_convention)
         descs = [item.desc for item in row.objects]
         if self.moves:
-            widest = self._widest_number(row)
+            widest = max(self.widest_number(row), self.widest_host)
             written = np.where(written < 0, -widest, widest)
             descs = [self._longest_words(desc) for desc in descs]
         return answer_text(written, descs)
 
-    def _widest_number(self, row: Row) -> int:
+    def widest_number(self, row: Row) -> int:
         """Nines, as many as the largest coordinate can have digits."""
         largest = 1000
         if self.processor.spec.box_convention == "model_pixels":
@@ -199,24 +200,26 @@ class StreamLengths:
         self.stream, self.meter, self.cost = stream, meter, cost
         rows = list({id(row): row for row in _rows_of(stream)}.values())
         self._place = {id(row): number for number, row in enumerate(rows)}
+        if meter.augment.mosaic or meter.augment.copy_paste:
+            meter.widest_host = max(meter.widest_number(sample.student) for sample in stream.samples)
         self._table = measure_rows(meter, rows, cache)
         self._photo_costs = cost.photos(self._table.patches)
         self._photo_tokens = meter.processor.photo_plan.text_tokens(self._table.patches)
-        self._mixed_in = self._most_mixed_in([sample.student for sample in stream.samples])
+        self._longest_piece = max(meter.answers(stream.augmenter.piece_rows()), default=0)
 
-    def _most_mixed_in(self, students: Sequence[Row]) -> int:
-        """Most tokens that mosaic and copy-paste add to a student's answer: all parts of the longest ones."""
-        augment = self.meter.augment
-        longest = sorted((int(self._table.answers[self._place[id(row)]]) for row in students), reverse=True)
-        added = sum(longest[:_OTHER_TILES]) if augment.mosaic else 0
-        return added + (augment.paste_parts * longest[0] if augment.copy_paste else 0)
+    def _mixed_in(self, draw: Draw, sample: FewShotSample) -> int:
+        """Most tokens that mosaic and copy-paste add to a student's answer."""
+        rows = (*sample.teachers, *sample.context, sample.student)
+        tiles, pieces = self.stream.augmenter.mixed_in(draw.epoch, draw.number, {row.images[0] for row in rows})
+        answers = [int(self._table.answers[self._place[id(row)]]) for row in tiles]
+        return sum(answers) + pieces * self._longest_piece
 
     def epoch(self, start: int) -> Lengths:
         """Lengths of the samples from position ``start``, where an epoch begins, to its end."""
         found: list[tuple[int, int, int, float]] = []
         number, position = self.stream.order.at(start).epoch, start
         while self.stream.order.at(position).epoch == number:
-            found.append(self._measure(self.stream.shown_at(position)))
+            found.append(self._measure(position))
             position += 1
         tokens, patches, images, photo_cost = (np.array(column) for column in zip(*found, strict=True))
         pixels = patches * self.meter.processor.photo_plan.patch_size**2
@@ -226,13 +229,14 @@ class StreamLengths:
         """The student's photo at a position."""
         return self.stream.shown_at(position).student.images[0]
 
-    def _measure(self, sample: FewShotSample) -> tuple[int, int, int, float]:
+    def _measure(self, position: int) -> tuple[int, int, int, float]:
         """Tokens, patches, photos, FLOPs of the vision tower. A longer sample than max_length is never made."""
+        draw, sample = self.stream.order.at(position), self.stream.shown_at(position)
         turns = [self._place[id(row)] for row in (*sample.teachers, sample.student)]
         photos = [*turns, *(self._place[id(row)] for row in sample.context)]
         shown = sum(self._photo_tokens[photos].tolist())
         tokens = self.meter.system + self.meter.frame() * len(sample.teachers) + self.meter.frame(len(sample.context))
-        tokens += sum(self._table.answers[turns].tolist()) + self._mixed_in + shown - len(photos)
+        tokens += sum(self._table.answers[turns].tolist()) + self._mixed_in(draw, sample) + shown - len(photos)
         most = self.meter.processor.max_length
         patches = sum(self._table.patches[photos].tolist())
         return min(tokens, most), patches, len(photos), float(self._photo_costs[photos].sum())
