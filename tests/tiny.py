@@ -141,7 +141,8 @@ def _shake(parameters: Iterable[torch.nn.Parameter], by: float) -> None:
 
 def tiny_model(family: str, dtype: torch.dtype = torch.float64, backend: str = "sdpa", **changes: Any) -> DetectionVLM:
     """A shaken float64 model, ready to compare."""
-    model = build_tiny(tiny_config(**{"model": {"family": family}, **changes}), dtype)
+    changes["model"] = {"family": family} | changes.get("model", {})
+    model = build_tiny(tiny_config(**changes), dtype)
     model.backbone.use_attention_backend(backend)
     return model.eval()
 

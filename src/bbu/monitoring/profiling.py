@@ -131,7 +131,7 @@ def labelled_parts(trainer: BBUTrainer) -> Iterator[None]:
         (trainer.accelerator, "clip_grad_norm_", "optimizer"),
         (model.backbone, "see", "tower"),
         (model.backbone, "read", "language model"),
-        (model, "_remember", "memory"),
+        (model, "_build_memory", "memory"),
         (model.detection_head, "forward", "head"),
         (objective_module, "detection_sums", "losses"),
         (detection_loss, "hungarian_matcher", "matching"),
