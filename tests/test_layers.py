@@ -17,7 +17,7 @@ PROJECT = Path(__file__).resolve().parents[1]
 # From the bottom up; a room imports only from itself and from rooms before it.
 ROOMS = (
     "bbu.errors", "bbu.geometry", "bbu.jsonl", "bbu.images", "bbu.taxonomy", "bbu.records", "bbu.taxonomy_file",
-    "bbu.config", "bbu.evaluation", "bbu.layers", "bbu.families", "bbu.data", "bbu.models", "bbu.losses",
+    "bbu.layers", "bbu.families", "bbu.config", "bbu.drawing", "bbu.evaluation", "bbu.data", "bbu.models", "bbu.losses",
     "bbu.inference", "bbu.training", "bbu.monitoring", "bbu.baselines", "bbu.serve", "bbu.doctor", "bbu.stages",
     "bbu.cli",
 )  # fmt: skip
