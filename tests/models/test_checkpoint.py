@@ -16,6 +16,7 @@ from transformers import Qwen2_5_VLForConditionalGeneration
 from bbu.config import Config
 from bbu.data.photo import Photo
 from bbu.errors import CheckpointError
+from bbu.families.prompts import PromptSpec
 from bbu.families.qwen2_5_vl.codec import QWEN
 from bbu.families.tokenizer import train_tokenizer
 from bbu.inference import Inference
@@ -25,6 +26,7 @@ from bbu.models.checkpoint import (
     HEAD_FILE,
     load_model,
     load_processor,
+    pixels_hash,
     read_facts,
     save_model,
 )
@@ -300,3 +302,18 @@ def test_publishing_copies_the_model_alone_and_replaces_an_older_one(saved: Path
     assert sorted(path.name for path in target.iterdir()) == sorted(["backbone", HEAD_FILE, FACTS_FILE])
     assert predict(load_model(target), load_processor(target)) == predict(load_model(saved), load_processor(saved))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-5", "model"], "something is left behind"
+
+
+def test_hashes_and_names_are_those_of_models_saved_by_earlier_versions() -> None:
+    """Literals from a model folder of version 0.1.0: with others, models saved then would be refused."""
+    prompt = PromptSpec.create("zh", QWEN, 50_176, 100_352)
+    assert prompt.hash == "ef7f5a75bec2fba601916fd52f6166794e48fb9158a839d9ec9086152bc4452b"
+    processor = tiny_processor("qwen2_5_vl")
+    assert pixels_hash(processor) == "5a35539048d45d4241ea63541630e8915e8953d414751a8cbd638b29ac9fe593"
+    names = {name for name, _ in build_tiny(tiny_config()).named_parameters() if not name.startswith("backbone.")}
+    for name in (
+        "vision_adapters.0.norm.weight", "level_adapter.weight", "local_pyramid.halve.0.1.weight",
+        "detection_head.learned_boxes", "detection_head.box_place.0.weight",
+        "detection_head.layers.0.point_offset.weight", "detection_head.box_heads.0.step.0.weight",
+    ):  # fmt: skip
+        assert name in names

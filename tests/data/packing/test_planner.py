@@ -258,6 +258,18 @@ def test_no_sample_is_longer_than_planned_whatever_augmentation_does(
             assert tokens <= found.tokens[place] and pixels <= found.pixels[place] and images == found.images[place]
 
 
+def test_mixed_samples_are_planned_about_as_long_as_they_get(
+    make_chat_processor: Any, make_row: Any, tmp_path: Path
+) -> None:
+    """Which photos come into a mosaic and how many pieces are pasted is drawn for the plan as for the sample."""
+    augment = AugmentConfig(flip_horizontal=0.5, mosaic=0.5, copy_paste=0.5, paste_cover=1)
+    processor = make_chat_processor()
+    stream, lengths = measured_stream(processor, some_rows(make_row), tmp_path / "lengths.json", augment)
+    planned = [lengths.epoch(8 * epoch).tokens.sum() for epoch in range(6)]
+    real = [sum(tokens for tokens, *_ in real_lengths(stream, 8 * epoch, 8, processor)) for epoch in range(6)]
+    assert 0.6 < sum(real) / sum(planned) <= 1  # photos this small are mostly coordinates, planned at their widest
+
+
 @pytest.mark.parametrize("augment", [None, MOVES], ids=["plain", "moved"])
 def test_lengths_hold_for_qwens_own_tokenizer(
     augment: AugmentConfig | None, shared_dir: Path, make_chat_processor: Any, make_row: Any, tmp_path: Path
