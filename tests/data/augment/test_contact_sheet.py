@@ -59,7 +59,7 @@ def test_a_view_is_shown_with_the_parts_where_they_went(make_row: Callable[..., 
 
 def test_words_stand_below_each_photo(make_row: Callable[..., Row], photo_folder: Path) -> None:
     bare, named = (sheet([make_row(f"{count}.png", count, (112, 84))], photo_folder) for count in (0, 4))
-    assert len(named) == len(bare) + 3 * LINE_HEIGHT  # "no parts", or a line for each description
+    assert len(named) == len(bare) + 3 * LINE_HEIGHT  # "no objects", or a line for each description
     below = named[GAP + LINE_HEIGHT + CELL * 3 // 4 :, GAP : GAP + CELL]
     assert (below != PAPER).any(axis=-1).sum() > 800
 
