@@ -209,7 +209,7 @@ def test_other_options_do_not_go_on_from_it(
         kill_after(5, patch)
         predict(model, photos, tmp_path / "out.jsonl")
     assert predict(model, photos, tmp_path / "out.jsonl", *change) == 1
-    assert "of other settings" in capsys.readouterr().err
+    assert "with other settings" in capsys.readouterr().err
     assert predict(model, photos, tmp_path / "fresh.jsonl", *change) == 1
     assert (tmp_path / "out.jsonl").read_bytes() == (tmp_path / "fresh.jsonl").read_bytes()
 
