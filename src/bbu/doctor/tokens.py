@@ -18,7 +18,7 @@ from bbu.doctor.findings import Example, Finding, finding
 from bbu.doctor.reading import Sample
 from bbu.records import Row
 
-Parts = tuple[int, int, int]  # tokens, patches, photos
+TurnSize = tuple[int, int, int]  # tokens, patches, photos
 
 
 @dataclass(frozen=True)
@@ -71,20 +71,20 @@ def measure_lengths(
     teachers = min(most_teachers(config.data.episodes), len(pooled))
     drawn = (sum(tokens for tokens, _, _ in pooled[:teachers]), sum(largest[:teachers]), teachers)
     context = _Context(samples, meter, config.data.episodes.context_photos)
-    alone: list[Parts] = []
-    longest: list[Parts] = []
+    alone: list[TurnSize] = []
+    longest: list[TurnSize] = []
     turns = iter(own)
     for sample in samples:
         written = [next(turns) for _ in range(len(sample.sample.teachers) + 1)]
-        alone.append(_sum((meter.system, 0, 0), *written, context.parts([*map(meter.patches, sample.sample.context)])))
+        alone.append(_sum((meter.system, 0, 0), *written, context.size([*map(meter.patches, sample.sample.context)])))
         more = [] if sample.sample.teachers else [drawn]
-        more += [] if sample.sample.context else [context.parts(context.longest(sample.row))]
+        more += [] if sample.sample.context else [context.size(context.longest(sample.row))]
         longest.append(_sum(alone[-1], *more))
     pixels = processor.photo_plan.patch_size**2
     return TokenLengths(config.data.max_length, teachers, _lengths(alone, pixels), _lengths(longest, pixels))
 
 
-def _turns(rows: Sequence[Row], meter: LengthMeter) -> list[Parts]:
+def _turns(rows: Sequence[Row], meter: LengthMeter) -> list[TurnSize]:
     """Size of every row's turn: photo, instruction and answer.
 
     Special tokens separate turns, so the lengths of neighbouring turns simply add up.
@@ -97,14 +97,14 @@ def _turns(rows: Sequence[Row], meter: LengthMeter) -> list[Parts]:
     ]
 
 
-def _sum(*parts: Parts) -> Parts:
-    tokens, patches, photos = (sum(column) for column in zip(*parts, strict=True))
+def _sum(*sizes: TurnSize) -> TurnSize:
+    tokens, patches, photos = (sum(column) for column in zip(*sizes, strict=True))
     return tokens, patches, photos
 
 
-def _lengths(parts: Sequence[Parts], pixels: int) -> Lengths:
-    columns = np.array(parts, dtype=np.int64).reshape(-1, 3).T
-    return Lengths(columns[0], columns[1] * pixels, columns[2], np.zeros(len(parts)))
+def _lengths(sizes: Sequence[TurnSize], pixels: int) -> Lengths:
+    columns = np.array(sizes, dtype=np.int64).reshape(-1, 3).T
+    return Lengths(columns[0], columns[1] * pixels, columns[2], np.zeros(len(sizes)))
 
 
 class _Context:
@@ -122,7 +122,7 @@ class _Context:
         others = sorted(self.groups.get(student.group or "", []), reverse=True)
         return others[: min(self.most, len(others) - 1)] if others else []
 
-    def parts(self, photos: Sequence[int]) -> Parts:
+    def size(self, photos: Sequence[int]) -> TurnSize:
         """What context photos, given by their patches, and the note about them add to a turn."""
         note = self.meter.frame(len(photos)) - self.meter.frame() - len(photos)  # the frame has one token for each
         tokens_of = self.meter.processor.photo_plan.text_tokens

@@ -1,4 +1,4 @@
-"""Profiler of a training step: labels its phases, records a trace and prints tables. Saves and scores nothing.
+"""Profiler of a training step: labels its parts, records a trace and prints tables. Saves and scores nothing.
 
 Labels are attached from outside and only while profiling, so normal training pays nothing for them.
 """
@@ -121,7 +121,7 @@ class StepTracer(TrainerCallback):
 
 @contextmanager
 def labelled_parts(trainer: BBUTrainer) -> Iterator[None]:
-    """Context in which the phases of a trainer's steps carry record_function labels."""
+    """Context in which the parts of a trainer's steps carry record_function labels."""
     objective = trainer.unwrapped
     model = objective.model
     places: list[tuple[Any, str, str]] = [
@@ -168,7 +168,7 @@ def _labelled_calls(owner: Any, name: str, label: str) -> Iterator[None]:
 
 
 def report(trace: Trace) -> str:
-    """Tables of a trace: phases of the step, most expensive operations and, on a GPU, idle gaps."""
+    """Tables of a trace: parts of the step, most expensive operations and, on a GPU, idle gaps."""
     parts, operations, gaps = step_parts(trace), step_operations(trace), step_gaps(trace)
     on_gpu = any(took.gpu_us for took in operations.values())
     tables = [_parts_table(parts, on_gpu), _operations_table(operations, on_gpu)]

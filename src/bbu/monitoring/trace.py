@@ -1,4 +1,4 @@
-"""Analyses the trace of a training step: its phases, its operations and the idle gaps of the GPU.
+"""Analyses the trace of a training step: its parts, its operations and the idle gaps of the GPU.
 
 Reads torch.profiler's chrome trace JSON, so saved traces can be analysed again. All times are in microseconds.
 """
@@ -34,7 +34,7 @@ class Gap:
     Args:
         start_us: from the start of the step.
         length_us: duration.
-        label: what the CPU did during most of it, as ``phase: operation``.
+        label: what the CPU did during most of it, as ``part: operation``.
     """
 
     start_us: float
@@ -44,10 +44,10 @@ class Gap:
 
 @dataclass
 class Took:
-    """Time of a phase or an operation.
+    """Time of a part or an operation.
 
     Args:
-        cpu_us: of a phase: wall time; of an operation: self time, without nested operations.
+        cpu_us: of a part: wall time; of an operation: self time, without nested operations.
         gpu_us: of the kernels that it launched (an operation: directly).
         calls: number of calls.
     """
@@ -192,7 +192,7 @@ def step_gaps(trace: Trace, *, shortest_us: float = SHORTEST_GAP_US) -> list[Gap
     recorded = [event for event in events[PARTS] if _is_step(event)] or [*events[PARTS], *operations, *kernels]
     start = min(event.start for event in recorded)
     stop = max(event.stop for event in (*recorded, *kernels))
-    # phases never overlap, though on several threads (backward has its own): treat them as one thread
+    # parts never overlap, though on several threads (backward has its own): treat them as one thread
     parts = Timeline(replace(event, thread=(0, 0)) for event in events[PARTS] if not _is_step(event))
     doing = Timeline(operations)
     return [
@@ -214,7 +214,7 @@ def _idle(busy: Iterable[Event], start: float, stop: float) -> Iterator[tuple[fl
 
 
 def _label(parts: Timeline, doing: Timeline, start: float, stop: float) -> str:
-    """``phase: operation``: the longest phase within start … stop, and the longest operation within it."""
+    """``part: operation``: the longest part within start … stop, and the longest operation within it."""
     in_part: dict[str, list[Event]] = defaultdict(list)
     for piece in parts.pieces(start, stop):
         in_part[piece.name].append(piece)
@@ -232,13 +232,13 @@ def _length(events: Iterable[Event]) -> float:
     return sum(event.stop - event.start for event in events)
 
 
-# ---------------------------------------------------------------- phases and operations
+# ---------------------------------------------------------------- parts and operations
 
 
 def step_parts(trace: Trace) -> dict[str, Took]:
-    """Times of the labelled phases of the traced steps, in order of time, by path: ``step/forward/losses`` and so on.
+    """Times of the labelled parts of the traced steps, in order of time, by path: ``step/forward/losses`` and so on.
 
-    A phase with nested phases also has a REST, so that its children add up to it. A kernel counts for the phase in
+    A part with nested parts also has a REST, so that its children add up to it. A kernel counts for the part in
     which it was launched, by any thread; without a recorded launch, for the step only.
 
     Raises:
@@ -283,7 +283,7 @@ def _with_enclosing(events: Iterable[Event]) -> Iterator[tuple[Event, list[Event
 
 
 def _with_rests(parts: dict[str, Took]) -> dict[str, Took]:
-    """Phases, each followed by its children and by the time that no child covers."""
+    """Parts, each followed by its children and by the time that no child covers."""
     found: dict[str, Took] = {}
 
     def add(path: str) -> None:

@@ -139,7 +139,7 @@ def _table(sets: Sequence[frozenset[str]], names: Sequence[str]) -> np.ndarray:
 
 def most_teachers(config: EpisodesConfig) -> int:
     """The largest number of teachers with a weight above 0; 0 = none are shown."""
-    return max((count for count, share in config.counts.items() if share > 0), default=0)
+    return max((count for count, weight in config.counts.items() if weight > 0), default=0)
 
 
 class Episodes:
@@ -164,8 +164,8 @@ class Episodes:
         seed: int,
     ) -> None:
         self.config, self.seed = config, seed
-        self.counts = sorted(count for count, share in config.counts.items() if share > 0)
-        self.shares = np.array([config.counts[count] for count in self.counts])
+        self.counts = sorted(count for count, weight in config.counts.items() if weight > 0)
+        self.weights = np.array([config.counts[count] for count in self.counts])
         self.pool: TeacherPool | None = None
         if most_teachers(config):
             rows = pool_rows(config, students, teachers, "data.episodes.counts")
@@ -183,10 +183,10 @@ class Episodes:
         if self.pool is None:
             return ()
         random = np.random.default_rng((self.seed, TEACHER_STREAM, epoch, number))
-        if (self.shares == self.shares[0]).all():
+        if (self.weights == self.weights[0]).all():
             count = self.counts[random.integers(0, len(self.counts))]  # keeps the draws of earlier releases
         else:
-            count = self.counts[random.choice(len(self.counts), p=self.shares / self.shares.sum())]
+            count = self.counts[random.choice(len(self.counts), p=self.weights / self.weights.sum())]
         others = self.pool.others(student)
         order = others[random.permutation(len(others))]
         return self.pool.choose(self.config.choose, student, order, count, student.labels)
