@@ -1,4 +1,4 @@
-"""ChatProcessor: tokens and patches equal transformers' own processor; spans, labels and boxes as promised."""
+"""ChatProcessor: tokens and patches equal transformers' own processor; spans, labels and boxes are as documented."""
 
 from __future__ import annotations
 
@@ -233,14 +233,14 @@ def test_a_line_has_a_thin_target_and_keeps_its_place(chat_processor: Any, make_
     assert cy == pytest.approx(0.5) and height == pytest.approx(2 / 84)
 
 
-def test_captions_are_the_words_and_the_end_token(chat_processor: Any, make_row: Callable[..., Row]) -> None:
+def test_captions_are_the_description_and_the_end_token(chat_processor: Any, make_row: Callable[..., Row]) -> None:
     out = chat_processor.process_sample(FewShotSample(make_row(objects=3)))
     for item in out.ground_truth_objects:
         assert item.caption_ids[-1] == chat_processor.end_token_id
         assert chat_processor.tokenizer.decode(list(item.caption_ids[:-1])) == item.desc
 
 
-def test_remembered_captions_are_those_of_the_tokenizer_and_refused_as_ever(
+def test_cached_captions_equal_the_tokenizers_and_are_still_checked(
     make_chat_processor: Callable[..., Any], make_row: Callable[..., Row], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(chat_processor_module, "MOST_CAPTIONS", 2)

@@ -1,4 +1,4 @@
-"""``bbu predict``: many photos in, one whole file out, stopped and resumed, with pictures and other formats."""
+"""``bbu predict``: many photos into one atomically written file, resumable, with pictures and exports."""
 
 from __future__ import annotations
 
@@ -131,7 +131,7 @@ def test_a_photo_listed_twice_is_predicted_twice(model: Path, photos: Path, tmp_
     assert alike(one, again)
 
 
-def test_a_file_name_that_is_no_text_is_an_entry_like_any_other(model: Path, photos: Path, tmp_path: Path) -> None:
+def test_an_undecodable_file_name_is_predicted_like_any_other(model: Path, photos: Path, tmp_path: Path) -> None:
     folder = tmp_path / "odd"
     folder.mkdir()
     shutil.copy(photos / "照片0.png", os.fsdecode(bytes(folder) + b"/\xff.png"))
@@ -160,7 +160,7 @@ def kill_after(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("rows", [0, 1, 4, 8])
-def test_a_stopped_prediction_goes_on_and_gives_the_same_bytes(
+def test_a_stopped_prediction_resumes_to_the_same_bytes(
     rows: int,
     model: Path,
     photos: Path,
@@ -197,7 +197,7 @@ def count_detections(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 @pytest.mark.parametrize("change", [("--max-detections", "3"), ("--min-score", "0.1"), ("--flips",)])
-def test_other_options_do_not_go_on_from_it(
+def test_other_options_start_over(
     change: tuple[str, ...],
     model: Path,
     photos: Path,
@@ -234,7 +234,7 @@ def scores(model: Path, good: Path, photos: Path, tmp_path: Path) -> Iterator[li
     yield sorted(item.score for row in read_predictions(tmp_path / "all.jsonl") for item in row.predictions)
 
 
-def test_weak_predictions_are_left_out_if_asked_for(
+def test_predictions_below_min_score_are_left_out(
     scores: list[float], model: Path, photos: Path, good: Path, tmp_path: Path
 ) -> None:
     middle = scores[len(scores) // 2]
@@ -284,7 +284,7 @@ def test_predictions_are_exported_too(model: Path, photos: Path, tmp_path: Path,
         (("--taxonomy", "nowhere"), "taxonomy 'nowhere'"),
     ],
 )
-def test_a_wrong_argument_is_known_before_any_photo_is_predicted(
+def test_a_wrong_argument_fails_before_any_photo_is_predicted(
     options: tuple[str, ...], why: str, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert predict(tmp_path / "no model", photos, tmp_path / "out.jsonl", *options) == 2

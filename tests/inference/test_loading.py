@@ -1,4 +1,4 @@
-"""Planning and loading: even packs, every view once, little in memory, whatever the header says."""
+"""Planning and loading: even packs, every view once, little in memory, whatever the image header says."""
 
 from __future__ import annotations
 
@@ -52,16 +52,14 @@ def test_photos_of_similar_size_go_together(predictor: Predictor, folder: Path) 
     assert flat == sorted(flat) and sorted(map(len, sizes)) == [1, 2, 2, 2]
 
 
-def test_what_is_done_is_left_out_by_whole_groups_and_the_others_stay_as_they_were(
-    predictor: Predictor, folder: Path
-) -> None:
+def test_finished_groups_are_left_out_and_the_others_do_not_change(predictor: Predictor, folder: Path) -> None:
     everything = groups(plan(predictor, folder, NAMES))
     first, second, *rest = everything
     assert groups(plan(predictor, folder, NAMES, {*first, second[0]})) == [second, *rest]
     assert plan(predictor, folder, NAMES, set(range(len(NAMES)))) == []
 
 
-def test_every_view_of_a_photo_follows_the_other(predictor: Predictor, folder: Path) -> None:
+def test_the_views_of_a_photo_are_consecutive(predictor: Predictor, folder: Path) -> None:
     tiled = Predictor(predictor.model, predictor.processor, batch_size=2, tiles=Tiles(2, 1), flips=True)
     tasks = plan(tiled, folder, NAMES)
     assert Counter(task.index for task in tasks) == {index: len(tiled.views(size)) for index, size in enumerate(SIZES)}
@@ -101,7 +99,7 @@ def test_a_header_that_cannot_be_read_gives_the_error_of_loading(tmp_path: Path)
 # ---------------------------------------------------------------- loading
 
 
-def test_workers_make_what_this_process_makes(predictor: Predictor, folder: Path) -> None:
+def test_workers_give_the_same_samples_as_this_process(predictor: Predictor, folder: Path) -> None:
     tasks = plan(predictor, folder, [*NAMES, "gone.png"])
     views = Views(predictor.processor, str(folder), ())
     here, there = (list(in_parallel(views, tasks, workers)) for workers in (0, 2))
@@ -120,7 +118,7 @@ class Twice(Dataset[int]):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_no_more_is_drawn_than_is_needed(workers: int) -> None:
+def test_items_are_read_lazily(workers: int) -> None:
     drawn = 0
 
     def endless() -> Iterator[int]:

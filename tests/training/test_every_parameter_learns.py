@@ -1,4 +1,4 @@
-"""No parameter is left out of a step, or data-parallel ranks would wait for each other for ever."""
+"""Every parameter takes part in every step; otherwise data-parallel ranks would deadlock."""
 
 from __future__ import annotations
 

@@ -109,14 +109,12 @@ def test_a_step_waits_for_the_device_once_for_the_matching_costs(monkeypatch: py
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_features_that_were_kept_are_not_waited_for(
-    monkeypatch: pytest.MonkeyPatch, family: str, tmp_path: Path
-) -> None:
+def test_cached_features_cause_no_synchronisation(monkeypatch: pytest.MonkeyPatch, family: str, tmp_path: Path) -> None:
     assert run_step(monkeypatch, family, [], tmp_path) == []
     assert len(list(tmp_path.glob("*/*"))) == 11
 
 
-def test_the_watch_sees_what_waits() -> None:
+def test_the_check_detects_synchronising_operations() -> None:
     values = torch.tensor([1.0, 0.0, 2.0])
     with Watch() as watch:
         values[values > 0]

@@ -1,4 +1,4 @@
-"""Alike photos have alike hashes; hashes are made once and kept; label sets are compared as sets."""
+"""Similar photos have similar hashes; hashes are cached; label sets are compared by Jaccard distance."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_hamming_counts_bits_and_is_a_distance(a: int, b: int, c: int) -> None:
 
 
 @given(st.lists(LABELS, min_size=1, max_size=5), LABELS)
-def test_distances_of_label_sets_are_those_of_their_definition(sets: list[frozenset[str]], one: frozenset[str]) -> None:
+def test_jaccard_distances_match_their_definition(sets: list[frozenset[str]], one: frozenset[str]) -> None:
     """Jaccard 1912: the share of the members of both that only one has; two empty sets are the same."""
     table = np.array([[letter in labels for letter in "abcde"] for labels in (*sets, one)])
     expected = [len(labels ^ one) / max(len(labels | one), 1) for labels in sets]

@@ -53,7 +53,7 @@ class TeacherPool:
         self._traits_RCa = _table(traits, sorted(frozenset().union(*traits)))
         self._hashes_R = np.array([hashes.get(row.images[0], 0) for row in rows], dtype=np.uint64)
         self._known_R = np.array([row.images[0] in hashes for row in rows], dtype=bool)
-        self._sizes_N2 = np.log([(row.width, row.height) for row in rows]).reshape(-1, 2)
+        self._sizes_R2 = np.log([(row.width, row.height) for row in rows]).reshape(-1, 2)
         self._place: defaultdict[str, list[int]] = defaultdict(list)
         for number, row in enumerate(rows):
             self._place[row.images[0]].append(number)
@@ -120,7 +120,7 @@ class TeacherPool:
 
     def _near(self, student: Row, order: np.ndarray, count: int) -> list[int]:
         """Nearest hash first, then nearest width and height."""
-        size = np.abs(self._sizes_N2[order] - np.log((student.width, student.height))).sum(1)
+        size = np.abs(self._sizes_R2[order] - np.log((student.width, student.height))).sum(1)
         ranks = np.lexsort((np.arange(len(order)), size.round(9), self._distances(student)[order]))
         return order[ranks[:count]].tolist()
 
