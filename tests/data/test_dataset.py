@@ -18,7 +18,7 @@ from bbu.records import FewShotSample, ObjectRow, Row
 
 
 class NameTags:
-    """In the place of a processor: says which photos it was asked for, and what augmentation makes of them."""
+    """A stand-in for the processor that reports the photos of a sample and their augmented views."""
 
     image_root = "."
 

@@ -16,7 +16,7 @@ every_family = pytest.mark.parametrize("family", FAMILIES)
 
 
 def sources() -> list[Path]:
-    """Files of the product that are not a family's."""
+    """Files of the product outside families/."""
     room = PROJECT / "src" / "bbu" / "families"
     files = [path for top in ("src/bbu", "data_conversion") for path in (PROJECT / top).rglob("*")]
     return [path for path in files if path.suffix in KINDS and not path.is_relative_to(room)]

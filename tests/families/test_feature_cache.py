@@ -34,7 +34,7 @@ every_family = pytest.mark.parametrize("family", FAMILIES)
 
 
 def frozen(family: str, folder: Path | None, dtype: torch.dtype = torch.float64) -> DetectionVLM:
-    """A model whose tower does not learn, with a cache in ``folder``."""
+    """A model with a frozen tower and a cache in ``folder``."""
     model = tiny_model(family, dtype)
     freeze(model, ["vision"])
     if folder is not None:

@@ -22,7 +22,7 @@ from tests.tiny import (
 
 
 def saved_tensors(model: DetectionVLM) -> int:
-    """How many tensors the backbone's forward keeps for its backward pass."""
+    """Number of tensors that the backbone's forward saves for its backward pass."""
     kept: list[torch.Size] = []
 
     def remember(tensor: torch.Tensor) -> torch.Tensor:

@@ -24,7 +24,7 @@ def noise(seed: int, width: int, height: int, mode: str = "RGB") -> Image.Image:
 
 
 def both(image_processor: Any, images: list[Image.Image]) -> tuple[tuple[torch.Tensor, torch.Tensor], Any]:
-    """(patches, grids) of ours and what the image processor itself makes of the same photos."""
+    """(patches, grids) of ours and of the image processor itself, for the same photos."""
     image_processor.size = {"shortest_edge": MIN_PIXELS, "longest_edge": MAX_PIXELS}
     factor = image_processor.patch_size * image_processor.merge_size
     plans = [plan_resize(*image.size, factor=factor, min_pixels=MIN_PIXELS, max_pixels=MAX_PIXELS) for image in images]
@@ -92,7 +92,7 @@ def test_an_image_processor_of_another_class_is_called_itself() -> None:
 
 
 def test_later_calls_do_not_change_earlier_patches() -> None:
-    """No buffer is used twice: samples wait in a queue."""
+    """Buffers are not reused, because samples wait in a queue."""
     patchify = Patchifier(Qwen2VLImageProcessor())
     plan = plan_resize(112, 84, factor=28, min_pixels=MIN_PIXELS, max_pixels=MAX_PIXELS)
     first, _ = patchify([noise(0, 112, 84)], [plan])

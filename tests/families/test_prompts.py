@@ -101,7 +101,7 @@ def test_the_hash_of_a_prompt_changes_with_every_part_of_it() -> None:
 
 
 def test_a_prompt_without_context_photos_keeps_its_hash() -> None:
-    """Older checkpoints keep their hash; the sentence about context is said only where context is shown."""
+    """Older checkpoints keep their hash; the note on context photos appears only if there are any."""
     before = ("language", "system", "instruction", "chat_template", "box_convention", "min_pixels", "max_pixels")
     assert set(spec().to_json()) == set(before)
     knows = PromptSpec.create("en", QWEN, 3136, 100352, context=True)

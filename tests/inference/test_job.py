@@ -26,7 +26,7 @@ SIZES = [(112, 84), (56, 56), (168, 112), (60, 60), (110, 80), (160, 120), (58, 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny model folder; calibrated, since words of untrained weights have scores that round to 0."""
+    """A tiny model folder; calibrated, because untrained captions have scores that round to 0."""
     place = tmp_path_factory.mktemp("model")
     config = tiny_config(model={"family": FAMILIES[0]})
     save_model(place, build_tiny(config), tiny_processor(FAMILIES[0], caption_max_tokens=24))
@@ -77,7 +77,7 @@ def predict(model: Path, source: Path, output: Path, *options: str) -> int:
 
 
 def alike(one: PredictionRow, other: PredictionRow, score: float = 1e-4, pixels: float = 0.05) -> bool:
-    """Equal up to what float32 and the rounding of the file leave."""
+    """Equal within float32 and the rounding of the file."""
     a, b = one.predictions, other.predictions
     return (
         (one.images, one.width, one.height, one.error) == (other.images, other.width, other.height, other.error)
@@ -143,7 +143,7 @@ def test_an_undecodable_file_name_is_predicted_like_any_other(model: Path, photo
 
 
 class KilledError(Exception):
-    """What a power cut looks like from inside."""
+    """Simulates a power cut."""
 
 
 def kill_after(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -176,7 +176,7 @@ def test_a_stopped_prediction_resumes_to_the_same_bytes(
     capsys.readouterr()
     seen = count_detections(monkeypatch)
     assert predict(model, photos, tmp_path / "out.jsonl") == 1
-    assert ("going on" in capsys.readouterr().err) == (rows > 0)
+    assert ("resuming" in capsys.readouterr().err) == (rows > 0)
     assert (tmp_path / "out.jsonl").read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
     assert not (tmp_path / ".out.jsonl.partial").exists()
     assert sum(seen) < 7 if rows > 4 else sum(seen) <= 7

@@ -262,7 +262,7 @@ def test_only_the_plain_view_counts_if_a_description_forbids_mirroring() -> None
 
 
 def test_all_views_of_one_object_merge_into_one() -> None:
-    """A part seen in every view: the whole photo, both tiles that hold it, and each of their mirror images."""
+    """An object seen in every view: the whole photo, both tiles that contain it, and all mirror images."""
     size, box = (300, 100), (140.0, 20.0, 160.0, 50.0)
     views = views_of(size, Tiles(2, 1, overlap=0.4), True, 56 * 56)
     assert len(views) == 6

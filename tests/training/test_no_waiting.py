@@ -32,7 +32,7 @@ ON_THE_HOST = {"qwen2_5_vl": [(qwen2_5_vl, "_plan_of")], "toy": []}
 
 
 class Watch(TorchDispatchMode):
-    """Names of the operations that would wait for a GPU."""
+    """Names of the operations that would synchronise with a GPU."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -51,7 +51,7 @@ class Watch(TorchDispatchMode):
 
 
 def excuse(monkeypatch: pytest.MonkeyPatch, watch: Watch, owner: Any, name: str) -> None:
-    """Do not watch a function that a GPU's step does on the host, or not at all."""
+    """Exempt a function that a step on a GPU runs on the host or not at all."""
     function = getattr(owner, name) if not isinstance(owner, dict) else owner[name]
 
     def excused(*args: Any, **kwargs: Any) -> Any:

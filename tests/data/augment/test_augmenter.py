@@ -56,7 +56,7 @@ def painted(size: tuple[int, int], ring: np.ndarray) -> Image.Image:
 
 
 def lit(image: Image.Image) -> tuple[float, np.ndarray]:
-    """Area of the light in pixels, and the point in its middle, counted from the photo's corner."""
+    """Area of the bright pixels, and their centre measured from the photo's corner."""
     light = np.asarray(image, dtype=np.float64).mean(axis=-1) / 255
     across, down = np.arange(image.width) + 0.5, np.arange(image.height) + 0.5
     return light.sum(), np.array([(light.sum(0) * across).sum(), (light.sum(1) * down).sum()]) / light.sum()
@@ -110,7 +110,7 @@ def test_a_rotated_box_encloses_its_corners_and_a_polygon_stays_exact() -> None:
 
 
 def test_boxes_move_like_torchvisions_boxes_and_unlike_its_key_points() -> None:
-    """Why points go through maps of our own: a flip of torchvision's sends the edge of a photo to a pixel's middle."""
+    """Why points go through our own maps: torchvision's flip sends the edge of a photo to a pixel centre."""
     from torchvision import tv_tensors
     from torchvision.transforms.v2 import functional
 
@@ -274,7 +274,7 @@ def test_without_augmentation_the_photos_themselves_come_back() -> None:
 
 
 def test_a_fixed_seed_gives_the_stored_views() -> None:
-    """The first five operations draw and act as they did when they were the only ones."""
+    """The first five operations draw and act as in releases without the others."""
     for seed in range(40):
         before = photo((30, 20), box(4, 5, 9, 11))
         turn, across, down, brightness, contrast = np.random.default_rng((seed, 3, 0, 0, 0)).random(5)

@@ -26,7 +26,7 @@ PASTE = AugmentConfig(copy_paste=1.0, paste_margin=0.0, paste_cover=0.0)
 
 @pytest.fixture
 def pool(photo_folder: Path) -> list[Row]:
-    """Four black photos of different sizes with two parts in a colour of their own, which is the description."""
+    """Four black photos of different sizes with two objects each, in one colour, which is their description."""
     rows = []
     for number, (name, colour) in enumerate(COLOURS.items()):
         width, height = 200 + 20 * number, 160 - 10 * number

@@ -112,7 +112,7 @@ def test_numbers_of_teachers_follow_their_weights() -> None:
 
 
 def test_equal_weights_give_the_stored_draws() -> None:
-    """Runs of earlier versions (0 to K teachers, all numbers alike) come out the same."""
+    """Seeded runs of earlier releases (0 to K teachers, equal weights) draw the same."""
     students, pool = [row(f"{number}") for number in range(6)], [row(f"{number}") for number in range(3, 9)]
     for epoch, samples in enumerate(draw(EpisodesConfig({0: 1, 1: 1, 2: 1}), students, pool, epochs=3)):
         for number, sample in enumerate(samples):

@@ -88,7 +88,7 @@ def test_repeat_factors_are_rounded_stochastically_and_right_on_average() -> Non
 
 
 def test_the_rare_state_of_a_screw_is_seen_more_often_as_the_formula_says() -> None:
-    """475 correct against 8 incorrect, each of the 8 on a photo of its own: f = 8 / 483, t = 0.1 → 2.457 views."""
+    """475 correct against 8 incorrect, each of the 8 on its own photo: f = 8 / 483, t = 0.1 → 2.457 views."""
     correct, incorrect = "螺丝连接点/BBU安装螺丝/连接正确", "螺丝连接点/BBU安装螺丝/连接错误"
     rows = rows_of((475, [correct]), (8, [incorrect]))
     factor = np.sqrt(0.1 * 483 / 8)
@@ -139,7 +139,7 @@ def test_a_position_is_the_same_whenever_it_is_asked(method: str) -> None:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_every_view_of_a_photo_in_an_epoch_has_a_number_of_its_own(method: str) -> None:
-    """What is drawn beside a photo (its view, its teachers) is drawn anew when it comes again."""
+    """A repeated photo gets a new view and new teachers each time."""
     rows = rows_of((9, ["a"]), (1, ["b"]))
     order = EpochOrder(rows, SamplingConfig(method, threshold=1.0), 5)
     draws = [order.at(position) for position in range(300)]

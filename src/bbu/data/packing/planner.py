@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 PACK_STREAM = 5  # random stream; 1 is the order's, 2 the teachers', 3 the augmentation's, 4 the context's
 LEVELS = 1 << 14  # most size units of a pack, unless the budget has more photos
-SIZE_CLASS = 1.1  # samples whose sizes differ by less than 10 % are shuffled
+SIZE_CLASS = 1.1  # samples in one 10 % size class are shuffled
 
 Pack = tuple[int, ...]
 
