@@ -185,7 +185,9 @@ def merge_views(
     windows: dict[Window, list[list[PredictedObject]]] = {}
     for view, items in zip(views, found, strict=True):
         windows.setdefault(view.window, []).append(view.to_photo(items))
-    return merge_windows([fuse_mirrored(*pair, rules) if len(pair) > 1 else pair[0] for pair in windows.values()])
+    return merge_windows(
+        [fuse_mirrored(pair[0], pair[1], rules) if len(pair) > 1 else pair[0] for pair in windows.values()]
+    )
 
 
 def fuse_mirrored(
