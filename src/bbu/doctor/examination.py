@@ -120,7 +120,7 @@ def _examine_tokens(report: Report, config: Config, rows: Rows, good: Rows, imag
         report.memory = memory_report(config, size, largest, processor) if size and largest else None
     report.training = steps_report(config, students, largest)
     if students:
-        # packs hold most of the shortest samples: photos that are never seen then are never seen at all
+        # the shortest samples give the fullest packs: photos out of reach even then are certain to be
         report.findings += steps_findings(config, steps_report(config, students, smallest))
     return processor
 
