@@ -119,7 +119,7 @@ class TeacherPool:
         return chosen
 
     def _near(self, student: Row, order: np.ndarray, count: int) -> list[int]:
-        """Nearest hash first, then nearest width and height."""
+        """Most similar hash first, then most similar size and shape."""
         size = np.abs(self._sizes_R2[order] - np.log((student.width, student.height))).sum(1)
         ranks = np.lexsort((np.arange(len(order)), size.round(9), self._distances(student)[order]))
         return order[ranks[:count]].tolist()
