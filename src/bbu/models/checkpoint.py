@@ -31,12 +31,8 @@ from bbu.models.acceleration.lora import has_lora, merged_state
 from bbu.models.wrapper import DetectionVLM
 
 FORMAT = 1
-HEAD_FILE, FACTS_FILE, BACKBONE_FOLDER, LORA_FILE = (
-    "detection_head.safetensors",
-    "bbu.json",
-    "backbone",
-    "lora.safetensors",
-)
+HEAD_FILE, LORA_FILE = "detection_head.safetensors", "lora.safetensors"
+FACTS_FILE, BACKBONE_FOLDER = "bbu.json", "backbone"
 FACTS = ("format", "prompt_hash", "vocabulary_hash", "pixels_hash", "family", "detection", "max_length")
 
 
