@@ -1,4 +1,4 @@
-"""ChatProcessor: tokens and patches equal transformers' own processor; spans, labels and boxes as promised."""
+"""ChatProcessor: tokens and patches equal transformers' own processor; spans, labels and boxes are as documented."""
 
 from __future__ import annotations
 
@@ -182,7 +182,7 @@ def test_the_prompt_span_is_the_students_turn_up_to_its_answer(
 def test_spans_hold_whatever_the_descriptions_say(
     make_chat_processor: Callable[..., Any], make_row: Callable[..., Row], descs: list[str]
 ) -> None:
-    """Also line ends, quotes, braces and the word assistant, which the search for headers must not trip over."""
+    """Also line ends, quotes, braces and the word assistant, which must not confuse the search for headers."""
     processor = make_chat_processor(caption_max_tokens=200)
     for extra in ([], ["assistant\n"], ['"]}\n\n<|im_'], ["\n"]):
         objects = [ObjectRow(text, "bbox_2d", (5, 5 + i, 50, 40 + i)) for i, text in enumerate([*descs, *extra])]
@@ -214,7 +214,7 @@ def test_ground_truth_is_in_reading_order_with_boxes_of_the_unit_square(
 def test_ground_truth_and_answer_are_in_the_same_order_as_the_photo_is_seen(
     chat_processor: Any, make_row: Callable[..., Row]
 ) -> None:
-    """Flipped top to bottom, the lower part comes first, in boxes and words alike."""
+    """After a vertical flip the lower object comes first, in boxes and in the answer."""
     objects = [ObjectRow("上", "bbox_2d", (10, 0, 50, 20)), ObjectRow("下", "bbox_2d", (10, 60, 50, 84))]
     flip = Augmenter(AugmentConfig(flip_vertical=1.0), 0).for_sample(0, 0, 0.0)
     out = chat_processor.process_sample(FewShotSample(make_row(objects=objects)), flip)
@@ -233,14 +233,14 @@ def test_a_line_has_a_thin_target_and_keeps_its_place(chat_processor: Any, make_
     assert cy == pytest.approx(0.5) and height == pytest.approx(2 / 84)
 
 
-def test_captions_are_the_words_and_the_end_token(chat_processor: Any, make_row: Callable[..., Row]) -> None:
+def test_captions_are_the_description_and_the_end_token(chat_processor: Any, make_row: Callable[..., Row]) -> None:
     out = chat_processor.process_sample(FewShotSample(make_row(objects=3)))
     for item in out.ground_truth_objects:
         assert item.caption_ids[-1] == chat_processor.end_token_id
         assert chat_processor.tokenizer.decode(list(item.caption_ids[:-1])) == item.desc
 
 
-def test_remembered_captions_are_those_of_the_tokenizer_and_refused_as_ever(
+def test_cached_captions_equal_the_tokenizers_and_are_still_checked(
     make_chat_processor: Callable[..., Any], make_row: Callable[..., Row], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(chat_processor_module, "MOST_CAPTIONS", 2)
@@ -259,7 +259,7 @@ def test_remembered_captions_are_those_of_the_tokenizer_and_refused_as_ever(
 def test_a_view_changes_pixels_and_boxes_together(
     chat_processor: Any, make_row: Callable[..., Row], photo_folder: Path
 ) -> None:
-    """A white part on black: the bright patches are those under its box, whichever way the photo is turned."""
+    """A white object on black: the bright patches are those under its box, however the photo is turned."""
     image = Image.new("RGB", (112, 56))
     image.paste((255, 255, 255), (84, 28, 112, 56))
     image.save(photo_folder / "marked.png")

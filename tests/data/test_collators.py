@@ -1,4 +1,4 @@
-"""Collators: shapes and keys as documented, samples untouched, and padded and packed batches worth the same."""
+"""Collators: documented shapes and keys, unchanged samples, and equivalent padded and packed batches."""
 
 from __future__ import annotations
 
@@ -163,7 +163,7 @@ def test_a_padded_batch_unpadded_is_the_packed_batch(samples: list[Any]) -> None
 
 
 @given(batches())
-def test_a_padded_batch_marks_what_is_padding_and_supervises_none_of_it(samples: list[Any]) -> None:
+def test_a_padded_batch_masks_its_padding_and_supervises_none_of_it(samples: list[Any]) -> None:
     import torch
 
     from bbu.data.collators import StandardDataCollator
@@ -190,7 +190,7 @@ def test_collating_does_not_change_the_samples() -> None:
         assert [sample.labels.tolist() for sample in samples] == labels
 
 
-def test_a_pack_without_parts_has_empty_targets_of_the_right_shape() -> None:
+def test_a_pack_without_objects_has_empty_targets_of_the_right_shape() -> None:
     from bbu.data.collators import PackedDataCollator
 
     batch = PackedDataCollator(positions)([synthetic(0, 3), synthetic(1, 4)])

@@ -198,7 +198,7 @@ def _(data: DataSet) -> None:
     data.config.data.max_length = 500
 
 
-@breaks("photos_never_seen", 8, "12 photos, 4 places in the run")
+@breaks("photos_never_seen", 8, "12 photos, 4 samples in the run")
 def _(data: DataSet) -> None:
     data.config.training.max_steps = 2
 

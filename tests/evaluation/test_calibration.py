@@ -290,7 +290,7 @@ def test_a_run_that_cannot_or_shall_not_calibrate_leaves_no_old_calibration(run,
     truth, found = random_rows(14, photos=30)
     for kind, rows, guesses, said in (
         ("none", truth, found, ""),
-        ("temperature", [photo("a.jpg")], [], "there is no val split with parts in it"),
+        ("temperature", [photo("a.jpg")], [], "there is no val split with objects"),
         ("temperature", truth, [], "0 of 0 predictions are right"),
     ):
         assert Calibration.load(run("temperature", truth, found) / "model") is not None

@@ -1,4 +1,4 @@
-"""What holds for every family, and that nothing outside the room of families knows one."""
+"""Contracts of every family, and that no code outside families/ names one."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ every_family = pytest.mark.parametrize("family", FAMILIES)
 
 
 def sources() -> list[Path]:
-    """Files of the product that are not a family's."""
+    """Files of the product outside families/."""
     room = PROJECT / "src" / "bbu" / "families"
     files = [path for top in ("src/bbu", "data_conversion") for path in (PROJECT / top).rglob("*")]
     return [path for path in files if path.suffix in KINDS and not path.is_relative_to(room)]
@@ -71,7 +71,7 @@ def test_the_students_photo_is_where_its_image_tokens_are(family: str) -> None:
 
 
 @every_family
-def test_a_plan_knows_the_patches_from_the_size_alone(family: str) -> None:
+def test_a_plan_predicts_the_patches_from_the_size_alone(family: str) -> None:
     processor = tiny_processor(family)
     plan = processor.photo_plan
     sample = tiny_sample(processor, 1, teachers=3)
@@ -80,7 +80,7 @@ def test_a_plan_knows_the_patches_from_the_size_alone(family: str) -> None:
 
 
 @every_family
-def test_sizes_have_defaults_and_refuse_what_they_do_not_know(family: str) -> None:
+def test_sizes_have_defaults_and_refuse_unknown_keys(family: str) -> None:
     sizes = scratch_sizes(family, {})
     assert scratch_sizes(family, {"vocab_size": 300}).vocab_size == 300 != sizes.vocab_size
     with pytest.raises(ValueError, match="did you mean vocab_size"):

@@ -1,4 +1,4 @@
-"""Qwen2.5-VL behind our protocol gives what the stock model of transformers gives."""
+"""Qwen2.5-VL as a Backbone equals the stock model of transformers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tokenizers: the small one trained on the spot, and the published one read from disk."""
+"""Tokenizers: a small one trained on a data set, and the published one read from disk."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def encode(tokenizer: Any, text: str) -> list[int]:
 
 
 @given(text=st.text(st.characters(exclude_categories=["Cs"]), max_size=40))
-def test_any_text_comes_back_from_its_tokens_letter_for_letter(tokenizer: Any, text: str) -> None:
+def test_any_text_survives_the_round_trip_through_tokens(tokenizer: Any, text: str) -> None:
     assert tokenizer.decode(encode(tokenizer, text)) == text
 
 
@@ -50,7 +50,7 @@ def test_every_special_token_is_one_token_wherever_it_stands(tokenizer: Any) -> 
         assert inside.count(ids[token]) == 1 and tokenizer.decode(inside) == f"标签{token}x"
 
 
-def test_special_tokens_are_left_out_of_decoded_words(tokenizer: Any) -> None:
+def test_special_tokens_are_left_out_of_decoded_text(tokenizer: Any) -> None:
     assert tokenizer.decode(encode(tokenizer, "标签<|im_end|>"), skip_special_tokens=True) == "标签"
     assert tokenizer.eos_token == "<|im_end|>" and tokenizer.pad_token == "<|endoftext|>"
 

@@ -19,7 +19,7 @@ from tests.training.cuts import CUTS, WEIGHTS, four_samples, gradients_of_cut
 
 
 def expected_gradients(family: str) -> tuple[list[dict[str, torch.Tensor]], list[dict[str, float]]]:
-    """Worked out apart from the trainer: each sample alone, Σ weight · (Σ sums) / (Σ counts)."""
+    """Computed without the trainer: each sample alone, Σ weight · (Σ sums) / (Σ counts)."""
     model = build_tiny(tiny_config(model={"family": family}), torch.float64)
     objective = DetectionObjective(model, tiny_config().loss)
     samples = four_samples(tiny_processor(family))

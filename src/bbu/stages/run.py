@@ -1,4 +1,4 @@
-"""The run context: what a run knows, in one object that the stages hand on; heavy parts are built when asked for."""
+"""Run: the context that all stages share. Expensive members are built on first use."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ MODEL_FOLDER = "model"
 
 @dataclass
 class Run:
-    """A config with its prepared rows, and everything that follows from the two.
+    """A config with its prepared rows, and everything derived from them.
 
-    ``watched``: the rows that are predicted while it trains, of the split ``watched_split`` ("" = none).
+    ``watched``: rows predicted during training, by evaluation and visual log; from ``watched_split`` ("" = none).
     """
 
     config: Config
@@ -83,10 +83,10 @@ class Run:
 
     @cached_property
     def taxonomy(self) -> Taxonomy:
-        """The words of the labelling project."""
+        """The taxonomy of the labelling project."""
         return taxonomy_of(self.config)
 
-    # ------------------------------------------------------------ what is watched
+    # ------------------------------------------------------------ predicted during training
 
     @cached_property
     def watched_split(self) -> str:
@@ -101,12 +101,12 @@ class Run:
 
     @cached_property
     def watched_shown(self) -> Shown | None:
-        """What is shown with each watched photo."""
+        """Teachers and context of each watched photo."""
         return shown_photos(self.config, self.data, self.watched, self.hashes) if self.watched_split else None
 
     @cached_property
     def hashes(self) -> Mapping[str, int]:
-        """Perceptual hashes of the photos that teachers are chosen for and among in training."""
+        """Path → perceptual hash, of training photos, watched photos and their possible teachers."""
         return photo_hashes(self.config, self.data, training=True, split=self.watched_split)
 
     # ------------------------------------------------------------ machine
@@ -179,11 +179,11 @@ class Run:
 
     @cached_property
     def packs(self) -> PackedRun | None:
-        """Planned packs, which set the stream's length; None where a pack is the next samples."""
+        """Planned packs, which set the stream's length; None if a pack is simply the next samples."""
         return self.plan_packs(self.model.backbone.cost())
 
     def plan_packs(self, cost: CostModel) -> PackedRun | None:
-        """As ``packs``; ``cost`` balances ranks and changes neither lengths nor the number of packs."""
+        """As ``packs``; ``cost`` only balances ranks: it affects neither lengths nor the number of packs."""
         from bbu.data.packing.lengths import LengthMeter, StreamLengths
         from bbu.data.packing.planner import Budgets, PackedRun
 
@@ -215,7 +215,7 @@ def open_run(config: Config, ranks: int | None = None) -> Run:
 
 
 def ready_device(config: Config) -> Any:
-    """The device of this process, set up as the config asks."""
+    """The device of this process, after applying the config's thread and DeepSpeed settings."""
     import torch
 
     from bbu.models.precision import compute_device
@@ -224,7 +224,7 @@ def ready_device(config: Config) -> Any:
         torch.set_num_threads(config.training.threads)
     device = compute_device()
     if device.type == "cpu":
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # DeepSpeed looks for CUDA tools otherwise, and warns
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else DeepSpeed looks for CUDA tools and warns
     if config.training.deepspeed:
         start_group_of_one()
     return device

@@ -1,4 +1,4 @@
-"""What happens with the published model: calibrate, predict, score, draw."""
+"""Stages after training, with the published model: calibrate, predict, score, draw."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from bbu.stages.shown import photo_hashes, shown_photos
 
 
 def calibrate(run: Run) -> None:
-    """Fit the published model's scores on val, before it predicts anything else; writes model/calibration.json.
+    """Calibrate the published model's scores on val; writes model/calibration.json.
 
-    Also writes val_predictions.jsonl, with the calibrated scores that the model gives from now on. Without a val
-    split, or where it teaches nothing, the model stays uncalibrated and a line says so.
+    Also writes val_predictions.jsonl, with calibrated scores. If there is no val split, or calibration cannot be fitted
+    on it, the model stays uncalibrated and a printed line says so.
     """
     from bbu.evaluation.calibration import CALIBRATION_FILE, calibrated_row, fit_calibration
 
     file = run.model_folder / CALIBRATION_FILE
-    file.unlink(missing_ok=True)  # it is fitted on what the model says without it
+    file.unlink(missing_ok=True)  # the fit needs uncalibrated scores
     rows, kind = run.val, run.config.evaluation.calibration
     if kind == "none":
         return
     if not any(row.objects for row in rows):
-        print("scores are not calibrated: there is no val split with parts in it", flush=True)
+        print("scores are not calibrated: there is no val split with objects", flush=True)
         return
     found = list(_predict_split(run, "val", rows))
     try:
@@ -52,7 +52,7 @@ def predict(run: Run) -> Path:
 
 
 def _predict_split(run: Run, split: str, rows: Sequence[Row]) -> Iterable[PredictionRow]:
-    """Predictions of the published model, one row a photo, with a progress bar."""
+    """Predictions of the published model, one row for each photo, with a progress bar."""
     from tqdm import tqdm
 
     from bbu.inference import Inference
@@ -91,7 +91,7 @@ def score(run: Run) -> dict[str, Any]:
 
 
 def draw(run: Run) -> list[Path]:
-    """Truth beside prediction for a few photos, and the page of all; writes pictures/ and report.html."""
+    """Draw ground truth beside predictions; writes pictures/ (some photos) and report.html (all)."""
     from bbu.evaluation.page import write_report
     from bbu.evaluation.pictures import save_pictures
 

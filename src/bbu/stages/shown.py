@@ -1,4 +1,4 @@
-"""Which worked examples and context photos are shown with photos that are predicted."""
+"""Teachers and context photos for photos that are predicted."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ if TYPE_CHECKING:
 
 
 def photo_hashes(config: Config, data: PreparedData, *, training: bool, split: str) -> dict[str, int]:
-    """Perceptual hashes of the photos that teachers are chosen for and among; none where no teachers are shown.
+    """Path → perceptual hash, of students and possible teachers; empty if no teachers are shown.
 
     Args:
-        training: whether photos are trained on now.
-        split: which one is predicted now; "" = none.
+        training: whether to include the training photos.
+        split: to be predicted; "" = none.
     """
     from bbu.data.sampling.episodes import most_teachers
     from bbu.data.sampling.similarity import hash_photos
@@ -34,7 +34,7 @@ def photo_hashes(config: Config, data: PreparedData, *, training: bool, split: s
 
 
 def shown_photos(config: Config, data: PreparedData, rows: Sequence[Row], hashes: Mapping[str, int]) -> Shown | None:
-    """What is shown with each of the photos that are predicted; None = nothing."""
+    """Teachers and context of each photo that is predicted; None = neither is shown."""
     from bbu.data.sampling.episodes import EvaluationEpisodes, TeacherPool, pool_rows
 
     episodes, count = config.data.episodes, config.evaluation.teachers

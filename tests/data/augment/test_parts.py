@@ -1,4 +1,4 @@
-"""The rule for parts at a border: dropped when too little is left, cut to the canvas otherwise."""
+"""Objects at a border of a view: dropped if too little remains, otherwise clipped to the canvas."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def part(kind: str, *points: float) -> ObjectRow:
         (part("line", 80, 10, 120, 10, 120, 30, 80, 30), 0.4, (80, 10, 100, 10, 100, 30, 80, 30)),
     ],
 )
-def test_a_part_is_cut_or_dropped_by_the_share_that_is_left(
+def test_an_object_is_clipped_or_dropped_by_its_visible_fraction(
     item: ObjectRow, share: float, cut: tuple[float, ...]
 ) -> None:
     kept = place_parts([item], IDENTITY, SIZE, share - 0.001)
@@ -44,17 +44,17 @@ def test_a_part_is_cut_or_dropped_by_the_share_that_is_left(
     assert place_parts([item], IDENTITY, SIZE, share + 0.001) == ()
 
 
-def test_what_lies_outside_is_dropped_even_if_nothing_has_to_be_left() -> None:
+def test_an_object_outside_is_dropped_even_if_min_visible_is_0() -> None:
     outside = [part("bbox_2d", 100, 0, 120, 9), part("line", 0, 61, 90, 61), part("poly", -9, 0, -1, 0, -1, 9)]
     assert place_parts(outside, IDENTITY, SIZE, 0.0) == ()
 
 
-def test_half_a_pixel_outside_is_the_slack_of_records_and_no_loss() -> None:
+def test_half_a_pixel_outside_is_tolerated_and_no_loss() -> None:
     kept = place_parts([part("bbox_2d", -0.5, 10, 100.5, 60.4)], IDENTITY, SIZE, 1.0)
     assert kept == (part("bbox_2d", 0, 10, 100, 60),)
 
 
-def test_a_turned_box_is_measured_by_itself_and_not_by_the_box_around_it() -> None:
+def test_a_rotated_box_is_measured_by_its_own_corners_not_by_the_box_around_them() -> None:
     eighth_turn: Affine = (0.7071067811865476, -0.7071067811865476, 0.0, 0.7071067811865476, 0.7071067811865476, 0.0)
     on_a_corner = part("bbox_2d", 0, 0, 40, 40)  # turned, it is a diamond whose left half is outside
     (kept,) = place_parts([on_a_corner], eighth_turn, SIZE, 0.45)
@@ -62,7 +62,7 @@ def test_a_turned_box_is_measured_by_itself_and_not_by_the_box_around_it() -> No
     assert place_parts([on_a_corner], eighth_turn, SIZE, 0.55) == ()
 
 
-def test_a_window_of_a_larger_canvas_gives_its_pixels() -> None:
+def test_a_window_gives_pixels_of_the_larger_canvas() -> None:
     (kept,) = place_parts([part("bbox_2d", -10, 10, 10, 20)], IDENTITY, SIZE, 0.5, (200, 300))
     assert kept.points == (200, 310, 210, 320)
 
@@ -71,7 +71,7 @@ rings = hnp.arrays(np.float64, (3, 2), elements=st.floats(-60, 160, width=16))
 
 
 @given(rings, st.tuples(st.integers(-30, 60), st.integers(-30, 40)))
-def test_the_share_inside_a_window_is_that_of_painted_pixels(ring: np.ndarray, corner: tuple[int, int]) -> None:
+def test_the_fraction_inside_a_window_is_that_of_painted_pixels(ring: np.ndarray, corner: tuple[int, int]) -> None:
     canvas = Image.new("L", (260, 260))
     ImageDraw.Draw(canvas).polygon([(float(x) + 60, float(y) + 60) for x, y in ring], fill=1)
     light = np.asarray(canvas)

@@ -1,4 +1,4 @@
-"""Planned packs: every sample once, budgets kept, equal counts for ranks, the same plan whenever it is asked for."""
+"""Planned packs: every sample once, within budgets, equal counts for ranks, and a plan that can be repeated."""
 
 from __future__ import annotations
 
@@ -142,8 +142,8 @@ def test_data_smaller_than_a_step_waits_for_more_epochs() -> None:
     assert len(set(shown)) == len(shown)
 
 
-def test_nothing_waits_for_ever() -> None:
-    """One sample is of a size that nothing goes with; its pack is always among the emptiest."""
+def test_every_position_comes_at_most_one_plan_late() -> None:
+    """One sample fits with no other, so its pack is always among the emptiest."""
     tokens = np.array([600, *[1000] * 10])
     same = Lengths(tokens, tokens, tokens, tokens.astype(np.float64))
     packs = list(packed_run(lengths=same, budgets=Budgets(1000), ranks=4, accumulation=1, steps=50))
