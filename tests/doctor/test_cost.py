@@ -21,8 +21,9 @@ from tests.tiny import FAMILIES, tiny_config, tiny_processor, tiny_tokenizer
 @pytest.mark.parametrize("changes", [{}, {"freeze": ["vision"]}, {"lora.parts": ["llm"], "lora.rank": 4}])
 def test_weights_are_counted_as_they_are_built(family: str, changes: dict[str, Any]) -> None:
     config = tiny_config(model={"family": family, **changes})
-    model = build_model(config, tiny_tokenizer(), device=torch.device("cpu"), dtype=torch.float32)
-    size = model_size(config, tiny_tokenizer())
+    tokenizer = tiny_tokenizer(family)
+    model = build_model(config, tokenizer, device=torch.device("cpu"), dtype=torch.float32)
+    size = model_size(config, tokenizer)
     assert size is not None
     assert size.parameters == sum(p.numel() for p in model.parameters())
     assert size.trainable == sum(p.numel() for p in model.parameters() if p.requires_grad)

@@ -209,8 +209,9 @@ def test_scores_are_calibrated_if_the_folder_has_a_calibration(
     copy = shutil.copytree(folder, tmp_path / "model")
     share = {"ECE": None, "Brier": None}
     Calibration("temperature", 2.0, (), "val", 1, 1, share, share).save(copy / "calibration.json")
-    raw = Inference(copy, device="cpu", precision="fp32", calibrated=False).predict_detection(photos[0])
-    mended = Inference(copy, device="cpu", precision="fp32").predict_detection(photos[0])
+    options = {"device": "cpu", "precision": "fp32", "nms_iou": 1.0}
+    raw = Inference(copy, calibrated=False, **options).predict_detection(photos[0])
+    mended = Inference(copy, **options).predict_detection(photos[0])
     logit = np.log(raw.scores / (1 - raw.scores)) / 2
     assert mended.scores == pytest.approx(1 / (1 + np.exp(-logit)))
     assert mended.captions == raw.captions and np.array_equal(mended.boxes, raw.boxes)
