@@ -11,7 +11,7 @@ from torch import nn
 from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import Qwen2_5_VLVisionConfig
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLMLP, Qwen2_5_VLRMSNorm
 
-from bbu.layers.lean_layers import make_lean
+from bbu.layers.lean_layers import make_lean, torchs_rms_norm
 from tests.tiny import FAMILIES, tiny_model
 
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-5, torch.bfloat16: 2e-2}  # the norm computes in float32
@@ -67,6 +67,17 @@ def test_outputs_equal_the_librarys_and_gradients_agree(name: str, dtype: torch.
         assert ours is not None and theirs is not None and ours.dtype == theirs.dtype
         error = (ours.double() - theirs.double()).norm() / theirs.double().norm()
         assert error < TOLERANCE[dtype]
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+def test_torchs_norm_which_gpus_use_has_the_same_values_and_dtype(dtype: torch.dtype) -> None:
+    stock, _ = pair("norm", dtype)
+    assert isinstance(stock, Qwen2_5_VLRMSNorm)
+    x = torch.randn(3, 7, 24).to(dtype)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = torchs_rms_norm(x, stock.weight, stock.variance_epsilon)
+    assert found.dtype == dtype
+    torch.testing.assert_close(found, stock(x), rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])
 
 
 @pytest.mark.parametrize(("name", "share"), [("norm", 0.6), ("mlp", 0.8)])
