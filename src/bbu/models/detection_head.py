@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from bbu.layers.attention import varlen_attention
+from bbu.layers.attention import Boundaries, varlen_attention
 from bbu.layers.transfer import to_device
 from bbu.models.memory import Memory, full_precision, grid_centres, sample_level, sine_embedding
 
@@ -46,7 +46,8 @@ class BoxPrediction:
 
 @dataclass
 class HeadOutput:
-    """
+    """Predictions of the matching queries, the proposals and the denoising queries.
+
     Args:
         layers: (B, Q) predictions of each decoder layer, the last one final.
         proposals: (S,) predictions of all image tokens, samples end to end.
@@ -83,7 +84,7 @@ class QueryRows:
         samples_R: the sample of each query.
         matching, denoising: rows of the matching and of the denoising queries.
         order: gathers the rows from all matching queries followed by all denoising queries.
-        group_cu_seqlens: int32 boundaries of the groups within which self-attention runs.
+        groups: boundaries of the groups within which self-attention runs.
         sample_cu_seqlens: int32 boundaries of the samples.
     """
 
@@ -91,8 +92,7 @@ class QueryRows:
     matching: torch.Tensor
     denoising: torch.Tensor
     order: torch.Tensor
-    group_cu_seqlens: torch.Tensor
-    group_max_seqlen: int
+    groups: Boundaries
     sample_cu_seqlens: torch.Tensor
     sample_max_seqlen: int
 
@@ -104,13 +104,13 @@ class QueryRows:
         owners = np.repeat(np.arange(len(samples)), samples)
         is_matching = np.arange(len(owners)) - np.cumsum([0, *samples])[owners] < queries
         matching, denoising = np.flatnonzero(is_matching), np.flatnonzero(~is_matching)
+        ends = to_device([0, *accumulate(groups)], device, torch.int32)
         return cls(
             samples_R=to_device(owners, device),
             matching=to_device(matching, device),
             denoising=to_device(denoising, device),
             order=to_device(np.argsort(np.concatenate((matching, denoising))), device),
-            group_cu_seqlens=to_device([0, *accumulate(groups)], device, torch.int32),
-            group_max_seqlen=max(groups),
+            groups=Boundaries(ends, ends, max(groups), max(groups)),
             sample_cu_seqlens=to_device([0, *accumulate(samples)], device, torch.int32),
             sample_max_seqlen=max(samples),
         )
@@ -204,34 +204,22 @@ class DecoderLayer(nn.Module):
         self, queries_RD: torch.Tensor, pos_embed_RD: torch.Tensor, rows: QueryRows, backend: str
     ) -> torch.Tensor:
         query, key = self.self_query_key(queries_RD + pos_embed_RD).chunk(2, dim=-1)
-        attended = varlen_attention(
-            self._split(query),
-            self._split(key),
-            self._split(self.self_value(queries_RD)),
-            cu_seqlens_q=rows.group_cu_seqlens,
-            cu_seqlens_k=rows.group_cu_seqlens,
-            max_seqlen_q=rows.group_max_seqlen,
-            max_seqlen_k=rows.group_max_seqlen,
-            causal=False,
-            backend=backend,
-        )
-        return self.self_out(attended.flatten(1))  # type: ignore[no-any-return]
+        attended = self._attend(query, key, self.self_value(queries_RD), rows.groups, backend)
+        return self.self_out(attended)  # type: ignore[no-any-return]
 
     def _cross_attention(
         self, queries_RD: torch.Tensor, values_MD: torch.Tensor, rows: QueryRows, memory: Memory, backend: str
     ) -> torch.Tensor:
-        attended = varlen_attention(
-            self._split(self.cross_query(queries_RD)),
-            self._split(self.cross_key(memory.tokens_MD + memory.pos_embed_MD)),
-            self._split(values_MD),
-            cu_seqlens_q=rows.sample_cu_seqlens,
-            cu_seqlens_k=memory.cu_seqlens,
-            max_seqlen_q=rows.sample_max_seqlen,
-            max_seqlen_k=memory.max_seqlen,
-            causal=False,
-            backend=backend,
-        )
-        return self.cross_out(attended.flatten(1))  # type: ignore[no-any-return]
+        query, key = self.cross_query(queries_RD), self.cross_key(memory.tokens_MD + memory.pos_embed_MD)
+        samples = Boundaries(rows.sample_cu_seqlens, memory.cu_seqlens, rows.sample_max_seqlen, memory.max_seqlen)
+        return self.cross_out(self._attend(query, key, values_MD, samples, backend))  # type: ignore[no-any-return]
+
+    def _attend(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, boundaries: Boundaries, backend: str
+    ) -> torch.Tensor:
+        """Attention of all heads within segments, (…, D) each → (R, D)."""
+        heads = (self._split(x) for x in (query, key, value))
+        return varlen_attention(*heads, **boundaries._asdict(), causal=False, backend=backend).flatten(1)
 
     def _deformable_attention(
         self, queries_RD: torch.Tensor, values_MD: torch.Tensor, boxes_R4: torch.Tensor, rows: QueryRows, memory: Memory
@@ -311,11 +299,8 @@ class DetectionHead(nn.Module):
     def _image_rows(self, memory: Memory) -> torch.Tensor:
         """(S,) memory rows of the image tokens."""
         device = memory.tokens_MD.device
-        ranges = [
-            torch.arange(starts[0], starts[0] + count, device=device)
-            for starts, count in zip(memory.level_starts, memory.image_token_counts, strict=True)
-        ]
-        return torch.cat(ranges)
+        counts = zip(memory.level_starts, memory.image_token_counts, strict=True)
+        return torch.cat([torch.arange(starts[0], starts[0] + count, device=device) for starts, count in counts])
 
     def _propose(self, memory: Memory) -> BoxPrediction:
         tokens_SD = memory.tokens_MD[self._image_rows(memory)]
@@ -339,7 +324,6 @@ class DetectionHead(nn.Module):
             queries.append(torch.cat((from_tokens, self.learned_queries[taken:].to(from_tokens.dtype))))
             boxes.append(torch.cat((proposals.boxes[best].detach(), self.learned_boxes[taken:].sigmoid())))
             first += count
-        unused = (
-            self.learned_queries.sum() + self.learned_boxes.sum()
-        ) * 0  # every parameter needs a gradient in every step
+        # every parameter needs a gradient in every step
+        unused = (self.learned_queries.sum() + self.learned_boxes.sum()) * 0
         return torch.stack(queries) + unused, torch.stack(boxes)

@@ -18,7 +18,7 @@ from bbu.errors import SampleError
 from bbu.families.base import Backbone, BackboneOutput, Grid, VisionLevel
 from bbu.layers.transfer import to_device
 from bbu.models.caption_decoder import CaptionDecoder, CaptionResult
-from bbu.models.detection_head import BoxPrediction, DenoisingQueries, DetectionHead
+from bbu.models.detection_head import DenoisingQueries, DetectionHead, HeadOutput
 from bbu.models.memory import Memory, grid_centres, sine_embedding
 from bbu.models.pyramid import LocalPyramid, ResidualMLP
 from bbu.models.vocabulary import DescriptionVocabulary
@@ -27,29 +27,26 @@ Span = tuple[int, int]
 
 
 @dataclass
-class DetectionOutput:
+class DetectionOutput(HeadOutput):
     """Output of one forward pass.
 
     Args:
-        pred_boxes: (B, Q, 4) cxcywh in [0, 1], final layer.
-        pred_objectness: (B, Q) logits, final layer.
-        layers: predictions of every decoder layer; the last one equals the two above.
-        proposals: (S,) predictions of all image tokens, samples end to end; ``proposal_counts`` of each sample.
-        queries_BQD: final query states, from which captions start.
         hidden_TD: last hidden states of the language model, for the language loss.
         memory: the tokens that boxes and captions attend to.
-        denoising_layers: predictions of the denoising queries, (R,) for every decoder layer.
     """
 
-    pred_boxes: torch.Tensor
-    pred_objectness: torch.Tensor
-    layers: list[BoxPrediction]
-    proposals: BoxPrediction
-    proposal_counts: list[int]
-    queries_BQD: torch.Tensor
     hidden_TD: torch.Tensor
     memory: Memory
-    denoising_layers: list[BoxPrediction]
+
+    @property
+    def pred_boxes(self) -> torch.Tensor:
+        """(B, Q, 4) cxcywh in [0, 1], final layer."""
+        return self.layers[-1].boxes
+
+    @property
+    def pred_objectness(self) -> torch.Tensor:
+        """(B, Q) logits, final layer."""
+        return self.layers[-1].objectness
 
 
 class DetectionVLM(nn.Module):
@@ -116,17 +113,7 @@ class DetectionVLM(nn.Module):
         pictures = self._pictures(pixel_values, image_grid_thw, student_images)
         memory = self._build_memory(features, pictures, student_images, prompt_spans, photo_spans)
         detected = self.detection_head(memory, self.backbone.attention_backend, denoising_queries)
-        return DetectionOutput(
-            pred_boxes=detected.layers[-1].boxes,
-            pred_objectness=detected.layers[-1].objectness,
-            layers=detected.layers,
-            proposals=detected.proposals,
-            proposal_counts=detected.proposal_counts,
-            queries_BQD=detected.queries_BQD,
-            hidden_TD=features.hidden_TD,
-            memory=memory,
-            denoising_layers=detected.denoising_layers,
-        )
+        return DetectionOutput(**vars(detected), hidden_TD=features.hidden_TD, memory=memory)
 
     def _build_memory(
         self,
