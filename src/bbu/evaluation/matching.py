@@ -22,6 +22,7 @@ import numpy as np
 from bbu.evaluation.pairing import Photo
 
 MATCH_IOU = 0.5  # the lowest IoU of a match anywhere in this package
+MAX_DETECTIONS = 100  # COCO's limit per photo and category
 RankBy = Literal["score", "objectness"]
 
 
@@ -225,7 +226,9 @@ def any_object(_: str) -> str:
     return "object"
 
 
-def rank(flat: FlatDetections, label: Callable[[str], str], rank_by: RankBy, max_detections: int) -> Ranking:
+def rank(
+    flat: FlatDetections, label: Callable[[str], str], rank_by: RankBy, max_detections: int = MAX_DETECTIONS
+) -> Ranking:
     """Sort detections for matching.
 
     Args:

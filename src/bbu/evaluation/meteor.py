@@ -42,11 +42,7 @@ def exact_meteor(pairs: Sequence[CaptionPair]) -> list[float]:
 
 def _check_latin(phrase: str) -> None:
     for glyph in phrase:
-        if (
-            not glyph.isascii()
-            and glyph.isalpha()
-            and not unicodedata.name(glyph, "").startswith(("LATIN", "FULLWIDTH"))
-        ):
+        if glyph.isalpha() and not (glyph.isascii() or unicodedata.name(glyph, "").startswith(("LATIN", "FULLWIDTH"))):
             raise UserError(
                 f"exact METEOR compares English only, but {phrase!r} has {glyph!r}; "
                 "leave out --meteor exact: approximate METEOR compares Chinese by character"

@@ -32,7 +32,7 @@ from bbu.evaluation.descriptions import (
     prefix,
 )
 from bbu.evaluation.inspection import confusions, duplicate_scores, inspection_table
-from bbu.evaluation.matching import MATCH_IOU, Matched, Ranking, any_object, flatten, rank
+from bbu.evaluation.matching import MATCH_IOU, MAX_DETECTIONS, Matched, Ranking, any_object, flatten, rank
 from bbu.evaluation.pairing import Pairing, pair
 from bbu.records import PredictionRow, Row
 
@@ -47,7 +47,7 @@ def evaluate(
     *,
     score_threshold: float = 0.3,
     train_descriptions: Mapping[str, int] | None = None,
-    max_detections: int = 100,
+    max_detections: int = MAX_DETECTIONS,
     precision: float = 0.9,
     fppi: Sequence[float] = FPPI,
     bootstrap_samples: int = 1000,

@@ -102,7 +102,9 @@ def align(said: Sequence[str], meant: Sequence[str]) -> tuple[Match, ...]:
 
     A beam search over the predicted words: it keeps the best alignment of each distinguishable state, at most BEAM.
     """
-    choices = _choices(said, meant)
+    stems = [_stem(word) for word in meant]
+    # for each predicted word: (place, whether equal) of all reference words it may match
+    choices = [[(j, word == meant[j]) for j, stem in enumerate(stems) if stem == _stem(word)] for word in said]
     wanted_later = [0] * (len(said) + 1)
     for i in reversed(range(len(said))):
         wanted_later[i] = wanted_later[i + 1] | sum(1 << j for j, _ in choices[i])
@@ -110,12 +112,6 @@ def align(said: Sequence[str], meant: Sequence[str]) -> tuple[Match, ...]:
     for i, places in enumerate(choices):
         states = _extend(states, i, places, wanted_later[i + 1])
     return max(states.values())[1]
-
-
-def _choices(said: Sequence[str], meant: Sequence[str]) -> list[list[tuple[int, bool]]]:
-    """For each predicted word: (place, whether equal) of all reference words it may match."""
-    stems = [_stem(word) for word in meant]
-    return [[(j, word == meant[j]) for j, stem in enumerate(stems) if stem == _stem(word)] for word in said]
 
 
 def _extend(

@@ -19,7 +19,7 @@ import numpy as np
 
 from bbu.evaluation.coco import tables_of
 from bbu.evaluation.descriptions import level_count, prefix
-from bbu.evaluation.matching import MATCH_IOU, FlatDetections, RankBy, Ranking, any_object, flatten, rank
+from bbu.evaluation.matching import MATCH_IOU, FlatDetections, Matched, RankBy, any_object, flatten, rank
 from bbu.evaluation.pairing import Photo
 from bbu.records import Row
 
@@ -35,28 +35,27 @@ class Scored:
     Args:
         photos: in order of name.
         flat: the same photos as flat detections.
-        described: the detections that the scorer counts, ``max_detections`` per photo and description.
-        right_Dt: whether each of these takes an object of its own description.
+        described: the detections that the scorer counts, ``max_detections`` per photo and description, and which of
+            them take an object of their own description.
         threshold: score from which a detection counts.
     """
 
     photos: tuple[Photo, ...]
     flat: FlatDetections
-    described: Ranking
-    right_Dt: np.ndarray
+    described: Matched
     threshold: float
 
     @classmethod
     def of(cls, photos: Sequence[Photo], max_detections: int, threshold: float) -> Scored:
         flat = flatten(photos)
-        described = rank(flat, str, "score", max_detections)
-        return cls(tuple(photos), flat, described, described.match((MATCH_IOU,))[0] >= 0, threshold)
+        return cls(tuple(photos), flat, Matched.at(rank(flat, str, "score", max_detections)), threshold)
 
     def worst_first(self) -> list[str]:
         """Names of the photos, those with most missed objects and false positives first."""
-        confident_Dt = self.described.confidence_Dt >= self.threshold
-        found_Dt, wrong_Dt = confident_Dt & self.right_Dt, confident_Dt & ~self.right_Dt
-        places = (self.flat.truth_photo_Gt, self.described.photo_Dt[found_Dt], self.described.photo_Dt[wrong_Dt])
+        ranking, right_Dt = self.described.ranking, self.described.right_Dt
+        confident_Dt = ranking.confidence_Dt >= self.threshold
+        found, wrong = (ranking.photo_Dt[confident_Dt & kind_Dt] for kind_Dt in (right_Dt, ~right_Dt))
+        places = (self.flat.truth_photo_Gt, found, wrong)
         truth_Ph, found_Ph, wrong_Ph = (np.bincount(where, minlength=len(self.photos)) for where in places)
         order = np.argsort(found_Ph - truth_Ph - wrong_Ph, kind="stable")
         return [self.photos[place].name for place in order]
@@ -126,7 +125,7 @@ def _predictions(scored: Scored, number: Mapping[str, int]) -> list[list[list[An
     for pair in np.lexsort((flat.pair_truth_Op, flat.pair_iou_Op)):
         near[flat.pair_prediction_Op[pair]].append(int(flat.pair_truth_Op[pair]))
     content = []
-    kept = set(scored.described.prediction_Dt.tolist())
+    kept = set(scored.described.ranking.prediction_Dt.tolist())
     for photo in scored.photos:
         found: list[list[Any]] = []
         items = zip(photo.boxes_Dt4.tolist(), photo.descs, photo.scores_Dt.tolist(), strict=True)

@@ -10,8 +10,8 @@ from PIL import Image
 
 from bbu.drawing.pages import jpeg_base64
 from bbu.errors import UserError
-from bbu.images import load_image
-from bbu.records import Row, resolve_image
+from bbu.evaluation.pictures import open_displayed
+from bbu.records import Row
 
 SMALL, LARGE = 320, 1280  # pixels of the longer side, in the gallery and in the detail view
 SMALL_QUALITY, LARGE_QUALITY = 72, 80  # JPEG
@@ -45,7 +45,7 @@ def embed_photos(rows: Iterable[Row], image_root: str | Path, budget: int = PAGE
             embedded.problems[name] = OVER_BUDGET
             continue
         try:
-            image = _displayed(row, image_root)
+            image = open_displayed(row, image_root)
         except UserError as error:
             embedded.problems[name] = str(error)
             continue
@@ -60,17 +60,6 @@ def embed_photos(rows: Iterable[Row], image_root: str | Path, budget: int = PAGE
             if large_used + len(large) <= LARGE_SHARE * budget and used + len(large) <= budget:
                 embedded.large[name], used, large_used = large, used + len(large), large_used + len(large)
     return embedded
-
-
-def _displayed(row: Row, image_root: str | Path) -> Image.Image:
-    name = row.images[0]
-    image = load_image(resolve_image(image_root, name), name)
-    if image.size != (row.width, row.height):
-        raise UserError(
-            f"{name}: is {image.width}x{image.height} pixels as displayed, its row says {row.width}x{row.height}; "
-            "use the photos that the rows were converted with"
-        )
-    return image
 
 
 def _jpeg(image: Image.Image, longest: int, quality: int) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 
 from bbu.drawing.pages import render_page
 from bbu.evaluation.page.content import Scored, page_content
-from bbu.evaluation.page.photos import SMALL, Embedded, embed_photos
+from bbu.evaluation.page.photos import SMALL, embed_photos
 from bbu.evaluation.pairing import pair
 from bbu.evaluation.report import HEADLINES, headlines, number
 from bbu.jsonl import atomic_writer
@@ -53,14 +53,8 @@ def write_report(
     embedded = embed_photos([rows[name] for name in scored.worst_first()], image_root)  # the worst get the room
     errors = {row.images[0]: row.error for row in predictions if row.error is not None}
     content = page_content(scored, rows, embedded.problems, errors, metrics)
-    with atomic_writer(path) as stream:
-        stream.write(_render(content, embedded, metrics, title))
-    return PageSummary(len(photos), len(embedded.small), len(embedded.large))
-
-
-def _render(content: Mapping[str, Any], embedded: Embedded, metrics: Mapping[str, Any], title: str) -> str:
     places = {photo["name"]: place for place, photo in enumerate(content["photos"])}
-    return render_page(
+    page = render_page(
         TEMPLATE,
         style="page.css",
         scripts=SCRIPTS,
@@ -74,6 +68,9 @@ def _render(content: Mapping[str, Any], embedded: Embedded, metrics: Mapping[str
         small=[(places[name], photo) for name, photo in embedded.small.items()],
         large=[(places[name], photo) for name, photo in embedded.large.items()],
     )
+    with atomic_writer(path) as stream:
+        stream.write(page)
+    return PageSummary(len(photos), len(embedded.small), len(embedded.large))
 
 
 def _figure(metrics: Mapping[str, Any], key: str, label: str) -> dict[str, str]:
