@@ -86,11 +86,6 @@ def iou_matrix(a: Any, b: Any) -> Any:
     return iou(a[:, None, :], b[None, :, :])
 
 
-def giou_matrix(a: Any, b: Any) -> Any:
-    """(n, 4) and (m, 4) xyxy → (n, m) generalised IoU."""
-    return giou(a[:, None, :], b[None, :, :])
-
-
 def enclosing_box(points: Sequence[float] | np.ndarray) -> tuple[float, float, float, float]:
     """Flat [x1, y1, x2, y2, …] of a polygon, line or ring → its xyxy box."""
     flat = np.asarray(points, dtype=np.float64).reshape(-1, 2)

@@ -55,16 +55,12 @@ def word_findings(rows: Rows, conversation: Conversation) -> list[Finding]:
     if unseen and learnt:
         labels = counted(Counter(example.object for example in unseen))
         found.append(finding("unseen_in_training", unseen, labels=labels))
-    rare = {desc: count for desc, count in learnt.items() if count < FEW}
+    rare = sorted((count, desc) for desc, count in learnt.items() if count < FEW)
     if rare:
-        examples = [Example(object=desc, detail=f"{n} in train") for desc, n in sorted(rare.items(), key=_by_count)]
-        labels = ", ".join(f"{desc} {count}" for desc, count in sorted(rare.items(), key=_by_count)[:5])
+        examples = [Example(object=desc, detail=f"{count} in train") for count, desc in rare]
+        labels = ", ".join(f"{desc} {count}" for count, desc in rare[:5])
         found.append(finding("rare_description", examples, few=FEW, labels=labels))
     return found + _dominating(learnt)
-
-
-def _by_count(pair: tuple[str, int]) -> tuple[int, str]:
-    return pair[1], pair[0]
 
 
 def _dominating(learnt: Mapping[str, int]) -> list[Finding]:

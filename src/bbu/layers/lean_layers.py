@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 
 class _RootMeanSquare(torch.autograd.Function):
-    """weight · x / √(mean x² + eps), computed in float32."""
+    """weight · x / √(mean x² + eps), computed in float32 (Zhang and Sennrich 2019, arXiv:1910.07467)."""
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, weight_D: torch.Tensor, eps: float) -> torch.Tensor:
@@ -60,11 +60,6 @@ class _GatedSilu(torch.autograd.Function):
         return of_gate, F.silu(gate).mul_(slope)
 
 
-def rms_norm(x: torch.Tensor, weight_D: torch.Tensor, eps: float) -> torch.Tensor:
-    """(…, D) → (…, D) in x's dtype (Zhang and Sennrich 2019, arXiv:1910.07467). Differentiable once."""
-    return _RootMeanSquare.apply(x, weight_D, eps)  # type: ignore[no-untyped-call,no-any-return]
-
-
 def gated_silu(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
     """(…, F) and (…, F) → (…, F), SwiGLU's product (Shazeer 2020, arXiv:2002.05202). Differentiable once."""
     return _GatedSilu.apply(gate, up)  # type: ignore[no-untyped-call,no-any-return]
@@ -77,7 +72,7 @@ class LeanNorm(nn.Module):
     variance_epsilon: float
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        return rms_norm(hidden_states, self.weight, self.variance_epsilon)
+        return _RootMeanSquare.apply(hidden_states, self.weight, self.variance_epsilon)  # type: ignore[no-untyped-call,no-any-return]
 
 
 class LeanMLP(nn.Module):

@@ -11,6 +11,7 @@ import math
 import os
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -111,7 +112,8 @@ class VisualLog(TrainerCallback):
             return
         try:
             old = read_page(self.path)
-            if [_annotation(photo) for photo in old.photos] != [_annotation(photo) for photo in self.history.photos]:
+            before, now = ([replace(photo, jpeg="") for photo in page.photos] for page in (old, self.history))
+            if before != now:
                 raise UserError(f"{self.path}: shows other photos")
         except UserError as error:
             kept = self.path.with_suffix(".old.html")
@@ -169,10 +171,6 @@ class VisualLog(TrainerCallback):
             for row, found in zip(self.probe.rows, seen.predictions, strict=True)
             if found.error is None
         }
-
-
-def _annotation(photo: Any) -> tuple[Any, ...]:
-    return photo.name, photo.width, photo.height, photo.objects
 
 
 def _jpeg(row: Row, found: PredictionRow, image_root: str, threshold: float) -> bytes:

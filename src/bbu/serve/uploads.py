@@ -206,15 +206,16 @@ def open_photos(question: Question, limits: Limits) -> tuple[Photo, list[Photo]]
             413, f"{pixels / 1e6:.0f} million pixels are over the limit of {limits.pixels / 1e6:.0f}; shrink the photos"
         )
     images = [load_image(upload.data, upload.name) for upload in uploads]
-    for (row, _), image in zip(pairs, images[1:], strict=True):
+    teachers = []
+    for (row, upload), image in zip(pairs, images[1:], strict=True):
         if image.size != (row.width, row.height):
             raise RecordError(
                 f"teachers: {row.images[0][:LONGEST_NAME]}",
                 "width, height",
                 f"are {row.width}x{row.height}, the photo shows {image.width}x{image.height} (after EXIF)",
             )
-    taught = zip(pairs, images[1:], strict=True)
-    return Photo(images[0], question.photo.name), [Photo(image, up.name, row.objects) for (row, up), image in taught]
+        teachers.append(Photo(image, upload.name, row.objects))
+    return Photo(images[0], question.photo.name), teachers
 
 
 def _pairs(question: Question) -> list[tuple[Row, Upload]]:
