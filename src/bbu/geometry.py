@@ -198,11 +198,8 @@ def clip_line(points_R2: np.ndarray, width: int, height: int) -> np.ndarray:
 
     Where a line leaves the image and comes back, the two points on the border are joined.
     """
-    kept: list[np.ndarray] = []
-    for point in segments_inside(points_R2, width, height).reshape(-1, 2):
-        if not kept or not np.array_equal(kept[-1], point):
-            kept.append(point)
-    return np.array(kept).reshape(-1, 2)
+    inside_R2 = segments_inside(points_R2, width, height).reshape(-1, 2)
+    return inside_R2[(np.diff(inside_R2, axis=0, prepend=np.nan) != 0).any(axis=1)]  # without repeats
 
 
 def segments_inside(points_R2: np.ndarray, width: int, height: int) -> np.ndarray:

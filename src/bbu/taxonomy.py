@@ -177,7 +177,9 @@ class Taxonomy:
             for term in terms:
                 if term not in allowed:
                     return self._explain(raw, term, depth, parent, allowed)
-            allowed, parent = _merge([allowed[term] for term in terms]), final
+            below = [allowed[term] for term in terms]  # what may follow one attribute, may follow the level
+            allowed = None if None in below else {term: sub for some in below for term, sub in some.items()}
+            parent = final
         return None
 
     def _breaks_level_rule(self, path: Sequence[str]) -> str | None:
@@ -220,13 +222,3 @@ class Taxonomy:
         near = difflib.get_close_matches(term, allowed, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(allowed)}"
         return f"{name} {shown} is not {place}; {hint}; map it in tokens or add it to hierarchy"
-
-
-def _merge(children: list[Children]) -> Children:
-    """What may follow a level of several attributes: anything that may follow one of them."""
-    merged: dict[str, Any] = {}
-    for child in children:
-        if child is None:
-            return None
-        merged.update(child)
-    return merged

@@ -135,13 +135,10 @@ class _Precision:
             self.right_U.append(_Right(place_Tp, self.photo_Dt[place_Tp], category_Tp, first_Tp, first_Ca[category_Tp]))
 
     def figures(self, weights_BsPh: np.ndarray) -> Figures:
-        names = (f"AP{self.suffix}", f"AP50{self.suffix}")
-        if not len(self.truth_first_Ca):
-            return {name: np.full(len(weights_BsPh), np.nan) for name in names}
         gt_BsCa = np.add.reduceat(weights_BsPh[:, self.truth_photo_Gt], self.truth_first_Ca, axis=1)
         seen_BsDt = _running(weights_BsPh, self.photo_Dt)
         by_threshold = [self._mean(right, weights_BsPh, seen_BsDt, gt_BsCa) for right in self.right_U]
-        return dict(zip(names, (np.mean(by_threshold, axis=0), by_threshold[0]), strict=True))
+        return {f"AP{self.suffix}": np.mean(by_threshold, axis=0), f"AP50{self.suffix}": by_threshold[0]}
 
     def _mean(self, right: _Right, weights_BsPh: np.ndarray, seen_BsDt: np.ndarray, gt_BsCa: np.ndarray) -> np.ndarray:
         """(Bs,) mean over the categories that have ground truth."""
@@ -206,9 +203,6 @@ class _CaptionAccuracy:
         self.first_Ca = np.flatnonzero(np.append([True] * min(1, len(desc_Tp)), desc_Tp[1:] != desc_Tp[:-1]))
 
     def figures(self, weights_BsPh: np.ndarray) -> Figures:
-        if not len(self.first_Ca):
-            nothing = np.full(len(weights_BsPh), np.nan)
-            return {"description_accuracy": nothing, "description_macro_accuracy": nothing}
         weights_BsTp = weights_BsPh[:, self.photo_Tp]
         total_BsCa = np.add.reduceat(weights_BsTp, self.first_Ca, axis=1)
         right_BsCa = np.add.reduceat(weights_BsTp * self.right_Tp, self.first_Ca, axis=1)

@@ -16,7 +16,7 @@ from bbu.evaluation.bootstrap import Headlines, interval, resample
 from bbu.evaluation.coco import IOU_THRESHOLDS
 from bbu.evaluation.matching import FlatDetections, Matched, any_object, flatten, rank
 from bbu.evaluation.metrics import FPPI, check_between
-from bbu.evaluation.pairing import Photo, pair
+from bbu.evaluation.pairing import pair
 from bbu.evaluation.report import aligned, clip, number
 from bbu.records import PredictionRow, Row
 
@@ -45,9 +45,8 @@ def compare(
     check_between("score_threshold", score_threshold, 0, 1)
     check_between("bootstrap_samples", bootstrap_samples, 0, float("inf"))
     rows = list(truth)
-    sets = [pair(rows, predictions).photos for predictions in (predictions_a, predictions_b)]
-    flats = [flatten(photos) for photos in sets]
-    changes = _photo_changes(sets[0], *(_states(flat, score_threshold) for flat in flats))
+    flats = [flatten(pair(rows, predictions).photos) for predictions in (predictions_a, predictions_b)]
+    changes = _photo_changes(flats[0], *(_states(flat, score_threshold) for flat in flats))
     return {
         "photos_compared": len(rows),
         "score_threshold": score_threshold,
@@ -85,7 +84,7 @@ def _states(flat: FlatDetections, score_threshold: float) -> np.ndarray:
     return states
 
 
-def _photo_changes(photos: Sequence[Photo], before_Gt: np.ndarray, after_Gt: np.ndarray) -> list[dict[str, Any]]:
+def _photo_changes(flat: FlatDetections, before_Gt: np.ndarray, after_Gt: np.ndarray) -> list[dict[str, Any]]:
     """Photos with a change, ordered by lost + broken - found - mended, the highest first."""
     kinds = {
         "found": (before_Gt == 0) & (after_Gt > 0),
@@ -93,13 +92,10 @@ def _photo_changes(photos: Sequence[Photo], before_Gt: np.ndarray, after_Gt: np.
         "mended": (before_Gt == 1) & (after_Gt == 2),
         "broken": (before_Gt == 2) & (after_Gt == 1),
     }
-    rows, start = [], 0
-    for photo in photos:
-        stop = start + len(photo.truth_descs)
-        counts = {kind: int(hit_Gt[start:stop].sum()) for kind, hit_Gt in kinds.items()}
-        if any(counts.values()):
-            rows.append({"photo": photo.name, **counts})
-        start = stop
+    photos = len(flat.names)
+    tallies = (np.bincount(flat.truth_photo_Gt[hit_Gt], minlength=photos).tolist() for hit_Gt in kinds.values())
+    by_photo = zip(flat.names, *tallies, strict=True)
+    rows = [{"photo": name, **dict(zip(kinds, counts, strict=True))} for name, *counts in by_photo if any(counts)]
     return sorted(rows, key=_worst_first)
 
 

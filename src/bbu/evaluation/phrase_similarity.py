@@ -120,8 +120,7 @@ def _extend(
     following: dict[_State, _Path] = {}
 
     def keep(state: _State, path: _Path) -> None:
-        if state not in following or path > following[state]:
-            following[state] = path
+        following[state] = max(path, following.get(state, path))
 
     for (last, used), (value, matches) in states.items():
         keep((_NOWHERE, used & wanted_later), (value, matches))

@@ -85,8 +85,7 @@ def dense_attention(
     if query.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
         dtype = torch.get_autocast_dtype("cpu")
     scores = query.shape[-2] * key.shape[-2]
-    short = scores <= CPU_SCORES
-    if query.device.type != "cpu" or dtype != torch.bfloat16 or not short:
+    if query.device.type != "cpu" or dtype != torch.bfloat16 or scores > CPU_SCORES:
         return F.scaled_dot_product_attention(query, key, value, is_causal=causal, scale=scale)
     scale = scale if scale is not None else query.shape[-1] ** -0.5
     at_once = max(1, CPU_SCORES // (scores * math.prod(query.shape[1:-2]) or 1))
