@@ -48,18 +48,16 @@ def look(name: str, root: str) -> PhotoFacts:
     """Read one photo as training does."""
     try:
         path = resolve_image(root, name)
-    except UserError as error:
-        return PhotoFacts(problem="photo_outside_root", detail=str(error))
-    try:
         content = path.read_bytes()
+        image = load_image(content, name)
     except FileNotFoundError:
         return PhotoFacts(problem="photo_missing", detail=f"{path} does not exist")
     except OSError as error:
         return PhotoFacts(problem="photo_unreadable", detail=f"{path}: {error.strerror}")
-    try:
-        image = load_image(content, name)
     except ImageError as error:
         return PhotoFacts(problem="photo_unreadable", detail=str(error))
+    except UserError as error:
+        return PhotoFacts(problem="photo_outside_root", detail=str(error))
     digest = hashlib.blake2b(content, digest_size=16).digest()
     long = max(image.size) > MAX_ASPECT_RATIO * min(image.size)
     problem, detail = ("photo_too_long", f"{image.width}x{image.height}") if long else ("", "")

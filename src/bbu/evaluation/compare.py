@@ -58,8 +58,8 @@ def compare(
 
 
 def _headlines(flat: FlatDetections) -> Headlines:
-    rankings = rank(flat, str, "score"), rank(flat, any_object, "objectness")
-    return Headlines(*(Matched.at(ranking, IOU_THRESHOLDS) for ranking in rankings), FPPI)
+    described = Matched.at(rank(flat, str, "score"), IOU_THRESHOLDS)
+    return Headlines(described, Matched.at(rank(flat, any_object, "objectness"), IOU_THRESHOLDS), FPPI)
 
 
 def _differences(headlines: Sequence[Headlines], bootstrap_samples: int) -> dict[str, dict[str, Any]]:

@@ -124,6 +124,7 @@ def take_regions(photo: Photo, regions: Sequence[Region]) -> list[Candidate]:
     iou_DtRg = iou_matrix(photo.boxes_Dt4[order_Dt], boxes_Rg4)
     taken: set[int] = set()
     candidates = []
+    references: tuple[str, ...]
     for m, iou_Rg in zip(order_Dt, iou_DtRg, strict=True):
         overlap, references = 0.0, ()
         if iou_Rg.max(initial=0) > 0 and (nearest := int(iou_Rg.argmax())) not in taken:

@@ -44,8 +44,7 @@ def draw_comparison(
     """
     shown = sorted((item for item in predictions if item.score >= threshold), key=lambda item: -item.score)
     left, right = compare_marks(truth, shown, image.size)
-    palette = dict(colours or {})
-    palette.update(palette_for([mark.desc for mark in (*left, *right)], palette))
+    palette = palette_for([mark.desc for mark in (*left, *right)], colours)
     title = panel_title(len(right), len(predictions) - len(shown), threshold)
     panels = (
         panel_of(image, left, palette, f"truth: {panel_title(len(left))}", _tally(left, "missed")),

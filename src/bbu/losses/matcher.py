@@ -69,8 +69,9 @@ class Matches:
     def of_layer(self, layer: int) -> Matches:
         """The pairs of one layer, which are contiguous."""
         first, last = np.searchsorted(self.host[0], (layer, layer + 1)).tolist()
-        on_device = (index[first:last] for index in (self.layers, self.samples, self.predictions, self.targets))
-        return Matches(*on_device, self.host[:, first:last])
+        rows = slice(first, last)
+        on_device = (self.layers[rows], self.samples[rows], self.predictions[rows], self.targets[rows])
+        return Matches(*on_device, self.host[:, rows])
 
 
 @torch.no_grad()

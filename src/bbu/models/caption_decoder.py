@@ -19,6 +19,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from bbu.config import DetectionConfig
 from bbu.layers.attention import dense_attention
 from bbu.models.memory import Memory, full_precision, sample_level, sine_embedding
 from bbu.models.vocabulary import DescriptionVocabulary
@@ -111,23 +112,22 @@ class CaptionDecoder(nn.Module):
     """Decodes captions of boxes.
 
     Args:
-        width: D of memory and queries.
+        config: a box is sampled on a grid of caption_region_cells × caption_region_cells; caption_max_tokens is the
+            longest caption, its end token included.
         lm_width: W of the language model's embedding.
-        layers, heads: number of decoder layers and attention heads.
-        region_cells: a box is sampled on a grid of region_cells × region_cells.
-        max_tokens: longest caption, its end token included.
     """
 
-    def __init__(self, width: int, lm_width: int, layers: int, heads: int, region_cells: int, max_tokens: int) -> None:
+    def __init__(self, config: DetectionConfig, lm_width: int) -> None:
         super().__init__()
-        self.region_cells, self.max_tokens = region_cells, max_tokens
+        width = config.width
+        self.region_cells, self.max_tokens = config.caption_region_cells, config.caption_max_tokens
         self.start = nn.Linear(width, width)
         self.from_embedding = nn.Linear(lm_width, width)
-        self.position = nn.Parameter(torch.randn(max_tokens, width) * 0.02)
+        self.position = nn.Parameter(torch.randn(self.max_tokens, width) * 0.02)
         self.region_value = nn.Linear(width, width)
         self.region_place = nn.Linear(width, width)
         self.norm_region = nn.LayerNorm(width)
-        self.layers = nn.ModuleList(CaptionLayer(width, heads) for _ in range(layers))
+        self.layers = nn.ModuleList(CaptionLayer(width, config.heads) for _ in range(config.caption_layers))
         self.norm_out = nn.LayerNorm(width)
         self.to_embedding = nn.Linear(width, lm_width)
 
@@ -149,7 +149,7 @@ class CaptionDecoder(nn.Module):
         return self.norm_region(region + self.region_place(pos_embed))  # type: ignore[no-any-return]
 
     def forward(
-        self, queries_CD: torch.Tensor, region_CCeD: torch.Tensor, token_ids_CL: torch.Tensor, embedding: nn.Embedding
+        self, queries_CD: torch.Tensor, region_CCeD: torch.Tensor, embedding: nn.Embedding, token_ids_CL: torch.Tensor
     ) -> torch.Tensor:
         """Teacher forcing: target ids → (C, L, W) states, state i predicting token i.
 

@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from bbu.config import DetectionConfig
 from bbu.layers.attention import Boundaries, varlen_attention
 from bbu.layers.transfer import to_device
 from bbu.models.memory import Memory, full_precision, grid_centres, sample_level, sine_embedding
@@ -242,22 +243,22 @@ class DetectionHead(nn.Module):
     """Memory → boxes and objectness of every decoder layer.
 
     Args:
-        width: D.
-        queries: Q, the most objects that can be detected in a photo.
-        layers, heads, points: number of decoder layers, of attention heads, of sampling points per head and level.
+        config: D is ``width``; Q is ``queries``, the most objects that can be detected in a photo; ``points`` are the
+            sampling points per head and level.
         levels: number of image levels in the memory.
     """
 
-    def __init__(self, width: int, queries: int, layers: int, heads: int, points: int, levels: int) -> None:
+    def __init__(self, config: DetectionConfig, levels: int) -> None:
         super().__init__()
-        self.width, self.queries = width, queries
+        width, queries = self.width, self.queries = config.width, config.queries
         self.proposal_head = BoxHead(width)
         self.query_from_token = nn.Linear(width, width)
         self.learned_queries = nn.Parameter(torch.randn(queries, width) * 0.02)
         self.learned_boxes = nn.Parameter(torch.randn(queries, 4) * 0.5)  # logits of cxcywh
         self.box_place = nn.Sequential(nn.Linear(2 * width, width), nn.GELU(), nn.Linear(width, width))
-        self.layers = nn.ModuleList(DecoderLayer(width, heads, points, levels) for _ in range(layers))
-        self.box_heads = nn.ModuleList(BoxHead(width) for _ in range(layers))
+        layers = range(config.layers)
+        self.layers = nn.ModuleList(DecoderLayer(width, config.heads, config.points, levels) for _ in layers)
+        self.box_heads = nn.ModuleList(BoxHead(width) for _ in layers)
 
     def forward(self, memory: Memory, backend: str, denoising_queries: DenoisingQueries | None = None) -> HeadOutput:
         """Detect objects in every sample of the memory. Denoising queries change ``denoising_layers`` only."""

@@ -65,17 +65,8 @@ class DetectionVLM(nn.Module):
         self.language_adapter = ResidualMLP(backbone.hidden_size, config.width)
         self.level_adapter = nn.Embedding(levels + 1, config.width)  # last row: text, which has no position
         self.local_pyramid = LocalPyramid(config.width, backbone.level_sides)
-        self.detection_head = DetectionHead(
-            config.width, config.queries, config.layers, config.heads, config.points, levels
-        )
-        self.caption_decoder = CaptionDecoder(
-            config.width,
-            backbone.hidden_size,
-            config.caption_layers,
-            config.heads,
-            config.caption_region_cells,
-            config.caption_max_tokens,
-        )
+        self.detection_head = DetectionHead(config, levels)
+        self.caption_decoder = CaptionDecoder(config, backbone.hidden_size)
 
     def forward(
         self,
@@ -192,16 +183,15 @@ class DetectionVLM(nn.Module):
             samples_C, queries_C: sample and query index of each caption.
             token_ids_CL: target ids, padded; state i predicts token i.
         """
-        region, states = self._caption_inputs(output, samples_C, queries_C)
-        return self.caption_decoder(states, region, token_ids_CL, self.backbone.token_embedding)  # type: ignore[no-any-return]
+        inputs = self._caption_inputs(output, samples_C, queries_C)
+        return self.caption_decoder(*inputs, token_ids_CL)  # type: ignore[no-any-return]
 
     @torch.no_grad()
     def describe(
         self, output: DetectionOutput, samples_C: torch.Tensor, queries_C: torch.Tensor, end_token_id: int
     ) -> CaptionResult:
         """Decode captions for chosen queries, all in parallel."""
-        region, states = self._caption_inputs(output, samples_C, queries_C)
-        return self.caption_decoder.generate(states, region, self.backbone.token_embedding, end_token_id)
+        return self.caption_decoder.generate(*self._caption_inputs(output, samples_C, queries_C), end_token_id)
 
     @torch.no_grad()
     def score_descriptions(
@@ -213,17 +203,16 @@ class DetectionVLM(nn.Module):
         beam_width: int | None = None,
     ) -> torch.Tensor:
         """(C, De) log p of every description for chosen queries, see CaptionDecoder.score_descriptions."""
-        region, states = self._caption_inputs(output, samples_C, queries_C)
-        decoder, embedding = self.caption_decoder, self.backbone.token_embedding
-        return decoder.score_descriptions(states, region, embedding, vocabulary, beam_width)
+        inputs = self._caption_inputs(output, samples_C, queries_C)
+        return self.caption_decoder.score_descriptions(*inputs, vocabulary, beam_width)
 
     def _caption_inputs(
         self, output: DetectionOutput, samples_C: torch.Tensor, queries_C: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Region tokens (C, Ce, D) and query states (C, D)."""
+    ) -> tuple[torch.Tensor, torch.Tensor, nn.Embedding]:
+        """Query states (C, D), region tokens (C, Ce, D) and the embedding of the language model."""
         boxes_C4 = output.pred_boxes[samples_C, queries_C].detach()  # the caption loss does not move boxes
         region_CCeD = self.caption_decoder.regions(output.memory, samples_C, boxes_C4)
-        return region_CCeD, output.queries_BQD[samples_C, queries_C]
+        return output.queries_BQD[samples_C, queries_C], region_CCeD, self.backbone.token_embedding
 
     def group_of(self, name: str) -> str:
         """The learning-rate group of a parameter.

@@ -130,9 +130,7 @@ async def _text(form: FormData, limits: Limits) -> str:
     parts = form.getlist("teachers")
     if len(parts) > 1:
         raise RequestError(400, "form field 'teachers' occurs twice; send all rows in one")
-    if not parts:
-        return ""
-    part = parts[0]
+    part = parts[0] if parts else ""
     if isinstance(part, str):
         return part
     if (part.size or 0) > limits.text_bytes:

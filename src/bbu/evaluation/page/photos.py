@@ -38,22 +38,18 @@ class Embedded:
 def embed_photos(rows: Iterable[Row], image_root: str | Path, budget: int = PAGE_BUDGET) -> Embedded:
     """Read each photo once, as training does, and keep it while the budget lasts, in the order of ``rows``."""
     embedded, used, large_used = Embedded(), 0, 0
-    full = False
-    for row in rows:
+    left = iter(rows)
+    for row in left:
         name = row.images[0]
-        if full:
-            embedded.problems[name] = OVER_BUDGET
-            continue
         try:
             image = open_displayed(row, image_root)
         except UserError as error:
             embedded.problems[name] = str(error)
             continue
         small = _jpeg(image, SMALL, SMALL_QUALITY)
-        full = used + len(small) > budget
-        if full:
-            embedded.problems[name] = OVER_BUDGET
-            continue
+        if used + len(small) > budget:
+            embedded.problems |= {late.images[0]: OVER_BUDGET for late in (row, *left)}
+            break
         embedded.small[name], used = small, used + len(small)
         if max(image.size) > SMALL and large_used < LARGE_SHARE * budget:
             large = _jpeg(image, LARGE, LARGE_QUALITY)
