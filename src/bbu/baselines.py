@@ -43,15 +43,14 @@ TEXT_TITLE = "its language model's text"
 ROOM_TO_WRITE = 1.25  # text is cut off at this multiple of the longest training answer
 
 Predict = Callable[[Sequence[str]], Iterator[PredictionRow]]
-# Column of the table → where its value is in a baseline's entry.
-COLUMNS = {
-    "AP": ("metrics", "AP"),
-    "AP50": ("metrics", "AP50"),
-    "AP50 agnostic": ("metrics", "AP50_agnostic"),
-    "caption acc": ("metrics", "description_accuracy"),
-    "precision": ("precision",),
-    "recall": ("recall",),
-    "s/photo": ("seconds_per_photo",),
+COLUMNS = {  # of the table → key in a baseline's entry or its metrics
+    "AP": "AP",
+    "AP50": "AP50",
+    "AP50 agnostic": "AP50_agnostic",
+    "caption acc": "description_accuracy",
+    "precision": "precision",
+    "recall": "recall",
+    "s/photo": "seconds_per_photo",
 }
 
 
@@ -313,17 +312,14 @@ def baselines_table(report: Mapping[str, Any]) -> str:
     lines = [f"{'':<28}" + "".join(f"{column:>13}" for column in COLUMNS)]
     notes = []
     for entry in report["baselines"].values():
-        cells = "".join(f"{_cell(entry, place):>13}" for place in COLUMNS.values())
-        lines.append(f"{entry['title']:<28}{cells}")
+        values = {**entry.get("metrics", {}), **entry}
+        lines.append(f"{entry['title']:<28}" + "".join(f"{_cell(values.get(key)):>13}" for key in COLUMNS.values()))
         notes += [f"{entry['title']}: {note}" for note in _notes(entry, report["photos"])]
     lines.append(f"precision, recall: right box and caption, score ≥ {report['score_threshold']:g}; text has no scores")
     return "\n".join([*lines, *notes])
 
 
-def _cell(entry: Mapping[str, Any], place: Sequence[str]) -> str:
-    value: Any = entry
-    for key in place:
-        value = value.get(key, {})
+def _cell(value: float | None) -> str:
     return f"{value:.3f}" if isinstance(value, int | float) else "-"
 
 

@@ -205,11 +205,8 @@ def clip_line(points_R2: np.ndarray, width: int, height: int) -> np.ndarray:
 def segments_inside(points_R2: np.ndarray, width: int, height: int) -> np.ndarray:
     """(R, 2, 2) ends of the parts of a polyline's segments that lie inside the image."""
     limit = np.array([width, height], dtype=np.float64)
-    kept = []
-    for start, end in pairwise(points_R2):
-        span = _inside_span(start, end, limit)
-        if span is not None:
-            kept.append([start + share * (end - start) for share in span])
+    spans = ((start, end, _inside_span(start, end, limit)) for start, end in pairwise(points_R2))
+    kept = [[start + share * (end - start) for share in span] for start, end, span in spans if span is not None]
     return np.array(kept, dtype=np.float64).reshape(-1, 2, 2)
 
 

@@ -36,8 +36,7 @@ def balance_by_level(rows: Rows) -> list[Balance]:
     for level in range(1, level_count({desc for desc, _ in counts}) + 1):
         table: Balance = {}
         for (desc, split), count in counts.items():
-            entry = table.setdefault(prefix(desc, level), dict.fromkeys(COLUMNS, 0))
-            entry[split] += count
+            table.setdefault(prefix(desc, level), dict.fromkeys(COLUMNS, 0))[split] += count
         levels.append(dict(sorted(table.items(), key=lambda pair: (-sum(pair[1].values()), pair[0]))))
     return levels
 

@@ -40,9 +40,7 @@ def greedy_match(iou_DtGt: np.ndarray, ranking_Dt: np.ndarray) -> np.ndarray:
         (Gt,) index of the detection matched to each object, -1 for none.
     """
     matched_Gt = np.full(iou_DtGt.shape[1], -1)
-    if iou_DtGt.size == 0:
-        return matched_Gt
-    able_Dt = iou_DtGt.max(axis=1) >= MATCH_IOU
+    able_Dt = iou_DtGt.max(axis=1, initial=0) >= MATCH_IOU
     for m in np.argsort(-ranking_Dt, kind="stable"):
         if not able_Dt[m]:
             continue

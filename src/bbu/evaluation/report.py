@@ -59,8 +59,8 @@ def summary_table(metrics: Mapping[str, Any]) -> str:
     Args:
         metrics: the result of ``evaluate``, also when read back from JSON. Undefined values show as "-".
     """
-    spans = metrics.get("intervals", {})
-    lines = aligned([(label, number(value), _span(spans.get(key))) for key, label, value in headlines(metrics)])
+    spans = {key: " to ".join(map(number, span or ())) for key, span in metrics.get("intervals", {}).items()}
+    lines = aligned([(label, number(value), spans.get(key, "")) for key, label, value in headlines(metrics)])
     table = sorted(metrics["per_description"].items(), key=lambda item: (-item[1]["truth"], item[0]))
     if not table:
         return "\n".join(lines)
@@ -82,10 +82,6 @@ def headlines(metrics: Mapping[str, Any]) -> list[tuple[str, str, Any]]:
         elif key in metrics:
             lines.append((key, label, metrics[key]))
     return lines
-
-
-def _span(interval: Sequence[float] | None) -> str:
-    return "" if interval is None else f"{number(interval[0])} to {number(interval[1])}"
 
 
 def _confusion_lines(metrics: Mapping[str, Any]) -> list[str]:

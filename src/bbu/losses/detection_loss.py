@@ -92,11 +92,11 @@ def detection_sums(
     """
     target_boxes_N4 = target_boxes_N4.to(layer_boxes_KBQ4.dtype)
     layers = PredictionSet(layer_boxes_KBQ4, layer_objectness_KBQ)
-    padded = (  # (1, B, Q, …), zeros behind the samples with fewer proposals
-        pad_sequence(rows.split(list(proposal_counts)), batch_first=True)[None]
+    boxes_BQ4, objectness_BQ = (  # zeros behind the samples with fewer proposals
+        pad_sequence(rows.split(list(proposal_counts)), batch_first=True)
         for rows in (proposal_boxes_S4, proposal_objectness_S)
     )
-    proposals = PredictionSet(*padded, counts=proposal_counts)
+    proposals = PredictionSet(boxes_BQ4[None], objectness_BQ[None], proposal_counts)
     layer_matches, proposal_matches = hungarian_matcher(
         [layers, proposals], target_boxes_N4, target_counts, costs, names
     )
