@@ -30,25 +30,25 @@ def test_a_box_of_exactly_one_token_is_not_tiny() -> None:
     budget = plan(700 * 700)  # halves a photo of 1400 x 1400
     assert measure_sizes([sample(square(56))], budget)[1] == []
     sizes, (found,) = measure_sizes([sample(square(55.9), square(56))], budget)
-    assert sizes.tiny == {"screw": 1} and found.count == 1 and found.severity == "warning"
+    assert sizes.tiny_by_description == {"screw": 1} and found.count == 1 and found.severity == "warning"
 
 
 @pytest.mark.parametrize("sides", [(40, 40, 40), (30, 45, 55), (29, 29, 54, 55)])
 def test_the_advised_budget_saves_half_and_no_smaller_one_does(sides: tuple[int, ...]) -> None:
     samples = [sample(square(side)) for side in sides]
     sizes, _ = measure_sizes(samples, plan(700 * 700))
-    assert sizes.saving_pixels is not None and sizes.saving_pixels % CELL**2 == 0
+    assert sizes.max_pixels_saving_half is not None and sizes.max_pixels_saving_half % CELL**2 == 0
 
     def saved(max_pixels: int) -> float:
         height, _ = smart_resize(1400, 1400, CELL, 56 * 56, max_pixels)
         return sum(side * height / 1400 >= CELL for side in sides) / len(sides)
 
-    assert saved(sizes.saving_pixels) >= 0.5 > saved(sizes.saving_pixels - CELL**2)
+    assert saved(sizes.max_pixels_saving_half) >= 0.5 > saved(sizes.max_pixels_saving_half - CELL**2)
 
 
 def test_what_is_tiny_in_the_photo_itself_cannot_be_saved() -> None:
     sizes, (found,) = measure_sizes([sample(square(20), square(21), square(40))], plan(700 * 700))
-    assert sizes.saving_pixels is None and "data.min_pixels" in found.fix
+    assert sizes.max_pixels_saving_half is None and "data.min_pixels" in found.fix
 
 
 def test_a_flat_line_is_as_large_as_it_is_long() -> None:

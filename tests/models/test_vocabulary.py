@@ -12,6 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bbu.config import DetectionConfig
 from bbu.errors import UserError
 from bbu.families.qwen2_5_vl.codec import QWEN
 from bbu.inference.postprocess import known_captions
@@ -56,12 +57,15 @@ def build(descriptions: Sequence[str], *pieces: str) -> DescriptionVocabulary:
     return DescriptionVocabulary.build(descriptions, tokenizer, END, MAX_TOKENS, QWEN.special_tokens)
 
 
+REGION = {"caption_region_cells": 3, "caption_max_tokens": MAX_TOKENS}
+
+
 class Speaker:
     """A random float64 decoder with the inputs of a few captions."""
 
     def __init__(self, seed: int, captions: int = 3, layers: int = 1) -> None:
         torch.manual_seed(seed)
-        self.decoder = CaptionDecoder(16, 12, layers, 2, 3, MAX_TOKENS).double()
+        self.decoder = CaptionDecoder(DetectionConfig(16, heads=2, caption_layers=layers, **REGION), 12).double()
         self.embedding = torch.nn.Embedding(14, 12).double()
         with torch.no_grad():
             for parameter in self.decoder.parameters():
@@ -81,7 +85,7 @@ class Speaker:
         for desc in vocabulary.descriptions:
             ids = torch.tensor([*Pieces(*pieces)(desc)["input_ids"], END]).repeat(len(self.queries), 1)
             with torch.no_grad():
-                states = self.decoder(self.queries, self.regions, ids, self.embedding)
+                states = self.decoder(self.queries, self.regions, self.embedding, ids)
                 log_probs = (states @ self.embedding.weight.T).log_softmax(-1)
             columns.append(log_probs.gather(2, ids[:, :, None]).sum(dim=(1, 2)))
         return torch.stack(columns, dim=1)

@@ -116,7 +116,7 @@ class Report:
     def _objects_line(self) -> str:
         if self.sizes is None or not self.sizes.objects:
             return "none"
-        tiny = sum(self.sizes.tiny.values())
+        tiny = sum(self.sizes.tiny_by_description.values())
         return f"{tiny} of {self.sizes.objects} under one image token ({self.sizes.cell} pixels) after the resize"
 
     def _tokens_line(self) -> str:

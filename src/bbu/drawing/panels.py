@@ -82,8 +82,9 @@ def panel_of(
     top = TITLE + LINE_HEIGHT + 14
     # the numbers of a very flat photo still need room
     field = max(height, 4 * LINE_HEIGHT)
-    columns, rows = _legend_grid(marks)
-    panel = Image.new("RGB", (PANEL, top + field + 12 + max(1, rows) * LINE_HEIGHT), PAPER)
+    columns = _legend_columns(marks)
+    rows = max(1, math.ceil(len(marks) / columns))
+    panel = Image.new("RGB", (PANEL, top + field + 12 + rows * LINE_HEIGHT), PAPER)
     draw = ImageDraw.Draw(panel)
     draw.text((0, 0), title, fill=INK, font=cjk_font(TITLE))
     if key:
@@ -141,15 +142,10 @@ def _anchor(points: Sequence[Point]) -> Box:
     return float(x1) - 3, float(y1) - 3, float(x2) + 3, float(y2) + 3
 
 
-def _legend_grid(marks: Sequence[Mark]) -> tuple[int, int]:
-    """Columns and rows of the legend: two columns if every entry fits into half a panel."""
-    columns = 2 if all(_entry_width(mark) <= PANEL / 2 - 8 for mark in marks) else 1
-    return columns, math.ceil(len(marks) / columns)
-
-
-def _entry_width(mark: Mark) -> float:
-    font = cjk_font(TEXT)
-    return 68 + font.getlength(mark.desc) + 12 + font.getlength(mark.note)
+def _legend_columns(marks: Sequence[Mark]) -> int:
+    """Two columns if every entry fits into half a panel."""
+    width = cjk_font(TEXT).getlength
+    return 2 if all(68 + width(mark.desc) + 12 + width(mark.note) <= PANEL / 2 - 8 for mark in marks) else 1
 
 
 def _draw_legend(

@@ -109,10 +109,8 @@ def matched_queries(output: DetectionOutput, target_boxes_N4: torch.Tensor, cost
     boxes_N4 = target_boxes_N4.to(output.pred_boxes)
     (matches,) = hungarian_matcher([last], boxes_N4, [len(boxes_N4)], costs)
     names_Q = query_names(output)
-    found = [UNMATCHED] * len(boxes_N4)
-    for target, query in zip(matches.targets.tolist(), matches.predictions.tolist(), strict=True):
-        found[target] = names_Q[query]
-    return found
+    matched = dict(zip(matches.targets.tolist(), matches.predictions.tolist(), strict=True))
+    return [names_Q[matched[target]] if target in matched else UNMATCHED for target in range(len(boxes_N4))]
 
 
 def query_names(output: DetectionOutput) -> list[int]:

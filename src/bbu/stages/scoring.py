@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from bbu.errors import ConfigError, UserError
-from bbu.jsonl import write_jsonl
+from bbu.jsonl import write_json, write_jsonl
 from bbu.records import PredictionRow, Row, read_predictions
 from bbu.stages.run import Run
 from bbu.stages.shown import photo_hashes, shown_photos
@@ -69,7 +69,7 @@ def _predict_split(run: Run, split: str, rows: Sequence[Row]) -> Iterable[Predic
 
 def score(run: Run) -> dict[str, Any]:
     """Score predictions.jsonl against the evaluation split; writes metrics.json."""
-    from bbu.evaluation import evaluate, write_metrics
+    from bbu.evaluation import evaluate
 
     config, output = run.config, run.output
     seen = Counter(item.desc for row in run.students for item in row.objects)
@@ -86,7 +86,7 @@ def score(run: Run) -> dict[str, Any]:
     if summary.is_file():
         metrics.update(json.loads(summary.read_text(encoding="utf-8")))
     metrics.update(split=config.evaluation.split, config=config.name, seed=config.seed)
-    write_metrics(output / "metrics.json", metrics)
+    write_json(output / "metrics.json", metrics)
     return metrics
 
 
