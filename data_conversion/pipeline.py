@@ -22,16 +22,7 @@ from tqdm import tqdm
 from bbu.errors import RecordError, UserError
 from bbu.records import parse_row
 from bbu.taxonomy import Taxonomy
-from data_conversion.base import (
-    MALFORMED,
-    SPLITS,
-    BadSource,
-    Dropped,
-    IterRecords,
-    SourceItem,
-    SourceOptions,
-    readable,
-)
+from data_conversion.base import MALFORMED, SPLITS, BadSource, Dropped, IterRecords, SourceItem, SourceOptions, readable
 from data_conversion.formats import FORMATS
 from data_conversion.journal import Journal, settings_hash
 from data_conversion.outputs import write_outputs

@@ -16,26 +16,12 @@ from typing import Any
 
 from bbu.errors import RecordError
 from bbu.geometry import enclosing_box
+from bbu.images import IMAGE_SUFFIXES
 from bbu.jsonl import decode_json
 from bbu.taxonomy import SEPARATOR
-from data_conversion.base import (
-    IMAGE_SUFFIXES,
-    SPLITS,
-    BadSource,
-    Dropped,
-    RawObject,
-    SourceImage,
-    SourceItem,
-    SourceOptions,
-    as_list,
-    as_mapping,
-    as_points,
-    check_text,
-    declared_size,
-    read_each,
-    readable,
-)
-from data_conversion.formats.files import read_text, walk_files
+from data_conversion.base import SPLITS, BadSource, Dropped, RawObject, SourceImage, SourceItem, SourceOptions, readable
+from data_conversion.formats.checks import as_list, as_mapping, as_points, check_text, declared_size
+from data_conversion.formats.files import read_each, read_text, walk_files
 from data_conversion.formats.questions import QUESTIONS, answers_to_path, unknown_questions
 
 RINGS = {"ExtentPolygon": 4, "Square": 4, "Quad": 4, "Polygon": None}  # type → number of corners, None = any

@@ -21,27 +21,11 @@ from pathlib import Path
 from typing import Any
 
 from bbu.errors import RecordError
-from data_conversion.base import (
-    BadSource,
-    Dropped,
-    RawObject,
-    SourceImage,
-    SourceItem,
-    SourceOptions,
-    as_box,
-    as_list,
-    as_mapping,
-    as_text,
-    bad_source,
-    box_of_size,
-    check_text,
-    declared_size,
-    read_file,
-    readable,
-)
+from data_conversion.base import BadSource, Dropped, RawObject, SourceImage, SourceItem, SourceOptions, readable
+from data_conversion.formats.checks import as_box, as_list, as_mapping, as_text, box_of_size, check_text, declared_size
 from data_conversion.formats.coco_segmentation import read_segmentation
 from data_conversion.formats.disk_multimap import DiskMultimap
-from data_conversion.formats.files import named_split
+from data_conversion.formats.files import bad_source, named_split, read_file
 from data_conversion.formats.json_stream import JsonItem, stream_json
 from data_conversion.formats.source_photos import find_photo, unnamed_photos
 from data_conversion.locating import PhotoFinder

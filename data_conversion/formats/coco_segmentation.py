@@ -12,7 +12,7 @@ from typing import Any
 
 from bbu.errors import RecordError
 from bbu.geometry import enclosing_box
-from data_conversion.base import MAX_COORDINATE, as_list, as_mapping, check_number, check_size
+from data_conversion.formats.checks import MAX_COORDINATE, as_list, as_mapping, check_number, check_size
 
 BOX_TOLERANCE = 0.5  # pixels that a polygon's corner may lie off the box it is read as
 MAX_MASK_PIXELS = 2**31  # pycocotools counts in 32 bits

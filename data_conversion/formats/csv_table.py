@@ -18,21 +18,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from bbu.errors import RecordError, shown
-from data_conversion.base import (
-    BadSource,
-    Dropped,
-    RawObject,
-    SourceImage,
-    SourceItem,
-    SourceOptions,
-    bad_source,
-    box_of_corners,
-    check_size,
-    parse_number,
-    readable,
-)
+from data_conversion.base import BadSource, Dropped, RawObject, SourceImage, SourceItem, SourceOptions, readable
+from data_conversion.formats.checks import box_of_corners, check_size, parse_number
 from data_conversion.formats.disk_multimap import DiskMultimap
-from data_conversion.formats.files import named_split
+from data_conversion.formats.files import bad_source, named_split
 from data_conversion.formats.source_photos import find_photo, unnamed_photos
 from data_conversion.locating import PhotoFinder
 

@@ -26,19 +26,9 @@ from pathlib import Path
 
 from bbu.errors import RecordError, shown
 from bbu.taxonomy import SEPARATOR
-from data_conversion.base import (
-    Dropped,
-    RawObject,
-    SourceImage,
-    SourceItem,
-    SourceOptions,
-    bad_source,
-    box_of_corners,
-    check_size,
-    check_text,
-    parse_number,
-)
-from data_conversion.formats.files import named_split
+from data_conversion.base import Dropped, RawObject, SourceImage, SourceItem, SourceOptions
+from data_conversion.formats.checks import box_of_corners, check_size, check_text, parse_number
+from data_conversion.formats.files import bad_source, named_split
 from data_conversion.formats.source_photos import find_photo, read_exports
 from data_conversion.formats.xml_files import NoDoctype, parse_xml
 from data_conversion.locating import PhotoFinder

@@ -1,13 +1,17 @@
-"""Annotation files in folders: found in a fixed order, read as UTF-8, never overwritten; and the splits they name."""
+"""Annotation files in folders: found in a fixed order, read as UTF-8, never overwritten; and the splits they name.
+
+The error of one file or photo becomes its item, so that the others are still read.
+"""
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path, PurePosixPath
 
 from bbu.errors import RecordError, UserError
+from data_conversion.base import BadSource, SourceItem, readable
 
 _SPLITS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 
@@ -56,3 +60,28 @@ def new_file(folder: Path, name: str, image: str) -> Path:
     if path.exists():
         raise UserError(f"{image}: another photo has the annotation file {name} already; rename one of the two photos")
     return path
+
+
+def read_each(root: Path, files: Iterable[Path], read: Callable[[Path, str], SourceItem]) -> Iterator[SourceItem]:
+    """``read(file, relative name)`` for every file; its errors become BadSource items."""
+    for file in files:
+        yield from read_file(root, file, lambda path, where: iter([read(path, where)]))
+
+
+def read_file(root: Path, file: Path, read: Callable[[Path, str], Iterable[SourceItem]]) -> Iterator[SourceItem]:
+    """The items of ``read(file, relative name)``; an error ends them with a BadSource."""
+    name = file.relative_to(root).as_posix()
+    if readable(name) != name:
+        yield BadSource(readable(name), "file", "has a name that is not UTF-8; rename it")
+        return
+    try:
+        yield from read(file, name)
+    except (RecordError, OSError) as error:
+        yield bad_source(error, name)
+
+
+def bad_source(error: RecordError | OSError, where: str = "") -> BadSource:
+    """The item for an error; ``where`` is the annotation file, which an OSError does not name."""
+    if isinstance(error, RecordError):
+        return BadSource(error.where, error.field, error.why)
+    return BadSource(where, "file", f"cannot be read ({error.strerror or error})")

@@ -24,9 +24,10 @@ from pathlib import Path
 from typing import Any
 
 from bbu.errors import RecordError
-from data_conversion.base import BadSource, SourceImage, SourceItem, SourceOptions, bad_source, check_text, readable
+from data_conversion.base import BadSource, SourceImage, SourceItem, SourceOptions, readable
+from data_conversion.formats.checks import check_text
 from data_conversion.formats.disk_multimap import DiskMultimap
-from data_conversion.formats.files import named_split, split_of, walk_files
+from data_conversion.formats.files import bad_source, named_split, split_of, walk_files
 from data_conversion.formats.hf_objects import SUMMARY_COLUMNS, read_objects, read_size, read_summary
 from data_conversion.formats.hf_tables import Table, metadata_table, parquet_tables, saved_tables
 from data_conversion.formats.source_photos import find_photo, unnamed_photos

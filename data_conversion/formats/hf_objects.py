@@ -15,17 +15,8 @@ from typing import Any
 
 from bbu.errors import RecordError
 from bbu.jsonl import decode_json
-from data_conversion.base import (
-    Dropped,
-    RawObject,
-    as_box,
-    as_list,
-    as_mapping,
-    as_text,
-    box_of_size,
-    check_text,
-    declared_size,
-)
+from data_conversion.base import Dropped, RawObject
+from data_conversion.formats.checks import as_box, as_list, as_mapping, as_text, box_of_size, check_text, declared_size
 
 LABEL_KEYS = ("categories", "category", "label", "desc")
 CROWD_KEYS = ("iscrowd", "is_crowd")

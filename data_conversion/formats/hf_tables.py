@@ -16,8 +16,9 @@ from typing import Any
 
 from bbu.errors import RecordError
 from bbu.jsonl import decode_json
-from data_conversion.base import BadSource, as_list, as_mapping, bad_source, readable
-from data_conversion.formats.files import named_split, read_text
+from data_conversion.base import BadSource, readable
+from data_conversion.formats.checks import as_list, as_mapping
+from data_conversion.formats.files import bad_source, named_split, read_text
 
 ROWS = 16  # of a table in memory at a time, with their photos
 SHARD = re.compile(r"(?P<split>.+?)-\d{5}-of-\d{5}")

@@ -29,26 +29,19 @@ from typing import Any
 from urllib.parse import unquote, unquote_plus
 
 from bbu.errors import RecordError, shown
+from bbu.images import IMAGE_SUFFIXES
 from bbu.taxonomy import ATTRIBUTE_SEPARATOR, SEPARATOR
-from data_conversion.base import (
-    IMAGE_SUFFIXES,
-    SPLITS,
-    BadSource,
-    Dropped,
-    RawObject,
-    SourceImage,
-    SourceItem,
-    SourceOptions,
+from data_conversion.base import SPLITS, BadSource, Dropped, RawObject, SourceImage, SourceItem, SourceOptions, readable
+from data_conversion.formats.checks import (
     as_list,
     as_mapping,
     as_points,
     as_text,
-    bad_source,
     check_number,
     check_text,
     declared_size,
-    readable,
 )
+from data_conversion.formats.files import bad_source
 from data_conversion.formats.json_stream import stream_json
 from data_conversion.formats.source_photos import read_exports
 from data_conversion.locating import PhotoFinder

@@ -31,10 +31,10 @@ from typing import Any
 
 from bbu.errors import RecordError
 from bbu.geometry import enclosing_box
+from bbu.images import IMAGE_SUFFIXES
 from bbu.jsonl import decode_json, write_json
 from bbu.taxonomy import join_path
 from data_conversion.base import (
-    IMAGE_SUFFIXES,
     Dropped,
     ExportLosses,
     ExportObject,
@@ -43,15 +43,10 @@ from data_conversion.base import (
     SourceImage,
     SourceItem,
     SourceOptions,
-    as_list,
-    as_mapping,
-    as_points,
-    check_text,
-    declared_size,
-    read_each,
 )
+from data_conversion.formats.checks import as_list, as_mapping, as_points, check_text, declared_size
 from data_conversion.formats.disk_multimap import DiskMultimap
-from data_conversion.formats.files import new_file, read_text, split_of, walk_files
+from data_conversion.formats.files import new_file, read_each, read_text, split_of, walk_files
 from data_conversion.formats.source_photos import find_photo, unnamed_photos
 from data_conversion.locating import PhotoFinder
 

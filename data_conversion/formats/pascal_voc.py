@@ -16,24 +16,10 @@ from functools import partial
 from pathlib import Path
 
 from bbu.errors import RecordError
-from data_conversion.base import (
-    IMAGE_SUFFIXES,
-    SPLITS,
-    BadSource,
-    Dropped,
-    RawObject,
-    SourceImage,
-    SourceItem,
-    SourceOptions,
-    bad_source,
-    box_of_corners,
-    check_size,
-    check_text,
-    parse_number,
-    read_each,
-    readable,
-)
-from data_conversion.formats.files import read_text
+from bbu.images import IMAGE_SUFFIXES
+from data_conversion.base import SPLITS, BadSource, Dropped, RawObject, SourceImage, SourceItem, SourceOptions, readable
+from data_conversion.formats.checks import box_of_corners, check_size, check_text, parse_number
+from data_conversion.formats.files import bad_source, read_each, read_text
 from data_conversion.formats.xml_files import NoDoctype, parse_xml
 
 

@@ -7,9 +7,10 @@ import posixpath
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-from data_conversion.base import IMAGE_SUFFIXES, BadSource, SourceImage, SourceItem, read_file, readable
+from bbu.images import IMAGE_SUFFIXES
+from data_conversion.base import BadSource, SourceImage, SourceItem, readable
 from data_conversion.formats.disk_multimap import DiskMultimap
-from data_conversion.formats.files import walk_files
+from data_conversion.formats.files import read_file, walk_files
 from data_conversion.locating import PhotoFinder
 
 

@@ -21,24 +21,18 @@ from urllib.parse import unquote, urlsplit
 
 from bbu.errors import RecordError
 from bbu.taxonomy import SEPARATOR
-from data_conversion.base import (
-    BadSource,
-    Dropped,
-    RawObject,
-    SourceImage,
-    SourceItem,
-    SourceOptions,
+from data_conversion.base import BadSource, Dropped, RawObject, SourceImage, SourceItem, SourceOptions, readable
+from data_conversion.formats.checks import (
     as_list,
     as_mapping,
     as_text,
-    bad_source,
     box_of_size,
     check_number,
     check_size,
     check_text,
-    readable,
 )
 from data_conversion.formats.disk_multimap import DiskMultimap
+from data_conversion.formats.files import bad_source
 from data_conversion.formats.json_stream import stream_json
 from data_conversion.formats.source_photos import find_photo, unnamed_photos
 from data_conversion.locating import PhotoFinder

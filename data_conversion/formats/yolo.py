@@ -28,21 +28,11 @@ import numpy as np
 
 from bbu.errors import RecordError, shown
 from bbu.geometry import cxcywh_to_xyxy
-from data_conversion.base import (
-    IMAGE_SUFFIXES,
-    BadSource,
-    Dropped,
-    RawObject,
-    SourceImage,
-    SourceItem,
-    SourceOptions,
-    bad_source,
-    check_text,
-    read_each,
-    readable,
-)
+from bbu.images import IMAGE_SUFFIXES
+from data_conversion.base import BadSource, Dropped, RawObject, SourceImage, SourceItem, SourceOptions, readable
+from data_conversion.formats.checks import check_text
 from data_conversion.formats.disk_multimap import DiskMultimap
-from data_conversion.formats.files import read_text, split_of, walk_files
+from data_conversion.formats.files import bad_source, read_each, read_text, split_of, walk_files
 from data_conversion.formats.source_photos import find_photo
 from data_conversion.locating import PhotoFinder
 
