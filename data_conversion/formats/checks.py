@@ -23,10 +23,11 @@ def check_size(width: Any, height: Any, where: str, field: str) -> tuple[int, in
     Raises:
         RecordError: not whole numbers in 1 … MAX_IMAGE_SIDE.
     """
-    return _side(width, where, f"{field}.width"), _side(height, where, f"{field}.height")
+    return check_side(width, where, f"{field}.width"), check_side(height, where, f"{field}.height")
 
 
-def _side(value: Any, where: str, field: str) -> int:
+def check_side(value: Any, where: str, field: str) -> int:
+    """A declared width or height in pixels. Raises as check_size."""
     number = check_number(value, where, field)
     if number != int(number) or not 1 <= number <= MAX_IMAGE_SIDE:
         raise RecordError(where, field, f"must be a whole number of pixels above 0, is {value!r}")
@@ -50,12 +51,14 @@ def check_number(value: Any, where: str, field: str) -> float:
     return number
 
 
-def parse_number(text: str, where: str, field: str) -> float:
+def parse_number(text: str | None, where: str, field: str) -> float:
     """A finite number of pixels, written as text.
 
     Raises:
-        RecordError: anything else.
+        RecordError: anything else, or None, a missing text.
     """
+    if text is None:
+        raise RecordError(where, field, "is missing")
     try:
         number = float(text)
     except ValueError:

@@ -27,10 +27,10 @@ from bbu.errors import RecordError
 from data_conversion.base import BadSource, SourceImage, SourceItem, SourceOptions, readable
 from data_conversion.formats.checks import check_text
 from data_conversion.formats.disk_multimap import DiskMultimap
-from data_conversion.formats.files import bad_source, named_split, split_of, walk_files
+from data_conversion.formats.files import bad_source, named_split, or_bad_source, split_of, walk_files
 from data_conversion.formats.hf_objects import SUMMARY_COLUMNS, read_objects, read_size, read_summary
 from data_conversion.formats.hf_tables import Table, metadata_table, parquet_tables, saved_tables
-from data_conversion.formats.source_photos import find_photo, unnamed_photos
+from data_conversion.formats.source_photos import unnamed_photos
 from data_conversion.locating import PhotoFinder
 
 COLUMNS = ("image", "file_name", "objects", "width", "height", *SUMMARY_COLUMNS)
@@ -103,18 +103,17 @@ class _Source:
             for prefix, row in table.rows():
                 number = self.rows_of_split[table.split]
                 self.rows_of_split[table.split] += 1
-                try:
-                    if isinstance(row, RecordError):
-                        raise row
+                if isinstance(row, RecordError):
+                    yield bad_source(row)
+                else:
                     yield self._photo(table, prefix, row, names, None if own_names else number)
-                except RecordError as error:
-                    yield bad_source(error)
         except (RecordError, OSError) as error:
             yield bad_source(error, table.where)
 
+    @or_bad_source
     def _photo(
         self, table: Table, prefix: str, row: Mapping[str, Any], names: Mapping[str, Sequence[str]], number: int | None
-    ) -> SourceImage:
+    ) -> SourceItem:
         image, content = self._image(table, prefix, row, number)
         if content is None:
             self.store.put(_NAMED, image)
@@ -153,7 +152,7 @@ class _Source:
         if not isinstance(path, str) or not path.strip():
             raise RecordError(table.where, field, f"must name a photo or hold one, is {path!r}")
         folder = posixpath.dirname(table.where) if column == "file_name" else ""
-        return find_photo(self.finder, check_text(path, table.where, field), folder), None
+        return self.finder.find(check_text(path, table.where, field), folder), None
 
 
 def _suffix(content: bytes, where: str, field: str) -> str:

@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import base64
 import math
-import os
 import posixpath
 from collections.abc import Iterator, Mapping
 from functools import partial
@@ -47,7 +46,7 @@ from data_conversion.base import (
 from data_conversion.formats.checks import as_list, as_mapping, as_points, check_text, declared_size
 from data_conversion.formats.disk_multimap import DiskMultimap
 from data_conversion.formats.files import new_file, read_each, read_text, split_of, walk_files
-from data_conversion.formats.source_photos import find_photo, unnamed_photos
+from data_conversion.formats.source_photos import unnamed_photos
 from data_conversion.locating import PhotoFinder
 
 Points = list[tuple[float, float]]
@@ -110,22 +109,18 @@ def _photo(value: Mapping[str, Any], where: str, finder: PhotoFinder, notes: lis
         raise RecordError(where, "imagePath", "is missing or empty; name the photo")
     folder = posixpath.dirname(where)
     image = posixpath.normpath(posixpath.join(folder, name))
-    if _is_there(finder.root, image):
+    if finder.has(image):
         return image, None
     data = _text(value.get("imageData"), where, "imageData")
     if not data:
-        elsewhere = find_photo(finder, name)
-        found = _is_there(finder.root, elsewhere)
+        elsewhere = finder.find(name)
+        found = finder.has(elsewhere)
         notes += [PHOTO_ELSEWHERE] * found
         return elsewhere if found else image, None
     notes.append(PHOTO_FROM_JSON)
     if image.startswith(("/", "../")):  # outside the source: only the name is used
         image = posixpath.join(folder, posixpath.basename(name))
     return image, _decode_photo(data, where)
-
-
-def _is_there(root: Path, image: str) -> bool:
-    return not image.startswith(("/", "../")) and os.path.isfile(root / image)
 
 
 def _decode_photo(data: str, where: str) -> bytes:

@@ -106,10 +106,7 @@ def _declared_size(annotation: ElementTree.Element, where: str) -> tuple[int, in
 
 
 def _number(parent: ElementTree.Element, tag: str, where: str, field: str) -> float:
-    text = parent.findtext(tag)
-    if text is None:
-        raise RecordError(where, f"{field}.{tag}", "is missing")
-    return parse_number(text, where, f"{field}.{tag}")
+    return parse_number(parent.findtext(tag), where, f"{field}.{tag}")
 
 
 def _read_object(item: ElementTree.Element, where: str, field: str) -> RawObject | Dropped:

@@ -33,7 +33,6 @@ from data_conversion.base import BadSource, Dropped, RawObject, SourceImage, Sou
 from data_conversion.formats.checks import check_text
 from data_conversion.formats.disk_multimap import DiskMultimap
 from data_conversion.formats.files import bad_source, read_each, read_text, split_of, walk_files
-from data_conversion.formats.source_photos import find_photo
 from data_conversion.locating import PhotoFinder
 
 CLASS_FILES = ("classes.txt", "obj.names", "labels/classes.txt")
@@ -245,7 +244,7 @@ def _photos_of(source: _Source, place: str, key: str) -> Iterator[str]:
         for number, line in enumerate(read_text(path, place).splitlines(), start=1):
             if line.strip():
                 name = check_text(line.strip(), place, f"line {number}")
-                yield posixpath.normpath(find_photo(finder, name, source.description.base, posixpath.dirname(place)))
+                yield posixpath.normpath(finder.find(name, source.description.base, posixpath.dirname(place)))
 
 
 def _photos_below(source: _Source, folder: Path) -> Iterator[str]:
