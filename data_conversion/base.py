@@ -15,6 +15,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from bbu.geometry import enclosing_box, thicken
+
 SPLITS = ("train", "val", "test")
 
 MALFORMED = "malformed"  # the only reason that stops a conversion when on_error is "fail"
@@ -133,6 +135,11 @@ class ExportPhoto:
     objects: tuple[ExportObject, ...]
     split: str | None = None
     summary: str | None = None
+
+    def box(self, item: ExportObject) -> tuple[float, float, float, float]:
+        """xyxy around an object; that of a line is at least MIN_BOX_THICKNESS thick, since tools drop flat boxes."""
+        box = enclosing_box(item.points)
+        return thicken(box, self.width, self.height) if item.kind == "line" else box
 
 
 # What a format could not hold: a short phrase, e.g. "line written as its box" → count.

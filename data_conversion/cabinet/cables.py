@@ -82,19 +82,15 @@ def spiral_armour(rng: np.random.Generator, points: list[Point], thick: float) -
     colour = pick(rng, STEELS)
     brush = Brush(*_reach(points, thick))
     where, turns = _dense(points, 1.0)
-    for (x, y), turn in zip(where, turns, strict=True):
-        brush.oval(x, y, 1.2, thick * 0.4, shade(colour, 0.4), turn)
-    for (x, y), turn in zip(where, turns, strict=True):
-        brush.oval(x, y, 1.2, thick * 0.31, shade(colour, 1.1), turn)
+    for breadth, tone in ((0.4, 0.4), (0.31, 1.1)):
+        for (x, y), turn in zip(where, turns, strict=True):
+            brush.oval(x, y, 1.2, thick * breadth, shade(colour, tone), turn)
     bands, band_turns = _dense(points, thick * 0.62)
     for (x, y), turn in zip(bands[1:-1], band_turns[1:-1], strict=True):
         slant = turn + math.radians(50)
         dx, dy = math.cos(slant) * thick * 0.46, math.sin(slant) * thick * 0.46
         brush.stroke([(x - dx, y - dy), (x + dx, y + dy)], shade(colour, 0.25), thick * 0.13)
         ox, oy = math.cos(turn) * thick * 0.16, math.sin(turn) * thick * 0.16
-        brush.stroke(
-            [(x - dx * 0.6 + ox, y - dy * 0.6 + oy), (x + dx * 0.6 + ox, y + dy * 0.6 + oy)],
-            shade(colour, 1.6),
-            thick * 0.1,
-        )
+        light = [(x - dx * 0.6 + ox, y - dy * 0.6 + oy), (x + dx * 0.6 + ox, y + dy * 0.6 + oy)]
+        brush.stroke(light, shade(colour, 1.6), thick * 0.1)
     return brush
