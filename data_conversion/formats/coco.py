@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from bbu.errors import RecordError
-from data_conversion.base import BadSource, Dropped, RawObject, SourceImage, SourceItem, SourceOptions, readable
+from data_conversion.base import BadSource, Dropped, RawObject, SourceImage, SourceItem, SourceOptions
 from data_conversion.formats.checks import as_box, as_list, as_mapping, as_text, box_of_size, check_text, declared_size
 from data_conversion.formats.coco_segmentation import read_segmentation
 from data_conversion.formats.disk_multimap import DiskMultimap
@@ -79,7 +79,7 @@ def iter_records(root: Path, options: SourceOptions = SourceOptions()) -> Iterat
             yield from read_file(root, path, source.load)
         for name in others:
             detail = "is not read: beside instances*.json only captions*.json are"
-            yield BadSource(readable(name), "file", detail, reason="not_read")
+            yield BadSource(name, "file", detail, reason="not_read")
         for file in source.files:
             if file.captions:
                 source.store_captions(file)

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from bbu.errors import RecordError
 from bbu.images import IMAGE_SUFFIXES
-from data_conversion.base import SPLITS, BadSource, Dropped, RawObject, SourceImage, SourceItem, SourceOptions, readable
+from data_conversion.base import SPLITS, BadSource, Dropped, RawObject, SourceImage, SourceItem, SourceOptions
 from data_conversion.formats.checks import box_of_corners, check_size, check_text, parse_number
 from data_conversion.formats.files import bad_source, read_each, read_text
 from data_conversion.formats.xml_files import NoDoctype, parse_xml
@@ -43,7 +43,7 @@ def iter_records(root: Path, options: SourceOptions = SourceOptions()) -> Iterat
     for photo in sorted((root / "JPEGImages").glob("*")):
         name = f"JPEGImages/{photo.name}"
         if photo.suffix.lower() in IMAGE_SUFFIXES and photo.stem not in named and name not in used:
-            yield BadSource(readable(name), "file", "has no XML in Annotations", reason="no_annotation")
+            yield BadSource(name, "file", "has no XML in Annotations", reason="no_annotation")
 
 
 def _read_image_sets(root: Path) -> dict[str, str] | None:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from bbu.images import IMAGE_SUFFIXES
-from data_conversion.base import BadSource, SourceImage, SourceItem, readable
+from data_conversion.base import BadSource, SourceImage, SourceItem
 from data_conversion.formats.disk_multimap import DiskMultimap
 from data_conversion.formats.files import read_file, walk_files
 from data_conversion.locating import PhotoFinder
@@ -31,4 +31,4 @@ def unnamed_photos(root: Path, ignore: Path | None, store: DiskMultimap, name: s
     for path in walk_files(root, ignore):
         place = path.relative_to(root).as_posix()
         if place.lower().endswith(IMAGE_SUFFIXES) and not store.has(name, place):
-            yield BadSource(readable(place), "file", "no annotation names it", reason="no_annotation")
+            yield BadSource(place, "file", "no annotation names it", reason="no_annotation")

@@ -29,7 +29,7 @@ import numpy as np
 from bbu.errors import RecordError, shown
 from bbu.geometry import cxcywh_to_xyxy
 from bbu.images import IMAGE_SUFFIXES
-from data_conversion.base import BadSource, Dropped, RawObject, SourceImage, SourceItem, SourceOptions, readable
+from data_conversion.base import BadSource, Dropped, RawObject, SourceImage, SourceItem, SourceOptions
 from data_conversion.formats.checks import check_text
 from data_conversion.formats.disk_multimap import DiskMultimap
 from data_conversion.formats.files import bad_source, read_each, read_text, split_of, walk_files
@@ -214,7 +214,7 @@ def _find_photos(source: _Source) -> Iterator[SourceItem]:
             for image in _photos_of(source, place, key):
                 yield from _add_photo(source, image, key)
         except RecordError as error:
-            yield BadSource(readable(error.where), error.field, error.why)
+            yield bad_source(error)
 
 
 def _locate(source: _Source, key: str, entry: str) -> str:
@@ -332,6 +332,6 @@ def _unused_labels(source: _Source) -> Iterator[BadSource]:
         photos = [f"{stem}{variant}" for suffix in IMAGE_SUFFIXES for variant in (suffix, suffix.upper())]
         if any(os.path.isfile(source.root / photo) for photo in photos):
             why = f"its photo is in none of the folders that {source.description.source} names"
-            yield BadSource(readable(label), "file", why, reason="not_in_image_sets")
+            yield BadSource(label, "file", why, reason="not_in_image_sets")
         else:
-            yield BadSource(readable(label), "file", f"has no photo {readable(stem)}.jpg; add it or remove the file")
+            yield BadSource(label, "file", f"has no photo {stem}.jpg; add it or remove the file")
