@@ -186,12 +186,7 @@ def _document(
         "version": "1.0",
         "markResult": {"type": "FeatureCollection", "features": features},
         "qualityResult": {"type": "FeatureCollection", "features": []},
-        "workload": {"pointCount": sum(len(_ring(feature)) for feature in features)},
+        "workload": {"pointCount": sum(np.size(feature["geometry"]["coordinates"]) // 2 for feature in features)},
         "statistcs": {"objectCount": len(features)},
         "submitWorkflow": "finished",
     }
-
-
-def _ring(feature: dict[str, Any]) -> list[Any]:
-    coordinates = feature["geometry"]["coordinates"]
-    return coordinates if feature["geometry"]["type"] == LINE else coordinates[0]

@@ -63,7 +63,6 @@ class Journal:
         except sqlite3.Error as error:
             raise UserError(f"{folder}: cannot be used ({error}); is another conversion using it?") from None
         self._committed = time.monotonic()
-        self.found = self._count("SELECT count(*) FROM photos")
 
     def _open(self) -> sqlite3.Connection:
         database = sqlite3.connect(self.folder / "journal.sqlite", timeout=0.5, isolation_level=None)
@@ -126,9 +125,9 @@ class Journal:
 
     def totals(self) -> tuple[int, int]:
         """Numbers of items and objects that were read."""
-        return self._count("SELECT count(*) FROM photos"), self._count(
-            "SELECT coalesce(sum(objects_read), 0) FROM photos"
-        )
+        query = "SELECT count(*), coalesce(sum(objects_read), 0) FROM photos"
+        photos, objects = self._database.execute(query).fetchone()
+        return photos, objects
 
     def lost(self) -> Iterator[tuple[str, BadSource | None, list[Dropped]]]:
         """(annotation file, why its photo gave no row, dropped objects) in the order of the source."""

@@ -1,7 +1,4 @@
-"""Arrange parts in a photo: units with screws and ports, ground bars with lugs, baffles, stickers, cable bends.
-
-Shapes: R rows.
-"""
+"""Arrange parts in a photo: units with screws and ports, ground bars with lugs, baffles, stickers, cable bends."""
 
 from __future__ import annotations
 
@@ -12,7 +9,6 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageFilter
 
-from bbu.geometry import iou_matrix
 from data_conversion.cabinet import backdrop, cables, fittings, panels
 from data_conversion.cabinet.brush import Brush, Point, Pose, Sprite, bounds, settle
 from data_conversion.cabinet.catalogue import CPRI, GROUND, SCREW
@@ -258,11 +254,3 @@ def compose(scene: Scene, *, only: Sequence[int] | None = None, shadows: bool = 
             _shadow(image, sprite, drop)
         image.paste(sprite.image, (sprite.left, sprite.top), sprite.image)
     return image
-
-
-def overlap(scene: Scene) -> float:
-    """The greatest IoU between the boxes of two parts."""
-    boxes_R4 = np.array([part.box for part in scene.parts], dtype=np.float64)
-    iou_RR = iou_matrix(boxes_R4, boxes_R4)
-    np.fill_diagonal(iou_RR, 0.0)
-    return float(iou_RR.max())

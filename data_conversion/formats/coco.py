@@ -83,12 +83,8 @@ def iter_records(root: Path, options: SourceOptions = SourceOptions()) -> Iterat
         for file in source.files:
             if file.captions:
                 source.store_captions(file)
-        for file in source.files:
-            if file.boxes:
-                yield from source.photos(file)
-        for file in source.files:
-            if not file.boxes:
-                yield from source.captions_only(file)
+        for file in sorted(source.files, key=lambda file: not file.boxes):
+            yield from source.photos(file)
         yield from unnamed_photos(root, options.ignore, store, "photos")
 
 
@@ -175,18 +171,22 @@ class _Source:
                 yield first, entry
 
     def photos(self, file: _File) -> Iterator[SourceItem]:
-        """One item for each image of a file, in its order."""
-        twice = self._repeated_annotations(file)
+        """One item for each image of a file, in its order; of captions alone for those that no other file describes."""
+        twice = self._repeated_annotations(file) if file.boxes else {}
         for found in self._images(file):
             if isinstance(found, BadSource):
                 yield found
                 continue
             index, entry = found
-            self.store.put("photos", self._place(file, entry))
-            if entry["id"] in twice:
+            field, place = f"images[{index}]", self._place(file, entry)
+            known = place is not None and self.store.has("photos", place)
+            self.store.put("photos", place)
+            if file.boxes and entry["id"] in twice:
                 yield BadSource(file.where, *twice[entry["id"]])
-            else:
-                yield self._photo(file, f"images[{index}]", entry)
+            elif file.boxes:
+                yield self._photo(file, field, entry)
+            elif not known:
+                yield BadSource(file.where, field, "has captions but no boxes", reason="no_annotation")
 
     def _repeated_annotations(self, file: _File) -> dict[Any, tuple[str, str]]:
         """Image id → (field, why) for photos with an annotation whose id is not unique."""
@@ -224,19 +224,6 @@ class _Source:
     def _summary(self, place: str) -> str | None:
         lines = [as_text(value, where, name) for where, name, value in self.store.get("captions", place)]
         return "\n".join(filter(None, lines)) or None
-
-    def captions_only(self, file: _File) -> Iterator[BadSource]:
-        """Photos of a captions file that no other file describes."""
-        for found in self._images(file):
-            if isinstance(found, BadSource):
-                yield found
-                continue
-            index, entry = found
-            place = self._place(file, entry)
-            if place is None or not self.store.has("photos", place):
-                self.store.put("photos", place)
-                detail = "has captions but no boxes"
-                yield BadSource(file.where, f"images[{index}]", detail, reason="no_annotation")
 
     def _place(self, file: _File, entry: Any) -> str | None:
         """Path of an image entry's photo, relative to the root; None if the entry names none."""

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from bbu.errors import RecordError
 from bbu.geometry import enclosing_box
 from data_conversion.formats.checks import MAX_COORDINATE, as_list, as_mapping, check_number, check_size
@@ -66,14 +68,9 @@ def _is_box(ring: tuple[float, ...], box: tuple[float, float, float, float]) -> 
     if len(ring) != 8:
         return False
     x1, y1, x2, y2 = box
-    corners = [(x1, y1), (x2, y1), (x2, y2), (x1, y2)]
-    points = list(zip(ring[::2], ring[1::2], strict=True))
-    turns = [corners[start:] + corners[:start] for start in range(4)]
-    return any(
-        all(max(abs(px - cx), abs(py - cy)) <= BOX_TOLERANCE for (px, py), (cx, cy) in zip(points, turn, strict=True))
-        for order in turns
-        for turn in (order, order[::-1])
-    )
+    corners = 2 * [(x1, y1), (x2, y1), (x2, y2), (x1, y2)]
+    orders = [corners[start : start + 4][::way] for start in range(4) for way in (1, -1)]
+    return any(np.abs(np.reshape(ring, (4, 2)) - order).max() <= BOX_TOLERANCE for order in orders)
 
 
 def _mask_box(

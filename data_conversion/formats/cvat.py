@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import math
 import xml.etree.ElementTree as ElementTree
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -107,11 +108,10 @@ def _read_shapes(image: ElementTree.Element, where: str, place: str) -> tuple[li
     """Objects in file order, and the text of the tags."""
     objects: list[RawObject | Dropped] = []
     tags: list[str] = []
-    counts: dict[str, int] = {}
+    counts: Counter[str] = Counter()
     for shape in image:
-        number = counts.setdefault(shape.tag, 0)
+        here = f"{place}.{shape.tag}[{counts[shape.tag]}]"
         counts[shape.tag] += 1
-        here = f"{place}.{shape.tag}[{number}]"
         desc = _describe(shape, where, here)
         if shape.tag == "tag":
             tags += [desc] if desc else []

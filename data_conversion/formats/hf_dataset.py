@@ -20,6 +20,7 @@ import posixpath
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -38,11 +39,11 @@ METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 
 # First bytes of a photo file → its suffix
 KINDS = {
-    b"\xff\xd8\xff": ".jpg",
-    b"\x89PNG\r\n\x1a\n": ".png",
-    b"BM": ".bmp",
-    b"II*\0": ".tif",
-    b"MM\0*": ".tif",
+    rb"\xff\xd8\xff": ".jpg",
+    rb"\x89PNG\r\n\x1a\n": ".png",
+    rb"BM": ".bmp",
+    rb"II\*\0|MM\0\*": ".tif",
+    rb"(?s)RIFF.{4}WEBP": ".webp",
 }
 PLAIN_NAME = re.compile(r"[^\x00-\x1f./\\][^\x00-\x1f/\\]{0,60}")  # a file name of at most 244 bytes without suffix
 
@@ -78,19 +79,14 @@ class _Source:
         for table in tables:
             if isinstance(table, Table):
                 self._store_stems(table)
-        for item in tables:
-            if isinstance(item, BadSource):
-                yield item
-            else:
-                yield from self._rows(item)
+        for table in tables:
+            yield from [table] if isinstance(table, BadSource) else self._rows(table)
 
     def _store_stems(self, table: Table) -> None:
         """Put the photos' file names into the map of their split, to see whether they are unique."""
-        try:
+        with suppress(RecordError, OSError):  # reported when the rows are read
             for path in table.paths():
                 self.store.put(f"stems {table.split}", (_stem(path) or "").casefold())
-        except (RecordError, OSError):
-            pass  # reported when the rows are read
 
     def _has_own_names(self, split: str) -> bool:
         stems = f"stems {split}"
@@ -156,10 +152,8 @@ class _Source:
 
 
 def _suffix(content: bytes, where: str, field: str) -> str:
-    if content[:4] == b"RIFF" and content[8:12] == b"WEBP":
-        return ".webp"
     for start, suffix in KINDS.items():
-        if content.startswith(start):
+        if re.match(start, content):
             return suffix
     raise RecordError(where, field, f"holds {len(content)} bytes that are no photo of a known kind")
 

@@ -32,8 +32,6 @@ from data_conversion.base import ExportLosses, ExportObject, ExportPhoto
 from data_conversion.formats.xml_files import NOT_IN_XML
 
 MODEL = "bbu"
-LINE_AS_BOX = "line written as its box"
-NOT_OFFERED = "description with characters that XML cannot hold, not in label_config.xml"
 DECIMALS = 6  # of a percentage: a thousandth of a pixel in a photo of 100,000
 
 
@@ -54,10 +52,11 @@ def write_records(photos: Iterator[ExportPhoto], folder: Path) -> ExportLosses:
             stream.write(("," if number else "") + "\n" + json.dumps(task, ensure_ascii=False, allow_nan=False))
             descriptions.update(dict.fromkeys(item.desc for item in photo.objects))
             has_summary |= bool(photo.summary)
-            losses[LINE_AS_BOX] += sum(item.kind == "line" for item in photo.objects)
+            losses["line written as its box"] += sum(item.kind == "line" for item in photo.objects)
         stream.write("\n]\n")
     offered = [desc for desc in descriptions if not NOT_IN_XML.search(desc)]
-    losses[NOT_OFFERED] += len(descriptions) - len(offered)
+    not_offered = "description with characters that XML cannot hold, not in label_config.xml"
+    losses[not_offered] += len(descriptions) - len(offered)
     with atomic_writer(folder / "label_config.xml") as stream:
         stream.write(_interface(offered, has_summary))
     return +losses

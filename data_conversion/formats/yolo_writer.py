@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -95,7 +94,8 @@ def _as_polygon(row: list[str]) -> str:
 
 
 def _write_yaml(folder: Path, splits: set[str], classes: Iterable[str]) -> None:
-    yaml: Any = importlib.import_module("yaml")
+    import yaml
+
     value: dict[str, Any] = {split: f"images/{split}" for split in SPLITS if split in splits}
     value["names"] = dict(enumerate(classes))
     with atomic_writer(folder / "data.yaml") as stream:
