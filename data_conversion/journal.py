@@ -84,9 +84,6 @@ class Journal:
         self._database.execute("BEGIN EXCLUSIVE")
         self._committed = time.monotonic()
 
-    def _count(self, query: str, *values: Any) -> int:
-        return int(self._database.execute(query, values).fetchone()[0])
-
     # ------------------------------------------------------------ filling
 
     def has(self, seq: int, fingerprint: str) -> bool:
@@ -167,7 +164,8 @@ class Journal:
 
     def size_of(self, split: str) -> int:
         """Number of rows of a split."""
-        return self._count("SELECT count(*) FROM photos WHERE row IS NOT NULL AND split = ?", split)
+        query = "SELECT count(*) FROM photos WHERE row IS NOT NULL AND split = ?"
+        return int(self._database.execute(query, (split,)).fetchone()[0])
 
     def rows(self, split: str | None = None) -> Iterator[dict[str, Any]]:
         """Decoded rows to write, by rank and name of the photo; None means all splits, by name alone."""

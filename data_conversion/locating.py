@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import posixpath
+from collections import defaultdict
 from functools import cached_property
 from pathlib import Path
 
@@ -41,11 +42,10 @@ class PhotoFinder:
     @cached_property
     def _places(self) -> dict[str, list[str]]:
         """File name → all its paths in the source; built only if a photo is not in its folder."""
-        places: dict[str, list[str]] = {}
+        places: dict[str, list[str]] = defaultdict(list)
         for folder, subfolders, names in os.walk(self.root):
             subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
             for name in sorted(names):
                 if name.lower().endswith(IMAGE_SUFFIXES):
-                    path = Path(folder, name).relative_to(self.root).as_posix()
-                    places.setdefault(name, []).append(path)
+                    places[name].append(Path(folder, name).relative_to(self.root).as_posix())
         return places

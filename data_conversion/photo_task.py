@@ -81,13 +81,12 @@ class PhotoTask:
     def _convert(self, item: SourceImage) -> Outcome:
         photo, path = self._open(item)
         affine, notes = points_to_displayed(photo, item.size, item.displayed, item.relative)
-        kept_size = photo.displayed
         if photo.orientation != 1:
             notes.append(f"exif_orientation_{photo.orientation}")
-        stored = store_photo(item, path, self.images, self.photos, self.max_pixels, kept_size)
+        stored = store_photo(item, path, self.images, self.photos, self.max_pixels, photo.displayed)
         width, height = stored.size
-        if stored.size != kept_size:
-            affine = compose(affine, (width / kept_size[0], 0.0, 0.0, 0.0, height / kept_size[1], 0.0))
+        if stored.size != photo.displayed:
+            affine = compose(affine, (width / photo.displayed[0], 0.0, 0.0, 0.0, height / photo.displayed[1], 0.0))
         objects, dropped, more = place_objects(item.objects, self.taxonomy, affine, stored.size)
         if item.objects and not objects:
             # As a photo without objects it would teach that there is nothing to see.

@@ -30,8 +30,6 @@ STATES: dict[str, list[tuple[float, str, Callable[..., Brush]]]] = {
     "线缆": [(0.48, "铠装", cables.spiral_armour), (1, "蛇形管", cables.corrugated_tube)],
 }
 
-Reach = tuple[float, float]  # half width and height, photo pixels
-
 
 @dataclass(frozen=True)
 class Part:
@@ -86,11 +84,11 @@ class Scene:
             return False
         return all(x2 + gap <= a or c + gap <= x1 or y2 + gap <= b or d + gap <= y1 for a, b, c, d in self.taken)
 
-    def find(self, reach: Reach, turn: float = 0.0) -> Pose | None:
-        """A free pose for a part of this extent, or None after 40 attempts."""
+    def find(self, half_width: float, half_height: float, turn: float = 0.0) -> Pose | None:
+        """A free pose for a part of this extent in photo pixels, or None after 40 attempts."""
         for _ in range(40):
             pose = self.pose(self.rng.uniform(0, self.width), self.rng.uniform(0, self.height), turn)
-            if self.free(bounds(*reach, pose)):
+            if self.free(bounds(half_width, half_height, pose)):
                 return pose
         return None
 
@@ -116,8 +114,7 @@ def _place_unit(scene: Scene, budget: int) -> int:
     width = min(scene.width * rng.uniform(0.68, 0.94), 15 * u)
     height = rng.uniform(2.5, 3.4) * u
     hang = 1.3 * u  # the plugs reach below the unit
-    reach = (width / 2, height / 2 + hang)
-    pose = scene.find(reach)
+    pose = scene.find(width / 2, height / 2 + hang)
     if pose is None:
         return 0
     pose = pose.child(0, -hang)
@@ -142,7 +139,7 @@ def _place_baffle(scene: Scene, budget: int) -> int:
     rng = scene.rng
     width = min(scene.width * rng.uniform(0.34, 0.75), 9 * scene.u)
     height = rng.uniform(1.1, 1.6) * scene.u
-    pose = scene.find((width / 2, height / 2))
+    pose = scene.find(width / 2, height / 2)
     if pose is None:
         return 0
     scene.add("挡风板", pose, width, height)
@@ -154,7 +151,7 @@ def _place_ground_bar(scene: Scene, budget: int) -> int:
     rng, u = scene.rng, scene.u
     count = min(int(rng.integers(1, 5)), budget)
     width, pitch = count * 1.25 * u, 1.25 * u
-    pose = scene.find((width / 2, 1.2 * u))
+    pose = scene.find(width / 2, 1.2 * u)
     if pose is None:
         return 0
     bar = settle(panels.ground_bar(rng, width + 0.3 * u, 1.3 * u), pose.child(0, -0.6 * u))
@@ -168,7 +165,7 @@ def _place_ground_bar(scene: Scene, budget: int) -> int:
 def _place_label(scene: Scene, budget: int) -> int:
     rng = scene.rng
     width, height = rng.uniform(1.9, 3.0) * scene.u, rng.uniform(1.0, 1.35) * scene.u
-    pose = scene.find((width / 2, height / 2), rng.uniform(-0.26, 0.26))
+    pose = scene.find(width / 2, height / 2, rng.uniform(-0.26, 0.26))
     if pose is None:
         return 0
     corners = [(sx * width / 2, sy * height / 2) for sx, sy in ((-1, -1), (1, -1), (1, 1), (-1, 1))]
@@ -181,7 +178,7 @@ def _place_cable(scene: Scene, budget: int) -> int:
     thick = rng.uniform(0.4, 0.5) * scene.u
     points = cables.arc(rng, rng.uniform(1.0, 1.7) * scene.u)
     xs, ys = zip(*points, strict=True)
-    pose = scene.find((max(xs) + thick / 2, max(ys) + thick / 2))
+    pose = scene.find(max(xs) + thick / 2, max(ys) + thick / 2)
     if pose is None:
         return 0
     scene.add("线缆", pose, points, thick, local=points)
@@ -189,7 +186,7 @@ def _place_cable(scene: Scene, budget: int) -> int:
 
 
 def _place_screw(scene: Scene, budget: int) -> int:
-    pose = scene.find((0.55 * scene.u, 0.55 * scene.u), scene.rng.uniform(-0.1, 0.1))
+    pose = scene.find(0.55 * scene.u, 0.55 * scene.u, scene.rng.uniform(-0.1, 0.1))
     if pose is None:
         return 0
     scene.add(SCREW, pose, scene.u)

@@ -65,7 +65,7 @@ def _read_file(path: Path, where: str, photos: Mapping[Path, list[Path]], option
     else:
         raise RecordError(where, "markResult", "is missing, and so is dataList; is this an annotation file?")
     objects = [read(item, where, f"{field}[{i}]", options) for i, item in enumerate(features)]
-    notes = _repeated_ids(features) + _unread_keys(features)
+    notes = _notes(features)
     if "markResult" in value and value.get("dataList"):
         notes.append("data_list_beside_features")
     info = as_mapping({} if value.get("info") is None else value["info"], where, "info")
@@ -90,16 +90,11 @@ def _photo_beside(path: Path, where: str, photos: Mapping[Path, list[Path]]) -> 
     return found[0]
 
 
-def _repeated_ids(features: list[Any]) -> list[str]:
-    """One note for each feature with an objectId that an earlier one has; the objects are kept."""
+def _notes(features: list[Any]) -> list[str]:
+    """For each objectId that an earlier feature has, too, and each content key that belongs to neither label scheme."""
     ids = [str(item["properties"].get("objectId")) for item in features if item["properties"].get("objectId")]
-    return ["repeated_object_id"] * (len(ids) - len(set(ids)))
-
-
-def _unread_keys(features: list[Any]) -> list[str]:
-    """One note for each content key that belongs to neither label scheme."""
-    contents = (item["properties"].get("content") or {} for item in features)
-    return [f"content key not read: {key}" for content in contents for key in unknown_questions(content)]
+    unread = (key for item in features for key in unknown_questions(item["properties"].get("content") or {}))
+    return ["repeated_object_id"] * (len(ids) - len(set(ids))) + [f"content key not read: {key}" for key in unread]
 
 
 # ---------------------------------------------------------------- geometry

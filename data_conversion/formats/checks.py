@@ -1,4 +1,8 @@
-"""Checks of the values in annotation files, which all formats share: the value in its type, or a RecordError."""
+"""Checks of the values in annotation files, which all formats share.
+
+Each returns the value in its type; for any other value it raises a RecordError with the file ``where``, the field, and
+what is wrong.
+"""
 
 from __future__ import annotations
 
@@ -18,16 +22,12 @@ def declared_size(width: Any, height: Any, where: str, field: str) -> tuple[int,
 
 
 def check_size(width: Any, height: Any, where: str, field: str) -> tuple[int, int]:
-    """A declared (width, height) in pixels.
-
-    Raises:
-        RecordError: not whole numbers in 1 … MAX_IMAGE_SIDE.
-    """
+    """A declared (width, height): whole numbers of pixels in 1 … MAX_IMAGE_SIDE."""
     return check_side(width, where, f"{field}.width"), check_side(height, where, f"{field}.height")
 
 
 def check_side(value: Any, where: str, field: str) -> int:
-    """A declared width or height in pixels. Raises as check_size."""
+    """A declared width or height: a whole number of pixels in 1 … MAX_IMAGE_SIDE."""
     number = check_number(value, where, field)
     if number != int(number) or not 1 <= number <= MAX_IMAGE_SIDE:
         raise RecordError(where, field, f"must be a whole number of pixels above 0, is {value!r}")
@@ -35,11 +35,7 @@ def check_side(value: Any, where: str, field: str) -> int:
 
 
 def check_number(value: Any, where: str, field: str) -> float:
-    """A finite number of pixels.
-
-    Raises:
-        RecordError: anything else.
-    """
+    """A number of pixels, finite and at most MAX_COORDINATE in size."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise RecordError(where, field, f"must be a number, is {shown(value)}")
     try:
@@ -52,11 +48,7 @@ def check_number(value: Any, where: str, field: str) -> float:
 
 
 def parse_number(text: str | None, where: str, field: str) -> float:
-    """A finite number of pixels, written as text.
-
-    Raises:
-        RecordError: anything else, or None, a missing text.
-    """
+    """As check_number, written as text; None is a missing text."""
     if text is None:
         raise RecordError(where, field, "is missing")
     try:
@@ -67,11 +59,7 @@ def parse_number(text: str | None, where: str, field: str) -> float:
 
 
 def check_text(value: str, where: str, field: str) -> str:
-    """Text that can be written as UTF-8.
-
-    Raises:
-        RecordError: half of a surrogate pair.
-    """
+    """Text that can be written as UTF-8, so without half of a surrogate pair."""
     try:
         value.encode("utf-8")
     except UnicodeEncodeError:
@@ -80,44 +68,28 @@ def check_text(value: str, where: str, field: str) -> str:
 
 
 def as_text(value: Any, where: str, field: str) -> str:
-    """Text without blanks at its ends.
-
-    Raises:
-        RecordError: anything else, or half of a surrogate pair.
-    """
+    """Text that can be written as UTF-8; blanks at its ends are removed."""
     if not isinstance(value, str):
         raise RecordError(where, field, f"must be text, is {shown(value)}")
     return check_text(value.strip(), where, field)
 
 
 def as_mapping(value: Any, where: str, field: str) -> dict[str, Any]:
-    """A JSON object.
-
-    Raises:
-        RecordError: anything else.
-    """
+    """A JSON object."""
     if not isinstance(value, dict):
         raise RecordError(where, field, f"must be a JSON object, is {type(value).__name__}")
     return value
 
 
 def as_list(value: Any, where: str, field: str) -> list[Any]:
-    """A JSON list.
-
-    Raises:
-        RecordError: anything else.
-    """
+    """A JSON list."""
     if not isinstance(value, list):
         raise RecordError(where, field, f"must be a list, is {type(value).__name__}")
     return value
 
 
 def as_points(value: Any, where: str, field: str) -> list[tuple[float, float]]:
-    """``[[x, y], …]`` in pixels.
-
-    Raises:
-        RecordError: anything else, naming the number.
-    """
+    """``[[x, y], …]`` in pixels; an error names the number."""
     points = []
     for index, item in enumerate(as_list(value, where, field)):
         name = f"{field}[{index}]"
@@ -129,11 +101,7 @@ def as_points(value: Any, where: str, field: str) -> list[tuple[float, float]]:
 
 
 def as_box(value: Any, where: str, field: str) -> tuple[float, float, float, float]:
-    """``[x, y, width, height]`` in pixels.
-
-    Raises:
-        RecordError: anything else, naming the number.
-    """
+    """``[x, y, width, height]`` in pixels; an error names the number."""
     numbers = as_list(value, where, field)
     if len(numbers) != 4:
         raise RecordError(where, field, f"needs 4 numbers [x, y, width, height], has {len(numbers)}")

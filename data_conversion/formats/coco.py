@@ -184,7 +184,7 @@ class _Source:
             if file.boxes and entry["id"] in twice:
                 yield BadSource(file.where, *twice[entry["id"]])
             elif file.boxes:
-                yield self._photo(file, field, entry)
+                yield self._photo(file, field, entry, place)
             elif not known:
                 yield BadSource(file.where, field, "has captions but no boxes", reason="no_annotation")
 
@@ -199,8 +199,7 @@ class _Source:
         return found
 
     @or_bad_source
-    def _photo(self, file: _File, field: str, entry: dict[str, Any]) -> SourceItem:
-        place = self._place(file, entry)
+    def _photo(self, file: _File, field: str, entry: dict[str, Any], place: str | None) -> SourceItem:
         if place is None:
             raise RecordError(file.where, f"{field}.file_name", f"must be a path, is {entry.get('file_name')!r}")
         check_text(place, file.where, f"{field}.file_name")

@@ -30,12 +30,17 @@ from data_conversion.formats.checks import check_text
 from data_conversion.formats.disk_multimap import DiskMultimap
 from data_conversion.formats.files import bad_source, named_split, or_bad_source, split_of, walk_files
 from data_conversion.formats.hf_objects import SUMMARY_COLUMNS, read_objects, read_size, read_summary
-from data_conversion.formats.hf_tables import Table, metadata_table, parquet_tables, saved_tables
+from data_conversion.formats.hf_tables import CsvFile, JsonLines, ParquetTable, Table, parquet_tables, saved_tables
 from data_conversion.formats.source_photos import unnamed_photos
 from data_conversion.locating import PhotoFinder
 
 COLUMNS = ("image", "file_name", "objects", "width", "height", *SUMMARY_COLUMNS)
-METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
+# Metadata files of an image folder, in which the photos' folders give the split
+METADATA: dict[str, type[Table]] = {
+    "metadata.jsonl": JsonLines,
+    "metadata.csv": CsvFile,
+    "metadata.parquet": ParquetTable,
+}
 
 # First bytes of a photo file → its suffix
 KINDS = {
@@ -61,9 +66,7 @@ def iter_records(root: Path, options: SourceOptions = SourceOptions()) -> Iterat
         if not metadata:
             yield from source.items(parquet_tables(root, walk_files(root, options.ignore)))
             return
-        yield from source.items(
-            [metadata_table(path, readable(path.relative_to(root).as_posix())) for path in metadata]
-        )
+        yield from source.items([METADATA[at.name](at, readable(at.relative_to(root).as_posix())) for at in metadata])
         yield from unnamed_photos(root, options.ignore, store, _NAMED)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import csv
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -82,12 +82,6 @@ def parquet_tables(root: Path, files: Iterable[Path]) -> list[Table | BadSource]
             names = [shard["split"]] if shard else filter(named_split, (place.stem, place.parent.name))
             tables.append(ParquetTable(path, readable(place.as_posix()), next(iter(names), "")))
     return tables
-
-
-def metadata_table(path: Path, where: str) -> Table:
-    """The metadata file of an image folder; the photos' folders give the split."""
-    kinds: dict[str, Callable[[Path, str], Table]] = {".jsonl": JsonLines, ".csv": CsvFile, ".parquet": ParquetTable}
-    return kinds[path.suffix](path, where)
 
 
 class JsonLines(Table):

@@ -104,10 +104,9 @@ def _read_task(value: Any, where: str, place: str, finder: PhotoFinder) -> Sourc
     results, results_place, notes = chosen
     regions, summary, more = _read_results(results, where, results_place)
     size = _frame(regions, where)
-    image = _find_photo(_reference(data, regions, where, place), finder)
     split = data.get("split")
     return SourceImage(
-        image=image,
+        image=_find_photo(_reference(data, regions, where, place), finder),
         source=where,
         objects=tuple(_read_region(region, size, where) for region in regions),
         size=size,

@@ -127,8 +127,7 @@ def _decode_photo(data: str, where: str) -> bytes:
     try:
         return base64.b64decode("".join(data.split()), validate=True)
     except ValueError as error:
-        why = f"is not base64 ({error}), and the photo is missing; add it"
-        raise RecordError(where, "imageData", why) from None
+        raise RecordError(where, "imageData", f"is not base64 ({error}), and the photo is missing; add it") from None
 
 
 # ---------------------------------------------------------------- shapes

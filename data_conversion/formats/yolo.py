@@ -256,8 +256,7 @@ def _add_photo(source: _Source, image: str, key: str) -> Iterator[SourceItem]:
     elif not found:
         source.store.put(PHOTOS, image, split)
     elif found != [split]:
-        why = f"{image} is in {found[0]} and in {split}; keep it in one split"
-        yield BadSource(source.file, key, why)
+        yield BadSource(source.file, key, f"{image} is in {found[0]} and in {split}; keep it in one split")
 
 
 # ---------------------------------------------------------------- label files
