@@ -76,13 +76,14 @@ def _vocabulary(counts: Mapping[str, Counter[str]]) -> dict[str, dict[str, int]]
 def _invalid_objects(journal: Journal) -> Iterator[dict[str, Any]]:
     for source, _, dropped in journal.lost():
         for item in dropped:
-            yield {"source": source} | {name: getattr(item, name) for name in ("field", "label", "reason", "detail")}
+            yield {"source": source, "field": item.field, "label": item.label, "reason": item.reason,
+                   "detail": item.detail}  # fmt: skip
 
 
 def _invalid_samples(journal: Journal) -> Iterator[dict[str, Any]]:
     for _, bad, _ in journal.lost():
         if bad is not None:
-            yield {name: getattr(bad, name) for name in ("source", "field", "reason", "detail")}
+            yield {"source": bad.source, "field": bad.field, "reason": bad.reason, "detail": bad.detail}
 
 
 def _move_into_place(staging: Path, photos: Path | None, folder: Path) -> None:

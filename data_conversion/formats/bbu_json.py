@@ -33,11 +33,10 @@ def iter_records(root: Path, options: SourceOptions = SourceOptions()) -> Iterat
     annotations, photos = _find_files(root, options.ignore)
     yield from read_each(root, annotations, partial(_read_file, photos=photos, options=options))
     annotated = {path.with_suffix("") for path in annotations}
-    for stem, found in sorted(photos.items()):
-        if stem not in annotated:
-            for photo in found:
-                name = photo.relative_to(root).as_posix()
-                yield BadSource(name, "file", "has no JSON beside it", reason="no_annotation")
+    for stem in sorted(photos.keys() - annotated):
+        for photo in photos[stem]:
+            name = photo.relative_to(root).as_posix()
+            yield BadSource(name, "file", "has no JSON beside it", reason="no_annotation")
 
 
 def _find_files(root: Path, ignore: Path | None) -> tuple[list[Path], dict[Path, list[Path]]]:
@@ -91,7 +90,7 @@ def _photo_beside(path: Path, where: str, photos: Mapping[Path, list[Path]]) -> 
 
 
 def _notes(features: list[Any]) -> list[str]:
-    """For each objectId that an earlier feature has, too, and each content key that belongs to neither label scheme."""
+    """One for each objectId of an earlier feature (the objects are kept), and each content key of neither scheme."""
     ids = [str(item["properties"].get("objectId")) for item in features if item["properties"].get("objectId")]
     unread = (key for item in features for key in unknown_questions(item["properties"].get("content") or {}))
     return ["repeated_object_id"] * (len(ids) - len(set(ids))) + [f"content key not read: {key}" for key in unread]
