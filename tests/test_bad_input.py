@@ -24,7 +24,7 @@ model:
     {vision_width: 16, vision_depth: 1, vision_heads: 1, vision_full_attention: [0],
      text_width: 32, text_depth: 1, text_heads: 2, text_kv_heads: 1, vocab_size: 400}
   detection: {width: 16, queries: 8, layers: 1, heads: 2, points: 2, caption_layers: 1, caption_region_cells: 2}
-training: {max_steps: 1, batch_size: 1, warmup_steps: 0, precision: fp32, select_best: false, threads: 1}
+training: {max_steps: 1, batch_size: 1, warmup_steps: 0, precision: fp32, select_best: '', threads: 1}
 """
 SIZE = (84, 56)
 PART = {"desc": "标签/可读", "bbox_2d": [10, 10, 40, 30]}

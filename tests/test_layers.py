@@ -157,7 +157,9 @@ def test_checking_a_config_and_scoring_predictions_load_no_torch(tmp_path: Path)
 
 
 def test_rank_and_world_size_are_asked_in_one_file() -> None:
-    asking = re.compile(r"RANK\b|WORLD_SIZE|torch\.distributed|process_index|\.world_size\b|main_process")
+    asking = re.compile(
+        r"RANK\b|WORLD_SIZE|torch\.distributed|process_(?:index|zero)|\.world_size\b|main_process|should_save|local_rank"
+    )
     found = [name for name, path in FILES.items() if asking.search(path.read_text(encoding="utf-8"))]
     assert found == ["bbu.training.distributed"]
 

@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 
 from bbu import stages
 from bbu.config import Config
+from bbu.config.schema import VAL_METRICS
 from bbu.evaluation.descriptions import greedy_match
 from bbu.geometry import iou_matrix
 from bbu.inference.predictor import Predictor
@@ -35,7 +36,6 @@ from bbu.monitoring import visual_log
 from bbu.monitoring.visual_history import LOOKS_KEPT, MARKS_PER_LOOK, History, read_page, thinned, thumbnail, write_page
 from bbu.monitoring.visual_log import PAGE, VisualLog
 from bbu.monitoring.visual_probe import (
-    METRICS,
     UNMATCHED,
     Probe,
     Seen,
@@ -99,7 +99,7 @@ def looks_of(output: Path) -> list[int]:
 
 @pytest.mark.parametrize("every", [1, 3])
 def test_training_is_the_same_to_the_bit_with_the_log_and_without(every: int, records: Path, tmp_path: Path) -> None:
-    watched, names = {"eval_every": 3, "select_best": False, "gradient_accumulation": 2}, ("with", "without")
+    watched, names = {"eval_every": 3, "select_best": "", "gradient_accumulation": 2}, ("with", "without")
     stages.train(run_config(records, tmp_path / "with", visual_every=every, **watched))
     stages.train(run_config(records, tmp_path / "without", visual_every=0, **watched))
     assert len(losses(tmp_path / "with")) == STEPS and looks_of(tmp_path / "with")[-1] == STEPS
@@ -313,7 +313,9 @@ def big_look(seed: int, row: Row, boxes: int) -> Seen:
         box = (*corner.tolist(), corner[0] + row.width / 6, corner[1] + row.height / 6)
         desc = "".join(chr(code) for code in draw.integers(0x4E00, 0x5000, 24))  # nonsense, as early in a run
         found.append(PredictedObject(box, desc, float(draw.random()), 0.5))
-    return Seen([PredictionRow(row.images, row.width, row.height, tuple(found))], [[1]], dict.fromkeys(METRICS), 0.1)
+    return Seen(
+        [PredictionRow(row.images, row.width, row.height, tuple(found))], [[1]], dict.fromkeys(VAL_METRICS), 0.1
+    )
 
 
 def test_the_page_is_bounded_however_long_the_run(tmp_path: Path) -> None:
@@ -346,7 +348,7 @@ def test_states_are_those_of_the_scorers_matching(tmp_path: Path) -> None:
         same = np.array([[p.desc == part.desc for part in row.objects] for p in ranked])
         agreeing = greedy_match(overlap * same, np.array([p.score for p in ranked]))
         assert [state == "agrees" for state, _ in shown.truth] == (agreeing >= 0).tolist()
-    assert seen.metrics.keys() == set(METRICS)
+    assert seen.metrics.keys() == set(VAL_METRICS)
 
 
 def test_a_photo_that_cannot_be_read_is_shown_with_its_reason(tmp_path: Path) -> None:

@@ -32,6 +32,8 @@ from tests.tiny import (
     tiny_trainer,
 )
 
+PROJECT = Path(__file__).resolve().parents[2]
+
 
 def test_the_checkpoint_with_the_best_score_on_val_is_kept(tmp_path: Path) -> None:
     scores = iter([0.1, 0.7, 0.3])
@@ -119,3 +121,12 @@ def test_private_api_of_transformers_is_used_in_two_places_only() -> None:
     assert own & {*dir(Trainer)} == {"_load_from_checkpoint"}
     source = Path(inspect.getsourcefile(BBUTrainer) or "").read_text(encoding="utf-8")
     assert set(re.findall(r"\b(?:args|super\(\)|accelerator|callback_handler)\.(_(?!_)\w+)", source)) == {"_n_gpu"}
+    page = (PROJECT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    table = page.split("**Private names of transformers' Trainer**")[1].split("\n\n")[1]
+    assert set(re.findall(r"^\| `(?:\w+\.)?(_\w+)`", table, re.MULTILINE)) == {"_load_from_checkpoint", "_n_gpu"}
+
+
+def test_the_trainers_list_of_callbacks_is_touched_in_one_place() -> None:
+    files = sorted((PROJECT / "src").rglob("*.py"))
+    found = [path.name for path in files if "callback_handler.callbacks" in path.read_text(encoding="utf-8")]
+    assert found == ["training.py"]

@@ -21,6 +21,7 @@ RENAMED = {  # old key → new key
     "evaluation.resamples": "evaluation.bootstrap_samples",
 }
 REMOVED = {  # old key → why it is gone
+    "data.source.image_max_pixels": "data.max_pixels limits photos; python -m data_conversion can shrink the files",
     "loss.proposals_per_object": "proposals are matched one to one",
 }
 

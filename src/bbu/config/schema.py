@@ -14,6 +14,7 @@ from typing import Any
 from bbu.families.registry import DEFAULT_FAMILY
 
 COMPILED_PARTS = ("decoder", "captions", "llm", "vision")
+VAL_METRICS = ("AP", "AP50", "AP50_agnostic", "description_accuracy")  # reported on val during training
 GROUP_NAMES = ("vision", "merger", "llm", "detection", "adapter")
 SCHEDULES = (  # those of transformers that need no settings of their own
     "cosine", "linear", "constant", "constant_with_warmup", "cosine_with_restarts", "polynomial", "inverse_sqrt",
@@ -64,7 +65,6 @@ class SourceConfig:
     max_teachers: int = ranged(0)  # training photos set aside as worked examples (teacher.jsonl)
     on_error: str = choice("fail", ("fail", "skip"))  # skip: malformed files are listed in invalid_samples.jsonl
     images: str = choice("keep", ("keep", "link", "copy", "reencode"))  # what conversion does with photo files
-    image_max_pixels: int = ranged(0)  # with images=reencode: larger photos are shrunk to this; 0 = never
     frame: str = choice("", ("", "displayed", "stored"))  # what coordinates refer to; empty: the format's rule
     photos: dict[str, int] = ranged({})  # cabinet_photos only: photos to draw for each split
 
@@ -165,7 +165,7 @@ class LoraConfig:
 
     parts: list[str] = choice([], ("llm", "vision"))  # empty = off
     rank: int = positive(16)
-    alpha: int = 32
+    alpha: int = positive(32)
     dropout: float = fraction(0.0)
 
 
@@ -230,7 +230,7 @@ class TrainingConfig:
     schedule: str = choice("cosine", SCHEDULES)
     max_grad_norm: float = ranged(1.0)
     precision: str = choice("auto", ("auto", "fp32", "bf16"))
-    select_best: bool = True  # publish the checkpoint with the best AP50 on val; False: the last one
+    select_best: str = choice("AP50", ("", *VAL_METRICS))  # publish the checkpoint best by this on val; "" = the last
     eval_every: int = ranged(0)  # steps between evaluations on val; 0 = never
     save_every: int = ranged(0)  # steps between checkpoints; 0 = only at the end (with select_best: at each evaluation)
     keep_checkpoints: int = positive(2)

@@ -19,7 +19,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from bbu.config import Config
 from bbu.errors import UserError
-from bbu.jsonl import atomic_writer
+from bbu.jsonl import atomic_file, atomic_writer
 from bbu.losses import detection_loss
 from bbu.monitoring.trace import LABEL, STEP, Gap, Took, Trace, step_gaps, step_operations, step_parts
 from bbu.training import objective as objective_module
@@ -110,10 +110,8 @@ class StepTracer(TrainerCallback):
 
     def _write(self, recorded: profile) -> None:
         """Write the trace atomically."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = self.path.with_name(f".{self.path.name}")
-        recorded.export_chrome_trace(str(temporary))
-        os.replace(temporary, self.path)
+        with atomic_file(self.path) as temporary:
+            recorded.export_chrome_trace(str(temporary))
 
 
 # ---------------------------------------------------------------- labels

@@ -103,7 +103,6 @@ def _convert(config: Config, raw: Path, records: Path) -> None:
         on_error=source.on_error,
         splits=source.splits or None,
         images=source.images,
-        max_pixels=source.image_max_pixels,
         frame=source.frame,
         progress=True,
     )

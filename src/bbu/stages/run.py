@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -14,9 +14,8 @@ from bbu.errors import ConfigError
 from bbu.families.cost import CostModel
 from bbu.records import FewShotSample, Row
 from bbu.stages.preparation import PreparedData, prepare, taxonomy_of
-from bbu.stages.shown import photo_hashes, shown_photos
 from bbu.taxonomy import Taxonomy
-from bbu.training.distributed import start_group_of_one, world_size
+from bbu.training.distributed import rank, start_group_of_one, world_size
 
 if TYPE_CHECKING:
     import torch
@@ -40,6 +39,7 @@ class Run:
     config: Config
     data: PreparedData
     ranks: int = field(default_factory=world_size)
+    rank: int = field(default_factory=rank)
 
     @property
     def output(self) -> Path:
@@ -102,12 +102,47 @@ class Run:
     @cached_property
     def watched_shown(self) -> Shown | None:
         """Teachers and context of each watched photo."""
-        return shown_photos(self.config, self.data, self.watched, self.hashes) if self.watched_split else None
+        return self.shown_with(self.watched, self.hashes) if self.watched_split else None
 
     @cached_property
     def hashes(self) -> Mapping[str, int]:
         """Path → perceptual hash, of training photos, watched photos and their possible teachers."""
-        return photo_hashes(self.config, self.data, training=True, split=self.watched_split)
+        return self.hashes_of(training=True, split=self.watched_split)
+
+    # ------------------------------------------------------------ teachers of predicted photos
+
+    def hashes_of(self, *, training: bool, split: str) -> dict[str, int]:
+        """Path → perceptual hash, of students and possible teachers; empty if no teachers are shown.
+
+        Args:
+            training: whether to include the training photos.
+            split: to be predicted; "" = none.
+        """
+        from bbu.data.sampling.episodes import most_teachers
+        from bbu.data.sampling.similarity import hash_photos
+
+        data, episodes = self.data, self.config.data.episodes
+        splits = {"train", episodes.pool} if training and most_teachers(episodes) else set()
+        if split and self.config.evaluation.teachers:
+            splits |= {split, episodes.pool}
+        names = [sample.student.images[0] for name in sorted(splits) for sample in data.samples(name)]
+        return hash_photos(names, data.image_root, self.output / "data" / "photo_hashes.jsonl")
+
+    def shown_with(self, rows: Sequence[Row], hashes: Mapping[str, int]) -> Shown | None:
+        """Teachers and context of each photo that is predicted; None = neither is shown."""
+        from bbu.data.sampling.episodes import EvaluationEpisodes, TeacherPool, pool_rows
+
+        data, episodes, count = self.data, self.config.data.episodes, self.config.evaluation.teachers
+        if not count and not episodes.context_photos:
+            return None
+        pool = None
+        if count:
+            teachers = pool_rows(episodes, self.students, data.rows("teacher"), "evaluation.teachers")
+            pool = TeacherPool(teachers, hashes, episodes.near_duplicate_bits)
+        shown = EvaluationEpisodes(episodes, rows, pool, count, data.image_root)
+        if shown.left_out and self.rank == 0:
+            print(f"{shown.left_out} possible teachers left out: they show photos that are predicted", flush=True)
+        return shown
 
     # ------------------------------------------------------------ machine
 
@@ -209,7 +244,7 @@ def open_run(config: Config, ranks: int | None = None) -> Run:
     """Prepare the rows of a config.
 
     Args:
-        ranks: of the run that is reckoned with; None = those there are.
+        ranks: number of ranks to plan for; None = those of this run.
     """
     return Run(config, prepare(config), ranks or world_size())
 

@@ -14,7 +14,6 @@ from bbu.errors import ConfigError, UserError
 from bbu.jsonl import write_json, write_jsonl
 from bbu.records import PredictionRow, Row, read_predictions
 from bbu.stages.run import Run
-from bbu.stages.shown import photo_hashes, shown_photos
 
 
 def calibrate(run: Run) -> None:
@@ -57,12 +56,12 @@ def _predict_split(run: Run, split: str, rows: Sequence[Row]) -> Iterable[Predic
 
     from bbu.inference import Inference
 
-    config, data = run.config, run.data
-    shown = shown_photos(config, data, rows, photo_hashes(config, data, training=False, split=split))
+    config = run.config
+    shown = run.shown_with(rows, run.hashes_of(training=False, split=split))
     inference = Inference.as_configured(run.model_folder, config)
     if config.data.episodes.context_photos and not inference.processor.spec.context_note:
         raise ConfigError("data.episodes.context_photos: the model was not trained with context photos; set it to 0")
-    found = inference.predictor.predict_files([row.images[0] for row in rows], data.image_root, shown=shown)
+    found = inference.predictor.predict_files([row.images[0] for row in rows], run.data.image_root, shown=shown)
     bar: Iterable[PredictionRow] = tqdm(found, total=len(rows), desc=f"predict {split}", unit="photo", file=sys.stderr)
     return bar
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bbu.config import Config
+from bbu.config.schema import VAL_METRICS
 from bbu.errors import ConfigError, UserError
 from bbu.jsonl import atomic_writer, write_json, write_jsonl
 from bbu.records import PredictionRow, Row
@@ -42,14 +43,14 @@ def train(config: Config) -> Run:
             "training.eval_every: there is no val split with objects; set data.source.val_fraction, or eval_every=0"
         )
     _ = run.model, run.stream
-    if is_main():
+    if run.rank == 0:
         _describe(run)
     with main_first():
         _ = run.packs
     trainer = build_trainer(run, args)
     started = time.monotonic()
     trainer.train(resume_from_checkpoint=_resume_from(config, run.output))
-    if is_main():
+    if run.rank == 0:
         _finish(run, trainer, time.monotonic() - started)
     return run
 
@@ -136,7 +137,7 @@ def build_trainer(run: Run, args: TrainingArguments) -> BBUTrainer:
 
         found = predict_rows(predictor, run.watched, run.data.image_root, run.watched_shown)
         metrics = evaluate(run.watched, found, bootstrap_samples=0)
-        return {name: metrics[name] for name in ("AP", "AP50", "AP50_agnostic", "description_accuracy")}
+        return {name: metrics[name] for name in VAL_METRICS}
 
     trainer = BBUTrainer(
         DetectionObjective(run.model, config.loss),
@@ -148,7 +149,7 @@ def build_trainer(run: Run, args: TrainingArguments) -> BBUTrainer:
         photos_per_epoch=round(run.stream.order.epoch_length),
         packs=run.packs,
     )
-    if config.training.visual_every and is_main():
+    if config.training.visual_every and run.rank == 0:
         _watch(run, predictor, trainer)
     return trainer
 

@@ -9,6 +9,7 @@ from tqdm import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from bbu.losses.weighting import TERMS
+from bbu.training.distributed import is_main
 
 SHORT_NAMES = {
     "teacher_lm": "teach",
@@ -32,7 +33,7 @@ class ProgressBar(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        if state.is_world_process_zero:
+        if is_main():
             quiet = not sys.stderr.isatty()
             self.bar = tqdm(
                 total=state.max_steps,

@@ -23,13 +23,12 @@ from bbu.layers.transfer import to_device
 from bbu.losses.weighting import TERMS, count_terms, max_one, term_weights, weigh
 from bbu.models.checkpoint import save_model
 from bbu.training.callbacks import EvaluateAtEnd, ProgressBar
-from bbu.training.distributed import sum_over_ranks, world_size
+from bbu.training.distributed import is_main, sum_over_ranks, world_size
 from bbu.training.objective import DetectionObjective
 from bbu.training.param_groups import optimizer_groups
 from bbu.training.recovery import PACKS_FILE, check_packs, load_for_training
 
 Evaluator = Callable[[], dict[str, float | None]]
-BEST_METRIC = "AP50"
 
 
 class BBUTrainer(Trainer):
@@ -222,7 +221,7 @@ class BBUTrainer(Trainer):
         if self.is_deepspeed_enabled:  # a collective call
             state = self.accelerator.get_state_dict(self.deepspeed)
             state = {name.removeprefix("model."): value for name, value in state.items()}
-        if not self.args.should_save:
+        if not is_main():
             return
         folder = Path(output_dir or self.run_config.output_dir)
         save_model(folder, self.unwrapped.model, self.processor, state)
@@ -263,7 +262,7 @@ def training_arguments(config: Config, *, use_cpu: bool, bf16: bool, has_val: bo
         save_strategy="steps",
         save_steps=save_every or training.max_steps,
         save_total_limit=training.keep_checkpoints,
-        metric_for_best_model=BEST_METRIC if evaluating and training.select_best else None,
+        metric_for_best_model=training.select_best if evaluating and training.select_best else None,
         greater_is_better=True if evaluating and training.select_best else None,
         load_best_model_at_end=False,
         report_to=list(training.report_to) or "none",

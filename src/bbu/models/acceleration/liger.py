@@ -38,7 +38,7 @@ def use_liger(backbone: Backbone, requested: str, device: torch.device) -> bool:
         if requested == "always":
             raise ConfigError(f"model.liger: cannot be used here: {why}; set model.liger=none or auto")
         return False
-    inner = backbone.vlm.model  # the outer class lacks the attributes that the function reads
+    inner = backbone.vlm.base_model  # the outer class lacks the attributes that the function reads
     names = vars(sys.modules[type(inner).__module__])
     before = dict(names)
     function(model=inner, rms_norm=True, swiglu=True, **OFF)
