@@ -1,6 +1,6 @@
 """ChatProcessor against transformers' Qwen2_5_VLProcessor: the same conversations, the same photos in memory.
 
-    .venv/bin/python benchmarks/chat_processor.py [--repeats 7] [--tokenizer FOLDER] [--quick]
+    python benchmarks/chat_processor.py [--repeats 7] [--tokenizer FOLDER] [--quick]
 
 Theirs gets the answers ready-written; ours writes them, and finds spans, labels, captions and boxes besides. Ids,
 patches and grids are checked equal (to the bit) before anything is timed, and the two take turns, on one thread as in

@@ -1,6 +1,6 @@
 """One pass for all boxes against the language model writing the same boxes as text, token by token.
 
-    .venv/bin/python benchmarks/detect_vs_generate.py [--model outputs/demo/model] [--repeats 3] [--threads 2] [--quick]
+    python benchmarks/detect_vs_generate.py [--model outputs/demo/model] [--repeats 3] [--threads 2] [--quick]
 
 Same model, same photos, one photo at a time, from pixels to boxes and words on both sides. Detection takes the n
 surest boxes of one forward pass and decodes their captions in parallel. Text is greedy with a key/value cache, and

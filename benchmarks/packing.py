@@ -1,6 +1,6 @@
 """Packed against padded: one training step of the language model on the same samples.
 
-    .venv/bin/python benchmarks/packing.py [--batches 1] [--samples 8] [--repeats 3] [--threads 2] [--quick]
+    python benchmarks/packing.py [--batches 1] [--samples 8] [--repeats 3] [--threads 2] [--quick]
 
 Padded is transformers' own Qwen2.5-VL: its code, a padded batch, SDPA, its loss. Packed is this project's backbone and
 loss. Both have the same weights, see the same samples (0 to 3 worked examples, 1 to 43 parts, photos of 64 to 256 image

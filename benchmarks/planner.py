@@ -1,6 +1,6 @@
 """The packing planner against packs filled greedily in random order, for 8 ranks.
 
-    .venv/bin/python benchmarks/planner.py [--samples 1000000] [--repeats 3] [--quick]
+    python benchmarks/planner.py [--samples 1000000] [--repeats 3] [--quick]
 
 Samples have 0 to 3 worked examples, 1 to 43 parts a photo and photos of mixed sizes through the real resize rule
 (256 to 1024 image tokens); costs are Qwen2.5-VL-3B's. Greedy takes samples in random order into the pack at hand until
@@ -89,11 +89,11 @@ def planned(lengths: Lengths, random: np.random.Generator) -> list[list[int]]:
 def check(lengths: Lengths, packs: list[list[int]]) -> None:
     """Nothing lost but less than a step, nothing twice, nothing over a budget, whole steps."""
     shown = np.concatenate(packs)
-    edges = np.cumsum([0, *(len(pack) for pack in packs)])[:-1]
+    boundaries = np.cumsum([0, *(len(pack) for pack in packs)])[:-1]
     over = [
         name
         for name, limit in BUDGETS.limits.items()
-        if np.add.reduceat(getattr(lengths, name)[shown], edges).max() > limit
+        if np.add.reduceat(getattr(lengths, name)[shown], boundaries).max() > limit
     ]
     missing = len(lengths) - len(shown)
     if over or len(np.unique(shown)) != len(shown) or len(packs) % RANKS or missing > RANKS * BUDGETS.images:
@@ -102,9 +102,9 @@ def check(lengths: Lengths, packs: list[list[int]]) -> None:
 
 def figures(lengths: Lengths, packs: list[list[int]]) -> tuple[float, float]:
     """Fill and rank imbalance."""
-    edges = np.cumsum([0, *(len(pack) for pack in packs)])[:-1]
+    boundaries = np.cumsum([0, *(len(pack) for pack in packs)])[:-1]
     shown = np.concatenate(packs)
-    costs = np.add.reduceat(lengths.cost[shown], edges).reshape(-1, RANKS)
+    costs = np.add.reduceat(lengths.cost[shown], boundaries).reshape(-1, RANKS)
     fill = lengths.tokens[shown].sum() / (len(packs) * BUDGETS.tokens)
     return float(fill), float((costs.max(1) / costs.mean(1) - 1).mean())
 

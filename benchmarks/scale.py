@@ -1,6 +1,6 @@
 """How the cost of a training step grows: with the samples of a pack, boxes, queries and pixels, each by itself.
 
-    .venv/bin/python benchmarks/scale.py [--repeats 5] [--plot scale.png] [--quick]
+    python benchmarks/scale.py [--repeats 5] [--plot scale.png] [--quick]
 
 A step is forward, backward and AdamW of the whole DetectionObjective at the sizes and in the precision of
 configs/demo.yaml, on one thread of the CPU, in CPU seconds, so that what else the machine does counts little. An

@@ -47,7 +47,7 @@ def test_levels_that_hang_on_the_first_are_required_there() -> None:
     }
 
 
-def test_spellings_are_mapped_to_the_commonest() -> None:
+def test_spellings_are_mapped_to_the_most_frequent() -> None:
     draft = draft_taxonomy(Counter({"Screw/loose": 9, "screw/Loose": 1, "Screw/loose ": 2}))
     assert draft["tokens"] == {"screw": "Screw", "Loose": "loose"}
     assert draft["hierarchy"] == {"Screw": ["loose"]}

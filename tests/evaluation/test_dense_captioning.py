@@ -286,7 +286,7 @@ def overlap(a: Sequence[float], b: Sequence[float]) -> float:
 
 
 def by_loops(truth: Sequence[Row], predictions: Sequence[PredictionRow], iou: float, least: float) -> float:
-    """The protocol for one pair of thresholds, step by step; least -1 for boxes alone."""
+    """The protocol for one pair of thresholds, step by step; least -1 for class-agnostic AP."""
     verdicts, regions = [], 0
     for one in pair(truth, predictions).photos:
         left = [(box.tolist(), desc) for box, desc in zip(one.truth_boxes_Gt4, one.truth_descs, strict=True)]

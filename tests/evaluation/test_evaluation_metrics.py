@@ -379,6 +379,6 @@ def test_every_number_is_in_range_and_the_counts_add_up(photo_set):
 def test_matched_boxes_are_those_of_the_class_agnostic_ranking(photo_set):
     truth, predictions = rows_of(photo_set)
     metrics = evaluate(truth, predictions, bootstrap_samples=0)
-    bare = rank(flatten(pair(truth, predictions).photos), any_object, "objectness", 100)
-    tables = tables_of(bare, 100, (0.5,), ("all",))
+    agnostic = rank(flatten(pair(truth, predictions).photos), any_object, "objectness", 100)
+    tables = tables_of(agnostic, 100, (0.5,), ("all",))
     assert metrics["matched_boxes"] == pytest.approx((tables.average_recall(100) or 0) * metrics["truth_boxes"])

@@ -92,7 +92,7 @@ def test_second_boxes_on_a_part_are_duplicates_whatever_their_words():
         ),
     ]  # fmt: skip
     metrics = evaluate(truth, found, bootstrap_samples=0)
-    assert (metrics["duplicates"], metrics["duplicates_per_photo"]) == (2, 1.0)
+    assert (metrics["duplicates"], metrics["duplicates_per_image"]) == (2, 1.0)
 
 
 def test_an_unsure_box_under_the_threshold_makes_no_duplicate_of_a_sure_one():
