@@ -74,7 +74,7 @@ def test_miss_rates_hold_where_false_positives_are_far_down_the_list():
 
 
 def test_the_interval_of_a_share_is_that_of_the_binomial():
-    """One part a photo, always found: accuracy is a mean of independent draws, whose spread is known."""
+    """One object a photo, always found: accuracy is a mean of independent draws, whose spread is known."""
     count, share = 400, 0.8
     truth = [photo(f"{n:03}.jpg", (cell(0), "a")) for n in range(count)]
     found = [guess(f"{n:03}.jpg", (cell(0), "a" if n % 5 else "b", 0.5)) for n in range(count)]

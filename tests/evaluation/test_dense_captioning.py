@@ -38,8 +38,8 @@ Item = tuple[tuple[float, ...], str]
 
 
 def photo(name: str, *objects: Item) -> Row:
-    parts = tuple(ObjectRow(desc, "bbox_2d", tuple(map(float, box))) for box, desc in objects)
-    return Row((name,), parts, 1000, 800)
+    items = tuple(ObjectRow(desc, "bbox_2d", tuple(map(float, box))) for box, desc in objects)
+    return Row((name,), items, 1000, 800)
 
 
 def guess(name: str, *objects: tuple[tuple[float, ...], str, float]) -> PredictionRow:

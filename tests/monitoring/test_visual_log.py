@@ -71,7 +71,7 @@ def bugs_are_errors(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def records(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Eight photos for training and four for val, one of them without parts."""
+    """Eight photos for training and four for val, one of them without objects."""
     folder = tmp_path_factory.mktemp("records")
     write_jsonl(folder / "train.jsonl", [sample.to_json() for sample in write_samples(folder, 8)])
     write_jsonl(folder / "val.jsonl", [s.student.to_json() for s in write_samples(folder, 4, seed=50)])
@@ -273,7 +273,7 @@ def test_a_query_is_named_by_the_image_token_it_starts_from(monkeypatch: pytest.
 def test_stability_is_the_share_of_parts_that_kept_their_query() -> None:
     assert match_stability([[1, 2], [3]], [[1, 9], [3]]) == pytest.approx(2 / 3)
     assert match_stability([[1, 2], None], [[1, 2], [4]]) == 1, "a photo that could not be read is not compared"
-    assert match_stability([[UNMATCHED]], [[UNMATCHED]]) == 0, "a part without a query has none to keep"
+    assert match_stability([[UNMATCHED]], [[UNMATCHED]]) == 0, "an object without a query has none to keep"
     assert match_stability([[]], [[]]) is None
 
 
