@@ -244,7 +244,8 @@ def test_matches_are_those_that_training_teaches_by(tmp_path: Path) -> None:
     ).final  # fmt: skip
     names = query_names(output)
     expected = {
-        part: names[query] for part, query in zip(trained.targets.tolist(), trained.predictions.tolist(), strict=True)
+        target: names[query]
+        for target, query in zip(trained.targets.tolist(), trained.predictions.tolist(), strict=True)
     }
     assert dict(enumerate(matched_queries(output, batch["boxes"], MatchCosts()))) == expected
     assert len(set(expected.values())) == 4
@@ -342,8 +343,8 @@ def test_states_are_those_of_the_scorers_matching(tmp_path: Path) -> None:
     for row, found, shown in zip(rows, seen.predictions, look.photos, strict=True):
         assert shown.hidden == 0 and len(shown.found) == len(found.predictions) > 0
         ranked = sorted(found.predictions, key=lambda item: -item.score)
-        overlap = iou_matrix(np.array([p.box for p in ranked]), np.array([part.box for part in row.objects]))
-        same = np.array([[p.desc == part.desc for part in row.objects] for p in ranked])
+        overlap = iou_matrix(np.array([p.box for p in ranked]), np.array([item.box for item in row.objects]))
+        same = np.array([[p.desc == item.desc for item in row.objects] for p in ranked])
         agreeing = greedy_match(overlap * same, np.array([p.score for p in ranked]))
         assert [state == "agrees" for state, _ in shown.truth] == (agreeing >= 0).tolist()
     assert seen.metrics.keys() == set(METRICS)
@@ -529,7 +530,7 @@ def test_sliders_show_each_look_as_it_was(browser: Any, page: Path) -> None:
         assert browser.execute_script(text, "#all-step") == [str(look.step)]
         for number, (photo, seen) in enumerate(zip(history.photos, look.photos, strict=True)):
             left, right = (f"#photo-{number} .sides > div:nth-child({side})" for side in (1, 2))
-            assert browser.execute_script(text, f"{left} li > span") == [part[0] for part in photo.objects]
+            assert browser.execute_script(text, f"{left} li > span") == [item[0] for item in photo.objects]
             assert browser.execute_script(text, f"{left} li > i") == [note for _, note in seen.truth]
             assert browser.execute_script(text, f"{right} li > span") == [mark[4] for mark in seen.found]
             agree = sum(mark[5] == "agrees" for mark in seen.found)
