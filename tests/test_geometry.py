@@ -431,7 +431,7 @@ def test_an_unknown_way_to_write_boxes_is_refused() -> None:
 
 
 @given(st.integers(8, 120), st.integers(8, 120), orientations, st.integers(0, 200), st.data())
-def test_the_pixels_of_a_part_lie_in_its_box_after_exif_and_view(
+def test_the_pixels_of_an_object_lie_in_its_box_after_exif_and_view(
     width: int, height: int, orientation: int, seed: int, data: Any
 ) -> None:
     x1, y1 = data.draw(st.integers(0, width - 4)), data.draw(st.integers(0, height - 4))

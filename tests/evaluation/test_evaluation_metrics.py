@@ -57,7 +57,7 @@ def test_right_boxes_with_wrong_captions_are_right_only_class_agnostically():
     assert metrics["false_positives_per_image"] == 2  # the captions are wrong, so both are false positives
 
 
-def test_a_second_box_on_one_part_lowers_precision():
+def test_a_second_box_on_one_object_lowers_precision():
     metrics = evaluate(
         [photo("a.jpg", (LEFT, LABEL), (RIGHT, LABEL))],
         [guess("a.jpg", (LEFT, LABEL, 0.9), (LEFT, LABEL, 0.8), (RIGHT, LABEL, 0.7))],
@@ -68,7 +68,7 @@ def test_a_second_box_on_one_part_lowers_precision():
     assert metrics["false_positives_per_image"] == 1
 
 
-def test_a_detection_on_a_photo_without_parts_is_a_false_positive():
+def test_a_detection_on_a_photo_without_objects_is_a_false_positive():
     metrics = evaluate(
         [photo("a.jpg", (LEFT, LABEL)), photo("empty.jpg")],
         [guess("a.jpg", (LEFT, LABEL, 0.5)), guess("empty.jpg", (LEFT, LABEL, 0.9))],
@@ -101,7 +101,7 @@ def test_average_precision_by_size_uses_areas_in_displayed_pixels():
     assert (metrics["AP_small"], metrics["AP_medium"], metrics["AP_large"]) == (0, pytest.approx(1), None)
 
 
-def test_a_detection_between_two_parts_takes_the_last_as_in_coco():
+def test_a_detection_between_two_objects_takes_the_last_as_in_coco():
     truth = [photo("a.jpg", ((0, 0, 100, 100), LABEL), ((20, 0, 120, 100), LABEL))]
     between = ((10, 0, 110, 100), LABEL, 0.9)  # overlaps both alike
     left_only = evaluate(truth, [guess("a.jpg", between, ((0, 0, 60, 100), LABEL, 0.8))])
@@ -215,7 +215,7 @@ def test_flat_descriptions_have_no_levels():
     assert not [key for key in metrics if "_level" in key]
 
 
-def test_the_most_confident_box_speaks_for_a_part_whatever_it_says():
+def test_the_most_confident_box_speaks_for_an_object_whatever_it_says():
     metrics = evaluate(
         [photo("a.jpg", (LEFT, SCREW_OK))],
         [guess("a.jpg", (LEFT, SCREW_OK, 0.1, 0.4), (LEFT, SCREW_LOOSE, 0.1, 0.6))],

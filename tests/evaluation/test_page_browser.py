@@ -224,7 +224,7 @@ def test_kinds_of_mistake_agree_with_the_boxes(kind: str, selector: str, browser
     assert sorted(names(browser)) == sorted(wanted) and 0 < len(wanted) < 12
 
 
-def test_the_photo_that_misses_the_rarest_part_comes_first(browser: Browser, tmp_path: Path) -> None:
+def test_the_photo_that_misses_the_rarest_object_comes_first(browser: Browser, tmp_path: Path) -> None:
     common, rare = "螺丝/安装正确", "螺丝/未拧紧"
     boxes = [(20.0 * n, 0.0, 20.0 * n + 15, 15.0) for n in range(4)]
     descs = {"a.jpg": [common] * 4, "b.jpg": [common] * 3, "c.jpg": [common, rare], "d.jpg": [common, rare, rare]}
@@ -268,7 +268,7 @@ def test_arrows_go_photo_by_photo_and_enter_opens_one(browser: Browser, crowd: C
     assert browser.said() == []
 
 
-def test_the_detail_view_lists_every_part_and_zooms_to_it(browser: Browser, crowd: Case) -> None:
+def test_the_detail_view_lists_every_object_and_zooms_to_it(browser: Browser, crowd: Case) -> None:
     browser.open(crowd.path)
     browser.run("document.querySelector('#gallery > button').click()")
     number = int(names(browser)[0])

@@ -49,7 +49,7 @@ def glyph(text: str) -> bytes:
     return image.tobytes()
 
 
-def test_the_typeface_has_the_words_of_the_descriptions() -> None:
+def test_the_typeface_has_the_characters_of_the_descriptions() -> None:
     missing = glyph("\U000f0000")  # a private-use character: the empty box that stands for "no such glyph"
     words = set(
         "螺丝连接点安装正确错误未拧紧地排处露铜生锈光缆和尾纤线机柜端基带处理单元华为中兴爱立信挡风板缺失标签贴纸可识别无法蛇形管铠≠=…/"
@@ -148,7 +148,7 @@ def test_tags_stay_inside_and_apart(seed: int) -> None:
         assert not any(shared_area(tags[index], other) for other in tags[:index])
 
 
-def test_tags_of_parts_at_one_spot_spread_out() -> None:
+def test_tags_of_objects_at_one_spot_spread_out() -> None:
     tags = place_tags([(100.0, 100.0, 110.0, 110.0)] * 43, [(24, 18)] * 43, (0.0, 0.0, 720.0, 400.0))
     assert not any(shared_area(a, b) for i, a in enumerate(tags) for b in tags[:i])
 

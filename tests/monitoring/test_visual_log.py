@@ -205,7 +205,7 @@ def test_the_rarest_and_richest_photos_are_chosen_first() -> None:
 
 
 @given(st.lists(st.lists(st.sampled_from("abcdef"), max_size=4), max_size=12), st.integers(1, 6), st.integers(0, 3))
-def test_probes_are_photos_with_parts_each_once_and_the_same_for_a_seed(
+def test_probes_are_photos_with_objects_each_once_and_the_same_for_a_seed(
     plan: list[list[str]], count: int, seed: int
 ) -> None:
     rows = [photo_row(str(number), *descs) for number, descs in enumerate(plan)]
@@ -271,7 +271,7 @@ def test_a_query_is_named_by_the_image_token_it_starts_from(monkeypatch: pytest.
     assert min(names[count:]) >= count, "a learned query is no image token"
 
 
-def test_stability_is_the_share_of_parts_that_kept_their_query() -> None:
+def test_stability_is_the_share_of_objects_that_kept_their_query() -> None:
     assert match_stability([[1, 2], [3]], [[1, 9], [3]]) == pytest.approx(2 / 3)
     assert match_stability([[1, 2], None], [[1, 2], [4]]) == 1, "a photo that could not be read is not compared"
     assert match_stability([[UNMATCHED]], [[UNMATCHED]]) == 0, "an object without a query has none to keep"
