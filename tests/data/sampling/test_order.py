@@ -111,7 +111,7 @@ def test_the_rare_state_of_a_screw_is_seen_more_often_as_the_formula_says() -> N
 def test_the_expected_fraction_matches_many_epochs(method: str, rows: list[Row]) -> None:
     config = SamplingConfig(method, threshold=0.5)
     views = expected_views(rows, config)
-    assert (views > 0).all(), "every photo is seen, also those without parts"
+    assert (views > 0).all(), "every photo is seen, also those without objects"
     seen = np.bincount([photo for epoch in epochs(rows, config, 60) for photo in epoch], minlength=len(rows)) / 60
     spread = np.sqrt(views / 60)  # of a mean of 60 counts, at most that of a Poisson variable
     assert (np.abs(seen - views) <= 6 * spread + 0.1).all()

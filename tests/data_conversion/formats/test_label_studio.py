@@ -1,4 +1,4 @@
-"""Label Studio: percent and rotation, words given to regions, which results count, photos found; and written back."""
+"""Label Studio: percent and rotation, text given to regions, which results count, photos found; and written back."""
 
 from __future__ import annotations
 
