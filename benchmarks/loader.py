@@ -1,6 +1,6 @@
 """The share of training in which the model step waits for data, in the real trainer at the demo's sizes.
 
-    .venv/bin/python benchmarks/loader.py [--steps 30] [--workers 2] [--quick]
+    python benchmarks/loader.py [--steps 30] [--workers 2] [--quick]
 
 Runs `stages.train` on drawn cabinet photos into a folder of its own and takes the time inside
 `BBUTrainer.get_batch_samples`. The first batch, for which the worker processes start, is a figure of its own. The

@@ -1,6 +1,6 @@
 """All benchmarks one after another, then one table of what was measured against what was aimed at: `make bench`.
 
-    .venv/bin/python benchmarks/run_all.py [NAME ...] [--output outputs/benchmarks] [--quick]
+    python benchmarks/run_all.py [NAME ...] [--output outputs/benchmarks] [--quick]
 
 Each runs in a process of its own and prints as it goes. OUTPUT/<date>.json gets every benchmark's last line, the aims
 and the machine. A missed aim is said and no failure: exit status 1 is for a benchmark that fails. Not in here:

@@ -27,11 +27,11 @@ model:
 training: {max_steps: 1, batch_size: 1, warmup_steps: 0, precision: fp32, select_best: '', threads: 1}
 """
 SIZE = (84, 56)
-PART = {"desc": "标签/可读", "bbox_2d": [10, 10, 40, 30]}
+OBJECT = {"desc": "标签/可读", "bbox_2d": [10, 10, 40, 30]}
 
 
 def row(name: str = "a.png", **changes: Any) -> dict[str, Any]:
-    return {"images": [name], "objects": [PART], "width": SIZE[0], "height": SIZE[1], **changes}
+    return {"images": [name], "objects": [OBJECT], "width": SIZE[0], "height": SIZE[1], **changes}
 
 
 def prediction(name: str = "a.png", **changes: Any) -> dict[str, Any]:
@@ -192,7 +192,7 @@ def png_cut_off(place: Place) -> list[str]:
 
 
 def described(desc: str) -> dict[str, Any]:
-    return row(objects=[{**PART, "desc": desc}])
+    return row(objects=[{**OBJECT, "desc": desc}])
 
 
 def earlier_run(place: Place) -> list[str]:
@@ -282,11 +282,11 @@ RECORDS: list[Case] = [
     ("row not UTF-8", lambda p: p.train_on_text(GOOD.encode("gb18030")), ["train.jsonl:1", "UTF-8"]),
     (
         "box outside",
-        lambda p: p.train_on(row(objects=[{**PART, "bbox_2d": [1, 2, 85, 40]}])),
+        lambda p: p.train_on(row(objects=[{**OBJECT, "bbox_2d": [1, 2, 85, 40]}])),
         ["train.jsonl:1", "objects[0].bbox_2d", "x = 85"],
     ),
     (
-        "teacher without words",
+        "teacher without descriptions",
         lambda p: p.train_on({"student": row(), "teachers": [described(" ")]}),
         ["train.jsonl:1", "teachers[0].objects[0].desc"],
     ),
@@ -312,11 +312,11 @@ SAMPLES: list[Case] = [
         ["a.png", "data.max_length 50"],
     ),
     (
-        "words too long",
+        "description too long",
         lambda p: p.run("model.detection.caption_max_tokens=1"),
         ["a.png", "model.detection.caption_max_tokens"],
     ),
-    ("words that end a turn", lambda p: p.train_on(described("x<|im_end|>")), ["a.png", "<|im_end|>"]),
+    ("description that ends a turn", lambda p: p.train_on(described("x<|im_end|>")), ["a.png", "<|im_end|>"]),
 ]
 
 CHECKPOINTS: list[Case] = [

@@ -285,6 +285,7 @@ def test_every_key_renamed_so_far_is_known() -> None:
         ("evaluation.alarms_per_photo", "evaluation.fppi"),
         ("evaluation.resamples", "evaluation.bootstrap_samples"),
         ("data.augment.curriculum.calm_end", "data.augment.curriculum.close_mosaic"),
+        ("data.augment.paste_parts", "data.augment.paste_objects"),
     }
 
 

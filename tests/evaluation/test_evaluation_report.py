@@ -15,11 +15,11 @@ def cells(line):
 
 
 def metrics_of(*descs):
-    """One photo with a part for every description, all but the last found."""
+    """One photo with an object for every description, all but the last found."""
     boxes = [(100.0 * n, 0.0, 100.0 * n + 50, 50.0) for n in range(len(descs))]
-    parts = tuple(ObjectRow(desc, "bbox_2d", box) for box, desc in zip(boxes, descs, strict=True))
-    found = tuple(PredictedObject(p.box, p.desc, 0.9, 0.9) for p in parts[:-1])
-    return evaluate([Row(("a.jpg",), parts, 2000, 100)], [PredictionRow(("a.jpg",), 2000, 100, found)])
+    objects = tuple(ObjectRow(desc, "bbox_2d", box) for box, desc in zip(boxes, descs, strict=True))
+    found = tuple(PredictedObject(p.box, p.desc, 0.9, 0.9) for p in objects[:-1])
+    return evaluate([Row(("a.jpg",), objects, 2000, 100)], [PredictionRow(("a.jpg",), 2000, 100, found)])
 
 
 def description_lines(table):

@@ -89,7 +89,7 @@ def test_a_result_unpacks_as_boxes_and_captions_and_has_scores(inference: Infere
     assert result.scores.shape == result.objectness.shape == (10,)
     assert (np.diff(result.scores) <= 0).all(), "best first"
     assert ((result.scores >= 0) & (result.scores <= result.objectness) & (result.objectness <= 1)).all()
-    assert all(isinstance(words, str) for words in captions)
+    assert all(isinstance(caption, str) for caption in captions)
 
 
 def test_boxes_are_corners_in_pixels_of_the_photo(inference: Inference, photos: list[Image.Image]) -> None:

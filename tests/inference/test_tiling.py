@@ -48,7 +48,7 @@ def objects(draw: st.DrawFn, size: Size = (200, 150), names: str = "ab") -> Pred
     return PredictedObject((x, y, x + w, y + h), draw(st.sampled_from(names)), score, draw(st.floats(score, 1)))
 
 
-def part(box: tuple[float, float, float, float], desc: str = "a", score: float = 0.5) -> PredictedObject:
+def found_at(box: tuple[float, float, float, float], desc: str = "a", score: float = 0.5) -> PredictedObject:
     return PredictedObject(box, desc, score, score)
 
 
@@ -132,9 +132,9 @@ def test_a_box_comes_back_from_its_view_exactly(data: st.DataObject, size: Size,
     high = [data.draw(st.floats(side / 2, side - m)) for m, side in zip(margin, view.size, strict=True)]
     expected = (x1 + low[0], y1 + low[1], x1 + high[0], y1 + high[1])
     seen = (view.size[0] - high[0], low[1], view.size[0] - low[0], high[1]) if mirrored else (*low, *high)
-    (back,) = view.to_photo([part(seen)])
+    (back,) = view.to_photo([found_at(seen)])
     assert back.box == pytest.approx(expected, abs=1e-9)
-    assert replace(back, box=seen) == part(seen), "only the box changes"
+    assert replace(back, box=seen) == found_at(seen), "only the box changes"
 
 
 @pytest.mark.parametrize("mirrored", [False, True])
@@ -145,7 +145,7 @@ def test_boxes_and_pixels_move_together(mirrored: bool) -> None:
     shown = view.of(photo)
     found = shown.getchannel("R").getbbox()
     assert found is not None and shown.size == view.size
-    assert view.to_photo([part(found)])[0].box == (40, 30, 52, 41)
+    assert view.to_photo([found_at(found)])[0].box == (40, 30, 52, 41)
 
 
 def test_the_view_of_a_whole_photo_is_the_photo_itself() -> None:
@@ -160,7 +160,7 @@ def test_a_box_cut_by_an_inner_border_is_left_out_and_one_at_the_photos_own_is_n
 
     def stays(*box: float) -> bool:
         x1, y1, x2, y2 = box
-        return bool(view.to_photo([part((100 - x2, y1, 100 - x1, y2) if mirrored else (x1, y1, x2, y2))]))
+        return bool(view.to_photo([found_at((100 - x2, y1, 100 - x1, y2) if mirrored else (x1, y1, x2, y2))]))
 
     assert stays(0, 0, 40, 100), "left, top and bottom are the photo's"
     assert stays(20, 20, 95, 40)
@@ -207,7 +207,11 @@ def test_a_single_window_keeps_all_its_boxes(group: list[PredictedObject]) -> No
 
 
 def test_different_descriptions_need_more_overlap_to_be_suppressed() -> None:
-    whole, near, same = part((0, 0, 100, 100), "a", 0.9), part((0, 0, 100, 60), "b", 0.8), part((0, 0, 100, 99), "b")
+    whole, near, same = (
+        found_at((0, 0, 100, 100), "a", 0.9),
+        found_at((0, 0, 100, 60), "b", 0.8),
+        found_at((0, 0, 100, 99), "b"),
+    )
     assert merge_windows([[whole], [near, same]]) == [whole, near]
     assert merge_windows([[whole], [replace(near, desc="a")]]) == [whole]
 
@@ -241,12 +245,12 @@ def test_fusing_two_equal_lists_gives_the_list(plain: list[PredictedObject]) -> 
 
 
 def test_a_fused_box_is_the_score_weighted_mean() -> None:
-    (fused,) = fuse_mirrored([part((0, 0, 10, 10), score=0.9)], [part((0, 0, 13, 10), score=0.3)], RULES)
+    (fused,) = fuse_mirrored([found_at((0, 0, 10, 10), score=0.9)], [found_at((0, 0, 13, 10), score=0.3)], RULES)
     assert fused.box == pytest.approx((0, 0, 10.75, 10)) and fused.score == pytest.approx(0.6)
 
 
 def test_sides_in_mirrored_descriptions_are_swapped() -> None:
-    plain, seen = part((0, 0, 10, 10), "screw/left"), part((0, 0, 10, 10), "screw/right")
+    plain, seen = found_at((0, 0, 10, 10), "screw/left"), found_at((0, 0, 10, 10), "screw/right")
     (fused,) = fuse_mirrored([plain], [seen], RULES)
     assert fused == plain
     allowing = fuse_mirrored([plain], [seen], MirrorRules(horizontal="allow"))
@@ -255,7 +259,7 @@ def test_sides_in_mirrored_descriptions_are_swapped() -> None:
 
 def test_only_the_plain_view_counts_if_a_description_forbids_mirroring() -> None:
     rules = MirrorRules(horizontal="unless_words")
-    sided, plain = part((0, 0, 10, 10), "screw/left"), part((0, 0, 10, 10), "screw", 0.8)
+    sided, plain = found_at((0, 0, 10, 10), "screw/left"), found_at((0, 0, 10, 10), "screw", 0.8)
     assert fuse_mirrored([plain], [sided], rules) == [plain] and fuse_mirrored([sided], [plain], rules) == [sided]
     assert fuse_mirrored([plain], [plain], rules) == [plain]
     assert fuse_mirrored([plain], [], rules)[0].score == pytest.approx(0.4)
@@ -270,6 +274,6 @@ def test_all_views_of_one_object_merge_into_one() -> None:
     for view in views:
         x1, x2 = box[0] - view.window[0], box[2] - view.window[0]
         seen = (view.size[0] - x2, 20.0, view.size[0] - x1, 50.0) if view.mirrored else (x1, 20.0, x2, 50.0)
-        found.append([part(seen, "lock/right" if view.mirrored else "lock/left", 0.7)])
+        found.append([found_at(seen, "lock/right" if view.mirrored else "lock/left", 0.7)])
     (merged,) = merge_views(views, found, RULES)
     assert merged.box == pytest.approx(box) and (merged.desc, merged.score) == ("lock/left", pytest.approx(0.7))

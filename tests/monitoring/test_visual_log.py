@@ -71,7 +71,7 @@ def bugs_are_errors(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def records(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Eight photos for training and four for val, one of them without parts."""
+    """Eight photos for training and four for val, one of them without objects."""
     folder = tmp_path_factory.mktemp("records")
     write_jsonl(folder / "train.jsonl", [sample.to_json() for sample in write_samples(folder, 8)])
     write_jsonl(folder / "val.jsonl", [s.student.to_json() for s in write_samples(folder, 4, seed=50)])
@@ -205,7 +205,7 @@ def test_the_rarest_and_richest_photos_are_chosen_first() -> None:
 
 
 @given(st.lists(st.lists(st.sampled_from("abcdef"), max_size=4), max_size=12), st.integers(1, 6), st.integers(0, 3))
-def test_probes_are_photos_with_parts_each_once_and_the_same_for_a_seed(
+def test_probes_are_photos_with_objects_each_once_and_the_same_for_a_seed(
     plan: list[list[str]], count: int, seed: int
 ) -> None:
     rows = [photo_row(str(number), *descs) for number, descs in enumerate(plan)]
@@ -244,7 +244,8 @@ def test_matches_are_those_that_training_teaches_by(tmp_path: Path) -> None:
     ).final  # fmt: skip
     names = query_names(output)
     expected = {
-        part: names[query] for part, query in zip(trained.targets.tolist(), trained.predictions.tolist(), strict=True)
+        target: names[query]
+        for target, query in zip(trained.targets.tolist(), trained.predictions.tolist(), strict=True)
     }
     assert dict(enumerate(matched_queries(output, batch["boxes"], MatchCosts()))) == expected
     assert len(set(expected.values())) == 4
@@ -270,10 +271,10 @@ def test_a_query_is_named_by_the_image_token_it_starts_from(monkeypatch: pytest.
     assert min(names[count:]) >= count, "a learned query is no image token"
 
 
-def test_stability_is_the_share_of_parts_that_kept_their_query() -> None:
+def test_stability_is_the_share_of_objects_that_kept_their_query() -> None:
     assert match_stability([[1, 2], [3]], [[1, 9], [3]]) == pytest.approx(2 / 3)
     assert match_stability([[1, 2], None], [[1, 2], [4]]) == 1, "a photo that could not be read is not compared"
-    assert match_stability([[UNMATCHED]], [[UNMATCHED]]) == 0, "a part without a query has none to keep"
+    assert match_stability([[UNMATCHED]], [[UNMATCHED]]) == 0, "an object without a query has none to keep"
     assert match_stability([[]], [[]]) is None
 
 
@@ -344,8 +345,8 @@ def test_states_are_those_of_the_scorers_matching(tmp_path: Path) -> None:
     for row, found, shown in zip(rows, seen.predictions, look.photos, strict=True):
         assert shown.hidden == 0 and len(shown.found) == len(found.predictions) > 0
         ranked = sorted(found.predictions, key=lambda item: -item.score)
-        overlap = iou_matrix(np.array([p.box for p in ranked]), np.array([part.box for part in row.objects]))
-        same = np.array([[p.desc == part.desc for part in row.objects] for p in ranked])
+        overlap = iou_matrix(np.array([p.box for p in ranked]), np.array([item.box for item in row.objects]))
+        same = np.array([[p.desc == item.desc for item in row.objects] for p in ranked])
         agreeing = greedy_match(overlap * same, np.array([p.score for p in ranked]))
         assert [state == "agrees" for state, _ in shown.truth] == (agreeing >= 0).tolist()
     assert seen.metrics.keys() == set(VAL_METRICS)
@@ -531,7 +532,7 @@ def test_sliders_show_each_look_as_it_was(browser: Any, page: Path) -> None:
         assert browser.execute_script(text, "#all-step") == [str(look.step)]
         for number, (photo, seen) in enumerate(zip(history.photos, look.photos, strict=True)):
             left, right = (f"#photo-{number} .sides > div:nth-child({side})" for side in (1, 2))
-            assert browser.execute_script(text, f"{left} li > span") == [part[0] for part in photo.objects]
+            assert browser.execute_script(text, f"{left} li > span") == [item[0] for item in photo.objects]
             assert browser.execute_script(text, f"{left} li > i") == [note for _, note in seen.truth]
             assert browser.execute_script(text, f"{right} li > span") == [mark[4] for mark in seen.found]
             agree = sum(mark[5] == "agrees" for mark in seen.found)

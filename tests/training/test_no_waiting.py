@@ -84,7 +84,7 @@ def run_step(
     watch = Watch()
     excuse(
         monkeypatch, watch, attention.ATTENTION_BACKENDS, "sdpa"
-    )  # reads the edges, which a GPU's kernels do on the device
+    )  # reads the boundaries, which a GPU's kernels do on the device
     excuse(monkeypatch, watch, FeatureCache, "get")  # reads a file; what it gives is on the host
     for owner, name in ON_THE_HOST[family]:
         excuse(monkeypatch, watch, owner, name)

@@ -14,6 +14,7 @@ from bbu.errors import ConfigError
 
 RENAMED = {  # old key → new key
     "data.augment.curriculum.calm_end": "data.augment.curriculum.close_mosaic",
+    "data.augment.paste_parts": "data.augment.paste_objects",
     "data.teachers_per_sample": "data.episodes.counts",
     "evaluation.alarms_per_photo": "evaluation.fppi",
     "evaluation.captions_per_photo": "evaluation.max_detections",

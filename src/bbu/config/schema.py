@@ -103,7 +103,7 @@ class AugmentConfig:
     min_visible: float = fraction(0.4)  # objects that keep less of their area (lines: length) are dropped, others cut
     mosaic: float = fraction(0.0)  # probability of joining four training photos into one
     copy_paste: float = fraction(0.0)  # probability of pasting objects from other photos, rare descriptions first
-    paste_parts: int = positive(3)  # most objects pasted into one photo
+    paste_objects: int = positive(3)  # most objects pasted into one photo
     paste_margin: float = fraction(0.2)  # cut out around the object, share of its longer side
     paste_cover: float = fraction(0.1)  # largest share of another object that a pasted one may hide
     teachers: str = choice("independent", ("independent", "same", "none"))  # same: one draw for all photos of a sample
@@ -250,7 +250,7 @@ class EvaluationConfig:
     teachers: int = ranged(0)  # worked examples for each photo, chosen by data.episodes.choose (random: label_cover)
     batch_size: int = positive(8)
     max_detections: int = positive(100)  # most boxes of a photo, by objectness
-    nms_iou: float = fraction(0.7)  # boxes that overlap a surer box by more than this IoU are left out; 1 keeps all
+    nms_iou: float = fraction(0.7)  # boxes overlapping a higher-scoring box by more are left out; 1 keeps all
     descriptions: str = choice("free", ("free", "known"))  # known: of the model's list (docs/descriptions.md)
     score_threshold: float = fraction(0.3)  # for pictures, false positives and rates; AP uses every prediction
     target_precision: float = fraction(0.9)  # precision at which the recall of each description is reported

@@ -14,13 +14,19 @@ from bbu.doctor.boxes import contradiction_findings, measure_sizes, query_findin
 from bbu.doctor.conversion import conversion_findings
 from bbu.doctor.copies import find_copies
 from bbu.doctor.cost import memory_report, model_size, pack_sizes, steps_findings, steps_report
+from bbu.doctor.descriptions import (
+    balance_by_level,
+    caption_findings,
+    description_findings,
+    direction_findings,
+    special_tokens,
+)
 from bbu.doctor.findings import Example, Finding, finding
 from bbu.doctor.photos import PhotoFacts, look_at_all, names_of, photo_findings, readable
 from bbu.doctor.proof import choose_samples, proof_findings, prove
 from bbu.doctor.reading import Rows, Sample, read_folder
 from bbu.doctor.report import Report, split_counts
 from bbu.doctor.tokens import length_findings, measure_lengths
-from bbu.doctor.words import balance_by_level, caption_findings, direction_findings, special_tokens, word_findings
 from bbu.errors import ConfigError
 from bbu.families.photo_plan import PhotoPlan
 from bbu.families.registry import backbone_class
@@ -56,7 +62,7 @@ def examine(
     report.findings += conversion_findings(folder, config.data.source.on_error)
     _examine_boxes(report, config, rows, good, facts)
     report.balance = balance_by_level(rows)
-    report.findings += word_findings(rows, family.conversation)
+    report.findings += description_findings(rows, family.conversation)
     report.findings += direction_findings(rows, config.data.augment, mirror or MirrorRules())
     processor = _examine_tokens(report, config, rows, good, image_root)
     pairs = choose_samples(good.samples, facts, samples, config.seed)

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from bbu.doctor.charts import Bar
+from bbu.doctor.descriptions import COLUMNS, Balance
 from bbu.doctor.findings import by_severity
 from bbu.doctor.proof import HEAD_BOUND, HEAD_COLOUR, RECORD_COLOUR, TEXT_COLOUR, Proven, draw_proof
 from bbu.doctor.report import Report, size_text
-from bbu.doctor.words import COLUMNS, Balance
 from bbu.drawing.pages import jpeg_base64, render_page
 from bbu.errors import UserError
 from bbu.images import load_image

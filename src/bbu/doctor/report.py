@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from bbu.doctor.boxes import ObjectSizes
+from bbu.doctor.descriptions import Balance
 from bbu.doctor.findings import ERROR, INFO, SEVERITIES, WARNING, Finding, by_severity
 from bbu.doctor.proof import HEAD_BOUND, Proven
 from bbu.doctor.tokens import TokenLengths
-from bbu.doctor.words import Balance
 
 SCHEMA = "bbu.doctor/1"
 RARE_SHOWN = 5

@@ -110,7 +110,7 @@ def _moved(points: Sequence[Point], scale: float, corner: tuple[int, int], size:
     ]
 
 
-# ---------------------------------------------------------------- numbers and words
+# ---------------------------------------------------------------- numbers and descriptions
 
 
 def _draw_numbers(
@@ -160,9 +160,9 @@ def _draw_legend(
         path = [(x + 30, y + LINE_HEIGHT // 2), (x + 62, y + LINE_HEIGHT // 2)]
         draw_path(draw, path, palette[first_level(mark.desc)], DASHES[mark.state])
         room = width - 68 - 12 - 8 - cjk_font(TEXT).getlength(mark.note)
-        words = _fitted(mark.desc, room)
-        draw.text((x + 68, y + LINE_HEIGHT / 2), words, fill=INK, font=cjk_font(TEXT), anchor="lm")
-        at = x + 68 + cjk_font(TEXT).getlength(words) + 12
+        description = _fitted(mark.desc, room)
+        draw.text((x + 68, y + LINE_HEIGHT / 2), description, fill=INK, font=cjk_font(TEXT), anchor="lm")
+        at = x + 68 + cjk_font(TEXT).getlength(description) + 12
         tone = FAINT if mark.state == AGREES else (176, 30, 40)
         draw.text((at, y + LINE_HEIGHT / 2), mark.note, fill=tone, font=cjk_font(TEXT), anchor="lm")
 
@@ -179,10 +179,10 @@ def _fitted(text: str, width: float) -> str:
 
 def _draw_key(draw: ImageDraw.ImageDraw, y: int, key: list[tuple[str, str]]) -> None:
     x = 0.0
-    for state, words in key:
+    for state, name in key:
         draw_path(draw, [(x, y + LINE_HEIGHT / 2), (x + 32, y + LINE_HEIGHT / 2)], FAINT, DASHES[state])
-        draw.text((x + 40, y + LINE_HEIGHT / 2), words, fill=INK, font=cjk_font(TEXT), anchor="lm")
-        x += 40 + cjk_font(TEXT).getlength(words) + 24
+        draw.text((x + 40, y + LINE_HEIGHT / 2), name, fill=INK, font=cjk_font(TEXT), anchor="lm")
+        x += 40 + cjk_font(TEXT).getlength(name) + 24
     draw.text(
         (PANEL, y + LINE_HEIGHT / 2), "= ≠: number on the other side", fill=FAINT, font=cjk_font(NUMBER), anchor="rm"
     )

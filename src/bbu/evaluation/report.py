@@ -46,7 +46,7 @@ HEADLINES = {
     "Brier_objectness": "  Brier score",
     "score_threshold": "at score threshold",
     "false_positives_per_image": "  false positives per image",
-    "duplicates_per_photo": "  duplicate boxes per image",
+    "duplicates_per_image": "  duplicate boxes per image",
     "out_of_vocabulary_predictions": "  out-of-vocabulary predictions",
     "out_of_vocabulary_rate": "  out-of-vocabulary rate",
     "unknown_to_training_rate": "  rate unknown to training",

@@ -116,8 +116,13 @@ def settings_of(inference: Inference, model: str | Path, *files: str | None) -> 
     device = next(inference.model.parameters()).device.type
     contents = [content_hash(path) if path else None for path in (model, *files)]
     options = inference.predictor.options
-    words = digest(options.vocabulary.descriptions) if options.vocabulary else None
-    return {"contents": contents, "device": device, "words": words, "options": repr(replace(options, vocabulary=None))}
+    descriptions = digest(options.vocabulary.descriptions) if options.vocabulary else None
+    return {
+        "contents": contents,
+        "device": device,
+        "descriptions": descriptions,
+        "options": repr(replace(options, vocabulary=None)),
+    }
 
 
 def written_name(name: str) -> str:

@@ -41,11 +41,11 @@ def view(config: AugmentConfig, shown: Photo, seed: int = 0, progress: float = 0
     return Augmenter(config, seed, **options).for_sample(0, 0, progress)([shown])[0]
 
 
-def box(x1: float, y1: float, x2: float, y2: float, desc: str = "part") -> ObjectRow:
+def box(x1: float, y1: float, x2: float, y2: float, desc: str = "object") -> ObjectRow:
     return ObjectRow(desc, "bbox_2d", (x1, y1, x2, y2))
 
 
-# ---------------------------------------------------------------- parts and pixels
+# ---------------------------------------------------------------- objects and pixels
 
 
 def painted(size: tuple[int, int], ring: np.ndarray) -> Image.Image:
@@ -72,8 +72,8 @@ def test_a_polygon_follows_its_pixels(seed: int, width: int, height: int) -> Non
     ring = np.array([[0.3 * width, 0.35 * height], [0.7 * width, 0.4 * height], [0.45 * width, 0.7 * height]])
     image = painted((width, height), ring)
     ground = replace(MOVES, crop=0.0, object_crop=0.0, scale=0.2)
-    part = ObjectRow("part", "poly", tuple(ring.ravel().tolist()))
-    shown = view(ground, Photo(image, "a.png", (part,)), seed)
+    item = ObjectRow("object", "poly", tuple(ring.ravel().tolist()))
+    shown = view(ground, Photo(image, "a.png", (item,)), seed)
     light = Image.fromarray((np.asarray(shown.image) * (np.asarray(shown.image) != GROUND)).astype(np.uint8))
     moved = np.array(shown.objects[0].points).reshape(-1, 2)
     area, centre = lit(light)
@@ -98,8 +98,8 @@ def test_a_box_encloses_exactly_the_pixels_of_its_object(config: AugmentConfig) 
 
 def test_a_rotated_box_encloses_its_corners_and_a_polygon_stays_exact() -> None:
     ring = (20.0, 10.0, 40.0, 10.0, 40.0, 30.0, 20.0, 30.0)
-    parts = box(20, 10, 40, 30), ObjectRow("poly", "poly", ring), ObjectRow("line", "line", ring[:4])
-    shown = view(AugmentConfig(rotate=30), photo((60, 40), *parts), seed=3)
+    objects = box(20, 10, 40, 30), ObjectRow("poly", "poly", ring), ObjectRow("line", "line", ring[:4])
+    shown = view(AugmentConfig(rotate=30), photo((60, 40), *objects), seed=3)
     assert shown.to_canvas is not None
     there = transform_points(np.array(ring).reshape(-1, 2), shown.to_canvas)
     np.testing.assert_allclose(np.array(shown.objects[1].points).reshape(-1, 2), there)
@@ -158,9 +158,9 @@ def test_a_crop_around_an_object_contains_all_of_it(seed: int) -> None:
 
 
 def test_crops_around_objects_choose_objects_uniformly() -> None:
-    parts = [box(5, 5, 9, 9, "a"), box(60, 40, 64, 44, "b"), box(80, 5, 84, 9, "c")]
+    objects = [box(5, 5, 9, 9, "a"), box(60, 40, 64, 44, "b"), box(80, 5, 84, 9, "c")]
     config = AugmentConfig(object_crop=1.0, crop_area=[0.02, 0.02])
-    seen = Counter(item.desc for seed in range(600) for item in view(config, photo((90, 60), *parts), seed).objects)
+    seen = Counter(item.desc for seed in range(600) for item in view(config, photo((90, 60), *objects), seed).objects)
     assert all(count / 600 == pytest.approx(1 / 3, abs=0.06) for count in seen.values()) and len(seen) == 3
 
 
@@ -176,8 +176,8 @@ def test_a_crop_never_exceeds_the_aspect_ratio_limit() -> None:
 
 
 def words(config: AugmentConfig, *descs: str, seed: int = 0, rules: MirrorRules | None = None) -> list[str]:
-    parts = [box(5, 5, 20, 20, desc) for desc in descs]
-    return [item.desc for item in view(config, photo((60, 40), *parts), seed, mirror=rules).objects]
+    objects = [box(5, 5, 20, 20, desc) for desc in descs]
+    return [item.desc for item in view(config, photo((60, 40), *objects), seed, mirror=rules).objects]
 
 
 def test_a_mirrored_photo_says_right_where_it_said_left() -> None:
@@ -401,7 +401,7 @@ def test_strength_rises_over_the_run_and_scales_chances_and_ranges() -> None:
         ("blur_sigma=[nan,1]", "data.augment.blur_sigma: must be two numbers, [from, to]"),
         ("jpeg_quality=[50,101]", "data.augment.jpeg_quality: must be two numbers, [from, to]"),
         ("min_visible=1.5", "data.augment.min_visible: must lie between 0 and 1, is 1.5"),
-        ("paste_parts=0", "data.augment.paste_parts: must be at least 1, is 0"),
+        ("paste_objects=0", "data.augment.paste_objects: must be at least 1, is 0"),
         ("curriculum.full_at=2", "data.augment.curriculum.full_at: must lie between 0 and 1, is 2"),
         ("teachers=all", "data.augment.teachers: 'all' is not one of independent, same, none"),
     ],

@@ -14,7 +14,7 @@ from PIL import Image
 
 from bbu.config import AugmentConfig, CurriculumConfig
 from bbu.data.augment import Augmenter
-from bbu.data.augment.parts import share_inside
+from bbu.data.augment.objects import share_inside
 from bbu.data.photo import Photo, open_photo
 from bbu.errors import ConfigError, ImageError
 from bbu.records import ObjectRow, Row
@@ -35,8 +35,8 @@ def pool(photo_folder: Path) -> list[Row]:
         for box in boxes:
             image.paste(colour, box)
         image.save(photo_folder / f"{name}.png")
-        parts = tuple(ObjectRow(name, "bbox_2d", tuple(map(float, box))) for box in boxes)
-        rows.append(Row((f"{name}.png",), parts, width, height))
+        objects = tuple(ObjectRow(name, "bbox_2d", tuple(map(float, box))) for box in boxes)
+        rows.append(Row((f"{name}.png",), objects, width, height))
     return rows
 
 
@@ -60,7 +60,7 @@ def test_every_box_of_a_mosaic_contains_its_own_object(pool: list[Row], photo_fo
             x1, y1, x2, y2 = item.box
             assert 0 <= x1 < x2 <= 200 and 0 <= y1 < y2 <= 160
             difference = np.abs(colour_inside(shown, item) - COLOURS[item.desc])
-            assert difference.max() < 60  # resizing greys the outermost pixels of small parts
+            assert difference.max() < 60  # resizing greys the outermost pixels of small objects
     assert set(seen) == set(COLOURS)
 
 
@@ -89,7 +89,7 @@ def test_pasted_objects_lie_in_their_boxes_and_hide_nothing(pool: list[Row], pho
 def test_a_pasted_piece_hides_at_most_paste_cover_of_an_object(pool: list[Row], photo_folder: Path) -> None:
     hidden = []
     for seed in range(60):
-        shown = mixed(replace(PASTE, paste_cover=0.5, paste_parts=1), pool, photo_folder, seed)
+        shown = mixed(replace(PASTE, paste_cover=0.5, paste_objects=1), pool, photo_folder, seed)
         for item in shown.objects[2:]:
             x1, y1, x2, y2 = (round(value) for value in item.box)
             hidden += [share_inside(old, (x1, y1), (x2 - x1, y2 - y1)) for old in shown.objects[:2]]
@@ -101,14 +101,14 @@ def test_a_margin_includes_neighbouring_objects_and_fades_out(photo_folder: Path
     image.paste((200, 0, 0), (80, 80, 120, 120))
     image.save(photo_folder / "source.png")
     Image.new("RGB", (200, 200)).save(photo_folder / "target.png")
-    part, inner = (ObjectRow(name, "bbox_2d", points) for name, points in
+    rare, inner = (ObjectRow(name, "bbox_2d", points) for name, points in
                    (("rare", (80.0, 80.0, 120.0, 120.0)), ("inner", (90.0, 90.0, 100.0, 100.0))))  # fmt: skip
     far = ObjectRow("line", "line", (0.0, 0.0, 200.0, 0.0))
-    rows = [Row(("target.png",), (), 200, 200), Row(("source.png",), (part, inner, far), 200, 200)]
-    config = AugmentConfig(copy_paste=1.0, paste_margin=0.5, paste_parts=1)
+    rows = [Row(("target.png",), (), 200, 200), Row(("source.png",), (rare, inner, far), 200, 200)]
+    config = AugmentConfig(copy_paste=1.0, paste_margin=0.5, paste_objects=1)
     alone = [item for item in (mixed(config, rows, photo_folder, seed) for seed in range(60)) if item.objects]
-    both = next(item for item in alone if {part.desc for part in item.objects} == {"rare", "inner"})
-    assert all("line" not in [part.desc for part in item.objects] for item in alone)
+    both = next(item for item in alone if {other.desc for other in item.objects} == {"rare", "inner"})
+    assert all("line" not in [other.desc for other in item.objects] for item in alone)
     x1, y1, x2, y2 = (round(value) for value in both.objects[0].box)
     pixels = np.asarray(both.image.convert("L"), dtype=float)
     out = round(0.25 * (x2 - x1))  # half the margin: full light from here on

@@ -111,7 +111,7 @@ def test_the_rare_state_of_a_screw_is_seen_more_often_as_the_formula_says() -> N
 def test_the_expected_fraction_matches_many_epochs(method: str, rows: list[Row]) -> None:
     config = SamplingConfig(method, threshold=0.5)
     views = expected_views(rows, config)
-    assert (views > 0).all(), "every photo is seen, also those without parts"
+    assert (views > 0).all(), "every photo is seen, also those without objects"
     seen = np.bincount([photo for epoch in epochs(rows, config, 60) for photo in epoch], minlength=len(rows)) / 60
     spread = np.sqrt(views / 60)  # of a mean of 60 counts, at most that of a Poisson variable
     assert (np.abs(seen - views) <= 6 * spread + 0.1).all()
@@ -163,7 +163,7 @@ def test_class_aware_draws_classes_uniformly_and_photos_of_a_class_uniformly() -
     np.testing.assert_allclose(counts[50:55] / counts[50:55].sum(), 0.2, atol=0.04)
 
 
-def test_the_table_shows_the_rarest_and_the_commonest_and_counts_the_rest() -> None:
+def test_the_table_shows_the_rarest_and_the_most_frequent_and_counts_the_rest() -> None:
     rows = rows_of(*((number + 1, [f"kind {number}"]) for number in range(9)))
     lines = balance_table(effective_balance(rows, SamplingConfig("repeat_factor")), limit=6).splitlines()
     assert len(lines) == 8 and [line.split()[-1] for line in lines[1:5]] == ["0", "1", "2", "3"]

@@ -15,7 +15,7 @@ import numpy as np
 
 from bbu.config import AugmentConfig
 from bbu.data.augment.draws import Draws
-from bbu.data.augment.parts import Size, place_parts
+from bbu.data.augment.objects import Size, place_objects
 from bbu.data.photo import Photo
 from bbu.geometry import IDENTITY, MAX_ASPECT_RATIO, Affine, compose, exif_affine
 from bbu.records import ObjectRow
@@ -88,7 +88,7 @@ def _flip(photo: Photo, mirror: str, rules: MirrorRules) -> Photo:
 
 
 def _moved(photo: Photo, image: Any, affine: Affine, rules: MirrorRules, changes: Iterable[str]) -> Photo:
-    objects = place_parts(photo.objects, affine, image.size, 0.0)
+    objects = place_objects(photo.objects, affine, image.size, 0.0)
     for mirror in changes:
         if mirror != "turn":
             objects = tuple(replace(item, desc=rules.swap(item.desc, mirror)) for item in objects)
@@ -114,7 +114,7 @@ def _zoom_and_crop(photo: Photo, config: AugmentConfig, draws: Draws, strength: 
     angle = draws.spread("rotate", config.rotate * strength) if config.rotate else 0.0
     zoom = 1 + (draws.spread("scale", config.scale * strength) if config.scale else 0.0)
     warp = about_the_middle(image.size, angle, zoom)
-    left = place_parts(objects, warp, image.size, config.min_visible)
+    left = place_objects(objects, warp, image.size, config.min_visible)
     if (angle or zoom != 1) and (left or not objects):
         image = functional.affine(
             image, angle, [0, 0], zoom, [0, 0], interpolation=InterpolationMode.BILINEAR, fill=list(GROUND)
@@ -125,7 +125,7 @@ def _zoom_and_crop(photo: Photo, config: AugmentConfig, draws: Draws, strength: 
         x, y, width, height = window
         image = functional.crop(image, y, x, height, width)
         affine = compose(affine, (1, 0, -x, 0, 1, -y))
-        objects = place_parts(photo.objects, affine, (width, height), config.min_visible)
+        objects = place_objects(photo.objects, affine, (width, height), config.min_visible)
     return photo if image is photo.image else _changed(photo, image, objects, affine)
 
 
@@ -151,13 +151,13 @@ def _draw_window(
         held = None
         if centred:
             chosen = photo.objects[int(random.integers(len(photo.objects)))]
-            placed = place_parts([chosen], affine, photo.image.size, config.min_visible)
+            placed = place_objects([chosen], affine, photo.image.size, config.min_visible)
             if not placed:
                 continue
             held = placed[0].box
         x, y, width, height = _window(random, photo.image.size, config.crop_area, held)
         shifted = compose(affine, (1, 0, -x, 0, 1, -y))
-        if not photo.objects or place_parts(photo.objects, shifted, (width, height), config.min_visible):
+        if not photo.objects or place_objects(photo.objects, shifted, (width, height), config.min_visible):
             return x, y, width, height
     return None
 

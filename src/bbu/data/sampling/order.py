@@ -169,7 +169,7 @@ def effective_balance(rows: Sequence[Row], config: SamplingConfig) -> list[Balan
 
 
 def balance_table(balance: Sequence[Balance], limit: int = 6) -> str:
-    """The rarest and the commonest classes as text: photos, objects, fraction of shown objects before and after."""
+    """The rarest and the most frequent classes as text: photos, objects, fraction of shown objects before and after."""
     shown = list(balance) if len(balance) <= limit else [*balance[: limit - 2], *balance[-2:]]
     lines = ["photos objects  share → sampled"]
     lines += [

@@ -143,8 +143,8 @@ def curves(flat: FlatDetections, max_detections: int) -> list[Curve]:
         count: Counter[str] = Counter()
         for desc, times in truth.items():
             count[label(desc)] += times
-        commonest = sorted(count, key=lambda name: (-count[name], name))[:CURVES_SHOWN]
-        found += [{"group": group, "name": name, "points": _rounded(precision[name])} for name in commonest]
+        frequent = sorted(count, key=lambda name: (-count[name], name))[:CURVES_SHOWN]
+        found += [{"group": group, "name": name, "points": _rounded(precision[name])} for name in frequent]
     return found
 
 

@@ -32,7 +32,7 @@ Size = tuple[int, int]  # width, height in pixels
 _CORNERS = [0, 1, 2, 1, 2, 3, 0, 3]  # of an xyxy box, around it
 
 
-def place_parts(
+def place_objects(
     items: Iterable[ObjectRow], affine: Affine, size: Size, min_visible: float, corner: tuple[int, int] = (0, 0)
 ) -> tuple[ObjectRow, ...]:
     """The objects that remain in a view, in the given order.

@@ -41,7 +41,7 @@ def balance_by_level(rows: Rows) -> list[Balance]:
     return levels
 
 
-def word_findings(rows: Rows, conversation: Conversation) -> list[Finding]:
+def description_findings(rows: Rows, conversation: Conversation) -> list[Finding]:
     """Findings about special tokens, unseen, rare and dominating descriptions."""
     learnt = _counts(rows.of("train", "teacher"))
     special = [example for sample in rows.samples for example in special_tokens(sample, conversation)]
