@@ -29,7 +29,7 @@ from bbu.models.vocabulary import (
 )
 from bbu.taxonomy import LevelRule, Taxonomy, prefix, split_path
 from bbu.training.recovery import publish
-from tests.tiny import FAMILIES, tiny_processor, tiny_tokenizer
+from tests.tiny import DEFAULT, FAMILIES, tiny_processor, tiny_tokenizer
 
 END, MAX_TOKENS = 0, 9
 
@@ -351,7 +351,7 @@ def test_a_file_of_descriptions_is_read(name: str, tmp_path: Path) -> None:
     known = ["screw/loose", "标签/完整"]
     path = tmp_path / name
     path.write_text("\n".join([*known, "", " "]) if name.endswith("txt") else json.dumps(known), encoding="utf-8")
-    vocabulary = choose_vocabulary(str(path), tmp_path, tiny_processor(FAMILIES[0]))
+    vocabulary = choose_vocabulary(str(path), tmp_path, tiny_processor(DEFAULT))
     assert vocabulary is not None and vocabulary.descriptions == tuple(known)
 
 
