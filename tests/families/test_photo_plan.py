@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from bbu.families.photo_plan import PhotoPlan
+from bbu.families.prompts import boxes_from_text, text_boxes
 from bbu.families.registry import backbone_class
 from bbu.geometry import MAX_ASPECT_RATIO, cxcywh_to_xyxy, xyxy_to_cxcywh
 from tests.tiny import FAMILIES, tiny_spec
@@ -40,6 +41,14 @@ def photos_and_crops(draw: st.DrawFn) -> tuple[tuple[int, int], tuple[int, int]]
     assume(max(crop) <= MAX_ASPECT_RATIO * min(crop))
     width, height = draw(st.permutations(crop))
     return photo, (width, height)
+
+
+@st.composite
+def boxes_within(draw: st.DrawFn, width: int, height: int) -> np.ndarray:
+    """(n, 4) xyxy inside a photo."""
+    share = st.floats(0, 1)
+    ends = np.array(draw(st.lists(st.tuples(share, share, share, share), min_size=1, max_size=4))).reshape(-1, 2, 2)
+    return np.concatenate((ends.min(axis=1), ends.max(axis=1)), axis=1) * [width, height, width, height]
 
 
 @every_family
@@ -89,10 +98,7 @@ def test_boxes_come_back_from_the_unit_square_within_half_a_pixel(
     family: str, data: st.DataObject, size: tuple[int, int], allowed: tuple[int, int]
 ) -> None:
     """Through centre and size in the head's own float32; the photo may cover only a part of the unit square."""
-    corner = st.floats(0, 1)
-    unit = np.array(data.draw(st.lists(st.tuples(corner, corner, corner, corner), min_size=1, max_size=4)))
-    unit = np.concatenate((np.minimum(unit[:, :2], unit[:, 2:]), np.maximum(unit[:, :2], unit[:, 2:])), axis=1)
-    boxes = unit * [*size, *size]
+    boxes = data.draw(boxes_within(*size))
     geometry = plan_of(family, allowed).plan(*size)
     there = geometry.boxes_to_unit(boxes)
     left, top, right, bottom = geometry.photo_in_unit
@@ -103,6 +109,23 @@ def test_boxes_come_back_from_the_unit_square_within_half_a_pixel(
     assert exact.min() >= -1e-6 and (exact <= np.array([*size, *size]) + 1e-6).all()
     found = geometry.boxes_from_unit(cxcywh_to_xyxy(xyxy_to_cxcywh(there).astype(np.float32)))
     assert np.abs(found - boxes).max() <= 0.5
+
+
+@every_family
+@settings(max_examples=60)
+@given(data=st.data(), size=photo_sizes(), allowed=limits, convention=st.sampled_from(["model_pixels", "norm1000"]))
+def test_boxes_come_back_from_text_within_half_a_step_of_it(
+    family: str, data: st.DataObject, size: tuple[int, int], allowed: tuple[int, int], convention: str
+) -> None:
+    boxes, plan = data.draw(boxes_within(*size)), plan_of(family, allowed)
+    geometry = plan.plan(*size)
+    _, rows, columns = plan.grid(geometry)
+    pixels = (columns * plan.patch_size, rows * plan.patch_size)
+    steps = np.array(pixels if convention == "model_pixels" else (1000, 1000))
+    written = text_boxes(geometry, boxes, convention)
+    assert written.min() >= 0 and (written <= np.tile(steps, 2)).all()
+    step = np.array(size) / np.array(geometry.photo_in_unit[2:]) / steps
+    assert (np.abs(boxes_from_text(geometry, written, convention) - boxes) <= 0.5 * np.tile(step, 2) + 1e-6).all()
 
 
 def test_one_familys_canvas_is_larger_than_the_photo() -> None:
