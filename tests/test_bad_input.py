@@ -20,6 +20,7 @@ from bbu.families.qwen2_5_vl.codec import QWEN
 CONFIG = """
 data: {language: en, min_pixels: 3136, max_pixels: 25088, max_length: 2048}
 model:
+  family: qwen2_5_vl
   scratch:
     {vision_width: 16, vision_depth: 1, vision_heads: 1, vision_full_attention: [0],
      text_width: 32, text_depth: 1, text_heads: 2, text_kv_heads: 1, vocab_size: 400}
@@ -316,7 +317,7 @@ SAMPLES: list[Case] = [
         lambda p: p.run("model.detection.caption_max_tokens=1"),
         ["a.png", "model.detection.caption_max_tokens"],
     ),
-    ("description that ends a turn", lambda p: p.train_on(described("x<|im_end|>")), ["a.png", "<|im_end|>"]),
+    ("description that ends a turn", lambda p: p.train_on(described(f"x{QWEN.end}")), ["a.png", QWEN.end]),
 ]
 
 CHECKPOINTS: list[Case] = [

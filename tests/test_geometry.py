@@ -331,6 +331,7 @@ def test_smart_resize_refuses_what_has_no_pixels_or_is_a_sliver(height: int, wid
         smart_resize(height, width, 28, 3136, 100352)
 
 
+@pytest.mark.parametrize("family", ["qwen2_5_vl"])
 def test_the_image_processor_resizes_as_the_geometry_says(chat_processor: Any) -> None:
     import torch
 

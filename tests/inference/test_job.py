@@ -19,7 +19,7 @@ from bbu.inference import Inference, job
 from bbu.inference.partial import PartialRows
 from bbu.models.checkpoint import save_model
 from bbu.records import PredictionRow, read_predictions
-from tests.tiny import FAMILIES, build_tiny, noise_photo, tiny_config, tiny_processor
+from tests.tiny import DEFAULT, build_tiny, noise_photo, tiny_config, tiny_processor
 
 SIZES = [(112, 84), (56, 56), (168, 112), (60, 60), (110, 80), (160, 120), (58, 56)]
 
@@ -28,8 +28,8 @@ SIZES = [(112, 84), (56, 56), (168, 112), (60, 60), (110, 80), (160, 120), (58, 
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny model folder; calibrated, because untrained captions have scores that round to 0."""
     place = tmp_path_factory.mktemp("model")
-    config = tiny_config(model={"family": FAMILIES[0]})
-    save_model(place, build_tiny(config), tiny_processor(FAMILIES[0], caption_max_tokens=24))
+    config = tiny_config(model={"family": DEFAULT})
+    save_model(place, build_tiny(config), tiny_processor(DEFAULT, caption_max_tokens=24))
     rough = {"ECE": None, "Brier": None}
     Calibration("temperature", 20.0, (), "val", 1, 1, rough, rough).save(place / "calibration.json")
     return place

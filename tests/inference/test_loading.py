@@ -17,14 +17,14 @@ from bbu.images import load_image
 from bbu.inference.loading import Views, ViewTask, in_parallel, photo_size, plan_views
 from bbu.inference.predictor import Predictor
 from bbu.inference.tiling import Tiles
-from tests.tiny import FAMILIES, noise_photo, tiny_model, tiny_processor
+from tests.tiny import DEFAULT, noise_photo, tiny_model, tiny_processor
 
 SIZES = [(112, 84), (56, 56), (168, 112), (60, 60), (110, 80), (160, 120), (58, 56)]
 
 
 @pytest.fixture(scope="module")
 def predictor() -> Predictor:
-    return Predictor(tiny_model(FAMILIES[0]), tiny_processor(FAMILIES[0], caption_max_tokens=24), batch_size=2)
+    return Predictor(tiny_model(DEFAULT), tiny_processor(DEFAULT, caption_max_tokens=24), batch_size=2)
 
 
 @pytest.fixture(scope="module")

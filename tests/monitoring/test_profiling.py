@@ -27,7 +27,7 @@ from bbu.monitoring.trace import (
     step_operations,
     step_parts,
 )
-from tests.tiny import FAMILIES, build_tiny, mixed_samples, pack, tiny_config, tiny_processor, tiny_trainer
+from tests.tiny import DEFAULT, FAMILIES, build_tiny, mixed_samples, pack, tiny_config, tiny_processor, tiny_trainer
 
 MAIN, AUTOGRAD, STREAM, COPIES = 1, 2, 7, 8
 
@@ -305,7 +305,7 @@ def test_profile_prints_where_a_step_goes_and_touches_nothing_of_the_run(
 
 
 def test_an_interrupted_step_leaves_no_trace(tmp_path: Path) -> None:
-    config, processor = tiny_config(training={"batch_size": 1}), tiny_processor(FAMILIES[0])
+    config, processor = tiny_config(training={"batch_size": 1}), tiny_processor(DEFAULT)
     model = build_tiny(config)
     trainer = tiny_trainer(config, tmp_path, mixed_samples(processor)[:4], processor, model)
     with torch.no_grad():
@@ -317,7 +317,7 @@ def test_an_interrupted_step_leaves_no_trace(tmp_path: Path) -> None:
 
 
 def test_a_run_with_too_few_steps_is_an_error(tmp_path: Path) -> None:
-    config, processor = tiny_config(training={"max_steps": 3}), tiny_processor(FAMILIES[0])
+    config, processor = tiny_config(training={"max_steps": 3}), tiny_processor(DEFAULT)
     trainer = tiny_trainer(config, tmp_path, mixed_samples(processor), processor)
     with pytest.raises(UserError, match=r"training\.max_steps: 3 steps are too few to profile one after 3"):
         profile_step(trainer, tmp_path, warm_up=3)

@@ -47,7 +47,7 @@ from bbu.monitoring.visual_probe import (
 )
 from bbu.records import ObjectRow, PredictedObject, PredictionRow, Row
 from tests.tiny import (
-    FAMILIES,
+    DEFAULT,
     build_tiny,
     noise_photo,
     pack,
@@ -142,8 +142,8 @@ def test_random_states_and_every_modules_mode_survive_whatever_happens_inside() 
 
 
 def probe_of(rows: list[Row], folder: Path, **options: Any) -> Probe:
-    model = tiny_model(FAMILIES[0], torch.float32)
-    predictor = Predictor(model, tiny_processor(FAMILIES[0], folder), **options)
+    model = tiny_model(DEFAULT, torch.float32)
+    predictor = Predictor(model, tiny_processor(DEFAULT, folder), **options)
     return Probe(predictor, rows, str(folder), MatchCosts())
 
 
@@ -233,8 +233,8 @@ def test_photos_are_those_of_val_or_of_train_where_there_is_no_val(records: Path
 
 
 def test_matches_are_those_that_training_teaches_by(tmp_path: Path) -> None:
-    model = tiny_model(FAMILIES[0])
-    batch = pack(model, [tiny_sample(tiny_processor(FAMILIES[0]), 3, parts=4)])
+    model = tiny_model(DEFAULT)
+    batch = pack(model, [tiny_sample(tiny_processor(DEFAULT), 3, parts=4)])
     output = run_model(model, batch)
     trained = detection_sums(
         torch.stack([layer.boxes for layer in output.layers]),
@@ -252,8 +252,8 @@ def test_matches_are_those_that_training_teaches_by(tmp_path: Path) -> None:
 
 
 def test_a_query_is_named_by_the_image_token_it_starts_from(monkeypatch: pytest.MonkeyPatch) -> None:
-    queries = {"family": FAMILIES[0], "detection.queries": 60}
-    model = tiny_model(FAMILIES[0], model=queries)
+    queries = {"family": DEFAULT, "detection.queries": 60}
+    model = tiny_model(DEFAULT, model=queries)
     started: list[torch.Tensor] = []
     real = DetectionHead._choose
 
@@ -263,7 +263,7 @@ def test_a_query_is_named_by_the_image_token_it_starts_from(monkeypatch: pytest.
         return found
 
     monkeypatch.setattr(DetectionHead, "_choose", choose)
-    output = run_model(model, pack(model, [tiny_sample(tiny_processor(FAMILIES[0]), 3)]))
+    output = run_model(model, pack(model, [tiny_sample(tiny_processor(DEFAULT), 3)]))
     names, (count,) = query_names(output), output.proposal_counts
     assert count < 60 and len(names) == len(set(names)) == 60
     assert sorted(names[:count]) == list(range(count)), "every image token became a query"
