@@ -34,7 +34,7 @@ def fetch_times(
         DEMO,
         [
             f"data.workers={workers}", f"training.max_steps={steps}", "training.eval_every=0",
-            "training.select_best=false", f"training.save_every={steps}", "training.warmup_steps=0",
+            "training.select_best=", f"training.save_every={steps}", "training.warmup_steps=0",
             f"data.source.photos={{train: {photos}, val: 2, test: 2}}", f"output_dir={folder}", *overrides,
         ],
     )  # fmt: skip
