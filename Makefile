@@ -1,7 +1,7 @@
-# PYTHON: the environment that `bash train.sh --setup` makes (or BBU_PYTHON, if you keep your own).
+# PYTHON: the environment that `bash train.sh --setup` creates, or your own (BBU_PYTHON).
 PYTHON := $(or $(BBU_PYTHON),.venv/bin/python)
 
-# CONFIG: the config that `make profile` looks at.
+# CONFIG: the config that `make profile` profiles.
 CONFIG := configs/demo.yaml
 
 .PHONY: setup test lint demo bench profile
@@ -10,7 +10,7 @@ setup:
 	@bash train.sh --setup
 
 test: setup
-	HF_HUB_OFFLINE=1 PYTHONPATH=src:. $(PYTHON) -m pytest
+	HF_HUB_OFFLINE=1 PYTHONPATH=src:. $(PYTHON) -m pytest -n logical --maxprocesses 4 --dist loadscope
 
 lint: setup
 	$(PYTHON) -m ruff check .

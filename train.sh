@@ -2,7 +2,7 @@
 # Set up once, then run a config from end to end: prepare, train, predict, score, draw.
 #
 #   bash train.sh CONFIG [dotted.key=value ...]      e.g. bash train.sh configs/demo.yaml training.max_steps=10
-#   bash train.sh --setup                            only make the environment
+#   bash train.sh --setup                            only create the environment
 #
 # On a machine with several GPUs, torchrun starts one process for each. Over several nodes, set on each:
 #   NNODES (default 1)  NODE_RANK (0)  MASTER_ADDR (127.0.0.1)  MASTER_PORT (29500)
@@ -33,7 +33,7 @@ setup() {
     done
     [[ -n "${base:-}" ]] || fail "no Python 3.11 or newer with its venv module found; install it (python3.11, python3.11-venv)"
     echo "setting up $venv (once; downloads a few GB)" >&2
-    [[ -x "$python" ]] || "$base" -m venv "$venv" || fail "cannot make $venv; is python3-venv installed?"
+    [[ -x "$python" ]] || "$base" -m venv "$venv" || fail "cannot create $venv; is python3-venv installed?"
     "$python" -m pip install --quiet --disable-pip-version-check -r "$here/requirements.txt" \
         || fail "pip could not install requirements.txt; its message is above"
     "$python" -m pip install --quiet --disable-pip-version-check --no-deps -e "$here" \
@@ -53,8 +53,8 @@ config="$1"; shift
 config="$(cd "$(dirname "$config")" && pwd)/$(basename "$config")"
 
 setup
-cd "$here"  # paths in the shipped configs, and outputs/, are relative to the project
-"$python" -m bbu.cli check "$config" "$@" >/dev/null  # a wrong key stops here, once, not on every rank
+cd "$here"  # shipped configs and outputs/ use paths relative to the project
+"$python" -m bbu.cli check "$config" "$@" >/dev/null  # a wrong key fails here once, not on every rank
 
 nnodes="${NNODES:-1}"
 if [[ -z "${NPROC:-}" ]]; then

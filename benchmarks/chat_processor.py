@@ -1,6 +1,6 @@
 """ChatProcessor against transformers' Qwen2_5_VLProcessor: the same conversations, the same photos in memory.
 
-    .venv/bin/python benchmarks/chat_processor.py [--repeats 7] [--tokenizer FOLDER] [--quick]
+    python benchmarks/chat_processor.py [--repeats 7] [--tokenizer FOLDER] [--quick]
 
 Theirs gets the answers ready-written; ours writes them, and finds spans, labels, captions and boxes besides. Ids,
 patches and grids are checked equal (to the bit) before anything is timed, and the two take turns, on one thread as in
@@ -45,10 +45,10 @@ def make_processor(max_pixels: int, tokenizer: str) -> ChatProcessor:
     return build_processor(config, [FewShotSample(row)], ".")
 
 
-def random_photo(random: np.random.Generator, size: tuple[int, int], parts: int) -> Photo:
+def random_photo(random: np.random.Generator, size: tuple[int, int], count: int) -> Photo:
     width, height = size
-    low = random.uniform(0, 0.8, size=(parts, 2)) * size
-    high = low + random.uniform(0.05, 0.2, size=(parts, 2)) * size
+    low = random.uniform(0, 0.8, size=(count, 2)) * size
+    high = low + random.uniform(0.05, 0.2, size=(count, 2)) * size
     objects = tuple(
         ObjectRow(str(random.choice(DESCRIPTIONS)), "bbox_2d", (*map(float, a), *map(float, b)))
         for a, b in zip(low, high, strict=True)
@@ -58,11 +58,11 @@ def random_photo(random: np.random.Generator, size: tuple[int, int], parts: int)
 
 
 def random_samples(random: np.random.Generator, size: tuple[int, int], count: int) -> list[Sample]:
-    """0 to 3 teachers, 1 to 43 parts (mean about 8)."""
+    """0 to 3 teachers, 1 to 43 objects (mean about 8)."""
     samples = []
     for number in range(count):
-        parts = [min(43, 1 + int(random.exponential(7))) for _ in range(number % 4 + 1)]
-        *teachers, student = [random_photo(random, size, some) for some in parts]
+        counts = [min(43, 1 + int(random.exponential(7))) for _ in range(number % 4 + 1)]
+        *teachers, student = [random_photo(random, size, objects) for objects in counts]
         samples.append((teachers, student))
     return samples
 

@@ -99,10 +99,10 @@ def load(arguments: argparse.Namespace, folder: Path) -> tuple[Config, PreparedD
         config = load_config(PROJECT / "configs" / "demo.yaml", overrides)
     else:
         photos = Path(os.environ.get("BBU_SHARED", PROJECT.parent / "shared")) / "data" / "bccd_voc"
-        if not photos.is_dir():
-            raise ConfigError(f"{photos} does not exist; BBU_SHARED names the folder that holds data/bccd_voc")
+        if not photos.is_dir() and not any(item.startswith("data.source.path=") for item in arguments.set):
+            raise ConfigError(f"{photos} does not exist; name the photos by --set data.source.path=BCCD_Dataset/BCCD")
         splits = "{train: train, test: val}" if arguments.held_out else "{train: train+val, test: test}"
-        overrides += [f"data.source.path={photos}", f"data.source.splits={splits}"]
+        overrides = [f"data.source.path={photos}", f"data.source.splits={splits}", *overrides]
         config = load_config(PROJECT / "configs" / "bccd.yaml", overrides)
     with contextlib.redirect_stdout(sys.stderr):  # keep the conversion's messages out of the table
         return config, prepare(config)

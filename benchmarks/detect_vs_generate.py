@@ -1,10 +1,10 @@
 """One pass for all boxes against the language model writing the same boxes as text, token by token.
 
-    .venv/bin/python benchmarks/detect_vs_generate.py [--model outputs/demo/model] [--repeats 3] [--threads 2] [--quick]
+    python benchmarks/detect_vs_generate.py [--model outputs/demo/model] [--repeats 3] [--threads 2] [--quick]
 
-Same model, same photos, one photo at a time, from pixels to boxes and words on both sides. Detection takes the n
-surest boxes of one forward pass and decodes their captions in parallel. Text is greedy with a key/value cache, and
-is exactly as long as the correct answer for n boxes, so that an untrained model neither stops early nor rambles.
+Same model, same photos, one photo at a time, from pixels to boxes and captions on both sides. Detection takes the n
+highest-scoring boxes of one forward pass and decodes their captions in parallel. Text is greedy with a key/value cache,
+and is exactly as long as the correct answer for n boxes, so that an untrained model neither stops early nor rambles.
 Without --model the weights are fresh, of two sizes: Qwen2.5-VL-3B in small (widths an eighth, depths a quarter), whose
 ``speedup`` at 20 boxes is the headline, and configs/demo.yaml, whose language model of two layers writes a token in
 about a millisecond (``speedup_demo_size``). Captions of fresh weights never end before
@@ -48,7 +48,7 @@ SMALL_3B = dict(  # its config.json: 32 blocks of 1280, every eighth with full a
     text_heads=2,
     text_kv_heads=1,
 )
-WORDS = (
+DESCRIPTIONS = (
     "螺丝连接点/BBU安装螺丝/安装正确", "螺丝连接点/BBU安装螺丝/未拧紧", "螺丝连接点/CPRI光缆和BBU连接点/安装正确",
     "螺丝连接点/地排处螺丝/安装正确", "螺丝连接点/BBU接地线机柜接地端/生锈", "bbu基带处理单元/华为", "标签贴纸/可识别",
     "挡风板", "线缆/蛇形管", "机柜空间/非满载",
@@ -58,29 +58,29 @@ WIDTH, HEIGHT = 320, 288  # pixels; the demo's limit resizes it a little
 Step = Callable[[], int]
 
 
-def random_objects(random: np.random.Generator, count: int, words: list[str]) -> tuple[ObjectRow, ...]:
+def random_objects(random: np.random.Generator, count: int, descriptions: list[str]) -> tuple[ObjectRow, ...]:
     """Boxes anywhere, described at random."""
     corners = random.uniform(0, 0.8, size=(count, 2)) * (WIDTH, HEIGHT)
     sides = random.uniform(0.05, 0.2, size=(count, 2)) * (WIDTH, HEIGHT)
     return tuple(
-        ObjectRow(words[int(random.integers(len(words)))], "bbox_2d", (*low, *(low + side)))
+        ObjectRow(descriptions[int(random.integers(len(descriptions)))], "bbox_2d", (*low, *(low + side)))
         for low, side in zip(corners, sides, strict=True)
     )
 
 
-def random_photo(random: np.random.Generator, count: int, words: list[str]) -> Photo:
+def random_photo(random: np.random.Generator, count: int, descriptions: list[str]) -> Photo:
     """Noise with ``count`` boxes in it."""
     pixels = random.integers(0, 256, size=(HEIGHT, WIDTH, 3), dtype=np.uint8)
-    return Photo(Image.fromarray(pixels), f"{count} boxes", random_objects(random, count, words))
+    return Photo(Image.fromarray(pixels), f"{count} boxes", random_objects(random, count, descriptions))
 
 
 def save_fresh_model(
-    folder: Path, random: np.random.Generator, words: list[str], scratch: dict[str, Any] | None = None
+    folder: Path, random: np.random.Generator, descriptions: list[str], scratch: dict[str, Any] | None = None
 ) -> None:
     """Untrained weights (None: of the demo's size) with a tokenizer that has learned from answers like these."""
     config = load_config(DEMO)
     config.model.scratch = scratch or config.model.scratch
-    rows = [Row(("x",), random_objects(random, 1 + number % 20, words), WIDTH, HEIGHT) for number in range(200)]
+    rows = [Row(("x",), random_objects(random, 1 + number % 20, descriptions), WIDTH, HEIGHT) for number in range(200)]
     processor = build_processor(config, [FewShotSample(row) for row in rows], ".")
     save_model(
         folder, build_model(config, processor.tokenizer, device=torch.device("cpu"), dtype=torch.float32), processor
@@ -138,16 +138,18 @@ def report(title: str, results: list[dict[str, float]]) -> float | None:
     return next((found["speedup"] for found in results if found["boxes"] == HEADLINE), None)
 
 
-def fresh_inference(random: np.random.Generator, words: list[str], scratch: dict[str, Any] | None) -> Inference:
+def fresh_inference(random: np.random.Generator, descriptions: list[str], scratch: dict[str, Any] | None) -> Inference:
     with tempfile.TemporaryDirectory(prefix="bbu-benchmark-") as folder:
-        save_fresh_model(Path(folder), random, words, scratch)
+        save_fresh_model(Path(folder), random, descriptions, scratch)
         return Inference(folder)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--model", help="a run's model folder (default: fresh weights of two sizes)")
-    parser.add_argument("--words", help="JSONL of rows whose descriptions are written (default: some of the demo's)")
+    parser.add_argument(
+        "--descriptions", help="JSONL of rows whose descriptions are written (default: some of the demo's)"
+    )
     parser.add_argument("--boxes", type=int, nargs="+", default=list(BOXES))
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
@@ -157,8 +159,10 @@ def main() -> None:
         arguments.boxes, arguments.repeats = [2], 1
     torch.set_num_threads(arguments.threads)
     random = np.random.default_rng(0)
-    words = sorted({desc for row in read_rows(arguments.words) for desc in row.labels}) if arguments.words else WORDS
-    photos = [random_photo(random, count, list(words)) for count in arguments.boxes]
+    descriptions = list(DESCRIPTIONS)
+    if arguments.descriptions:
+        descriptions = sorted({desc for row in read_rows(arguments.descriptions) for desc in row.labels})
+    photos = [random_photo(random, count, descriptions) for count in arguments.boxes]
     device = torch.cuda.get_device_name() if compute_device().type == "cuda" else f"{arguments.threads} CPU threads"
     print(f"{device}; milliseconds a photo, median of {arguments.repeats}")
     if arguments.model:
@@ -167,9 +171,9 @@ def main() -> None:
         return
     figures = {}
     if not arguments.quick:
-        results = measure(fresh_inference(random, list(words), SMALL_3B), photos, arguments.repeats)
+        results = measure(fresh_inference(random, descriptions, SMALL_3B), photos, arguments.repeats)
         figures["speedup"] = report("fresh weights, Qwen2.5-VL-3B in small", results)
-    results = measure(fresh_inference(random, list(words), None), photos, arguments.repeats)
+    results = measure(fresh_inference(random, descriptions, None), photos, arguments.repeats)
     figures["speedup_demo_size"] = report("fresh weights, the demo's size", results)
     last_line("detect_vs_generate", **figures)
 

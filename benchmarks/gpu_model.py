@@ -82,32 +82,32 @@ def chat_processor(image_tokens: tuple[int, int]) -> ChatProcessor:
     """With a small tokenizer trained on the spot: nothing is downloaded, and ids cost the same whatever they are."""
     config = Config()
     config.data.min_pixels, config.data.max_pixels = image_tokens[0] * TOKEN, image_tokens[1] * TOKEN
-    text = Row(("x",), tuple(ObjectRow(words, "bbox_2d", (0, 0, 1, 1)) for words in DESCRIPTIONS), 1, 1)
+    text = Row(("x",), tuple(ObjectRow(name, "bbox_2d", (0, 0, 1, 1)) for name in DESCRIPTIONS), 1, 1)
     return build_processor(config, [FewShotSample(text)], ".")
 
 
-def draw_photo(random: np.random.Generator, image_tokens: tuple[int, int], most_parts: int) -> Photo:
-    """Noise of so many image tokens, sides up to 1 : 1.8, with 1 to 43 parts, 8 on average, or to fewer."""
+def draw_photo(random: np.random.Generator, image_tokens: tuple[int, int], most_objects: int) -> Photo:
+    """Noise of so many image tokens, sides up to 1 : 1.8, with 1 to 43 objects, 8 on average, or to fewer."""
     side = np.sqrt(random.uniform(*image_tokens) * TOKEN)
     stretch = np.exp(random.uniform(-0.3, 0.3))
     width, height = round(side * stretch), round(side / stretch)
-    parts = min(most_parts, 1 + int(random.exponential(7)))
-    low = random.uniform(0, 0.8, (parts, 2))
-    boxes = np.concatenate([low, low + random.uniform(0.05, 0.2, (parts, 2))], 1) * (width, height, width, height)
-    words = random.choice(DESCRIPTIONS, parts)
-    objects = tuple(ObjectRow(str(w), "bbox_2d", tuple(box)) for w, box in zip(words, boxes.tolist(), strict=True))
+    count = min(most_objects, 1 + int(random.exponential(7)))
+    low = random.uniform(0, 0.8, (count, 2))
+    boxes = np.concatenate([low, low + random.uniform(0.05, 0.2, (count, 2))], 1) * (width, height, width, height)
+    descs = random.choice(DESCRIPTIONS, count)
+    objects = tuple(ObjectRow(str(d), "bbox_2d", tuple(box)) for d, box in zip(descs, boxes.tolist(), strict=True))
     pixels = random.integers(0, 256, (height, width, 3), dtype=np.uint8)
     return Photo(Image.fromarray(pixels), "noise", objects)
 
 
 def draw_samples(
-    processor: ChatProcessor, count: int, image_tokens: tuple[int, int], most_parts: int
+    processor: ChatProcessor, count: int, image_tokens: tuple[int, int], most_objects: int
 ) -> list[ChatProcessorOutput]:
     """Samples of 0, 1, 2 and 3 teachers in turn, drawn afresh."""
     random = np.random.default_rng()
     samples = []
     for number in range(count):
-        *teachers, student = (draw_photo(random, image_tokens, most_parts) for _ in range(number % 4 + 1))
+        *teachers, student = (draw_photo(random, image_tokens, most_objects) for _ in range(number % 4 + 1))
         samples.append(processor.process_photos(teachers, student, with_answer=True))
     return samples
 
@@ -174,7 +174,7 @@ class Bench:
 
     def __init__(self, setting: Setting, *, real: bool) -> None:
         self.setting = setting
-        self.image_tokens, self.most_parts = ((256, 1024), 43) if real else ((4, 16), 4)
+        self.image_tokens, self.most_objects = ((256, 1024), 43) if real else ((4, 16), 4)
         self.processor = chat_processor(self.image_tokens)
         token_ids = self.processor.tokenizer.get_vocab()
         config = model_config(PUBLISHED if real else TINY, token_ids)
@@ -213,7 +213,7 @@ class Bench:
             checkpoint_activations(self.backbone, "full" if mode == "recomputed" else mode)
 
     def samples(self, count: int) -> list[ChatProcessorOutput]:
-        return draw_samples(self.processor, count, self.image_tokens, self.most_parts)
+        return draw_samples(self.processor, count, self.image_tokens, self.most_objects)
 
     # ------------------------------------------------------------ arms
 

@@ -1,6 +1,6 @@
 """How near planned lengths are to real ones: real tokens as a share of the planned ones, by augmentation.
 
-    python benchmarks/lengths.py [configs/bccd.yaml] [key=value ...] [--samples 100]
+    python benchmarks/lengths.py [configs/demo.yaml] [key=value ...] [--samples 100] [--quick]
 
 Planned packs hold what samples may take at most, so this is also about how full they get. 0 to 2 teachers a sample.
 The last line is one JSON object.
@@ -43,10 +43,14 @@ def shares(run: Run, samples: int, folder: Path) -> tuple[float, int]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("config", nargs="?", default=str(PROJECT / "configs" / "bccd.yaml"))
+    parser.add_argument("config", nargs="?", default=str(PROJECT / "configs" / "demo.yaml"))
     parser.add_argument("overrides", nargs="*")
     parser.add_argument("--samples", type=int, default=100)
+    parser.add_argument("--quick", action="store_true", help="a few photos, drawn; 4 samples")
     arguments = parser.parse_args()
+    if arguments.quick:
+        arguments.samples = 4
+        arguments.overrides += ["data.source.photos={train: 6, val: 1, test: 1}"]
     config = load_config(arguments.config, arguments.overrides)
     config.data.episodes = EpisodesConfig(counts={0: 1.0, 1: 1.0, 2: 1.0}, pool="train")
     figures: dict[str, float] = {}

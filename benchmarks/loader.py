@@ -1,6 +1,6 @@
 """The share of training in which the model step waits for data, in the real trainer at the demo's sizes.
 
-    .venv/bin/python benchmarks/loader.py [--steps 30] [--workers 2] [--quick]
+    python benchmarks/loader.py [--steps 30] [--workers 2] [--quick]
 
 Runs `stages.train` on drawn cabinet photos into a folder of its own and takes the time inside
 `BBUTrainer.get_batch_samples`. The first batch, for which the worker processes start, is a figure of its own. The
@@ -34,7 +34,7 @@ def fetch_times(
         DEMO,
         [
             f"data.workers={workers}", f"training.max_steps={steps}", "training.eval_every=0",
-            "training.select_best=false", f"training.save_every={steps}", "training.warmup_steps=0",
+            "training.select_best=", f"training.save_every={steps}", "training.warmup_steps=0",
             f"data.source.photos={{train: {photos}, val: 2, test: 2}}", f"output_dir={folder}", *overrides,
         ],
     )  # fmt: skip

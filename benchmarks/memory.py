@@ -1,6 +1,6 @@
 """What a training step of the backbone holds and costs: recomputed activations, a frozen tower, kept features.
 
-    .venv/bin/python benchmarks/memory.py [--quick]
+    python benchmarks/memory.py [--quick]
 
 A language model and a tower, each 512 wide and 8 blocks deep, float32, on a CPU. Peak: resident memory at its highest
 less that before the step, each arm in a process of its own, with freed memory given back at once. Time: CPU seconds of
@@ -65,12 +65,12 @@ def make_step(arm: str, tokens: int, width: int, depth: int, folder: str) -> Cal
     pixels = None if text else torch.randn(tokens, 1176)
     grids = None if text else [(1, side, side)] * samples
     positions = torch.arange(length).repeat(samples).expand(3, 1, -1)
-    edges = (torch.arange(samples + 1) * length).to(torch.int32)
+    boundaries = (torch.arange(samples + 1) * length).to(torch.int32)
     keys = [str(number) for number in range(samples)]
 
     def step() -> dict[str, Any]:
         backbone.zero_grad()
-        seen = backbone(ids, positions, pixels, grids, edges, length, image_keys=keys)
+        seen = backbone(ids, positions, pixels, grids, boundaries, length, image_keys=keys)
         (
             seen.hidden_TD.square().mean() + sum(level.tokens_SD.square().mean() for level in seen.vision_levels)
         ).backward()

@@ -1,12 +1,12 @@
 """Packed against padded: one training step of the language model on the same samples.
 
-    .venv/bin/python benchmarks/packing.py [--batches 1] [--samples 8] [--repeats 3] [--threads 2] [--quick]
+    python benchmarks/packing.py [--batches 1] [--samples 8] [--repeats 3] [--threads 2] [--quick]
 
 Padded is transformers' own Qwen2.5-VL: its code, a padded batch, SDPA, its loss. Packed is this project's backbone and
-loss. Both have the same weights, see the same samples (0 to 3 worked examples, 1 to 43 parts, photos of 64 to 256 image
-tokens) and take a whole step: forward, backward, AdamW, in the precision that a run takes here (``auto``: bfloat16
-autocast where the processor has it). Loss and gradients are checked equal in float32 before anything is timed, and the
-arms take turns. The model is Qwen2.5-VL-3B in small: widths an eighth, heads as wide as there, every part of
+loss. Both have the same weights, see the same samples (0 to 3 worked examples, 1 to 43 objects, photos of 64 to 256
+image tokens) and take a whole step: forward, backward, AdamW, in the precision that a run takes here (``auto``:
+bfloat16 autocast where the processor has it). Loss and gradients are checked equal in float32 before anything is timed,
+and the arms take turns. The model is Qwen2.5-VL-3B in small: widths an eighth, heads as wide as there, every part of
 about the share of the work that it has there. The third arm runs the packed samples one by one, which is what a pack
 would cost if packing were free.
 
@@ -59,13 +59,13 @@ ARMS = ("packed", "padded", "one by one")
 Batch = dict[str, Any]
 
 
-def random_photo(random: np.random.Generator, parts: int, pixels: tuple[int, int]) -> Photo:
-    """A photo of noise with ``parts`` boxes in it; sizes even in the logarithm of the area, sides up to 1 : 1.5."""
+def random_photo(random: np.random.Generator, count: int, pixels: tuple[int, int]) -> Photo:
+    """A photo of noise with ``count`` boxes in it; sizes even in the logarithm of the area, sides up to 1 : 1.5."""
     side = np.exp(random.uniform(*np.log(pixels)) / 2)
     stretch = np.exp(random.uniform(-0.2, 0.2))
     width, height = round(side * stretch), round(side / stretch)
-    corners = random.uniform(0, 0.8, size=(parts, 2)) * (width, height)
-    sides = random.uniform(0.05, 0.2, size=(parts, 2)) * (width, height)
+    corners = random.uniform(0, 0.8, size=(count, 2)) * (width, height)
+    sides = random.uniform(0.05, 0.2, size=(count, 2)) * (width, height)
     objects = tuple(
         ObjectRow(DESCRIPTIONS[number % 3], "bbox_2d", (*low, *(low + side)))
         for number, (low, side) in enumerate(zip(corners, sides, strict=True))

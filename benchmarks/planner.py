@@ -1,8 +1,8 @@
 """The packing planner against packs filled greedily in random order, for 8 ranks.
 
-    .venv/bin/python benchmarks/planner.py [--samples 1000000] [--repeats 3] [--quick]
+    python benchmarks/planner.py [--samples 1000000] [--repeats 3] [--quick]
 
-Samples have 0 to 3 worked examples, 1 to 43 parts a photo and photos of mixed sizes through the real resize rule
+Samples have 0 to 3 worked examples, 1 to 43 objects a photo and photos of mixed sizes through the real resize rule
 (256 to 1024 image tokens); costs are Qwen2.5-VL-3B's. Greedy takes samples in random order into the pack at hand until
 one does not fit, and deals the packs out to the ranks in turn. transformers' BatchRebalanceSampler, which knows no
 budget, deals out a fixed number of samples a step; on part of the samples, for its imbalance alone. Samples are drawn
@@ -43,7 +43,7 @@ SIZES = SimpleNamespace(  # config.json of Qwen2.5-VL-3B
         spatial_merge_size=2,
     ),
 )
-PART_TOKENS, QUESTION_TOKENS, SYSTEM_TOKENS = (28, 46), 60, 40  # of an answer's part, a turn, the start
+OBJECT_TOKENS, QUESTION_TOKENS, SYSTEM_TOKENS = (28, 46), 60, 40  # of an answer's object, a turn, the start
 RECKONED = 20_000  # samples that transformers' sampler is asked about; it takes minutes for a million
 
 
@@ -56,12 +56,12 @@ def photo_tokens(random: np.random.Generator, kinds: int = 2000) -> np.ndarray:
 
 
 def draw_lengths(count: int, random: np.random.Generator) -> Lengths:
-    """Realistic samples: few have many parts, each has 0 to 3 teachers."""
+    """Realistic samples: few have many objects, each has 0 to 3 teachers."""
     turns = random.integers(1, 5, count)
     present = np.arange(4)[:, None] < turns
     photos = np.where(present, random.choice(photo_tokens(random), (4, count)), 0)
-    parts = np.minimum(43, 1 + random.exponential(7, (4, count)).astype(np.int64))
-    text = np.where(present, parts * random.integers(*PART_TOKENS, (4, count)) + QUESTION_TOKENS, 0)
+    objects = np.minimum(43, 1 + random.exponential(7, (4, count)).astype(np.int64))
+    text = np.where(present, objects * random.integers(*OBJECT_TOKENS, (4, count)) + QUESTION_TOKENS, 0)
     tokens = SYSTEM_TOKENS + (photos + text).sum(0)
     cost = cost_of(SIZES)
     return Lengths(tokens, photos.sum(0) * 28**2, turns, cost.text(tokens) + cost.photos(photos * 4).sum(0))
@@ -89,11 +89,11 @@ def planned(lengths: Lengths, random: np.random.Generator) -> list[list[int]]:
 def check(lengths: Lengths, packs: list[list[int]]) -> None:
     """Nothing lost but less than a step, nothing twice, nothing over a budget, whole steps."""
     shown = np.concatenate(packs)
-    edges = np.cumsum([0, *(len(pack) for pack in packs)])[:-1]
+    boundaries = np.cumsum([0, *(len(pack) for pack in packs)])[:-1]
     over = [
         name
         for name, limit in BUDGETS.limits.items()
-        if np.add.reduceat(getattr(lengths, name)[shown], edges).max() > limit
+        if np.add.reduceat(getattr(lengths, name)[shown], boundaries).max() > limit
     ]
     missing = len(lengths) - len(shown)
     if over or len(np.unique(shown)) != len(shown) or len(packs) % RANKS or missing > RANKS * BUDGETS.images:
@@ -102,9 +102,9 @@ def check(lengths: Lengths, packs: list[list[int]]) -> None:
 
 def figures(lengths: Lengths, packs: list[list[int]]) -> tuple[float, float]:
     """Fill and rank imbalance."""
-    edges = np.cumsum([0, *(len(pack) for pack in packs)])[:-1]
+    boundaries = np.cumsum([0, *(len(pack) for pack in packs)])[:-1]
     shown = np.concatenate(packs)
-    costs = np.add.reduceat(lengths.cost[shown], edges).reshape(-1, RANKS)
+    costs = np.add.reduceat(lengths.cost[shown], boundaries).reshape(-1, RANKS)
     fill = lengths.tokens[shown].sum() / (len(packs) * BUDGETS.tokens)
     return float(fill), float((costs.max(1) / costs.mean(1) - 1).mean())
 

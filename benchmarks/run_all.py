@@ -1,6 +1,6 @@
 """All benchmarks one after another, then one table of what was measured against what was aimed at: `make bench`.
 
-    .venv/bin/python benchmarks/run_all.py [NAME ...] [--output outputs/benchmarks] [--quick]
+    python benchmarks/run_all.py [NAME ...] [--output outputs/benchmarks] [--quick]
 
 Each runs in a process of its own and prints as it goes. OUTPUT/<date>.json gets every benchmark's last line, the aims
 and the machine. A missed aim is said and no failure: exit status 1 is for a benchmark that fails. Not in here:
@@ -91,12 +91,14 @@ BENCHMARKS = (
     Benchmark("startup", (Aim("seconds", 0.5),)),
     Benchmark("chat_processor", (at_least("speedup", 1.5),)),
     Benchmark("planner", (at_least("fill", 0.98), Aim("rank_imbalance", 0.02), Aim("seconds_per_million", 10))),
+    Benchmark("lengths", (), ("turns", "crops", "mosaic", "copy_paste")),
     Benchmark("loader", (Aim("wait_fraction", 0.02),)),
     Benchmark(
         "packing",
         (at_least("speedup_vs_padded", 2.0), Aim("peak_memory_ratio", 0.6), Aim("overhead_vs_ideal", 1.10)),
     ),
     Benchmark("language_loss", (Aim("peak_memory_ratio", 0.10), Aim("time_ratio", 0.35))),
+    Benchmark("norms", (), ("float32_time_ratio", "bfloat16_time_ratio", "bfloat16_memory_ratio")),
     Benchmark("matcher", (at_least("speedup_vs_hf", 20),)),
     Benchmark("scale", (Aim("exponent_tokens", 1.1),), ("exponent_boxes", "exponent_queries", "exponent_pixels")),
     Benchmark("memory", (), ("selective_peak_ratio", "full_peak_ratio", "kept_time_ratio")),

@@ -1,6 +1,6 @@
 """How the cost of a training step grows: with the samples of a pack, boxes, queries and pixels, each by itself.
 
-    .venv/bin/python benchmarks/scale.py [--repeats 5] [--plot scale.png] [--quick]
+    python benchmarks/scale.py [--repeats 5] [--plot scale.png] [--quick]
 
 A step is forward, backward and AdamW of the whole DetectionObjective at the sizes and in the precision of
 configs/demo.yaml, on one thread of the CPU, in CPU seconds, so that what else the machine does counts little. An
@@ -8,7 +8,7 @@ exponent is the slope of log seconds against log size over all sizes: 1 = twice 
 turns; medians count.
 
 - tokens: 1 to 16 samples of equal length in a pack.
-- boxes: parts of a photo, with the answer that names them.
+- boxes: objects of a photo, with the answer that names them.
 - queries: of the detection head, in every sample. They attend to each other, which is quadratic but small. Most of a
   step depends neither on boxes nor on queries, so both exponents are small.
 - pixels: of one photo. It may exceed 1: half of the demo's vision blocks let every patch attend to every other, as some
@@ -25,6 +25,7 @@ import copy
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,7 @@ from bbu.training.objective import DetectionObjective
 from bbu.training.param_groups import optimizer_groups
 
 DEMO = Path(__file__).resolve().parents[1] / "configs" / "demo.yaml"
-WORDS = ("螺丝连接点/BBU安装螺丝/安装正确", "标签贴纸/可识别", "线缆/蛇形管", "挡风板")
+DESCRIPTIONS = ("螺丝连接点/BBU安装螺丝/安装正确", "标签贴纸/可识别", "线缆/蛇形管", "挡风板")
 CPU = torch.device("cpu")
 
 
@@ -54,7 +55,7 @@ class Size:
     """What a step is made of."""
 
     samples: int = 2
-    parts: int = 8  # of a photo
+    objects: int = 8  # of a photo
     queries: int = 50
     side: int = 308  # pixels of the square photos: 121 image tokens, the demo has 64 to 128
 
@@ -82,7 +83,7 @@ class Scan:
 
 SCANS = {
     "tokens": Scan("samples", (1, 2, 4, 8, 16), "tokens of a pack of 1 to 16 samples", lambda _, tokens: tokens),
-    "boxes": Scan("parts", (1, 2, 4, 8, 16, 32), "boxes a photo, 2 photos", lambda size, _: size.parts),
+    "boxes": Scan("objects", (1, 2, 4, 8, 16, 32), "boxes a photo, 2 photos", lambda size, _: size.objects),
     "queries": Scan("queries", (25, 50, 100, 200, 400), "queries a photo, 2 photos", lambda size, _: size.queries),
     "pixels": Scan("side", (112, 224, 448, 896), "pixels of one photo", lambda size, _: size.side**2, Size(samples=1)),
 }
@@ -90,9 +91,11 @@ SCANS = {
 
 def make_samples(size: Size, processor: ChatProcessor, random: np.random.Generator) -> list[ChatProcessorOutput]:
     """Samples of equal length: the same boxes on other pixels."""
-    corners, sides = random.uniform(0, 0.7, (size.parts, 2)), random.uniform(0.05, 0.3, (size.parts, 2))
+    corners, sides = random.uniform(0, 0.7, (size.objects, 2)), random.uniform(0.05, 0.3, (size.objects, 2))
     boxes = (np.concatenate([corners, corners + sides], axis=1) * size.side).tolist()
-    objects = tuple(ObjectRow(WORDS[number % len(WORDS)], "bbox_2d", tuple(box)) for number, box in enumerate(boxes))
+    objects = tuple(
+        ObjectRow(desc, "bbox_2d", tuple(box)) for desc, box in zip(cycle(DESCRIPTIONS), boxes, strict=False)
+    )
     photos = [
         Photo(Image.fromarray(random.integers(0, 256, (size.side, size.side, 3), dtype=np.uint8)), "noise", objects)
         for _ in range(size.samples)
@@ -210,7 +213,7 @@ def main() -> None:
     torch.set_num_threads(1)
     config = load_config(DEMO, [])
     config.data.min_pixels, config.data.max_pixels = 28 * 28, 4096 * 4096  # photos as they are
-    text = Row(("x",), tuple(ObjectRow(words, "bbox_2d", (0, 0, 1, 1)) for words in WORDS), 1, 1)
+    text = Row(("x",), tuple(ObjectRow(name, "bbox_2d", (0, 0, 1, 1)) for name in DESCRIPTIONS), 1, 1)
     processor = build_processor(config, [FewShotSample(text)], ".")
     points = {}
     for name, scan in SCANS.items():

@@ -1,6 +1,6 @@
 """How long the command lines take to say something: help, and a mistake in a config.
 
-    .venv/bin/python benchmarks/startup.py [--repeats 7] [--quick]
+    python benchmarks/startup.py [--repeats 7] [--quick]
 
 Every run is a new Python, modules compiled before. The last line is one JSON object; `seconds` is the slowest
 command's median.

@@ -41,7 +41,7 @@ def describe_formats() -> str:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The parser of the plain command, which converts."""
+    """The parser of the plain command; its arguments are those of ``convert``."""
     parser = argparse.ArgumentParser(
         prog="python -m data_conversion",
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -51,9 +51,9 @@ def build_parser() -> argparse.ArgumentParser:
         "  python -m data_conversion taxonomy FORMAT INPUT FILE   draft a taxonomy from the labels of a source",
         epilog=f"{describe_formats()}\n\nexit status: 0 done, 1 done but labels are outside the taxonomy, 2 error",
     )
-    parser.add_argument("format", metavar="FORMAT", help="one of the formats below")
-    parser.add_argument("input", metavar="INPUT", help="source folder; never changed; the image root of the rows")
-    parser.add_argument("output", metavar="OUTPUT", help="folder for the row files; created if missing")
+    parser.add_argument("source_format", metavar="FORMAT", help="one of the formats below")
+    parser.add_argument("input_dir", metavar="INPUT", help="source folder; never changed; the image root of the rows")
+    parser.add_argument("output_dir", metavar="OUTPUT", help="folder for the row files; created if missing")
     parser.add_argument("--taxonomy", help="a YAML file, or a shipped one by name: bbu (default: keep every label)")
     parser.add_argument("--val-fraction", type=float, default=0.1, help="where the source has no splits (default 0.1)")
     parser.add_argument("--test-fraction", type=float, default=0.0, help="where the source has no splits (default 0)")
@@ -71,16 +71,16 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def build_export_parser() -> argparse.ArgumentParser:
-    """The parser of ``export``."""
+    """The parser of ``export``; its arguments are those of the function."""
     parser = argparse.ArgumentParser(
         prog="python -m data_conversion export",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         description="Write rows or predictions in the format of a labelling tool, and list what is lost.",
         epilog=describe_formats(),
     )
-    parser.add_argument("format", metavar="FORMAT", help="one of the formats marked out")
-    parser.add_argument("rows", metavar="ROWS", help="JSONL of rows or predictions, or a folder of converted rows")
-    parser.add_argument("output", metavar="OUTPUT", help="new or empty folder")
+    parser.add_argument("target_format", metavar="FORMAT", help="one of the formats marked out")
+    parser.add_argument("rows_path", metavar="ROWS", help="JSONL of rows or predictions, or a folder of converted rows")
+    parser.add_argument("output_dir", metavar="OUTPUT", help="new or empty folder")
     parser.add_argument("--image-root", help="folder of the photos (default: photos/ beside ROWS)")
     parser.add_argument("--photos", choices=("link", "copy", "none"), default="link", help="(default link)")
     parser.add_argument("--min-score", type=float, default=0.0, help="leave out predictions below (default 0)")
@@ -99,24 +99,10 @@ def build_taxonomy_parser() -> argparse.ArgumentParser:
 
 
 def _convert(argv: Sequence[str]) -> int:
-    arguments = build_parser().parse_args(argv)
-    report = convert(
-        arguments.format,
-        arguments.input,
-        arguments.output,
-        taxonomy=load_taxonomy(arguments.taxonomy) if arguments.taxonomy else None,
-        val_fraction=arguments.val_fraction,
-        test_fraction=arguments.test_fraction,
-        max_teachers=arguments.max_teachers,
-        seed=arguments.seed,
-        on_error=arguments.on_error,
-        splits=parse_splits_argument(arguments.splits) if arguments.splits else None,
-        images=arguments.images,
-        max_pixels=arguments.max_pixels,
-        frame=arguments.frame,
-        workers=arguments.workers,
-        progress=True,
-    )
+    arguments = vars(build_parser().parse_args(argv))
+    for name, read in (("taxonomy", load_taxonomy), ("splits", parse_splits_argument)):
+        arguments[name] = read(arguments[name]) if arguments[name] else None
+    report = convert(**arguments, progress=True)
     print(report.summary())
     return TERMS_OUTSIDE if report.unknown_terms else DONE
 
@@ -124,15 +110,7 @@ def _convert(argv: Sequence[str]) -> int:
 def _export(argv: Sequence[str]) -> int:
     from data_conversion.export import export
 
-    arguments = build_export_parser().parse_args(argv)
-    report = export(
-        arguments.format,
-        arguments.rows,
-        arguments.output,
-        image_root=arguments.image_root,
-        photos=arguments.photos,
-        min_score=arguments.min_score,
-    )
+    report = export(**vars(build_export_parser().parse_args(argv)))
     print(report.summary())
     return TERMS_OUTSIDE if report.skipped else DONE
 

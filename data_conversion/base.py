@@ -1,4 +1,4 @@
-"""What formats hand to the pipeline and take from the exporter, and the checks that all formats share.
+"""What formats hand to the pipeline and take from the exporter.
 
 In: ``iter_records(root, options)`` yields one item per photo: a SourceImage, or a BadSource that says why there is
 none. It reads annotations only, always in the same order, and holds one photo's at a time, so that memory does not
@@ -10,19 +10,14 @@ the format cannot hold.
 
 from __future__ import annotations
 
-import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from bbu.errors import RecordError, shown
-from bbu.images import IMAGE_SUFFIXES as IMAGE_SUFFIXES  # re-exported: one list of photo suffixes for all formats
+from bbu.geometry import enclosing_box, thicken
 
 SPLITS = ("train", "val", "test")
-MAX_COORDINATE = 1e6  # pixels; a larger number is no pixel coordinate and would overflow later sums
-MAX_IMAGE_SIDE = 1_000_000  # pixels
 
 MALFORMED = "malformed"  # the only reason that stops a conversion when on_error is "fail"
 
@@ -141,6 +136,11 @@ class ExportPhoto:
     split: str | None = None
     summary: str | None = None
 
+    def box(self, item: ExportObject) -> tuple[float, float, float, float]:
+        """xyxy around an object; that of a line is at least MIN_BOX_THICKNESS thick, since tools drop flat boxes."""
+        box = enclosing_box(item.points)
+        return thicken(box, self.width, self.height) if item.kind == "line" else box
+
 
 # What a format could not hold: a short phrase, e.g. "line written as its box" → count.
 ExportLosses = Counter[str]
@@ -166,178 +166,6 @@ class Format:
     photo_place: Callable[[str, str | None], str] = lambda image, split: image
 
 
-def read_each(root: Path, files: Iterable[Path], read: Callable[[Path, str], SourceItem]) -> Iterator[SourceItem]:
-    """``read(file, relative name)`` for every file; its errors become BadSource items."""
-    for file in files:
-        yield from read_file(root, file, lambda path, where: iter([read(path, where)]))
-
-
-def read_file(root: Path, file: Path, read: Callable[[Path, str], Iterable[SourceItem]]) -> Iterator[SourceItem]:
-    """The items of ``read(file, relative name)``; an error ends them with a BadSource."""
-    name = file.relative_to(root).as_posix()
-    if readable(name) != name:
-        yield BadSource(readable(name), "file", "has a name that is not UTF-8; rename it")
-        return
-    try:
-        yield from read(file, name)
-    except (RecordError, OSError) as error:
-        yield bad_source(error, name)
-
-
-def bad_source(error: RecordError | OSError, where: str = "") -> BadSource:
-    """The item for an error; ``where`` is the annotation file, which an OSError does not name."""
-    if isinstance(error, RecordError):
-        return BadSource(error.where, error.field, error.why)
-    return BadSource(where, "file", f"cannot be read ({error.strerror or error})")
-
-
 def readable(text: str) -> str:
     """Text that can be written: lone surrogates (from JSON escapes, or file names not in UTF-8) are escaped."""
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
-
-
-def declared_size(width: Any, height: Any, where: str, field: str) -> tuple[int, int] | None:
-    """As check_size; None where neither side is declared."""
-    return None if width is None and height is None else check_size(width, height, where, field)
-
-
-def check_size(width: Any, height: Any, where: str, field: str) -> tuple[int, int]:
-    """A declared (width, height) in pixels.
-
-    Raises:
-        RecordError: not whole numbers in 1 … MAX_IMAGE_SIDE.
-    """
-    return _side(width, where, f"{field}.width"), _side(height, where, f"{field}.height")
-
-
-def _side(value: Any, where: str, field: str) -> int:
-    number = check_number(value, where, field)
-    if number != int(number) or not 1 <= number <= MAX_IMAGE_SIDE:
-        raise RecordError(where, field, f"must be a whole number of pixels above 0, is {value!r}")
-    return int(number)
-
-
-def check_number(value: Any, where: str, field: str) -> float:
-    """A finite number of pixels.
-
-    Raises:
-        RecordError: anything else.
-    """
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise RecordError(where, field, f"must be a number, is {shown(value)}")
-    try:
-        number = float(value)
-    except OverflowError:
-        number = math.inf
-    if not abs(number) <= MAX_COORDINATE:
-        raise RecordError(where, field, f"must be a pixel coordinate, is {shown(value)}")
-    return number
-
-
-def parse_number(text: str, where: str, field: str) -> float:
-    """A finite number of pixels, written as text.
-
-    Raises:
-        RecordError: anything else.
-    """
-    try:
-        number = float(text)
-    except ValueError:
-        raise RecordError(where, field, f"must be a number, is {shown(text)}") from None
-    return check_number(number, where, field)
-
-
-def check_text(value: str, where: str, field: str) -> str:
-    """Text that can be written as UTF-8.
-
-    Raises:
-        RecordError: half of a surrogate pair.
-    """
-    try:
-        value.encode("utf-8")
-    except UnicodeEncodeError:
-        raise RecordError(where, field, f"holds a broken character, is {shown(value)}; type it again") from None
-    return value
-
-
-def as_text(value: Any, where: str, field: str) -> str:
-    """Text without blanks at its ends.
-
-    Raises:
-        RecordError: anything else, or half of a surrogate pair.
-    """
-    if not isinstance(value, str):
-        raise RecordError(where, field, f"must be text, is {shown(value)}")
-    return check_text(value.strip(), where, field)
-
-
-def as_mapping(value: Any, where: str, field: str) -> dict[str, Any]:
-    """A JSON object.
-
-    Raises:
-        RecordError: anything else.
-    """
-    if not isinstance(value, dict):
-        raise RecordError(where, field, f"must be a JSON object, is {type(value).__name__}")
-    return value
-
-
-def as_list(value: Any, where: str, field: str) -> list[Any]:
-    """A JSON list.
-
-    Raises:
-        RecordError: anything else.
-    """
-    if not isinstance(value, list):
-        raise RecordError(where, field, f"must be a list, is {type(value).__name__}")
-    return value
-
-
-def as_points(value: Any, where: str, field: str) -> list[tuple[float, float]]:
-    """``[[x, y], …]`` in pixels.
-
-    Raises:
-        RecordError: anything else, naming the number.
-    """
-    points = []
-    for index, item in enumerate(as_list(value, where, field)):
-        name = f"{field}[{index}]"
-        pair = as_list(item, where, name)
-        if len(pair) != 2:
-            raise RecordError(where, name, f"must be a point [x, y], has {len(pair)} numbers")
-        points.append((check_number(pair[0], where, f"{name}[0]"), check_number(pair[1], where, f"{name}[1]")))
-    return points
-
-
-def as_box(value: Any, where: str, field: str) -> tuple[float, float, float, float]:
-    """``[x, y, width, height]`` in pixels.
-
-    Raises:
-        RecordError: anything else, naming the number.
-    """
-    numbers = as_list(value, where, field)
-    if len(numbers) != 4:
-        raise RecordError(where, field, f"needs 4 numbers [x, y, width, height], has {len(numbers)}")
-    x, y, width, height = (check_number(number, where, f"{field}[{i}]") for i, number in enumerate(numbers))
-    return x, y, width, height
-
-
-def box_of_corners(desc: str, corners: tuple[float, float, float, float], field: str) -> RawObject | Dropped:
-    """A box from its corners (x1, y1, x2, y2); Dropped if they are swapped or coincide."""
-    x1, y1, x2, y2 = corners
-    text = f"corners ({x1:g}, {y1:g}, {x2:g}, {y2:g})"
-    if x2 < x1 or y2 < y1:
-        return Dropped(desc, "inverted_box", f"{text} are swapped", field)
-    if x2 == x1 or y2 == y1:
-        return Dropped(desc, "zero_area", f"{text} coincide", field)
-    return RawObject(desc, "bbox_2d", corners, field)
-
-
-def box_of_size(desc: str, box: tuple[float, float, float, float], field: str) -> RawObject | Dropped:
-    """A box from its (x, y, width, height); Dropped if a side is 0 or negative."""
-    x, y, width, height = box
-    if min(width, height) < 0:
-        return Dropped(desc, "inverted_box", f"width {width:g}, height {height:g} are below 0", field)
-    if min(width, height) == 0:
-        return Dropped(desc, "zero_area", f"width {width:g}, height {height:g}", field)
-    return RawObject(desc, "bbox_2d", (x, y, x + width, y + height), field)

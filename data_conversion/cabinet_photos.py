@@ -14,7 +14,7 @@ import os
 import shutil
 import tempfile
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -176,10 +176,9 @@ def _feature(number: int, part: Part, points_R2: np.ndarray, rng: np.random.Gene
 
 
 def _document(
-    size: tuple[int, int], features: Iterable[dict[str, Any]], name: str, rng: np.random.Generator
+    size: tuple[int, int], features: list[dict[str, Any]], name: str, rng: np.random.Generator
 ) -> dict[str, Any]:
     """The raw annotation file; training has no use for the last four entries, which belong to the tool."""
-    features = list(features)
     stamp = EPOCH_MS + int(rng.integers(0, 10**10))
     return {
         "info": {"width": size[0], "height": size[1], "depth": 3},
@@ -187,12 +186,7 @@ def _document(
         "version": "1.0",
         "markResult": {"type": "FeatureCollection", "features": features},
         "qualityResult": {"type": "FeatureCollection", "features": []},
-        "workload": {"pointCount": sum(len(_ring(feature)) for feature in features)},
+        "workload": {"pointCount": sum(np.size(feature["geometry"]["coordinates"]) // 2 for feature in features)},
         "statistcs": {"objectCount": len(features)},
         "submitWorkflow": "finished",
     }
-
-
-def _ring(feature: dict[str, Any]) -> list[Any]:
-    coordinates = feature["geometry"]["coordinates"]
-    return coordinates if feature["geometry"]["type"] == LINE else coordinates[0]

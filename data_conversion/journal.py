@@ -63,7 +63,6 @@ class Journal:
         except sqlite3.Error as error:
             raise UserError(f"{folder}: cannot be used ({error}); is another conversion using it?") from None
         self._committed = time.monotonic()
-        self.found = self._count("SELECT count(*) FROM photos")
 
     def _open(self) -> sqlite3.Connection:
         database = sqlite3.connect(self.folder / "journal.sqlite", timeout=0.5, isolation_level=None)
@@ -84,9 +83,6 @@ class Journal:
         self._database.execute("COMMIT")
         self._database.execute("BEGIN EXCLUSIVE")
         self._committed = time.monotonic()
-
-    def _count(self, query: str, *values: Any) -> int:
-        return int(self._database.execute(query, values).fetchone()[0])
 
     # ------------------------------------------------------------ filling
 
@@ -126,9 +122,9 @@ class Journal:
 
     def totals(self) -> tuple[int, int]:
         """Numbers of items and objects that were read."""
-        return self._count("SELECT count(*) FROM photos"), self._count(
-            "SELECT coalesce(sum(objects_read), 0) FROM photos"
-        )
+        query = "SELECT count(*), coalesce(sum(objects_read), 0) FROM photos"
+        photos, objects = self._database.execute(query).fetchone()
+        return photos, objects
 
     def lost(self) -> Iterator[tuple[str, BadSource | None, list[Dropped]]]:
         """(annotation file, why its photo gave no row, dropped objects) in the order of the source."""
@@ -168,7 +164,8 @@ class Journal:
 
     def size_of(self, split: str) -> int:
         """Number of rows of a split."""
-        return self._count("SELECT count(*) FROM photos WHERE row IS NOT NULL AND split = ?", split)
+        query = "SELECT count(*) FROM photos WHERE row IS NOT NULL AND split = ?"
+        return int(self._database.execute(query, (split,)).fetchone()[0])
 
     def rows(self, split: str | None = None) -> Iterator[dict[str, Any]]:
         """Decoded rows to write, by rank and name of the photo; None means all splits, by name alone."""

@@ -33,10 +33,8 @@ def map_in_order(
     stream = iter(items)
     yield from map(function, islice(stream, INLINE))
     first = list(islice(stream, 1))
-    if workers == 1 or not first:
-        yield from map(function, chain(first, stream))
-        return
-    yield from _spread(function, chain(first, stream), workers)
+    rest = chain(first, stream)
+    yield from map(function, rest) if workers == 1 or not first else _spread(function, rest, workers)
 
 
 def _spread(function: Callable[[Item], Result], stream: Iterator[Item], workers: int) -> Iterator[Result]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from bbu.errors import ImageError, RecordError, UserError
 from bbu.geometry import compose
 from bbu.records import Row, parse_row, resolve_image
 from bbu.taxonomy import Taxonomy
-from data_conversion.base import BadSource, Dropped, RawObject, SourceImage
+from data_conversion.base import BadSource, Dropped, SourceImage
 from data_conversion.photo_files import KEEP, WITHOUT, store_photo
 from data_conversion.photos import Photo, assumed_photo, points_to_displayed, read_photo
 from data_conversion.placing import place_objects
@@ -75,20 +74,19 @@ class PhotoTask:
         try:
             return self._convert(item)
         except ImageError as error:
-            return refuse(item, BadSource(item.source, "image", str(error)))
+            return _refuse(item, "image", str(error))
         except RecordError as error:
-            return refuse(item, BadSource(item.source, error.field, error.why))
+            return _refuse(item, error.field, error.why)
 
     def _convert(self, item: SourceImage) -> Outcome:
         photo, path = self._open(item)
         affine, notes = points_to_displayed(photo, item.size, item.displayed, item.relative)
-        kept_size = photo.displayed
         if photo.orientation != 1:
             notes.append(f"exif_orientation_{photo.orientation}")
-        stored = store_photo(item, path, self.images, self.photos, self.max_pixels, kept_size)
+        stored = store_photo(item, path, self.images, self.photos, self.max_pixels, photo.displayed)
         width, height = stored.size
-        if stored.size != kept_size:
-            affine = compose(affine, (width / kept_size[0], 0.0, 0.0, 0.0, height / kept_size[1], 0.0))
+        if stored.size != photo.displayed:
+            affine = compose(affine, (width / photo.displayed[0], 0.0, 0.0, 0.0, height / photo.displayed[1], 0.0))
         objects, dropped, more = place_objects(item.objects, self.taxonomy, affine, stored.size)
         if item.objects and not objects:
             # As a photo without objects it would teach that there is nothing to see.
@@ -113,19 +111,12 @@ class PhotoTask:
         return read_photo(path), path
 
 
-def refuse(item: SourceImage, bad: BadSource) -> Outcome:
+def _refuse(item: SourceImage, field: str, why: str) -> Outcome:
     """The outcome of a photo without a row: all its objects are lost."""
-    return Outcome(item.source, item.image, len(item.objects), bad=bad, dropped=lost_with_photo(item.objects, bad))
-
-
-def lost_with_photo(objects: Sequence[RawObject | Dropped], bad: BadSource) -> tuple[Dropped, ...]:
-    """The objects of a photo without a row."""
-    reason = "split_left_out" if bad.reason == "split_left_out" else "photo_skipped"
-    labels = (item.label if isinstance(item, Dropped) else item.desc for item in objects)
-    return tuple(
-        Dropped(label.strip() or "(no label)", reason, bad.detail, item.field)
-        for label, item in zip(labels, objects, strict=True)
-    )
+    labels = ((it.label if isinstance(it, Dropped) else it.desc).strip() or "(no label)" for it in item.objects)
+    lost = (Dropped(label, "photo_skipped", why, it.field) for label, it in zip(labels, item.objects, strict=True))
+    bad = BadSource(item.source, field, why)
+    return Outcome(item.source, item.image, len(item.objects), bad=bad, dropped=tuple(lost))
 
 
 def inside(root: Path, image: str) -> Path:

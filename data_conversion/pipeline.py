@@ -22,16 +22,7 @@ from tqdm import tqdm
 from bbu.errors import RecordError, UserError
 from bbu.records import parse_row
 from bbu.taxonomy import Taxonomy
-from data_conversion.base import (
-    MALFORMED,
-    SPLITS,
-    BadSource,
-    Dropped,
-    IterRecords,
-    SourceItem,
-    SourceOptions,
-    readable,
-)
+from data_conversion.base import MALFORMED, SPLITS, BadSource, Dropped, IterRecords, SourceItem, SourceOptions, readable
 from data_conversion.formats import FORMATS
 from data_conversion.journal import Journal, settings_hash
 from data_conversion.outputs import write_outputs
@@ -170,7 +161,7 @@ def _read_source(
             outcome = _only_once(journal, seq, outcome)
             if outcome.bad is not None and outcome.bad.reason == MALFORMED and on_error == "fail":
                 where = str(task.root / outcome.bad.source)
-                raise RecordError(where, readable(outcome.bad.field), readable(outcome.bad.detail))
+                raise RecordError(*map(readable, (where, outcome.bad.field, outcome.bad.detail)))
             journal.add(seq, print_, outcome)
     journal.end_at(found)
 
@@ -249,14 +240,9 @@ def _move_teachers(journal: Journal, max_teachers: int, seed: int) -> None:
         raise UserError(f"max_teachers {max_teachers} leaves no photo to train on: train has {train}")
     if not max_teachers:
         return
-    places: list[int] = []
-
-    def unique_rows():  # type: ignore[no-untyped-def]
-        for seq, value in journal.without_copies("train"):
-            places.append(seq)
-            yield parse_row(value, "journal")
-
-    chosen = choose_teachers(unique_rows(), max_teachers, seed)
+    places = [seq for seq, _ in journal.without_copies("train")]
+    rows = (parse_row(value, "journal") for _, value in journal.without_copies("train"))
+    chosen = choose_teachers(rows, max_teachers, seed)
     journal.set_splits([("teacher", places[index]) for index in chosen])
     journal.rank([(rank, places[index]) for rank, index in enumerate(chosen)])
 

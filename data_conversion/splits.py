@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -73,9 +74,7 @@ def _follow_hints(photos: Sequence[Candidate], targets: Mapping[str, str]) -> tu
 
 def _draw(photos: Sequence[Candidate], val_fraction: float, test_fraction: float, seed: int) -> list[str | None]:
     """Take groups of equal content, in an order fixed by seed and content: first test, then val; the rest is train."""
-    groups: dict[str, int] = {}
-    for photo in photos:
-        groups[photo.digest] = groups.get(photo.digest, 0) + 1
+    groups = Counter(photo.digest for photo in photos)
     order = sorted(groups, key=lambda digest: hashlib.sha256(f"{seed}:{digest}".encode()).digest())
     chosen: dict[str, str] = {}
     for split, fraction in (("test", test_fraction), ("val", val_fraction)):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -55,14 +56,30 @@ def shared_dir() -> Path:
 
 @pytest.fixture(scope="session")
 def tokenizer() -> PreTrainedTokenizerBase:
-    """A byte-level BPE trained on the prompts and a few answers."""
+    """A byte-level BPE of the default family, trained on the prompts and a few answers."""
+    from bbu.families.registry import DEFAULT_FAMILY
+
+    return small_tokenizer(DEFAULT_FAMILY)
+
+
+@cache
+def small_tokenizer(family: str) -> PreTrainedTokenizerBase:
     from bbu.families.prompts import WORDING, answer_text
-    from bbu.families.qwen2_5_vl.codec import QWEN
+    from bbu.families.registry import backbone_class
     from bbu.families.tokenizer import train_tokenizer
 
     boxes = np.array([[1, 2, 30, 40], [5, 6, 70, 80], [9, 10, 111, 83], [0, 0, 56, 28]])
     answers = [answer_text(boxes[: number + 1], DESCRIPTIONS[: number + 1]) for number in range(len(DESCRIPTIONS))]
-    return train_tokenizer([text for pair in WORDING.values() for text in pair] + answers * 3, 700, QWEN)
+    texts = [text for pair in WORDING.values() for text in pair] + answers * 3
+    return train_tokenizer(texts, 700, backbone_class(family).conversation)
+
+
+@pytest.fixture
+def family() -> str:
+    """Family of chat_processor and make_chat_processor; tests that run over families replace it."""
+    from bbu.families.registry import DEFAULT_FAMILY
+
+    return DEFAULT_FAMILY
 
 
 @pytest.fixture
@@ -133,45 +150,48 @@ def make_sample(make_row: MakeRow) -> MakeSample:
 
 
 @pytest.fixture
-def chat_processor(tokenizer: PreTrainedTokenizerBase, photo_folder: Path) -> ChatProcessor:
-    """A processor of photos under photo_folder: Chinese prompts, up to 32 image tokens a photo."""
-    return build_chat_processor(tokenizer, photo_folder)
+def chat_processor(family: str, photo_folder: Path) -> ChatProcessor:
+    """A processor of photos under photo_folder: Chinese prompts, photos of up to 25,088 pixels."""
+    return build_chat_processor(family, photo_folder)
 
 
 @pytest.fixture
-def make_chat_processor(tokenizer: PreTrainedTokenizerBase, photo_folder: Path) -> Callable[..., ChatProcessor]:
+def make_chat_processor(family: str, photo_folder: Path) -> Callable[..., ChatProcessor]:
     """make_chat_processor(language=, max_length=, …): as chat_processor, with other settings."""
 
     def make(**options: Any) -> ChatProcessor:
-        return build_chat_processor(options.pop("tokenizer", tokenizer), photo_folder, **options)
+        return build_chat_processor(family, photo_folder, **options)
 
     return make
 
 
 def build_chat_processor(
-    tokenizer: PreTrainedTokenizerBase,
+    family: str,
     folder: Path,
     *,
+    tokenizer: PreTrainedTokenizerBase | None = None,
     language: str = "zh",
-    box_convention: str = "model_pixels",
+    box_convention: str = "",
     min_pixels: int = 56 * 56,
     max_pixels: int = 32 * 28 * 28,
     max_length: int = 4096,
     caption_max_tokens: int = 64,
 ) -> ChatProcessor:
-    from transformers import Qwen2VLImageProcessor
-
+    """``tokenizer`` and ``box_convention``: None and "" = the family's."""
     from bbu.data.chat_processor import ChatProcessor
-    from bbu.families.photo_plan import MergedPlan
     from bbu.families.prompts import PromptSpec
-    from bbu.families.qwen2_5_vl.codec import QWEN
+    from bbu.families.registry import backbone_class
 
-    conversation = replace(QWEN, box_convention=box_convention)
+    backbone = backbone_class(family)
+    conversation = backbone.conversation
+    if box_convention:
+        conversation = replace(conversation, box_convention=box_convention)
+    spec = PromptSpec.create(language, conversation, min_pixels, max_pixels)
     return ChatProcessor(
-        tokenizer,
-        MergedPlan(Qwen2VLImageProcessor(), min_pixels, max_pixels),
+        tokenizer or small_tokenizer(family),
+        backbone.photo_plan("", spec),
         conversation,
-        PromptSpec.create(language, conversation, min_pixels, max_pixels),
+        spec,
         image_root=str(folder),
         max_length=max_length,
         caption_max_tokens=caption_max_tokens,

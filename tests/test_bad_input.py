@@ -20,18 +20,19 @@ from bbu.families.qwen2_5_vl.codec import QWEN
 CONFIG = """
 data: {language: en, min_pixels: 3136, max_pixels: 25088, max_length: 2048}
 model:
+  family: qwen2_5_vl
   scratch:
     {vision_width: 16, vision_depth: 1, vision_heads: 1, vision_full_attention: [0],
      text_width: 32, text_depth: 1, text_heads: 2, text_kv_heads: 1, vocab_size: 400}
   detection: {width: 16, queries: 8, layers: 1, heads: 2, points: 2, caption_layers: 1, caption_region_cells: 2}
-training: {max_steps: 1, batch_size: 1, warmup_steps: 0, precision: fp32, select_best: false, threads: 1}
+training: {max_steps: 1, batch_size: 1, warmup_steps: 0, precision: fp32, select_best: '', threads: 1}
 """
 SIZE = (84, 56)
-PART = {"desc": "标签/可读", "bbox_2d": [10, 10, 40, 30]}
+OBJECT = {"desc": "标签/可读", "bbox_2d": [10, 10, 40, 30]}
 
 
 def row(name: str = "a.png", **changes: Any) -> dict[str, Any]:
-    return {"images": [name], "objects": [PART], "width": SIZE[0], "height": SIZE[1], **changes}
+    return {"images": [name], "objects": [OBJECT], "width": SIZE[0], "height": SIZE[1], **changes}
 
 
 def prediction(name: str = "a.png", **changes: Any) -> dict[str, Any]:
@@ -192,7 +193,7 @@ def png_cut_off(place: Place) -> list[str]:
 
 
 def described(desc: str) -> dict[str, Any]:
-    return row(objects=[{**PART, "desc": desc}])
+    return row(objects=[{**OBJECT, "desc": desc}])
 
 
 def earlier_run(place: Place) -> list[str]:
@@ -282,11 +283,11 @@ RECORDS: list[Case] = [
     ("row not UTF-8", lambda p: p.train_on_text(GOOD.encode("gb18030")), ["train.jsonl:1", "UTF-8"]),
     (
         "box outside",
-        lambda p: p.train_on(row(objects=[{**PART, "bbox_2d": [1, 2, 85, 40]}])),
+        lambda p: p.train_on(row(objects=[{**OBJECT, "bbox_2d": [1, 2, 85, 40]}])),
         ["train.jsonl:1", "objects[0].bbox_2d", "x = 85"],
     ),
     (
-        "teacher without words",
+        "teacher without descriptions",
         lambda p: p.train_on({"student": row(), "teachers": [described(" ")]}),
         ["train.jsonl:1", "teachers[0].objects[0].desc"],
     ),
@@ -312,11 +313,11 @@ SAMPLES: list[Case] = [
         ["a.png", "data.max_length 50"],
     ),
     (
-        "words too long",
+        "description too long",
         lambda p: p.run("model.detection.caption_max_tokens=1"),
         ["a.png", "model.detection.caption_max_tokens"],
     ),
-    ("words that end a turn", lambda p: p.train_on(described("x<|im_end|>")), ["a.png", "<|im_end|>"]),
+    ("description that ends a turn", lambda p: p.train_on(described(f"x{QWEN.end}")), ["a.png", QWEN.end]),
 ]
 
 CHECKPOINTS: list[Case] = [

@@ -212,7 +212,7 @@ def write(key: str, value: Any) -> str:
 @pytest.mark.parametrize("key", CHOICES)
 def test_a_choice_lists_what_may_be_chosen(config_file: Path, key: str) -> None:
     text = message(config_file, write(key, "neither"))
-    assert f"{key}: 'neither' is not one of {', '.join(CHOICES[key])}" in text
+    assert f"{key}: 'neither' is not one of {', '.join(word or 'nothing' for word in CHOICES[key])}" in text
 
 
 @pytest.mark.parametrize("key", RANGES)
@@ -285,6 +285,7 @@ def test_every_key_renamed_so_far_is_known() -> None:
         ("evaluation.alarms_per_photo", "evaluation.fppi"),
         ("evaluation.resamples", "evaluation.bootstrap_samples"),
         ("data.augment.curriculum.calm_end", "data.augment.curriculum.close_mosaic"),
+        ("data.augment.paste_parts", "data.augment.paste_objects"),
     }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -153,3 +154,17 @@ def test_checking_a_config_and_scoring_predictions_load_no_torch(tmp_path: Path)
     found.write_text(row.replace("objects", "predictions").replace('"desc"', '"score": 0.5, "desc"'), encoding="utf-8")
     code = f"import bbu.cli\nassert bbu.cli.main(['evaluate', {str(truth)!r}, {str(found)!r}]) == 0"
     assert loaded_by(code).isdisjoint({"torch", "torchvision", "transformers", "accelerate", "peft"})
+
+
+def test_rank_and_world_size_are_asked_in_one_file() -> None:
+    asking = re.compile(
+        r"RANK\b|WORLD_SIZE|torch\.distributed|process_(?:index|zero)|\.world_size\b|main_process|should_save|local_rank"
+    )
+    found = [name for name, path in FILES.items() if asking.search(path.read_text(encoding="utf-8"))]
+    assert found == ["bbu.training.distributed"]
+
+
+def test_the_architecture_page_lists_the_rooms_in_their_order() -> None:
+    page = (PROJECT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    section = page.split("\n## Rooms\n")[1].split("\n\n- ")[0]
+    assert [f"bbu.{name}" for name in re.findall(r"`(\w+)`(?= →|\s*$)", section, re.MULTILINE)] == [*ROOMS]

@@ -79,7 +79,7 @@ def test_each_geometry_has_its_enclosing_box(kind: str, points: list[float], box
     assert parsed.objects[0].kind == kind and parsed.objects[0].box == box
 
 
-def test_a_photo_without_parts_is_a_good_row() -> None:
+def test_a_photo_without_objects_is_a_good_row() -> None:
     assert parse_row(row(objects=[]), "x.jsonl:1").objects == ()
 
 

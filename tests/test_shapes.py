@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 PROJECT = Path(__file__).resolve().parents[1]
-FILES = sorted([*(PROJECT / "src").rglob("*.py"), *(PROJECT / "benchmarks").glob("*.py")])
+FOLDERS = ("src", "data_conversion", "benchmarks")
+FILES = sorted(path for folder in FOLDERS for path in (PROJECT / folder).rglob("*.py"))
 SYMBOL = "[A-Z][a-z]?"
 
 

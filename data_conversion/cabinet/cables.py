@@ -26,8 +26,8 @@ def arc(rng: np.random.Generator, radius: float) -> list[Point]:
     return [(float(x), float(y)) for x, y in points_R2]
 
 
-def _dense(points: list[Point], step: float) -> tuple[np.ndarray, np.ndarray]:
-    """(R, 2) points every ``step`` pixels along a smooth curve through the vertices, and (R,) directions."""
+def _dense(points: list[Point], step: float) -> list[tuple[float, float, float]]:
+    """x, y and direction every ``step`` pixels along a smooth curve through the vertices."""
     path_R2 = np.asarray(points)
     knots = np.linspace(0, 1, len(path_R2))
     fine = np.linspace(0, 1, 200)
@@ -35,7 +35,7 @@ def _dense(points: list[Point], step: float) -> tuple[np.ndarray, np.ndarray]:
     lengths = np.concatenate(([0.0], np.cumsum(np.hypot(*np.diff(curve_R2, axis=0).T))))
     at = np.arange(0, lengths[-1], step)
     x, y = np.interp(at, lengths, curve_R2[:, 0]), np.interp(at, lengths, curve_R2[:, 1])
-    return np.stack((x, y), axis=1), np.arctan2(np.gradient(y), np.gradient(x))
+    return list(zip(x, y, np.arctan2(np.gradient(y), np.gradient(x)), strict=True))
 
 
 def _smooth(at: np.ndarray, knots: np.ndarray, values: np.ndarray) -> np.ndarray:
@@ -66,12 +66,10 @@ def corrugated_tube(rng: np.random.Generator, points: list[Point], thick: float)
     """
     colour = pick(rng, TUBES)
     brush = Brush(*_reach(points, thick))
-    where, turns = _dense(points, 1.5)
     dark, light = shade(colour, 0.35) if sum(colour) > 240 else (14, 14, 16), shade(colour, 1.4)
-    for (x, y), turn in zip(where, turns, strict=True):
+    for x, y, turn in _dense(points, 1.5):
         brush.oval(x, y, 1.6, thick * 0.36, dark, turn)
-    rings, ring_turns = _dense(points, max(4.6, thick * 0.42))
-    for (x, y), turn in zip(rings, ring_turns, strict=True):
+    for x, y, turn in _dense(points, max(4.6, thick * 0.42)):
         brush.oval(x, y, thick * 0.15, thick * 0.5, colour, turn)
         brush.oval(x, y, thick * 0.06, thick * 0.28, light, turn)
     return brush
@@ -81,20 +79,14 @@ def spiral_armour(rng: np.random.Generator, points: list[Point], thick: float) -
     """Slanting steel bands between two smooth edges. Arguments as corrugated_tube."""
     colour = pick(rng, STEELS)
     brush = Brush(*_reach(points, thick))
-    where, turns = _dense(points, 1.0)
-    for (x, y), turn in zip(where, turns, strict=True):
-        brush.oval(x, y, 1.2, thick * 0.4, shade(colour, 0.4), turn)
-    for (x, y), turn in zip(where, turns, strict=True):
-        brush.oval(x, y, 1.2, thick * 0.31, shade(colour, 1.1), turn)
-    bands, band_turns = _dense(points, thick * 0.62)
-    for (x, y), turn in zip(bands[1:-1], band_turns[1:-1], strict=True):
+    for breadth, tone in ((0.4, 0.4), (0.31, 1.1)):
+        for x, y, turn in _dense(points, 1.0):
+            brush.oval(x, y, 1.2, thick * breadth, shade(colour, tone), turn)
+    for x, y, turn in _dense(points, thick * 0.62)[1:-1]:
         slant = turn + math.radians(50)
         dx, dy = math.cos(slant) * thick * 0.46, math.sin(slant) * thick * 0.46
         brush.stroke([(x - dx, y - dy), (x + dx, y + dy)], shade(colour, 0.25), thick * 0.13)
         ox, oy = math.cos(turn) * thick * 0.16, math.sin(turn) * thick * 0.16
-        brush.stroke(
-            [(x - dx * 0.6 + ox, y - dy * 0.6 + oy), (x + dx * 0.6 + ox, y + dy * 0.6 + oy)],
-            shade(colour, 1.6),
-            thick * 0.1,
-        )
+        light = [(x - dx * 0.6 + ox, y - dy * 0.6 + oy), (x + dx * 0.6 + ox, y + dy * 0.6 + oy)]
+        brush.stroke(light, shade(colour, 1.6), thick * 0.1)
     return brush

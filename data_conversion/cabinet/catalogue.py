@@ -26,7 +26,3 @@ LABELS: dict[str, tuple[str, str]] = {
     "线缆/蛇形管": ("cable/corrugated_tube", LINE),
     "线缆/铠装": ("cable/armoured", LINE),
 }
-
-# Fraction of the rarer state within its kind. Every state stays above 3 % of all parts, so that 600 photos teach it.
-RARE = {SCREW: 0.26, CPRI: 0.36, "BBU品牌": 0.48, "挡风板": 0.42, "标签": 0.34, "线缆": 0.48}
-GROUND_RARE = 0.25  # 露铜 and 生锈, each

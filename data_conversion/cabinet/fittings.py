@@ -77,16 +77,10 @@ def _lug(rng: np.random.Generator, u: float, bare: float, rusty: bool = False) -
     colour, sleeve = metal(rng), pick(rng, SLEEVES)
     brush = Brush(u * LUG_REACH[0], u * LUG_REACH[1])
     top = -0.6 * u  # middle of the ring
-    edge = shade(colour, 0.5)
-    brush.disc(0, top, 0.5 * u, edge)
-    brush.shape(
-        [(-0.42 * u, top + 0.2 * u), (0.42 * u, top + 0.2 * u), (0.24 * u, 0.3 * u), (-0.24 * u, 0.3 * u)], edge
-    )
-    brush.disc(0, top, 0.46 * u, shade(colour, 1.05))
-    brush.shape(
-        [(-0.36 * u, top + 0.25 * u), (0.36 * u, top + 0.25 * u), (0.2 * u, 0.3 * u), (-0.2 * u, 0.3 * u)],
-        shade(colour, 1.05),
-    )
+    for radius, wide, start, narrow, tone in ((0.5, 0.42, 0.2, 0.24, 0.5), (0.46, 0.36, 0.25, 0.2, 1.05)):
+        brush.disc(0, top, radius * u, shade(colour, tone))
+        y = top + start * u
+        brush.shape([(-wide * u, y), (wide * u, y), (narrow * u, 0.3 * u), (-narrow * u, 0.3 * u)], shade(colour, tone))
     brush.stroke([(-0.12 * u, 0.05 * u), (-0.12 * u, 0.3 * u)], shade(colour, 1.3), 0.06 * u)
     _sleeve(rng, brush, u, 0.18 * u + bare * u, sleeve)
     if bare:

@@ -15,8 +15,10 @@ LOGOS = [(206, 48, 48), (238, 238, 240), (60, 130, 210)]
 HOLLOW: Colour = (16, 17, 20)
 
 
-def _chassis(rng: np.random.Generator, width: float, height: float, ear: float) -> tuple[Brush, Colour]:
-    """A unit's body with an ear at either side, and its colour."""
+def _chassis(
+    rng: np.random.Generator, width: float, height: float, ear: float, row: float
+) -> tuple[Brush, Colour, tuple[float, float, float, float]]:
+    """A unit's body with an ear at either side, its colour, and the xyxy of its front above the port row."""
     body = pick(rng, BODIES)
     brush = Brush(width / 2, height / 2)
     x, y = width / 2, height / 2
@@ -24,12 +26,7 @@ def _chassis(rng: np.random.Generator, width: float, height: float, ear: float) 
     brush.bar(-x + 1.2, -y + 1.2, x - 1.2, y - 1.2, shade(body, 1.25), 2)
     brush.bar(-x + ear, -y, x - ear, y, shade(body, 0.4))
     brush.bar(-x + ear + 1.5, -y + 1.5, x - ear - 1.5, y - 1.5, body)
-    return brush, body
-
-
-def _front_area(width: float, height: float, ear: float, row: float) -> tuple[float, float, float, float]:
-    """xyxy of the front above the port row, in part pixels."""
-    return -width / 2 + ear + 4, -height / 2 + 4, width / 2 - ear - 4, height / 2 - row
+    return brush, body, (-x + ear + 4, -y + 4, x - ear - 4, y - row)
 
 
 def huawei_unit(rng: np.random.Generator, width: float, height: float, ear: float, row: float) -> Brush:
@@ -39,8 +36,7 @@ def huawei_unit(rng: np.random.Generator, width: float, height: float, ear: floa
         ear: width of the mounting ears.
         row: height kept free at the bottom for CPRI cages.
     """
-    brush, body = _chassis(rng, width, height, ear)
-    x1, y1, x2, y2 = _front_area(width, height, ear, row)
+    brush, body, (x1, y1, x2, y2) = _chassis(rng, width, height, ear, row)
     logo = min(y2 - y1, (x2 - x1) * 0.3)
     left, rows = x1 + logo + 3, max(2, round((y2 - y1) / 11))
     middle = (left + x2) / 2
@@ -61,8 +57,7 @@ def huawei_unit(rng: np.random.Generator, width: float, height: float, ear: floa
 
 def zte_unit(rng: np.random.Generator, width: float, height: float, ear: float, row: float) -> Brush:
     """Upright blades with handles and a stepped, angular mark. Arguments as huawei_unit."""
-    brush, body = _chassis(rng, width, height, ear)
-    x1, y1, x2, y2 = _front_area(width, height, ear, row)
+    brush, body, (x1, y1, x2, y2) = _chassis(rng, width, height, ear, row)
     logo = min(y2 - y1, (x2 - x1) * 0.3)
     right = x2 - logo - 3
     blades = max(3, round((right - x1) / 14))

@@ -1,27 +1,34 @@
-"""Arrange parts in a photo: units with screws and ports, ground bars with lugs, baffles, stickers, cable bends.
-
-Shapes: R rows.
-"""
+"""Arrange parts in a photo: units with screws and ports, ground bars with lugs, baffles, stickers, cable bends."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageFilter
 
-from bbu.geometry import iou_matrix
 from data_conversion.cabinet import backdrop, cables, fittings, panels
 from data_conversion.cabinet.brush import Brush, Point, Pose, Sprite, bounds, settle
-from data_conversion.cabinet.catalogue import CPRI, GROUND, GROUND_RARE, RARE, SCREW
+from data_conversion.cabinet.catalogue import CPRI, GROUND, SCREW
 
 SHORTEST, LONGEST = 224, 448  # sides of a photo
 MOST = 16  # parts per photo
 GAP = 4  # pixels between parts that are not attached to each other
 EDGE = 3  # pixels between a part and the photo's edge
 
-Reach = tuple[float, float]  # half width and height, photo pixels
+# Kind → its states: (cumulative fraction of the kind, state, what draws it).
+# Every state stays above 3 % of all parts, so that 600 photos teach it.
+STATES: dict[str, list[tuple[float, str, Callable[..., Brush]]]] = {
+    SCREW: [(0.26, "未拧紧", fittings.loose_screw), (1, "连接正确", fittings.tight_screw)],
+    GROUND: [(0.25, "露铜", fittings.bare_lug), (0.5, "生锈", fittings.rusty_lug), (1, "连接正确", fittings.sound_lug)],
+    CPRI: [(0.36, "连接错误", fittings.half_out_plug), (1, "连接正确", fittings.seated_plug)],
+    "BBU品牌": [(0.48, "中兴", panels.zte_unit), (1, "华为", panels.huawei_unit)],
+    "挡风板": [(0.42, "缺失", panels.missing_baffle), (1, "安装正确", panels.fitted_baffle)],
+    "标签": [(0.34, "无法识别", panels.illegible_label), (1, "可识别", panels.legible_label)],
+    "线缆": [(0.48, "铠装", cables.spiral_armour), (1, "蛇形管", cables.corrugated_tube)],
+}
 
 
 @dataclass(frozen=True)
@@ -77,53 +84,28 @@ class Scene:
             return False
         return all(x2 + gap <= a or c + gap <= x1 or y2 + gap <= b or d + gap <= y1 for a, b, c, d in self.taken)
 
-    def find(self, reach: Reach, turn: float = 0.0) -> Pose | None:
-        """A free pose for a part of this extent, or None after 40 attempts."""
+    def find(self, half_width: float, half_height: float, turn: float = 0.0) -> Pose | None:
+        """A free pose for a part of this extent in photo pixels, or None after 40 attempts."""
         for _ in range(40):
             pose = self.pose(self.rng.uniform(0, self.width), self.rng.uniform(0, self.height), turn)
-            if self.free(bounds(*reach, pose)):
+            if self.free(bounds(half_width, half_height, pose)):
                 return pose
         return None
 
-    def add(self, label: str, brush: Brush, pose: Pose, local: Sequence[Point] = ()) -> None:
-        """Place a part; ``local`` are its geometry's points in part pixels (none: the box of its pixels)."""
-        sprite = settle(brush, pose)
+    def add(self, kind: str, pose: Pose, *size: Any, local: Sequence[Point] = ()) -> None:
+        """Draw and place a part in one of its states.
+
+        Args:
+            size: what the drawing function takes besides the random stream.
+            local: points of the part's geometry in part pixels; none: the box of its pixels.
+        """
+        chance = self.rng.random()
+        state, draw = next((state, draw) for share, state, draw in STATES[kind] if chance < share)
+        sprite = settle(draw(self.rng, *size), pose)
         x1, y1, x2, y2 = sprite.box
         points = tuple(pose.points(local)) if local else ((float(x1), float(y1)), (float(x2), float(y2)))
-        self.parts.append(Part(label, points, sprite))
+        self.parts.append(Part(f"{kind}/{state}", points, sprite))
         self.taken.append((x1, y1, x2, y2))
-
-
-Maker = Callable[[np.random.Generator, float], Brush]
-PlateMaker = Callable[[np.random.Generator, float, float], Brush]
-
-
-def _rare(scene: Scene, kind: str) -> bool:
-    return bool(scene.rng.random() < RARE[kind])
-
-
-def _screw(scene: Scene, pose: Pose) -> None:
-    loose = _rare(scene, SCREW)
-    maker: Maker = fittings.loose_screw if loose else fittings.tight_screw
-    scene.add(f"{SCREW}/{'未拧紧' if loose else '连接正确'}", maker(scene.rng, scene.u), pose)
-
-
-def _plug(scene: Scene, pose: Pose) -> None:
-    wrong = _rare(scene, CPRI)
-    maker: Maker = fittings.half_out_plug if wrong else fittings.seated_plug
-    scene.add(f"{CPRI}/{'连接错误' if wrong else '连接正确'}", maker(scene.rng, scene.u), pose)
-    scene.plug_ends.extend(pose.points([(0.0, 0.9 * scene.u)]))
-
-
-def _lug(scene: Scene, pose: Pose) -> None:
-    draw = scene.rng.random()
-    maker: Maker = fittings.sound_lug
-    state = "连接正确"
-    if draw < GROUND_RARE:
-        maker, state = fittings.bare_lug, "露铜"
-    elif draw < 2 * GROUND_RARE:
-        maker, state = fittings.rusty_lug, "生锈"
-    scene.add(f"{GROUND}/{state}", maker(scene.rng, scene.u), pose)
 
 
 def _place_unit(scene: Scene, budget: int) -> int:
@@ -132,25 +114,24 @@ def _place_unit(scene: Scene, budget: int) -> int:
     width = min(scene.width * rng.uniform(0.68, 0.94), 15 * u)
     height = rng.uniform(2.5, 3.4) * u
     hang = 1.3 * u  # the plugs reach below the unit
-    reach = (width / 2, height / 2 + hang)
-    pose = scene.find(reach)
+    pose = scene.find(width / 2, height / 2 + hang)
     if pose is None:
         return 0
     pose = pose.child(0, -hang)
-    zte = _rare(scene, "BBU品牌")
-    maker = panels.zte_unit if zte else panels.huawei_unit
-    ear, row = 1.2 * u, 0.95 * u
-    scene.add(f"BBU品牌/{'中兴' if zte else '华为'}", maker(rng, width, height, ear, row), pose)
+    ear = 1.2 * u
+    scene.add("BBU品牌", pose, width, height, ear, 0.95 * u)
     spots = [(side * (width - ear) / 2, level * height * 0.26) for side in (-1, 1) for level in (-1, 1)]
     screws = min(int(rng.choice(5, p=[0.34, 0.22, 0.24, 0.1, 0.1])), budget - 1)
     for index in rng.permutation(4)[:screws]:
         x, y = spots[index]
-        _screw(scene, pose.child(x, y, rng.uniform(-0.1, 0.1)))
+        scene.add(SCREW, pose.child(x, y, rng.uniform(-0.1, 0.1)), u)
     room = int((width - 2 * ear) / (1.25 * u))
     plugs = min(int(rng.choice(5, p=[0.17, 0.25, 0.28, 0.18, 0.12])), room, budget - 1 - screws)
     for index in rng.permutation(room)[:plugs]:
         x = (index - (room - 1) / 2) * (width - 2 * ear) / room
-        _plug(scene, pose.child(x, height / 2 + 0.15 * u, rng.uniform(-0.05, 0.05)))
+        plug = pose.child(x, height / 2 + 0.15 * u, rng.uniform(-0.05, 0.05))
+        scene.add(CPRI, plug, u)
+        scene.plug_ends.extend(plug.points([(0.0, 0.9 * u)]))
     return 1 + screws + plugs
 
 
@@ -158,12 +139,10 @@ def _place_baffle(scene: Scene, budget: int) -> int:
     rng = scene.rng
     width = min(scene.width * rng.uniform(0.34, 0.75), 9 * scene.u)
     height = rng.uniform(1.1, 1.6) * scene.u
-    pose = scene.find((width / 2, height / 2))
+    pose = scene.find(width / 2, height / 2)
     if pose is None:
         return 0
-    missing = _rare(scene, "挡风板")
-    maker: PlateMaker = panels.missing_baffle if missing else panels.fitted_baffle
-    scene.add(f"挡风板/{'缺失' if missing else '安装正确'}", maker(rng, width, height), pose)
+    scene.add("挡风板", pose, width, height)
     return 1
 
 
@@ -172,27 +151,25 @@ def _place_ground_bar(scene: Scene, budget: int) -> int:
     rng, u = scene.rng, scene.u
     count = min(int(rng.integers(1, 5)), budget)
     width, pitch = count * 1.25 * u, 1.25 * u
-    pose = scene.find((width / 2, 1.2 * u))
+    pose = scene.find(width / 2, 1.2 * u)
     if pose is None:
         return 0
     bar = settle(panels.ground_bar(rng, width + 0.3 * u, 1.3 * u), pose.child(0, -0.6 * u))
     scene.fixtures.append(bar)
     for index in range(count):
         x = (index - (count - 1) / 2) * pitch
-        _lug(scene, pose.child(x, 0, rng.uniform(-0.08, 0.08)))
+        scene.add(GROUND, pose.child(x, 0, rng.uniform(-0.08, 0.08)), u)
     return count
 
 
 def _place_label(scene: Scene, budget: int) -> int:
     rng = scene.rng
     width, height = rng.uniform(1.9, 3.0) * scene.u, rng.uniform(1.0, 1.35) * scene.u
-    pose = scene.find((width / 2, height / 2), rng.uniform(-0.26, 0.26))
+    pose = scene.find(width / 2, height / 2, rng.uniform(-0.26, 0.26))
     if pose is None:
         return 0
-    illegible = _rare(scene, "标签")
-    maker: PlateMaker = panels.illegible_label if illegible else panels.legible_label
     corners = [(sx * width / 2, sy * height / 2) for sx, sy in ((-1, -1), (1, -1), (1, 1), (-1, 1))]
-    scene.add(f"标签/{'无法识别' if illegible else '可识别'}", maker(rng, width, height), pose, corners)
+    scene.add("标签", pose, width, height, local=corners)
     return 1
 
 
@@ -201,31 +178,28 @@ def _place_cable(scene: Scene, budget: int) -> int:
     thick = rng.uniform(0.4, 0.5) * scene.u
     points = cables.arc(rng, rng.uniform(1.0, 1.7) * scene.u)
     xs, ys = zip(*points, strict=True)
-    pose = scene.find((max(xs) + thick / 2, max(ys) + thick / 2))
+    pose = scene.find(max(xs) + thick / 2, max(ys) + thick / 2)
     if pose is None:
         return 0
-    armoured = _rare(scene, "线缆")
-    maker = cables.spiral_armour if armoured else cables.corrugated_tube
-    scene.add(f"线缆/{'铠装' if armoured else '蛇形管'}", maker(rng, points, thick), pose, points)
+    scene.add("线缆", pose, points, thick, local=points)
     return 1
 
 
 def _place_screw(scene: Scene, budget: int) -> int:
-    pose = scene.find((0.55 * scene.u, 0.55 * scene.u), scene.rng.uniform(-0.1, 0.1))
+    pose = scene.find(0.55 * scene.u, 0.55 * scene.u, scene.rng.uniform(-0.1, 0.1))
     if pose is None:
         return 0
-    _screw(scene, pose)
+    scene.add(SCREW, pose, scene.u)
     return 1
 
 
-Placer = Callable[[Scene, int], int]
-PLACERS: list[tuple[Placer, float]] = [  # with the probability of each attempt after the unit
-    (_place_baffle, 0.27),
-    (_place_ground_bar, 0.19),
-    (_place_label, 0.2),
-    (_place_cable, 0.22),
-    (_place_screw, 0.1),
-]
+PLACERS: dict[Callable[[Scene, int], int], float] = {  # with the probability of each attempt after the unit
+    _place_baffle: 0.27,
+    _place_ground_bar: 0.19,
+    _place_label: 0.2,
+    _place_cable: 0.22,
+    _place_screw: 0.1,
+}
 
 
 def arrange(seed: np.random.SeedSequence) -> Scene:
@@ -240,13 +214,12 @@ def arrange(seed: np.random.SeedSequence) -> Scene:
     u = float(np.clip(min(width, height) * rng.uniform(0.088, 0.115), 28, 44))
     scene = Scene(rng, looks, width, height, u, rng.uniform(-0.07, 0.07), rng.uniform(-0.06, 0.06))
     wanted = int(np.clip(round(rng.gamma(3.8, 2.05)), 1, MOST))
-    unit = rng.random() < 0.84
-    placed = _place_unit(scene, wanted) if unit else 0
-    chances = np.array([chance for _, chance in PLACERS])
+    placed = _place_unit(scene, wanted) if rng.random() < 0.84 else 0
+    chances = np.array(list(PLACERS.values()))
     for _ in range(60):
         if placed >= wanted:
             break
-        place = PLACERS[int(rng.choice(len(PLACERS), p=chances / chances.sum()))][0]
+        place = list(PLACERS)[rng.choice(len(PLACERS), p=chances / chances.sum())]
         placed += place(scene, wanted - placed)
     if not scene.parts:
         raise RuntimeError(f"no part fits a {width}x{height} photo; widen SHORTEST or lessen the parts' sizes")
@@ -278,11 +251,3 @@ def compose(scene: Scene, *, only: Sequence[int] | None = None, shadows: bool = 
             _shadow(image, sprite, drop)
         image.paste(sprite.image, (sprite.left, sprite.top), sprite.image)
     return image
-
-
-def overlap(scene: Scene) -> float:
-    """The greatest IoU between the boxes of two parts."""
-    boxes_R4 = np.array([part.box for part in scene.parts], dtype=np.float64)
-    iou_RR = iou_matrix(boxes_R4, boxes_R4)
-    np.fill_diagonal(iou_RR, 0.0)
-    return float(iou_RR.max())

@@ -16,26 +16,12 @@ from typing import Any
 
 from bbu.errors import RecordError
 from bbu.geometry import enclosing_box
+from bbu.images import IMAGE_SUFFIXES
 from bbu.jsonl import decode_json
 from bbu.taxonomy import SEPARATOR
-from data_conversion.base import (
-    IMAGE_SUFFIXES,
-    SPLITS,
-    BadSource,
-    Dropped,
-    RawObject,
-    SourceImage,
-    SourceItem,
-    SourceOptions,
-    as_list,
-    as_mapping,
-    as_points,
-    check_text,
-    declared_size,
-    read_each,
-    readable,
-)
-from data_conversion.formats.files import read_text, walk_files
+from data_conversion.base import SPLITS, BadSource, Dropped, RawObject, SourceImage, SourceItem, SourceOptions
+from data_conversion.formats.checks import as_list, as_mapping, as_points, check_text, declared_size
+from data_conversion.formats.files import read_each, read_text, walk_files
 from data_conversion.formats.questions import QUESTIONS, answers_to_path, unknown_questions
 
 RINGS = {"ExtentPolygon": 4, "Square": 4, "Quad": 4, "Polygon": None}  # type → number of corners, None = any
@@ -47,11 +33,10 @@ def iter_records(root: Path, options: SourceOptions = SourceOptions()) -> Iterat
     annotations, photos = _find_files(root, options.ignore)
     yield from read_each(root, annotations, partial(_read_file, photos=photos, options=options))
     annotated = {path.with_suffix("") for path in annotations}
-    for stem, found in sorted(photos.items()):
-        if stem not in annotated:
-            for photo in found:
-                name = readable(photo.relative_to(root).as_posix())
-                yield BadSource(name, "file", "has no JSON beside it", reason="no_annotation")
+    for stem in sorted(photos.keys() - annotated):
+        for photo in photos[stem]:
+            name = photo.relative_to(root).as_posix()
+            yield BadSource(name, "file", "has no JSON beside it", reason="no_annotation")
 
 
 def _find_files(root: Path, ignore: Path | None) -> tuple[list[Path], dict[Path, list[Path]]]:
@@ -70,27 +55,25 @@ def _read_file(path: Path, where: str, photos: Mapping[Path, list[Path]], option
     photo = _photo_beside(path, where, photos)
     image = Path(where).with_name(photo.name)
     value = as_mapping(decode_json(read_text(path, where), where), where, "file")
-    notes: list[str] = []
-    objects: list[RawObject | Dropped] = []
     if "markResult" in value:
-        field = "markResult.features"
+        read, field = _read_feature, "markResult.features"
         features = as_list(as_mapping(value["markResult"], where, "markResult").get("features"), where, field)
-        objects += [_read_feature(item, where, f"{field}[{i}]", options) for i, item in enumerate(features)]
-        notes += _repeated_ids(features) + _unread_keys(features)
-        if value.get("dataList"):
-            notes.append("data_list_beside_features")
     elif "dataList" in value:
-        features = as_list(value["dataList"], where, "dataList")
-        objects += [_read_corners(item, where, f"dataList[{i}]", options) for i, item in enumerate(features)]
-        notes += _repeated_ids(features) + _unread_keys(features)
+        read, field = _read_corners, "dataList"
+        features = as_list(value["dataList"], where, field)
     else:
         raise RecordError(where, "markResult", "is missing, and so is dataList; is this an annotation file?")
+    objects = [read(item, where, f"{field}[{i}]", options) for i, item in enumerate(features)]
+    notes = _notes(features)
+    if "markResult" in value and value.get("dataList"):
+        notes.append("data_list_beside_features")
+    info = as_mapping({} if value.get("info") is None else value["info"], where, "info")
     first = image.parts[0] if len(image.parts) > 1 else ""
     return SourceImage(
         image=image.as_posix(),
         source=where,
         objects=tuple(objects),
-        size=_declared_size(value.get("info"), where),
+        size=declared_size(info.get("width"), info.get("height"), where, "info"),
         split=first if first in SPLITS else None,
         notes=tuple(notes),
     )
@@ -106,21 +89,11 @@ def _photo_beside(path: Path, where: str, photos: Mapping[Path, list[Path]]) -> 
     return found[0]
 
 
-def _declared_size(info: Any, where: str) -> tuple[int, int] | None:
-    info = {} if info is None else as_mapping(info, where, "info")
-    return declared_size(info.get("width"), info.get("height"), where, "info")
-
-
-def _repeated_ids(features: list[Any]) -> list[str]:
-    """One note for each feature with an objectId that an earlier one has; the objects are kept."""
+def _notes(features: list[Any]) -> list[str]:
+    """One for each objectId of an earlier feature (the objects are kept), and each content key of neither scheme."""
     ids = [str(item["properties"].get("objectId")) for item in features if item["properties"].get("objectId")]
-    return ["repeated_object_id"] * (len(ids) - len(set(ids)))
-
-
-def _unread_keys(features: list[Any]) -> list[str]:
-    """One note for each content key that belongs to neither label scheme."""
-    contents = (item["properties"].get("content") or {} for item in features)
-    return [f"content key not read: {key}" for content in contents for key in unknown_questions(content)]
+    unread = (key for item in features for key in unknown_questions(item["properties"].get("content") or {}))
+    return ["repeated_object_id"] * (len(ids) - len(set(ids))) + [f"content key not read: {key}" for key in unread]
 
 
 # ---------------------------------------------------------------- geometry
@@ -129,8 +102,7 @@ def _unread_keys(features: list[Any]) -> list[str]:
 def _read_feature(value: Any, where: str, field: str, options: SourceOptions) -> RawObject | Dropped:
     feature = as_mapping(value, where, field)
     geometry = as_mapping(feature.get("geometry"), where, f"{field}.geometry")
-    kind, points = _read_geometry(geometry, where, f"{field}.geometry")
-    return _describe(feature, kind, points, where, field, options)
+    return _describe(feature, _read_geometry(geometry, where, f"{field}.geometry"), where, field, options)
 
 
 def _read_corners(value: Any, where: str, field: str, options: SourceOptions) -> RawObject | Dropped:
@@ -139,7 +111,7 @@ def _read_corners(value: Any, where: str, field: str, options: SourceOptions) ->
     points = as_points(item.get("coordinates"), where, f"{field}.coordinates")
     if len(points) != 2:
         raise RecordError(where, f"{field}.coordinates", f"needs two corners [[x1, y1], [x2, y2]], has {len(points)}")
-    return _describe(item, "bbox_2d", enclosing_box(_flat(points)), where, field, options)
+    return _describe(item, ("bbox_2d", enclosing_box(_flat(points))), where, field, options)
 
 
 def _read_geometry(geometry: Mapping[str, Any], where: str, field: str) -> tuple[str, tuple[float, ...]]:
@@ -193,12 +165,7 @@ def _flat(points: list[tuple[float, float]]) -> tuple[float, ...]:
 
 
 def _describe(
-    feature: Mapping[str, Any],
-    kind: str,
-    points: tuple[float, ...],
-    where: str,
-    field: str,
-    options: SourceOptions,
+    feature: Mapping[str, Any], geometry: tuple[str, tuple[float, ...]], where: str, field: str, options: SourceOptions
 ) -> RawObject | Dropped:
     """The object with its description by either label scheme; Dropped without a usable one."""
     name = f"{field}.properties"
@@ -218,7 +185,7 @@ def _describe(
     if not desc:
         keys = ", ".join([*content, *content_zh]) or "none"
         return Dropped("(no label)", "no_description", f"no label and no answered question; keys: {keys}", name)
-    return RawObject(check_text(desc, where, name), kind, points, field)
+    return RawObject(check_text(desc, where, name), *geometry, field)
 
 
 def _label(value: Any, where: str, field: str) -> str:

@@ -21,29 +21,13 @@ from pathlib import Path
 from typing import Any
 
 from bbu.errors import RecordError
-from data_conversion.base import (
-    BadSource,
-    Dropped,
-    RawObject,
-    SourceImage,
-    SourceItem,
-    SourceOptions,
-    as_box,
-    as_list,
-    as_mapping,
-    as_text,
-    bad_source,
-    box_of_size,
-    check_text,
-    declared_size,
-    read_file,
-    readable,
-)
+from data_conversion.base import BadSource, Dropped, RawObject, SourceImage, SourceItem, SourceOptions
+from data_conversion.formats.checks import as_box, as_list, as_mapping, as_text, box_of_size, check_text, declared_size
 from data_conversion.formats.coco_segmentation import read_segmentation
 from data_conversion.formats.disk_multimap import DiskMultimap
-from data_conversion.formats.files import named_split
+from data_conversion.formats.files import named_split, or_bad_source, read_file
 from data_conversion.formats.json_stream import JsonItem, stream_json
-from data_conversion.formats.source_photos import find_photo, unnamed_photos
+from data_conversion.formats.source_photos import unnamed_photos
 from data_conversion.locating import PhotoFinder
 
 ROBOFLOW = "_annotations.coco.json"
@@ -67,17 +51,8 @@ class _File:
     captions: bool = False
     boxes: bool = False
 
-    @property
-    def images(self) -> str:
-        return f"{self.where}: images"
-
-    @property
-    def annotations(self) -> str:
-        return f"{self.where}: annotations"
-
-    @property
-    def ids(self) -> str:
-        return f"{self.where}: ids"
+    def map(self, name: str) -> str:
+        return f"{self.where}: {name}"
 
     @property
     def subset(self) -> str:
@@ -104,16 +79,12 @@ def iter_records(root: Path, options: SourceOptions = SourceOptions()) -> Iterat
             yield from read_file(root, path, source.load)
         for name in others:
             detail = "is not read: beside instances*.json only captions*.json are"
-            yield BadSource(readable(name), "file", detail, reason="not_read")
+            yield BadSource(name, "file", detail, reason="not_read")
         for file in source.files:
             if file.captions:
                 source.store_captions(file)
-        for file in source.files:
-            if file.boxes:
-                yield from source.photos(file)
-        for file in source.files:
-            if not file.boxes:
-                yield from source.captions_only(file)
+        for file in sorted(source.files, key=lambda file: not file.boxes):
+            yield from source.photos(file)
         yield from unnamed_photos(root, options.ignore, store, "photos")
 
 
@@ -140,8 +111,8 @@ class _Source:
         """Read a file into the store; yields one item for each photo that annotations name and ``images`` lacks."""
         file = self._read(path, where)
         self.files.append(file)
-        for image_id in self.store.keys(file.annotations, not_in=file.images):
-            (index, value), *more = self.store.get(file.annotations, image_id)
+        for image_id in self.store.keys(file.map("annotations"), not_in=file.map("images")):
+            (index, value), *more = self.store.get(file.map("annotations"), image_id)
             yield _lost(where, f"annotations[{index}]", value, image_id, len(more))
 
     def _read(self, path: Path, where: str) -> _File:
@@ -166,14 +137,14 @@ class _Source:
         elif item.name == "categories":
             _add_category(file, item)
         elif item.name == "images":
-            self.store.put(file.images, _id(item.value, "id"), [item.number, item.value])
+            self.store.put(file.map("images"), _id(item.value, "id"), [item.number, item.value])
         else:
             caption = _is_caption(item.value)
             file.captions, file.boxes = file.captions or caption, file.boxes or not caption
             image_id = _id(item.value, "image_id")
-            self.store.put(file.annotations, image_id, [item.number, item.value])
+            self.store.put(file.map("annotations"), image_id, [item.number, item.value])
             if _id(item.value, "id") is not NO_ID:
-                self.store.put(file.ids, item.value["id"], [item.number, image_id])
+                self.store.put(file.map("ids"), item.value["id"], [item.number, image_id])
 
     def store_captions(self, file: _File) -> None:
         """Captions by photo: (where, field, value), checked where they are used."""
@@ -181,14 +152,14 @@ class _Source:
             if isinstance(found, BadSource):
                 continue
             place = self._place(file, found[1])
-            for index, value in self.store.get(file.annotations, found[1]["id"]):
+            for index, value in self.store.get(file.map("annotations"), found[1]["id"]):
                 if _is_caption(value):
                     self.store.put("captions", place, [file.where, f"annotations[{index}].caption", value["caption"]])
 
     def _images(self, file: _File) -> Iterator[tuple[int, dict[str, Any]] | BadSource]:
         """(index, entry) of each image of a file, or a BadSource for a bad id."""
-        for image_id in self.store.keys(file.images):
-            (first, entry), *more = self.store.get(file.images, image_id)
+        for image_id in self.store.keys(file.map("images")):
+            (first, entry), *more = self.store.get(file.map("images"), image_id)
             if image_id is NO_ID:
                 for index, value in [(first, entry), *more]:
                     wrong = _not_a_mapping(f"images[{index}]", value)
@@ -200,33 +171,35 @@ class _Source:
                 yield first, entry
 
     def photos(self, file: _File) -> Iterator[SourceItem]:
-        """One item for each image of a file, in its order."""
-        twice = self._repeated_annotations(file)
+        """One item for each image of a file, in its order; of captions alone for those that no other file describes."""
+        twice = self._repeated_annotations(file) if file.boxes else {}
         for found in self._images(file):
             if isinstance(found, BadSource):
                 yield found
                 continue
             index, entry = found
-            self.store.put("photos", self._place(file, entry))
-            try:
-                if entry["id"] in twice:
-                    raise RecordError(file.where, *twice[entry["id"]])
-                yield self._photo(file, f"images[{index}]", entry)
-            except RecordError as error:
-                yield bad_source(error)
+            field, place = f"images[{index}]", self._place(file, entry)
+            known = place is not None and self.store.has("photos", place)
+            self.store.put("photos", place)
+            if file.boxes and entry["id"] in twice:
+                yield BadSource(file.where, *twice[entry["id"]])
+            elif file.boxes:
+                yield self._photo(file, field, entry, place)
+            elif not known:
+                yield BadSource(file.where, field, "has captions but no boxes", reason="no_annotation")
 
     def _repeated_annotations(self, file: _File) -> dict[Any, tuple[str, str]]:
         """Image id → (field, why) for photos with an annotation whose id is not unique."""
         found: dict[Any, tuple[str, str]] = {}
-        for number in self.store.keys(file.ids, at_least=2):
-            (first, _), *others = self.store.get(file.ids, number)
+        for number in self.store.keys(file.map("ids"), at_least=2):
+            (first, _), *others = self.store.get(file.map("ids"), number)
             for index, image_id in others:
                 why = f"{number!r} is also the id of annotations[{first}]; renumber them"
                 found.setdefault(image_id, (f"annotations[{index}].id", why))
         return found
 
-    def _photo(self, file: _File, field: str, entry: dict[str, Any]) -> SourceImage:
-        place = self._place(file, entry)
+    @or_bad_source
+    def _photo(self, file: _File, field: str, entry: dict[str, Any], place: str | None) -> SourceItem:
         if place is None:
             raise RecordError(file.where, f"{field}.file_name", f"must be a path, is {entry.get('file_name')!r}")
         check_text(place, file.where, f"{field}.file_name")
@@ -234,7 +207,7 @@ class _Source:
         notes: list[str] = []
         objects = [
             _read_object(value, file, f"annotations[{index}]", size, notes)
-            for index, value in self.store.get(file.annotations, entry["id"])
+            for index, value in self.store.get(file.map("annotations"), entry["id"])
             if not _is_caption(value)
         ]
         return SourceImage(
@@ -251,25 +224,12 @@ class _Source:
         lines = [as_text(value, where, name) for where, name, value in self.store.get("captions", place)]
         return "\n".join(filter(None, lines)) or None
 
-    def captions_only(self, file: _File) -> Iterator[BadSource]:
-        """Photos of a captions file that no other file describes."""
-        for found in self._images(file):
-            if isinstance(found, BadSource):
-                yield found
-                continue
-            index, entry = found
-            place = self._place(file, entry)
-            if place is None or not self.store.has("photos", place):
-                self.store.put("photos", place)
-                detail = "has captions but no boxes"
-                yield BadSource(file.where, f"images[{index}]", detail, reason="no_annotation")
-
     def _place(self, file: _File, entry: Any) -> str | None:
         """Path of an image entry's photo, relative to the root; None if the entry names none."""
         name = entry.get("file_name") if isinstance(entry, dict) else None
         if not isinstance(name, str) or not name.strip():
             return None
-        return find_photo(self.finder, name.strip(), *file.folders)
+        return self.finder.find(name.strip(), *file.folders)
 
 
 def _id(entry: Any, name: str) -> int | str | None:

@@ -10,9 +10,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from bbu.errors import RecordError
 from bbu.geometry import enclosing_box
-from data_conversion.base import MAX_COORDINATE, as_list, as_mapping, check_number, check_size
+from data_conversion.formats.checks import MAX_COORDINATE, as_list, as_mapping, check_number, check_size
 
 BOX_TOLERANCE = 0.5  # pixels that a polygon's corner may lie off the box it is read as
 MAX_MASK_PIXELS = 2**31  # pycocotools counts in 32 bits
@@ -66,14 +68,9 @@ def _is_box(ring: tuple[float, ...], box: tuple[float, float, float, float]) -> 
     if len(ring) != 8:
         return False
     x1, y1, x2, y2 = box
-    corners = [(x1, y1), (x2, y1), (x2, y2), (x1, y2)]
-    points = list(zip(ring[::2], ring[1::2], strict=True))
-    turns = [corners[start:] + corners[:start] for start in range(4)]
-    return any(
-        all(max(abs(px - cx), abs(py - cy)) <= BOX_TOLERANCE for (px, py), (cx, cy) in zip(points, turn, strict=True))
-        for order in turns
-        for turn in (order, order[::-1])
-    )
+    corners = 2 * [(x1, y1), (x2, y1), (x2, y2), (x1, y2)]
+    orders = [corners[start : start + 4][::way] for start in range(4) for way in (1, -1)]
+    return any(np.abs(np.reshape(ring, (4, 2)) - order).max() <= BOX_TOLERANCE for order in orders)
 
 
 def _mask_box(

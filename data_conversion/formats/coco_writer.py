@@ -20,7 +20,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from bbu.geometry import enclosing_box, polygon_area, thicken
+from bbu.geometry import polygon_area
 from bbu.jsonl import atomic_writer
 from bbu.taxonomy import prefix
 from data_conversion.base import ExportLosses, ExportObject, ExportPhoto
@@ -53,15 +53,12 @@ def write_records(photos: Iterator[ExportPhoto], folder: Path) -> ExportLosses:
             if photo.summary is not None and photo.summary.strip():
                 spools.add(split, "captions", {"id": image_id, "image_id": image_id, "caption": photo.summary})
         _write_files(spools, sorted(names), folder / "annotations")
-    return losses
+    return +losses
 
 
 def _geometry(item: ExportObject, photo: ExportPhoto, losses: ExportLosses) -> dict[str, Any]:
-    box = enclosing_box(item.points)
-    if item.kind == "line":
-        losses["line written as its box"] += 1
-        box = thicken(box, photo.width, photo.height)  # tools drop boxes without height
-    x1, y1, x2, y2 = (round(value, DECIMALS) for value in box)
+    losses["line written as its box"] += item.kind == "line"
+    x1, y1, x2, y2 = (round(value, DECIMALS) for value in photo.box(item))
     area = (x2 - x1) * (y2 - y1)
     polygon: list[list[float]] = []
     if item.kind == "poly":

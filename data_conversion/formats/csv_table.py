@@ -18,22 +18,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from bbu.errors import RecordError, shown
-from data_conversion.base import (
-    BadSource,
-    Dropped,
-    RawObject,
-    SourceImage,
-    SourceItem,
-    SourceOptions,
-    bad_source,
-    box_of_corners,
-    check_size,
-    parse_number,
-    readable,
-)
+from data_conversion.base import BadSource, Dropped, RawObject, SourceImage, SourceItem, SourceOptions, readable
+from data_conversion.formats.checks import box_of_corners, check_side, parse_number
 from data_conversion.formats.disk_multimap import DiskMultimap
-from data_conversion.formats.files import named_split
-from data_conversion.formats.source_photos import find_photo, unnamed_photos
+from data_conversion.formats.files import bad_source, named_split, open_utf8, or_bad_source
+from data_conversion.formats.source_photos import unnamed_photos
 from data_conversion.locating import PhotoFinder
 
 CORNERS = ("x1", "y1", "x2", "y2")
@@ -69,7 +58,7 @@ def _store_rows(path: Path, where: str, store: DiskMultimap) -> list[str]:
     Raises:
         RecordError: the file is no such table; none of its rows count then.
     """
-    with path.open(encoding="utf-8-sig", newline="") as stream:
+    with open_utf8(path, where) as stream:
         line = 0
         try:
             header = stream.readline()
@@ -82,8 +71,6 @@ def _store_rows(path: Path, where: str, store: DiskMultimap) -> list[str]:
                     row = dict(zip(columns, (cell.strip() for cell in cells), strict=False))
                     wrong = f"has {len(cells)} cells, the header {len(columns)}" if len(cells) != len(columns) else None
                     store.put(where, row.get("image", ""), [f"{where}:{start}", row, wrong])
-        except UnicodeDecodeError as error:
-            raise RecordError(where, "file", f"is not UTF-8 ({error.reason}); save it as UTF-8") from None
         except csv.Error as error:
             raise RecordError(f"{where}:{line + 1}", "row", f"is not valid CSV: {error}") from None
     return columns
@@ -121,14 +108,12 @@ def _read_photo(
         for where, _, _ in rows:
             yield BadSource(where, "image", "is empty; name the photo")
         return
-    place = find_photo(finder, image, "images")
+    place = finder.find(image, "images")
     store.put(_NAMED, place)
-    try:
-        yield _photo(table, place, rows, notes)
-    except RecordError as error:
-        yield bad_source(error)
+    yield _photo(table, place, rows, notes)
 
 
+@or_bad_source
 def _photo(table: str, place: str, rows: list[Row], notes: tuple[str, ...]) -> SourceImage:
     for where, _, wrong in rows:
         if wrong is not None:
@@ -169,11 +154,9 @@ def _split(value: str, where: str) -> str | None:
 def _size(of_photo: Mapping[str, str], where: str) -> tuple[int, int] | None:
     if not of_photo["width"] and not of_photo["height"]:
         return None
-    width, height = (_number(of_photo[name], where, name) for name in ("width", "height"))
-    try:
-        return check_size(width, height, where, "size")
-    except RecordError as error:
-        raise RecordError(where, error.field.removeprefix("size."), error.why) from None
+    numbers = {name: _number(of_photo[name], where, name) for name in ("width", "height")}
+    width, height = (check_side(number, where, name) for name, number in numbers.items())
+    return width, height
 
 
 def _read_object(cells: Mapping[str, str], where: str) -> RawObject | Dropped:

@@ -21,25 +21,16 @@ from __future__ import annotations
 
 import math
 import xml.etree.ElementTree as ElementTree
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 from bbu.errors import RecordError, shown
 from bbu.taxonomy import SEPARATOR
-from data_conversion.base import (
-    Dropped,
-    RawObject,
-    SourceImage,
-    SourceItem,
-    SourceOptions,
-    bad_source,
-    box_of_corners,
-    check_size,
-    check_text,
-    parse_number,
-)
-from data_conversion.formats.files import named_split
-from data_conversion.formats.source_photos import find_photo, read_exports
+from data_conversion.base import Dropped, RawObject, SourceImage, SourceItem, SourceOptions
+from data_conversion.formats.checks import box_of_corners, check_size, check_text, parse_number
+from data_conversion.formats.files import named_split, or_bad_source
+from data_conversion.formats.source_photos import read_exports
 from data_conversion.formats.xml_files import NoDoctype, parse_xml
 from data_conversion.locating import PhotoFinder
 
@@ -93,37 +84,34 @@ def _read_images(path: Path, where: str, finder: PhotoFinder) -> Iterator[Source
         parents[0].clear()  # otherwise the whole file would collect below the root
 
 
+@or_bad_source
 def _read_image(image: ElementTree.Element, where: str, place: str, finder: PhotoFinder) -> SourceItem:
-    try:
-        name = check_text(image.get("name", "").strip(), where, f"{place}.name")
-        if not name:
-            raise RecordError(where, f"{place}.name", "is missing")
-        size = check_size(_number(image, "width", where, place), _number(image, "height", where, place), where, place)
-        objects, tags = _read_shapes(image, where, place)
-        subset = image.get("subset", "")
-        return SourceImage(
-            image=find_photo(finder, name, f"images/{subset}", "images"),
-            source=where,
-            objects=tuple(objects),
-            size=size,
-            displayed=True,
-            split=named_split(subset),
-            summary=TAG_SEPARATOR.join(tags) or None,
-            notes=() if objects else ("no_shapes",),
-        )
-    except RecordError as error:
-        return bad_source(error)
+    name = check_text(image.get("name", "").strip(), where, f"{place}.name")
+    if not name:
+        raise RecordError(where, f"{place}.name", "is missing")
+    size = check_size(_number(image, "width", where, place), _number(image, "height", where, place), where, place)
+    objects, tags = _read_shapes(image, where, place)
+    subset = image.get("subset", "")
+    return SourceImage(
+        image=finder.find(name, f"images/{subset}", "images"),
+        source=where,
+        objects=tuple(objects),
+        size=size,
+        displayed=True,
+        split=named_split(subset),
+        summary=TAG_SEPARATOR.join(tags) or None,
+        notes=() if objects else ("no_shapes",),
+    )
 
 
 def _read_shapes(image: ElementTree.Element, where: str, place: str) -> tuple[list[RawObject | Dropped], list[str]]:
     """Objects in file order, and the text of the tags."""
     objects: list[RawObject | Dropped] = []
     tags: list[str] = []
-    counts: dict[str, int] = {}
+    counts: Counter[str] = Counter()
     for shape in image:
-        number = counts.setdefault(shape.tag, 0)
+        here = f"{place}.{shape.tag}[{counts[shape.tag]}]"
         counts[shape.tag] += 1
-        here = f"{place}.{shape.tag}[{number}]"
         desc = _describe(shape, where, here)
         if shape.tag == "tag":
             tags += [desc] if desc else []
@@ -187,7 +175,4 @@ def _points(shape: ElementTree.Element, where: str, place: str) -> tuple[float, 
 
 
 def _number(element: ElementTree.Element, name: str, where: str, place: str) -> float:
-    text = element.get(name)
-    if text is None:
-        raise RecordError(where, f"{place}.{name}", "is missing")
-    return parse_number(text, where, f"{place}.{name}")
+    return parse_number(element.get(name), where, f"{place}.{name}")

@@ -7,7 +7,6 @@ import sqlite3
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 CACHE_KIB = 64 * 1024  # SQLite's page cache: the memory that a multimap takes, whatever its size
@@ -28,9 +27,7 @@ class DiskMultimap:
         )
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._base.close()
         self._folder.cleanup()
 
@@ -41,10 +38,8 @@ class DiskMultimap:
 
     def get(self, name: str, key: Any) -> list[Any]:
         """All values under a key."""
-        rows = self._base.execute(
-            "SELECT value FROM items WHERE map = ? AND key = ? ORDER BY place", (name, json.dumps(key))
-        )
-        return [json.loads(value) for (value,) in rows]
+        query = "SELECT value FROM items WHERE map = ? AND key = ? ORDER BY place"
+        return [json.loads(value) for (value,) in self._base.execute(query, (name, json.dumps(key)))]
 
     def has(self, name: str, key: Any) -> bool:
         query = "SELECT 1 FROM items WHERE map = ? AND key = ? LIMIT 1"

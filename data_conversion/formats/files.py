@@ -1,13 +1,22 @@
-"""Annotation files in folders: found in a fixed order, read as UTF-8, never overwritten; and the splits they name."""
+"""Annotation files in folders: found in a fixed order, read as UTF-8, never overwritten; and the splits they name.
+
+The error of one file or photo becomes its item, so that the others are still read.
+"""
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from functools import wraps
 from pathlib import Path, PurePosixPath
+from typing import IO, ParamSpec
 
 from bbu.errors import RecordError, UserError
+from data_conversion.base import BadSource, SourceItem, readable
+
+Arguments = ParamSpec("Arguments")
 
 _SPLITS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 
@@ -32,18 +41,28 @@ def split_of(path: str) -> str | None:
     return next(filter(None, map(named_split, PurePosixPath(path).parts[:-1])), None)
 
 
-def read_text(path: Path, where: str) -> str:
-    """A text file in UTF-8, with or without a byte order mark.
+@contextmanager
+def open_utf8(path: Path, where: str, newline: str = "") -> Iterator[IO[str]]:
+    """Open a text file in UTF-8, with or without a byte order mark.
 
     Raises:
-        RecordError: the file has another encoding or cannot be read.
+        RecordError: what is read from it has another encoding.
+        OSError: the file cannot be read.
     """
+    with path.open(encoding="utf-8-sig", newline=newline) as stream:
+        try:
+            yield stream
+        except UnicodeDecodeError as error:
+            raise RecordError(where, "file", f"is not UTF-8 ({error.reason}); save it as UTF-8") from None
+
+
+def read_text(path: Path, where: str) -> str:
+    """As open_utf8, the whole text; a file that cannot be read is a RecordError too."""
     try:
-        return path.read_bytes().decode("utf-8-sig")
+        with open_utf8(path, where) as stream:
+            return stream.read()
     except OSError as error:
         raise RecordError(where, "file", f"cannot be read ({error.strerror})") from None
-    except UnicodeDecodeError as error:
-        raise RecordError(where, "file", f"is not UTF-8 ({error.reason}); save it as UTF-8") from None
 
 
 def new_file(folder: Path, name: str, image: str) -> Path:
@@ -56,3 +75,41 @@ def new_file(folder: Path, name: str, image: str) -> Path:
     if path.exists():
         raise UserError(f"{image}: another photo has the annotation file {name} already; rename one of the two photos")
     return path
+
+
+def read_each(root: Path, files: Iterable[Path], read: Callable[[Path, str], SourceItem]) -> Iterator[SourceItem]:
+    """``read(file, relative name)`` for every file; its errors become BadSource items."""
+    for file in files:
+        yield from read_file(root, file, lambda path, where: [read(path, where)])
+
+
+def read_file(root: Path, file: Path, read: Callable[[Path, str], Iterable[SourceItem]]) -> Iterator[SourceItem]:
+    """The items of ``read(file, relative name)``; an error ends them with a BadSource."""
+    name = file.relative_to(root).as_posix()
+    if readable(name) != name:
+        yield BadSource(readable(name), "file", "has a name that is not UTF-8; rename it")
+        return
+    try:
+        yield from read(file, name)
+    except (RecordError, OSError) as error:
+        yield bad_source(error, name)
+
+
+def bad_source(error: RecordError | OSError, where: str = "") -> BadSource:
+    """The item for an error; ``where`` is the annotation file, which an OSError does not name."""
+    if isinstance(error, RecordError):
+        return BadSource(error.where, error.field, error.why)
+    return BadSource(where, "file", f"cannot be read ({error.strerror or error})")
+
+
+def or_bad_source(read: Callable[Arguments, SourceItem]) -> Callable[Arguments, SourceItem]:
+    """A reader of one photo that returns its RecordError as a BadSource, so that the other photos are still read."""
+
+    @wraps(read)
+    def read_or_bad_source(*args: Arguments.args, **kwargs: Arguments.kwargs) -> SourceItem:
+        try:
+            return read(*args, **kwargs)
+        except RecordError as error:
+            return bad_source(error)
+
+    return read_or_bad_source

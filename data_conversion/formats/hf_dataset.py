@@ -20,28 +20,35 @@ import posixpath
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from bbu.errors import RecordError
-from data_conversion.base import BadSource, SourceImage, SourceItem, SourceOptions, bad_source, check_text, readable
+from data_conversion.base import BadSource, SourceImage, SourceItem, SourceOptions, readable
+from data_conversion.formats.checks import check_text
 from data_conversion.formats.disk_multimap import DiskMultimap
-from data_conversion.formats.files import named_split, split_of, walk_files
+from data_conversion.formats.files import bad_source, named_split, or_bad_source, split_of, walk_files
 from data_conversion.formats.hf_objects import SUMMARY_COLUMNS, read_objects, read_size, read_summary
-from data_conversion.formats.hf_tables import Table, metadata_table, parquet_tables, saved_tables
-from data_conversion.formats.source_photos import find_photo, unnamed_photos
+from data_conversion.formats.hf_tables import CsvFile, JsonLines, ParquetTable, Table, parquet_tables, saved_tables
+from data_conversion.formats.source_photos import unnamed_photos
 from data_conversion.locating import PhotoFinder
 
 COLUMNS = ("image", "file_name", "objects", "width", "height", *SUMMARY_COLUMNS)
-METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
+# Metadata files of an image folder, in which the photos' folders give the split
+METADATA: dict[str, type[Table]] = {
+    "metadata.jsonl": JsonLines,
+    "metadata.csv": CsvFile,
+    "metadata.parquet": ParquetTable,
+}
 
 # First bytes of a photo file → its suffix
 KINDS = {
-    b"\xff\xd8\xff": ".jpg",
-    b"\x89PNG\r\n\x1a\n": ".png",
-    b"BM": ".bmp",
-    b"II*\0": ".tif",
-    b"MM\0*": ".tif",
+    rb"\xff\xd8\xff": ".jpg",
+    rb"\x89PNG\r\n\x1a\n": ".png",
+    rb"BM": ".bmp",
+    rb"II\*\0|MM\0\*": ".tif",
+    rb"(?s)RIFF.{4}WEBP": ".webp",
 }
 PLAIN_NAME = re.compile(r"[^\x00-\x1f./\\][^\x00-\x1f/\\]{0,60}")  # a file name of at most 244 bytes without suffix
 
@@ -59,9 +66,7 @@ def iter_records(root: Path, options: SourceOptions = SourceOptions()) -> Iterat
         if not metadata:
             yield from source.items(parquet_tables(root, walk_files(root, options.ignore)))
             return
-        yield from source.items(
-            [metadata_table(path, readable(path.relative_to(root).as_posix())) for path in metadata]
-        )
+        yield from source.items([METADATA[at.name](at, readable(at.relative_to(root).as_posix())) for at in metadata])
         yield from unnamed_photos(root, options.ignore, store, _NAMED)
 
 
@@ -77,19 +82,14 @@ class _Source:
         for table in tables:
             if isinstance(table, Table):
                 self._store_stems(table)
-        for item in tables:
-            if isinstance(item, BadSource):
-                yield item
-            else:
-                yield from self._rows(item)
+        for table in tables:
+            yield from [table] if isinstance(table, BadSource) else self._rows(table)
 
     def _store_stems(self, table: Table) -> None:
         """Put the photos' file names into the map of their split, to see whether they are unique."""
-        try:
+        with suppress(RecordError, OSError):  # reported when the rows are read
             for path in table.paths():
                 self.store.put(f"stems {table.split}", (_stem(path) or "").casefold())
-        except (RecordError, OSError):
-            pass  # reported when the rows are read
 
     def _has_own_names(self, split: str) -> bool:
         stems = f"stems {split}"
@@ -102,18 +102,17 @@ class _Source:
             for prefix, row in table.rows():
                 number = self.rows_of_split[table.split]
                 self.rows_of_split[table.split] += 1
-                try:
-                    if isinstance(row, RecordError):
-                        raise row
+                if isinstance(row, RecordError):
+                    yield bad_source(row)
+                else:
                     yield self._photo(table, prefix, row, names, None if own_names else number)
-                except RecordError as error:
-                    yield bad_source(error)
         except (RecordError, OSError) as error:
             yield bad_source(error, table.where)
 
+    @or_bad_source
     def _photo(
         self, table: Table, prefix: str, row: Mapping[str, Any], names: Mapping[str, Sequence[str]], number: int | None
-    ) -> SourceImage:
+    ) -> SourceItem:
         image, content = self._image(table, prefix, row, number)
         if content is None:
             self.store.put(_NAMED, image)
@@ -152,14 +151,12 @@ class _Source:
         if not isinstance(path, str) or not path.strip():
             raise RecordError(table.where, field, f"must name a photo or hold one, is {path!r}")
         folder = posixpath.dirname(table.where) if column == "file_name" else ""
-        return find_photo(self.finder, check_text(path, table.where, field), folder), None
+        return self.finder.find(check_text(path, table.where, field), folder), None
 
 
 def _suffix(content: bytes, where: str, field: str) -> str:
-    if content[:4] == b"RIFF" and content[8:12] == b"WEBP":
-        return ".webp"
     for start, suffix in KINDS.items():
-        if content.startswith(start):
+        if re.match(start, content):
             return suffix
     raise RecordError(where, field, f"holds {len(content)} bytes that are no photo of a known kind")
 

@@ -15,17 +15,8 @@ from typing import Any
 
 from bbu.errors import RecordError
 from bbu.jsonl import decode_json
-from data_conversion.base import (
-    Dropped,
-    RawObject,
-    as_box,
-    as_list,
-    as_mapping,
-    as_text,
-    box_of_size,
-    check_text,
-    declared_size,
-)
+from data_conversion.base import Dropped, RawObject
+from data_conversion.formats.checks import as_box, as_list, as_mapping, as_text, box_of_size, check_text, declared_size
 
 LABEL_KEYS = ("categories", "category", "label", "desc")
 CROWD_KEYS = ("iscrowd", "is_crowd")
@@ -54,30 +45,23 @@ def read_objects(
         except RecordError as error:
             raise RecordError(where, field, error.why) from None
     objects, notes = [], []
-    for name_of, item in _one_by_one(value, where, field):
+    for name, item in _one_by_one(value, where, field):
         label_key = _label_key(item, where, field)
-        label = _label(item[label_key], names.get(label_key), where, name_of(label_key))
-        objects.append(_read_object(item, label, where, name_of))
+        label = _label(item[label_key], names.get(label_key), where, name.format(label_key))
+        objects.append(_read_object(item, label, where, name.format("bbox")))
         known = (label_key, *CROWD_KEYS, *OTHER_KEYS)
         notes += [f"object key not read: {key}" for key in item if key not in known]
     return tuple(objects), notes
 
 
-class _Named:
-    """Field names of one object: ``objects.bbox[3]``, or ``objects[3].bbox`` in a list of objects."""
+def _one_by_one(value: Any, where: str, field: str) -> list[tuple[str, dict[str, Any]]]:
+    """A list of objects, or a mapping of lists, as one mapping per object.
 
-    def __init__(self, field: str, number: int, listed: bool) -> None:
-        self.field, self.number, self.listed = field, number, listed
-
-    def __call__(self, key: str) -> str:
-        return f"{self.field}[{self.number}].{key}" if self.listed else f"{self.field}.{key}[{self.number}]"
-
-
-def _one_by_one(value: Any, where: str, field: str) -> list[tuple[_Named, dict[str, Any]]]:
-    """A list of objects, or a mapping of lists, as one mapping per object."""
+    Before each stands how its fields are called, with ``{}`` for the key: ``objects[3].{}``, or ``objects.{}[3]``.
+    """
     if isinstance(value, list):
         items = [as_mapping(item, where, f"{field}[{number}]") for number, item in enumerate(value)]
-        return [(_Named(field, number, listed=True), item) for number, item in enumerate(items)]
+        return [(f"{field}[{number}].{{}}", item) for number, item in enumerate(items)]
     columns = {key: as_list(cells, where, f"{field}.{key}") for key, cells in as_mapping(value, where, field).items()}
     if "bbox" not in columns:
         raise RecordError(where, f"{field}.bbox", f"is missing; keys are {', '.join(columns) or 'none'}")
@@ -85,8 +69,8 @@ def _one_by_one(value: Any, where: str, field: str) -> list[tuple[_Named, dict[s
     for key, cells in columns.items():
         if len(cells) != count:
             raise RecordError(where, f"{field}.{key}", f"has {len(cells)} entries, bbox {count}")
-    rows = [{key: cells[number] for key, cells in columns.items()} for number in range(count)]
-    return [(_Named(field, number, listed=False), item) for number, item in enumerate(rows)]
+    rows = (dict(zip(columns, cells, strict=True)) for cells in zip(*columns.values(), strict=True))
+    return [(f"{field}.{{}}[{number}]", row) for number, row in enumerate(rows)]
 
 
 def _label_key(item: Mapping[str, Any], where: str, field: str) -> str:
@@ -113,8 +97,7 @@ def _label(value: Any, names: Sequence[str] | None, where: str, field: str) -> s
     return check_text(names[value].strip(), where, field)
 
 
-def _read_object(item: Mapping[str, Any], label: str, where: str, name_of: _Named) -> RawObject | Dropped:
-    place = name_of("bbox")
+def _read_object(item: Mapping[str, Any], label: str, where: str, place: str) -> RawObject | Dropped:
     box = as_box(item.get("bbox"), where, place)
     if not label:
         return Dropped("(no label)", "no_description", "the label is empty", place)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import csv
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -16,8 +16,9 @@ from typing import Any
 
 from bbu.errors import RecordError
 from bbu.jsonl import decode_json
-from data_conversion.base import BadSource, as_list, as_mapping, bad_source, readable
-from data_conversion.formats.files import named_split, read_text
+from data_conversion.base import BadSource, readable
+from data_conversion.formats.checks import as_list, as_mapping
+from data_conversion.formats.files import bad_source, named_split, open_utf8, read_text
 
 ROWS = 16  # of a table in memory at a time, with their photos
 SHARD = re.compile(r"(?P<split>.+?)-\d{5}-of-\d{5}")
@@ -83,21 +84,12 @@ def parquet_tables(root: Path, files: Iterable[Path]) -> list[Table | BadSource]
     return tables
 
 
-def metadata_table(path: Path, where: str) -> Table:
-    """The metadata file of an image folder; the photos' folders give the split."""
-    kinds: dict[str, Callable[[Path, str], Table]] = {".jsonl": JsonLines, ".csv": CsvFile, ".parquet": ParquetTable}
-    return kinds[path.suffix](path, where)
-
-
 class JsonLines(Table):
     def rows(self) -> Rows:
-        with self.path.open(encoding="utf-8-sig", newline="\n") as stream:
-            try:
-                for number, line in enumerate(stream, start=1):
-                    if line.strip():
-                        yield f"line {number}.", self._row(line, number)
-            except UnicodeDecodeError as error:
-                raise RecordError(self.where, "file", f"is not UTF-8 ({error.reason}); save it as UTF-8") from None
+        with open_utf8(self.path, self.where, newline="\n") as stream:
+            for number, line in enumerate(stream, start=1):
+                if line.strip():
+                    yield f"line {number}.", self._row(line, number)
 
     def _row(self, line: str, number: int) -> dict[str, Any] | RecordError:
         try:
@@ -111,7 +103,7 @@ class CsvFile(Table):
     """Cells are text; an empty one is none."""
 
     def rows(self) -> Rows:
-        with self.path.open(encoding="utf-8-sig", newline="") as stream:
+        with open_utf8(self.path, self.where) as stream:
             reader = csv.reader(stream, strict=True)
             try:
                 columns = next(reader, [])
@@ -120,8 +112,6 @@ class CsvFile(Table):
                 for cells in reader:
                     if cells:
                         yield f"line {reader.line_num}.", self._row(columns, cells, reader.line_num)
-            except UnicodeDecodeError as error:
-                raise RecordError(self.where, "file", f"is not UTF-8 ({error.reason}); save it as UTF-8") from None
             except csv.Error as error:
                 raise RecordError(self.where, f"line {reader.line_num}", f"is not valid CSV: {error}") from None
 

@@ -15,6 +15,7 @@ from typing import IO, Any, NamedTuple
 
 from bbu.errors import RecordError
 from bbu.jsonl import decode_json
+from data_conversion.formats.files import open_utf8
 
 CHUNK = 1 << 20  # characters read at a time
 MAX_ITEM = 1 << 25  # characters; no photo or object is that long
@@ -46,11 +47,8 @@ def stream_json(path: Path, where: str) -> Iterator[JsonItem]:
         RecordError: names ``where``, the item and the reason; raised as soon as the reader gets there.
         OSError: the file cannot be read.
     """
-    with path.open(encoding="utf-8-sig", newline="") as stream:
-        try:
-            yield from _Document(stream, where).pieces()
-        except UnicodeDecodeError as error:
-            raise RecordError(where, "file", f"is not UTF-8 ({error.reason}); save it as UTF-8") from None
+    with open_utf8(path, where) as stream:
+        yield from _Document(stream, where).pieces()
 
 
 class _Document:

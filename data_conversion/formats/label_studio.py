@@ -29,33 +29,24 @@ from typing import Any
 from urllib.parse import unquote, unquote_plus
 
 from bbu.errors import RecordError, shown
+from bbu.images import IMAGE_SUFFIXES
 from bbu.taxonomy import ATTRIBUTE_SEPARATOR, SEPARATOR
-from data_conversion.base import (
-    IMAGE_SUFFIXES,
-    SPLITS,
-    BadSource,
-    Dropped,
-    RawObject,
-    SourceImage,
-    SourceItem,
-    SourceOptions,
+from data_conversion.base import SPLITS, BadSource, Dropped, RawObject, SourceImage, SourceItem, SourceOptions
+from data_conversion.formats.checks import (
     as_list,
     as_mapping,
     as_points,
     as_text,
-    bad_source,
     check_number,
     check_text,
     declared_size,
-    readable,
 )
+from data_conversion.formats.files import bad_source
 from data_conversion.formats.json_stream import stream_json
 from data_conversion.formats.source_photos import read_exports
 from data_conversion.locating import PhotoFinder
 
-RECTANGLES = ("rectanglelabels", "rectangle")
-POLYGONS = ("polygonlabels", "polygon")
-OTHER_SHAPES = re.compile(r"(keypoint|brush|ellipse|bitmask|vector|cube|magicwand)(labels)?")
+SHAPES = re.compile(r"(rectangle|polygon|keypoint|brush|ellipse|bitmask|vector|cube|magicwand)(labels)?")
 TEXTS = {"labels": "labels", "choices": "choices", "textarea": "text", "taxonomy": "taxonomy"}  # type → key of value
 UPLOAD_PREFIX = re.compile(r"[0-9a-f]{8}-(?=.)")
 SENTENCE_SEPARATOR = "; "  # between the texts about a whole photo
@@ -113,10 +104,9 @@ def _read_task(value: Any, where: str, place: str, finder: PhotoFinder) -> Sourc
     results, results_place, notes = chosen
     regions, summary, more = _read_results(results, where, results_place)
     size = _frame(regions, where)
-    image = _find_photo(_reference(data, regions, where, place), finder)
     split = data.get("split")
     return SourceImage(
-        image=image,
+        image=_find_photo(_reference(data, regions, where, place), finder),
         source=where,
         objects=tuple(_read_region(region, size, where) for region in regions),
         size=size,
@@ -145,13 +135,9 @@ def _choose_results(task: Mapping[str, Any], where: str, place: str) -> BadSourc
     if len(kept) > 1:
         notes.append("several_annotations")
     # All times in an export have the same format, so they sort as text; of equal ones the last is taken.
-    item, here = max(reversed(kept), key=lambda pair: _standing(pair[0]))
+    kept.sort(key=lambda it: (it[0].get("ground_truth") is True, str(it[0].get("updated_at") or "")))
+    item, here = kept[-1]
     return as_list(item.get("result"), where, f"{here}.result"), f"{here}.result", notes
-
-
-def _standing(annotation: Mapping[str, Any]) -> tuple[bool, str]:
-    """Sort key of a task's annotations: ground truth last, then by time of update."""
-    return annotation.get("ground_truth") is True, str(annotation.get("updated_at") or "")
 
 
 # ---------------------------------------------------------------- results → regions and texts
@@ -166,7 +152,7 @@ def _read_results(results: list[Any], where: str, place: str) -> tuple[list[_Reg
         item = as_mapping(value, where, here)
         if not isinstance(item.get("type"), str):
             raise RecordError(where, f"{here}.type", f"must be text, is {shown(item.get('type'))}")
-        if not _is_shape(item["type"]):
+        if not SHAPES.fullmatch(item["type"]):
             others.append((item, here))
             continue
         region = _Region(item, here, _texts(item, item["type"], where, here))
@@ -179,15 +165,11 @@ def _read_results(results: list[Any], where: str, place: str) -> tuple[list[_Reg
     notes: list[str] = []
     for item, here in others:
         if item["type"] not in TEXTS:
-            notes.append(f"result_not_read: {readable(item['type'])}")
+            notes.append(f"result_not_read: {item['type']}")
             continue
         owner = regions.get(_identity(item, here)) or regions.get(str(item.get("parentID")))
         (owner.levels if owner else about_photo).extend(_texts(item, TEXTS[item["type"]], where, here))
     return list(regions.values()), SENTENCE_SEPARATOR.join(about_photo) or None, notes
-
-
-def _is_shape(name: str) -> bool:
-    return name in RECTANGLES or name in POLYGONS or OTHER_SHAPES.fullmatch(name) is not None
 
 
 def _identity(item: Mapping[str, Any], here: str) -> str:
@@ -236,17 +218,16 @@ def _frame(regions: list[_Region], where: str) -> tuple[int, int] | None:
 
 def _read_region(region: _Region, size: tuple[int, int] | None, where: str) -> RawObject | Dropped:
     desc, place = SEPARATOR.join(region.levels), f"{region.place}.value"
-    if region.shape in RECTANGLES:
+    if region.shape.startswith("rectangle"):
         shape = _rectangle(region.value, size, where, place)
-    elif region.shape in POLYGONS:
+    elif region.shape.startswith("polygon"):
         shape = _polygon(region.value, size, where, place)
     else:
         shape = ("unsupported_shape", f"{region.shape} is neither a rectangle nor a polygon")
     if not desc:
         return Dropped("(no label)", "no_description", "the region has no label, choice or text", region.place)
-    if isinstance(shape[1], str):
-        return Dropped(desc, shape[0], shape[1], place)
-    return RawObject(desc, shape[0], shape[1], place)
+    kind, points = shape
+    return Dropped(desc, kind, points, place) if isinstance(points, str) else RawObject(desc, kind, points, place)
 
 
 Shape = tuple[str, tuple[float, ...] | str]  # (kind, points), or (reason, detail) of a shape that cannot be used

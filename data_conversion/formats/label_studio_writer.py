@@ -27,14 +27,11 @@ from typing import Any
 from urllib.parse import quote
 from xml.sax.saxutils import quoteattr
 
-from bbu.geometry import enclosing_box, thicken
 from bbu.jsonl import atomic_writer
 from data_conversion.base import ExportLosses, ExportObject, ExportPhoto
 from data_conversion.formats.xml_files import NOT_IN_XML
 
 MODEL = "bbu"
-LINE_AS_BOX = "line written as its box"
-NOT_OFFERED = "description with characters that XML cannot hold, not in label_config.xml"
 DECIMALS = 6  # of a percentage: a thousandth of a pixel in a photo of 100,000
 
 
@@ -55,10 +52,11 @@ def write_records(photos: Iterator[ExportPhoto], folder: Path) -> ExportLosses:
             stream.write(("," if number else "") + "\n" + json.dumps(task, ensure_ascii=False, allow_nan=False))
             descriptions.update(dict.fromkeys(item.desc for item in photo.objects))
             has_summary |= bool(photo.summary)
-            losses[LINE_AS_BOX] += sum(item.kind == "line" for item in photo.objects)
+            losses["line written as its box"] += sum(item.kind == "line" for item in photo.objects)
         stream.write("\n]\n")
     offered = [desc for desc in descriptions if not NOT_IN_XML.search(desc)]
-    losses[NOT_OFFERED] += len(descriptions) - len(offered)
+    not_offered = "description with characters that XML cannot hold, not in label_config.xml"
+    losses[not_offered] += len(descriptions) - len(offered)
     with atomic_writer(folder / "label_config.xml") as stream:
         stream.write(_interface(offered, has_summary))
     return +losses
@@ -67,8 +65,7 @@ def write_records(photos: Iterator[ExportPhoto], folder: Path) -> ExportLosses:
 def _task(photo: ExportPhoto, number: int) -> dict[str, Any]:
     results = [_result(item, photo, f"{number}_{index}") for index, item in enumerate(photo.objects)]
     if photo.summary:
-        value = {"text": [photo.summary]}
-        results.append(_control("summary", "textarea", value, f"{number}_summary"))
+        results.append(_control("summary", "textarea", {"text": [photo.summary]}, f"{number}_summary"))
     prediction: dict[str, Any] = {"model_version": MODEL, "result": results}
     scores = [item.score for item in photo.objects if item.score is not None]
     if scores:
@@ -82,7 +79,8 @@ def _task(photo: ExportPhoto, number: int) -> dict[str, Any]:
 def _result(item: ExportObject, photo: ExportPhoto, identity: str) -> dict[str, Any]:
     if item.kind == "poly":
         scale = (100 / photo.width, 100 / photo.height)
-        points = [[_percent(x * scale[0]), _percent(y * scale[1])] for x, y in _pairs(item.points)]
+        pairs = zip(item.points[::2], item.points[1::2], strict=True)
+        points = [[round(x * scale[0], DECIMALS), round(y * scale[1], DECIMALS)] for x, y in pairs]
         result = _control("polygon", "polygonlabels", {"points": points, "closed": True}, identity)
     else:
         result = _control("box", "rectanglelabels", _rectangle(item, photo), identity)
@@ -94,25 +92,15 @@ def _result(item: ExportObject, photo: ExportPhoto, identity: str) -> dict[str, 
 
 
 def _rectangle(item: ExportObject, photo: ExportPhoto) -> dict[str, float]:
-    x1, y1, x2, y2 = enclosing_box(item.points)
-    if item.kind == "line":  # one along an axis has no extent across it
-        x1, y1, x2, y2 = thicken((x1, y1, x2, y2), photo.width, photo.height)
+    x1, y1, x2, y2 = photo.box(item)
     across, down = 100 / photo.width, 100 / photo.height
-    sides = (x1 * across, y1 * down, (x2 - x1) * across, (y2 - y1) * down)
-    return dict(zip(("x", "y", "width", "height"), map(_percent, sides), strict=True)) | {"rotation": 0}
+    sides = {"x": x1 * across, "y": y1 * down, "width": (x2 - x1) * across, "height": (y2 - y1) * down}
+    return {name: round(side, DECIMALS) for name, side in sides.items()} | {"rotation": 0}
 
 
 def _control(name: str, kind: str, value: dict[str, Any], identity: str) -> dict[str, Any]:
     """A result of the control ``name`` in the labelling interface."""
     return {"id": identity, "from_name": name, "to_name": "image", "type": kind, "value": value}
-
-
-def _percent(value: float) -> float:
-    return round(value, DECIMALS)
-
-
-def _pairs(points: tuple[float, ...]) -> Iterator[tuple[float, float]]:
-    return zip(points[::2], points[1::2], strict=True)
 
 
 def _interface(descriptions: Iterable[str], has_summary: bool) -> str:

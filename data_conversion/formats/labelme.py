@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import base64
 import math
-import os
 import posixpath
 from collections.abc import Iterator, Mapping
 from functools import partial
@@ -31,10 +30,10 @@ from typing import Any
 
 from bbu.errors import RecordError
 from bbu.geometry import enclosing_box
+from bbu.images import IMAGE_SUFFIXES
 from bbu.jsonl import decode_json, write_json
 from bbu.taxonomy import join_path
 from data_conversion.base import (
-    IMAGE_SUFFIXES,
     Dropped,
     ExportLosses,
     ExportObject,
@@ -43,16 +42,11 @@ from data_conversion.base import (
     SourceImage,
     SourceItem,
     SourceOptions,
-    as_list,
-    as_mapping,
-    as_points,
-    check_text,
-    declared_size,
-    read_each,
 )
+from data_conversion.formats.checks import as_list, as_mapping, as_points, check_text, declared_size
 from data_conversion.formats.disk_multimap import DiskMultimap
-from data_conversion.formats.files import new_file, read_text, split_of, walk_files
-from data_conversion.formats.source_photos import find_photo, unnamed_photos
+from data_conversion.formats.files import new_file, read_each, read_text, split_of, walk_files
+from data_conversion.formats.source_photos import unnamed_photos
 from data_conversion.locating import PhotoFinder
 
 Points = list[tuple[float, float]]
@@ -115,12 +109,12 @@ def _photo(value: Mapping[str, Any], where: str, finder: PhotoFinder, notes: lis
         raise RecordError(where, "imagePath", "is missing or empty; name the photo")
     folder = posixpath.dirname(where)
     image = posixpath.normpath(posixpath.join(folder, name))
-    if _is_there(finder.root, image):
+    if finder.has(image):
         return image, None
     data = _text(value.get("imageData"), where, "imageData")
     if not data:
-        elsewhere = find_photo(finder, name)
-        found = _is_there(finder.root, elsewhere)
+        elsewhere = finder.find(name)
+        found = finder.has(elsewhere)
         notes += [PHOTO_ELSEWHERE] * found
         return elsewhere if found else image, None
     notes.append(PHOTO_FROM_JSON)
@@ -129,16 +123,11 @@ def _photo(value: Mapping[str, Any], where: str, finder: PhotoFinder, notes: lis
     return image, _decode_photo(data, where)
 
 
-def _is_there(root: Path, image: str) -> bool:
-    return not image.startswith(("/", "../")) and os.path.isfile(root / image)
-
-
 def _decode_photo(data: str, where: str) -> bytes:
     try:
         return base64.b64decode("".join(data.split()), validate=True)
     except ValueError as error:
-        why = f"is not base64 ({error}), and the photo is missing; add it"
-        raise RecordError(where, "imageData", why) from None
+        raise RecordError(where, "imageData", f"is not base64 ({error}), and the photo is missing; add it") from None
 
 
 # ---------------------------------------------------------------- shapes

@@ -16,24 +16,10 @@ from functools import partial
 from pathlib import Path
 
 from bbu.errors import RecordError
-from data_conversion.base import (
-    IMAGE_SUFFIXES,
-    SPLITS,
-    BadSource,
-    Dropped,
-    RawObject,
-    SourceImage,
-    SourceItem,
-    SourceOptions,
-    bad_source,
-    box_of_corners,
-    check_size,
-    check_text,
-    parse_number,
-    read_each,
-    readable,
-)
-from data_conversion.formats.files import read_text
+from bbu.images import IMAGE_SUFFIXES
+from data_conversion.base import SPLITS, BadSource, Dropped, RawObject, SourceImage, SourceItem, SourceOptions
+from data_conversion.formats.checks import box_of_corners, check_size, check_text, parse_number
+from data_conversion.formats.files import bad_source, read_each, read_text
 from data_conversion.formats.xml_files import NoDoctype, parse_xml
 
 
@@ -57,7 +43,7 @@ def iter_records(root: Path, options: SourceOptions = SourceOptions()) -> Iterat
     for photo in sorted((root / "JPEGImages").glob("*")):
         name = f"JPEGImages/{photo.name}"
         if photo.suffix.lower() in IMAGE_SUFFIXES and photo.stem not in named and name not in used:
-            yield BadSource(readable(name), "file", "has no XML in Annotations", reason="no_annotation")
+            yield BadSource(name, "file", "has no XML in Annotations", reason="no_annotation")
 
 
 def _read_image_sets(root: Path) -> dict[str, str] | None:
@@ -120,10 +106,7 @@ def _declared_size(annotation: ElementTree.Element, where: str) -> tuple[int, in
 
 
 def _number(parent: ElementTree.Element, tag: str, where: str, field: str) -> float:
-    text = parent.findtext(tag)
-    if text is None:
-        raise RecordError(where, f"{field}.{tag}", "is missing")
-    return parse_number(text, where, f"{field}.{tag}")
+    return parse_number(parent.findtext(tag), where, f"{field}.{tag}")
 
 
 def _read_object(item: ElementTree.Element, where: str, field: str) -> RawObject | Dropped:

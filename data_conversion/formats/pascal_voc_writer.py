@@ -18,7 +18,6 @@ from typing import IO
 from xml.sax.saxutils import escape
 
 from bbu.errors import UserError
-from bbu.geometry import enclosing_box, thicken
 from bbu.jsonl import atomic_writer
 from data_conversion.base import ExportLosses, ExportObject, ExportPhoto
 from data_conversion.formats.files import new_file
@@ -79,9 +78,7 @@ def _object(item: ExportObject, photo: ExportPhoto, losses: ExportLosses) -> str
     losses["score not kept"] += item.score is not None
     losses["line written as its box"] += item.kind == "line"
     losses["polygon written as its box"] += item.kind == "poly"
-    box = enclosing_box(item.points)
-    if item.kind == "line":
-        box = thicken(box, photo.width, photo.height)
+    box = photo.box(item)
     (x1, x2), (y1, y2) = _widen(box[0], box[2], photo.width), _widen(box[1], box[3], photo.height)
     losses["box of one pixel written wider"] += (x1, y1, x2, y2) != box
     corners = zip(("xmin", "ymin", "xmax", "ymax"), (x1 + 1, y1 + 1, x2, y2), strict=True)

@@ -61,9 +61,7 @@ def answers_to_path(content: Mapping[str, Any], object_type: str, where: str, fi
 
 def _answers(value: Any, where: str, field: str) -> list[str]:
     """One or several answers; none for an unanswered question."""
-    if value is None:
-        return []
-    items = value if isinstance(value, list) else [value]
+    items = value if isinstance(value, list) else [] if value is None else [value]
     for item in items:
         if not isinstance(item, str):
             raise RecordError(where, field, f"must be text or a list of texts, is {value!r}")

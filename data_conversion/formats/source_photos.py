@@ -1,28 +1,15 @@
-"""Photos that annotation files name: where one lies, and which photos of the source none of the files names."""
+"""Exports at the root of a source, and the photos of a source that none of its annotation files names."""
 
 from __future__ import annotations
 
-import os
-import posixpath
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-from data_conversion.base import IMAGE_SUFFIXES, BadSource, SourceImage, SourceItem, read_file, readable
+from bbu.images import IMAGE_SUFFIXES
+from data_conversion.base import BadSource, SourceImage, SourceItem
 from data_conversion.formats.disk_multimap import DiskMultimap
-from data_conversion.formats.files import walk_files
+from data_conversion.formats.files import read_file, walk_files
 from data_conversion.locating import PhotoFinder
-
-
-def find_photo(finder: PhotoFinder, name: str, *folders: str) -> str:
-    """As PhotoFinder.find, but folders first: the same bare name in the folders of two splits is two photos."""
-    for folder in folders:
-        guess = posixpath.normpath(posixpath.join(folder, name.replace("\\", "/")))
-        if not guess.startswith(("/", "../")) and os.path.isfile(finder.root / guess):
-            return guess
-    try:
-        return finder.find(name, *folders)
-    except OSError:  # longer than a file name may be; opening the photo raises the error
-        return name
 
 
 def read_exports(
@@ -44,4 +31,4 @@ def unnamed_photos(root: Path, ignore: Path | None, store: DiskMultimap, name: s
     for path in walk_files(root, ignore):
         place = path.relative_to(root).as_posix()
         if place.lower().endswith(IMAGE_SUFFIXES) and not store.has(name, place):
-            yield BadSource(readable(place), "file", "no annotation names it", reason="no_annotation")
+            yield BadSource(place, "file", "no annotation names it", reason="no_annotation")

@@ -21,26 +21,20 @@ from urllib.parse import unquote, urlsplit
 
 from bbu.errors import RecordError
 from bbu.taxonomy import SEPARATOR
-from data_conversion.base import (
-    BadSource,
-    Dropped,
-    RawObject,
-    SourceImage,
-    SourceItem,
-    SourceOptions,
+from data_conversion.base import BadSource, Dropped, RawObject, SourceImage, SourceItem, SourceOptions, readable
+from data_conversion.formats.checks import (
     as_list,
     as_mapping,
     as_text,
-    bad_source,
     box_of_size,
     check_number,
     check_size,
     check_text,
-    readable,
 )
 from data_conversion.formats.disk_multimap import DiskMultimap
+from data_conversion.formats.files import bad_source, or_bad_source
 from data_conversion.formats.json_stream import stream_json
-from data_conversion.formats.source_photos import find_photo, unnamed_photos
+from data_conversion.formats.source_photos import unnamed_photos
 from data_conversion.locating import PhotoFinder
 
 FULL_WIDTH_SLASH = "／"
@@ -110,12 +104,10 @@ class _Source:
         elif more:
             yield BadSource(file, f"{more[0][0]}.id", f"{image_id} is also the id of {first}; keep one")
         else:
-            try:
-                yield self._photo(file, first, image_id, entry)
-            except RecordError as error:
-                yield bad_source(error)
+            yield self._photo(file, first, image_id, entry)
 
-    def _photo(self, where: str, field: str, image_id: int, entry: dict[str, Any]) -> SourceImage:
+    @or_bad_source
+    def _photo(self, where: str, field: str, image_id: int, entry: dict[str, Any]) -> SourceItem:
         place, size = self._image(image_id, where, field)
         regions = as_list(entry.get("regions"), where, f"{field}.regions")
         notes: list[str] = []
@@ -151,7 +143,7 @@ class _Source:
             return None
         as_addressed = "/".join(path.strip("/").split("/")[-2:])
         for name in (as_addressed, posixpath.basename(as_addressed)):
-            place = find_photo(self.finder, name, "images")
+            place = self.finder.find(name, "images")
             if os.path.isfile(self.root / place):
                 return place
         return as_addressed or None

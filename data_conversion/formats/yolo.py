@@ -14,12 +14,11 @@ in folders that the entries leave out are counted.
 
 from __future__ import annotations
 
-import importlib
 import os
 import posixpath
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,22 +27,11 @@ import numpy as np
 
 from bbu.errors import RecordError, shown
 from bbu.geometry import cxcywh_to_xyxy
-from data_conversion.base import (
-    IMAGE_SUFFIXES,
-    BadSource,
-    Dropped,
-    RawObject,
-    SourceImage,
-    SourceItem,
-    SourceOptions,
-    bad_source,
-    check_text,
-    read_each,
-    readable,
-)
+from bbu.images import IMAGE_SUFFIXES
+from data_conversion.base import BadSource, Dropped, RawObject, SourceImage, SourceItem, SourceOptions
+from data_conversion.formats.checks import check_text
 from data_conversion.formats.disk_multimap import DiskMultimap
-from data_conversion.formats.files import read_text, split_of, walk_files
-from data_conversion.formats.source_photos import find_photo
+from data_conversion.formats.files import bad_source, read_each, read_text, split_of, walk_files
 from data_conversion.locating import PhotoFinder
 
 CLASS_FILES = ("classes.txt", "obj.names", "labels/classes.txt")
@@ -57,43 +45,37 @@ LABELS = "labels"  # map: label file → the photo that it was read for
 
 
 @dataclass(frozen=True)
-class _Description:
-    """The content of data.yaml, or of a list of class names.
+class _Source:
+    """A source folder.
 
     Args:
-        source: the file.
+        ignore: a folder inside that is not part of it.
+        file: data.yaml, or a list of class names.
         names: class number → description.
         base: folder that the entries are relative to, itself relative to the root.
         entries: (key, folder or list); empty means every photo below the root.
+        store: what was found so far: the maps PHOTOS and LABELS.
     """
-
-    source: str
-    names: Mapping[int, str]
-    base: str = ""
-    entries: tuple[tuple[str, str], ...] = ()
-
-
-@dataclass(frozen=True)
-class _Source:
-    """A source folder and what was found in it so far: the maps PHOTOS and LABELS of the store."""
 
     root: Path
     ignore: Path | None
-    description: _Description
-    store: DiskMultimap
+    file: str
+    names: Mapping[int, str]
+    base: str = ""
+    entries: tuple[tuple[str, str], ...] = ()
+    store: DiskMultimap = field(default_factory=DiskMultimap)
 
 
 def iter_records(root: Path, options: SourceOptions = SourceOptions()) -> Iterator[SourceItem]:  # noqa: B008 (frozen)
     """Yield one item for each photo, by split and name, and one for each label file that no photo uses."""
     try:
-        description = _read_description(root)
+        source = _open_source(root, options.ignore)
     except RecordError as error:
         yield bad_source(error)
         return
-    with DiskMultimap() as store:
-        source = _Source(root, options.ignore, description, store)
+    with source.store:
         yield from _find_photos(source)
-        files = (root / image for image in store.keys(PHOTOS))
+        files = (root / image for image in source.store.keys(PHOTOS))
         yield from read_each(root, files, partial(_read_photo, source=source))
         yield from _unused_labels(source)
 
@@ -101,19 +83,19 @@ def iter_records(root: Path, options: SourceOptions = SourceOptions()) -> Iterat
 # ---------------------------------------------------------------- data.yaml
 
 
-def _read_description(root: Path) -> _Description:
-    """data.yaml, the only other YAML file, or a plain list of class names.
+def _open_source(root: Path, ignore: Path | None) -> _Source:
+    """A source with what data.yaml, the only other YAML file, or a plain list of class names says.
 
     Raises:
         RecordError: there is none of them, or its content is wrong.
     """
     found = _yaml_file(root)
     if found is not None:
-        return _read_yaml(root, found)
+        return _Source(root, ignore, found, *_read_yaml(root, found))
     for name in CLASS_FILES:
         if (root / name).is_file():
             lines = read_text(root / name, name).rstrip().splitlines()
-            return _Description(name, {index: line.strip() for index, line in enumerate(lines)})
+            return _Source(root, ignore, name, {index: line.strip() for index, line in enumerate(lines)})
     others = ", ".join(CLASS_FILES)
     raise RecordError("data.yaml", "file", f"is missing, and so are {others}: the classes have no names; add one")
 
@@ -127,7 +109,8 @@ def _yaml_file(root: Path) -> str | None:
     return names[0] if names else None
 
 
-def _read_yaml(root: Path, where: str) -> _Description:
+def _read_yaml(root: Path, where: str) -> tuple[dict[int, str], str, tuple[tuple[str, str], ...]]:
+    """Names, base and entries of a source."""
     value = _load_yaml(read_text(root / where, where), where)
     if not isinstance(value, dict):
         raise RecordError(where, "file", "must hold names, train and val as key: value")
@@ -137,12 +120,12 @@ def _read_yaml(root: Path, where: str) -> _Description:
     if value.get("nc", str(len(names))) != str(len(names)):
         raise RecordError(where, "nc", f"is {shown(value['nc'])}, but names has {len(names)}; correct one of them")
     entries = [(key, entry) for key in SPLIT_KEYS for entry in _entries(value.get(key, ""), where, key)]
-    return _Description(where, names, _base_folder(root, value.get("path", ""), where), tuple(entries))
+    return names, _base_folder(root, value.get("path", ""), where), tuple(entries)
 
 
 def _load_yaml(text: str, where: str) -> Any:
     """One YAML document with every scalar as text: a class may be called no, 007 or 1e3."""
-    yaml: Any = importlib.import_module("yaml")
+    import yaml
 
     def mapping(loader: Any, node: Any, deep: bool = False) -> Any:
         keys = [loader.construct_object(key, deep=True) for key, _ in node.value]
@@ -216,16 +199,16 @@ def _inside(root: Path, name: str) -> str | None:
 
 def _find_photos(source: _Source) -> Iterator[SourceItem]:
     """Put every photo into the map PHOTOS; yields an item for each bad entry, and each bad photo in one."""
-    if not source.description.entries:
+    if not source.entries:
         for image in _photos_below(source, source.root):
             source.store.put(PHOTOS, image, split_of(image))
-    for key, entry in source.description.entries:
+    for key, entry in source.entries:
         try:
             place = _locate(source, key, entry)
             for image in _photos_of(source, place, key):
                 yield from _add_photo(source, image, key)
         except RecordError as error:
-            yield BadSource(readable(error.where), error.field, error.why)
+            yield bad_source(error)
 
 
 def _locate(source: _Source, key: str, entry: str) -> str:
@@ -234,14 +217,14 @@ def _locate(source: _Source, key: str, entry: str) -> str:
     Roboflow writes ``../train/images`` for a folder beside data.yaml. If nothing is there, Ultralytics drops the
     ``../``, and so does this.
     """
-    guesses = [_inside(source.root, posixpath.join(source.description.base, entry))]
+    guesses = [_inside(source.root, posixpath.join(source.base, entry))]
     if entry.startswith("../"):
-        guesses.append(_inside(source.root, posixpath.join(source.description.base, entry.removeprefix("../"))))
+        guesses.append(_inside(source.root, posixpath.join(source.base, entry.removeprefix("../"))))
     for guess in guesses:
         if guess is not None and os.path.exists(source.root / guess):
             return guess
     why = "leaves the source folder; move it inside" if guesses[0] is None else "does not exist; add it"
-    raise RecordError(source.description.source, key, f"{shown(entry)} {why}, or remove the line")
+    raise RecordError(source.file, key, f"{shown(entry)} {why}, or remove the line")
 
 
 def _photos_of(source: _Source, place: str, key: str) -> Iterator[str]:
@@ -249,13 +232,13 @@ def _photos_of(source: _Source, place: str, key: str) -> Iterator[str]:
     if path.is_dir():
         yield from _photos_below(source, path)
     elif path.suffix.lower() != ".txt":
-        raise RecordError(source.description.source, key, f"{shown(place)} must be a folder, or a .txt of photos")
+        raise RecordError(source.file, key, f"{shown(place)} must be a folder, or a .txt of photos")
     else:
         finder = PhotoFinder(source.root)
         for number, line in enumerate(read_text(path, place).splitlines(), start=1):
             if line.strip():
                 name = check_text(line.strip(), place, f"line {number}")
-                yield posixpath.normpath(find_photo(finder, name, source.description.base, posixpath.dirname(place)))
+                yield posixpath.normpath(finder.find(name, source.base, posixpath.dirname(place)))
 
 
 def _photos_below(source: _Source, folder: Path) -> Iterator[str]:
@@ -269,12 +252,11 @@ def _add_photo(source: _Source, image: str, key: str) -> Iterator[SourceItem]:
     found = source.store.get(PHOTOS, image)
     if image.startswith(("/", "../")):
         # The path is refused when the photo is opened; labels beside it are not read.
-        yield SourceImage(image, source.description.source, (), split=split)
+        yield SourceImage(image, source.file, (), split=split)
     elif not found:
         source.store.put(PHOTOS, image, split)
     elif found != [split]:
-        why = f"{image} is in {found[0]} and in {split}; keep it in one split"
-        yield BadSource(source.description.source, key, why)
+        yield BadSource(source.file, key, f"{image} is in {found[0]} and in {split}; keep it in one split")
 
 
 # ---------------------------------------------------------------- label files
@@ -304,9 +286,9 @@ def _read_photo(path: Path, image: str, source: _Source) -> SourceImage:
 
 def _read_row(row: list[str], source: _Source, where: str, place: str) -> RawObject | Dropped:
     """One line: a class number and a box (4 numbers) or a polygon (3 points or more)."""
-    number, names = _class_number(row[0], where, place), source.description.names
+    number, names = _class_number(row[0], where, place), source.names
     if number not in names:
-        known = f"{len(names)} names in {source.description.source}"
+        known = f"{len(names)} names in {source.file}"
         raise RecordError(where, place, f"class {number} is none of the {known}; add its name or correct the number")
     count = len(row) - 1
     if count == 5 or (count > 6 and count % 2):
@@ -342,7 +324,7 @@ def _unused_labels(source: _Source) -> Iterator[BadSource]:
         stem = f"{head}/images/{tail}".removeprefix("/").removesuffix(".txt")
         photos = [f"{stem}{variant}" for suffix in IMAGE_SUFFIXES for variant in (suffix, suffix.upper())]
         if any(os.path.isfile(source.root / photo) for photo in photos):
-            why = f"its photo is in none of the folders that {source.description.source} names"
-            yield BadSource(readable(label), "file", why, reason="not_in_image_sets")
+            why = f"its photo is in none of the folders that {source.file} names"
+            yield BadSource(label, "file", why, reason="not_in_image_sets")
         else:
-            yield BadSource(readable(label), "file", f"has no photo {readable(stem)}.jpg; add it or remove the file")
+            yield BadSource(label, "file", f"has no photo {stem}.jpg; add it or remove the file")

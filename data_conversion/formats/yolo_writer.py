@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from bbu.geometry import cxcywh_to_xyxy, enclosing_box, thicken, xyxy_to_cxcywh
+from bbu.geometry import cxcywh_to_xyxy, xyxy_to_cxcywh
 from bbu.jsonl import atomic_writer
 from data_conversion.base import SPLITS, ExportLosses, ExportObject, ExportPhoto
 from data_conversion.formats.files import new_file, walk_files
@@ -63,9 +62,7 @@ def _write_row(item: ExportObject, photo: ExportPhoto, classes: dict[str, int], 
     """One object as a line, or None if nothing of it lies inside the photo."""
     losses["score not kept"] += item.score is not None
     losses["line written as its box"] += item.kind == "line"
-    points = item.points
-    if item.kind == "line":
-        points = thicken(enclosing_box(points), photo.width, photo.height)
+    points = item.points if item.kind == "poly" else photo.box(item)
     # A record may lie half a pixel outside, for which Ultralytics would refuse the whole file.
     sides = (photo.width, photo.height)
     fractions = [min(max(value / sides[index % 2], 0.0), 1.0) for index, value in enumerate(points)]
@@ -97,7 +94,8 @@ def _as_polygon(row: list[str]) -> str:
 
 
 def _write_yaml(folder: Path, splits: set[str], classes: Iterable[str]) -> None:
-    yaml: Any = importlib.import_module("yaml")
+    import yaml
+
     value: dict[str, Any] = {split: f"images/{split}" for split in SPLITS if split in splits}
     value["names"] = dict(enumerate(classes))
     with atomic_writer(folder / "data.yaml") as stream:

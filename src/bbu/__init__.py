@@ -1,3 +1,3 @@
-"""BBU: find every part in a photo, describe its state in words, and say how sure it is."""
+"""BBU: detect every object in a photo, describe its state in words, and score it."""
 
 __version__ = "0.1.0"

@@ -13,7 +13,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -39,18 +39,18 @@ from bbu.models.precision import use_bf16
 from bbu.records import PredictedObject, PredictionRow, Row, read_predictions, resolve_image
 
 SHOTS = (0, 1, 3, 5)  # teachers of the few-shot curve
+TEXT_TITLE = "its language model's text"
 ROOM_TO_WRITE = 1.25  # text is cut off at this multiple of the longest training answer
 
 Predict = Callable[[Sequence[str]], Iterator[PredictionRow]]
-# Column of the table → where its value is in a baseline's entry.
-COLUMNS = {
-    "AP": ("metrics", "AP"),
-    "AP50": ("metrics", "AP50"),
-    "AP50 agnostic": ("metrics", "AP50_agnostic"),
-    "caption acc": ("metrics", "description_accuracy"),
-    "precision": ("precision",),
-    "recall": ("recall",),
-    "s/photo": ("seconds_per_photo",),
+COLUMNS = {  # of the table → key in a baseline's entry or its metrics
+    "AP": "AP",
+    "AP50": "AP50",
+    "AP50 agnostic": "AP50_agnostic",
+    "caption acc": "description_accuracy",
+    "precision": "precision",
+    "recall": "recall",
+    "s/photo": "seconds_per_photo",
 }
 
 
@@ -160,50 +160,46 @@ def restart(inference: Inference, config: Config) -> None:
 def _of_trained_model(material: Material, inference: Inference) -> dict[str, dict[str, Any]]:
     usual = material.config.evaluation.teachers
     found = {
-        "trained": _detected(material, inference, "trained", "trained model", usual),
-        "trained_text": _written(material, inference, "trained_text", "its language model's text", usual),
+        "trained": _measured(material, inference, "trained", "trained model", usual),
+        "trained_text": _measured(material, inference, "trained_text", TEXT_TITLE, usual, write=True),
         "majority": _majority(material),
     }
     for shots in SHOTS:
         if shots != usual:
             name = f"trained_{shots}_teachers"
-            found[name] = _detected(material, inference, name, f"trained model, teachers: {shots}", shots)
+            found[name] = _measured(material, inference, name, f"trained model, teachers: {shots}", shots)
     return found
 
 
 def _of_untrained_model(material: Material, inference: Inference) -> dict[str, dict[str, Any]]:
     usual, path = material.config.evaluation.teachers, material.config.model.path
     title = "base model, untrained head" if path else "before training"
-    found = {"untrained": _detected(material, inference, "untrained", title, usual)}
+    found = {"untrained": _measured(material, inference, "untrained", title, usual)}
     if path:  # fresh weights write no text
-        found["untrained_text"] = _written(material, inference, "untrained_text", "its language model's text", usual)
+        found["untrained_text"] = _measured(material, inference, "untrained_text", TEXT_TITLE, usual, write=True)
     return found
 
 
-def _detected(material: Material, inference: Inference, name: str, title: str, teachers: int) -> dict[str, Any]:
-    """All boxes from one forward pass."""
+def _measured(
+    material: Material, inference: Inference, name: str, title: str, teachers: int, *, write: bool = False
+) -> dict[str, Any]:
+    """Predict, time and score the photos: all boxes from one forward pass or, with ``write``, text photo by photo.
+
+    The seconds per photo include reading; a warm-up call is not timed.
+    """
     facts = {"title": title, "teachers": teachers}
+    names, root = material.names, material.image_root
     try:
         shown = material.shown(teachers)
+        writer = Writer(inference, shown, root, answer_budget(material, inference)) if write else None
     except UserError as error:
         return {**facts, "note": f"not run: {error}"}
-
-    def predict(names: Sequence[str]) -> Iterator[PredictionRow]:
-        return inference.predictor.predict_files(names, material.image_root, shown=shown)
-
-    rows, seconds = _timed(predict, material.names, name)
-    return {**facts, "seconds_per_photo": seconds, **_scored(material, name, rows)}
-
-
-def _written(material: Material, inference: Inference, name: str, title: str, teachers: int) -> dict[str, Any]:
-    """The language model's text answers, one photo at a time."""
-    facts = {"title": title, "teachers": teachers}
-    try:
-        write = Writer(inference, material.shown(teachers), material.image_root, answer_budget(material, inference))
-    except UserError as error:
-        return {**facts, "note": f"not run: {error}"}
-    rows, seconds = _timed(write, material.names, name)
-    return {**facts, "seconds_per_photo": seconds, **write.counts, **_scored(material, name, rows)}
+    predict: Predict = writer or partial(inference.predictor.predict_files, image_root=root, shown=shown)
+    list(predict(names[:1]))
+    started = time.perf_counter()
+    rows = list(tqdm(predict(names), total=len(names), desc=name, unit="photo", file=sys.stderr))
+    seconds = round((time.perf_counter() - started) / len(names), 4)
+    return {**facts, "seconds_per_photo": seconds, **(writer.counts if writer else {}), **_scored(material, name, rows)}
 
 
 def _majority(material: Material) -> dict[str, Any]:
@@ -274,15 +270,7 @@ def answer_budget(material: Material, inference: Inference) -> int:
     return int(max(lengths) * ROOM_TO_WRITE) + 1  # its end token
 
 
-# ---------------------------------------------------------------- time, scores, table
-
-
-def _timed(predict: Predict, names: Sequence[str], name: str) -> tuple[list[PredictionRow], float]:
-    """Rows, and seconds per photo including reading; a warm-up call is not timed."""
-    list(predict(names[:1]))
-    started = time.perf_counter()
-    rows = list(tqdm(predict(names), total=len(names), desc=name, unit="photo", file=sys.stderr))
-    return rows, round((time.perf_counter() - started) / len(names), 4)
+# ---------------------------------------------------------------- scores, table
 
 
 def _scored(material: Material, name: str, rows: Sequence[PredictionRow]) -> dict[str, Any]:
@@ -324,17 +312,14 @@ def baselines_table(report: Mapping[str, Any]) -> str:
     lines = [f"{'':<28}" + "".join(f"{column:>13}" for column in COLUMNS)]
     notes = []
     for entry in report["baselines"].values():
-        cells = "".join(f"{_cell(entry, place):>13}" for place in COLUMNS.values())
-        lines.append(f"{entry['title']:<28}{cells}")
+        values = {**entry.get("metrics", {}), **entry}
+        lines.append(f"{entry['title']:<28}" + "".join(f"{_cell(values.get(key)):>13}" for key in COLUMNS.values()))
         notes += [f"{entry['title']}: {note}" for note in _notes(entry, report["photos"])]
     lines.append(f"precision, recall: right box and caption, score ≥ {report['score_threshold']:g}; text has no scores")
     return "\n".join([*lines, *notes])
 
 
-def _cell(entry: Mapping[str, Any], place: Sequence[str]) -> str:
-    value: Any = entry
-    for key in place:
-        value = value.get(key, {})
+def _cell(value: float | None) -> str:
     return f"{value:.3f}" if isinstance(value, int | float) else "-"
 
 

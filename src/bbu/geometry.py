@@ -86,11 +86,6 @@ def iou_matrix(a: Any, b: Any) -> Any:
     return iou(a[:, None, :], b[None, :, :])
 
 
-def giou_matrix(a: Any, b: Any) -> Any:
-    """(n, 4) and (m, 4) xyxy → (n, m) generalised IoU."""
-    return giou(a[:, None, :], b[None, :, :])
-
-
 def enclosing_box(points: Sequence[float] | np.ndarray) -> tuple[float, float, float, float]:
     """Flat [x1, y1, x2, y2, …] of a polygon, line or ring → its xyxy box."""
     flat = np.asarray(points, dtype=np.float64).reshape(-1, 2)
@@ -203,21 +198,15 @@ def clip_line(points_R2: np.ndarray, width: int, height: int) -> np.ndarray:
 
     Where a line leaves the image and comes back, the two points on the border are joined.
     """
-    kept: list[np.ndarray] = []
-    for point in segments_inside(points_R2, width, height).reshape(-1, 2):
-        if not kept or not np.array_equal(kept[-1], point):
-            kept.append(point)
-    return np.array(kept).reshape(-1, 2)
+    inside_R2 = segments_inside(points_R2, width, height).reshape(-1, 2)
+    return inside_R2[(np.diff(inside_R2, axis=0, prepend=np.nan) != 0).any(axis=1)]  # without repeats
 
 
 def segments_inside(points_R2: np.ndarray, width: int, height: int) -> np.ndarray:
     """(R, 2, 2) ends of the parts of a polyline's segments that lie inside the image."""
     limit = np.array([width, height], dtype=np.float64)
-    kept = []
-    for start, end in pairwise(points_R2):
-        span = _inside_span(start, end, limit)
-        if span is not None:
-            kept.append([start + share * (end - start) for share in span])
+    spans = ((start, end, _inside_span(start, end, limit)) for start, end in pairwise(points_R2))
+    kept = [[start + share * (end - start) for share in span] for start, end, span in spans if span is not None]
     return np.array(kept, dtype=np.float64).reshape(-1, 2, 2)
 
 

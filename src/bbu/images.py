@@ -40,7 +40,9 @@ def load_image(source: str | Path | bytes, name: str = "") -> Image.Image:
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             data = source if isinstance(source, bytes) else Path(source).read_bytes()
             with Image.open(io.BytesIO(data)) as opened:
-                _check_size(path, *opened.size)
+                if opened.width * opened.height > MAX_IMAGE_PIXELS:
+                    size = f"{opened.width}x{opened.height}"
+                    raise ImageError(f"{path}: {size} pixels is over the limit of {MAX_IMAGE_PIXELS}; shrink the photo")
                 image = _decode(opened, data)
                 ImageOps.exif_transpose(image, in_place=True)
                 return _to_rgb(image)
@@ -72,11 +74,6 @@ def _decode(opened: Image.Image, data: bytes) -> Image.Image:
             return image
     opened.load()
     return opened
-
-
-def _check_size(path: Path, width: int, height: int) -> None:
-    if width * height > MAX_IMAGE_PIXELS:
-        raise ImageError(f"{path}: {width}x{height} pixels is over the limit of {MAX_IMAGE_PIXELS}; shrink the photo")
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

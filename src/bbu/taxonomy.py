@@ -173,10 +173,13 @@ class Taxonomy:
         for depth, (raw, final) in enumerate(levels):
             if allowed is None:
                 return None
-            found, missing = _look_up(final, allowed)
-            if missing is not None:
-                return self._explain(raw, missing, depth, parent, allowed)
-            allowed, parent = _merge(found), final
+            terms = [final] if final in allowed else final.split(ATTRIBUTE_SEPARATOR)
+            for term in terms:
+                if term not in allowed:
+                    return self._explain(raw, term, depth, parent, allowed)
+            below = [allowed[term] for term in terms]  # what may follow one attribute, may follow the level
+            allowed = None if None in below else {term: sub for some in below for term, sub in some.items()}
+            parent = final
         return None
 
     def _breaks_level_rule(self, path: Sequence[str]) -> str | None:
@@ -219,25 +222,3 @@ class Taxonomy:
         near = difflib.get_close_matches(term, allowed, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(allowed)}"
         return f"{name} {shown} is not {place}; {hint}; map it in tokens or add it to hierarchy"
-
-
-def _look_up(level: str, allowed: Mapping[str, Any]) -> tuple[list[Children], str | None]:
-    """What may follow each attribute of a level, or the first attribute that is not allowed."""
-    if level in allowed:
-        return [allowed[level]], None
-    found: list[Children] = []
-    for part in level.split(ATTRIBUTE_SEPARATOR):
-        if part not in allowed:
-            return [], part
-        found.append(allowed[part])
-    return found, None
-
-
-def _merge(children: list[Children]) -> Children:
-    """What may follow a level of several attributes: anything that may follow one of them."""
-    merged: dict[str, Any] = {}
-    for child in children:
-        if child is None:
-            return None
-        merged.update(child)
-    return merged

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -88,18 +88,16 @@ class _Reader:
     def levels(self, value: Any) -> tuple[str | LevelRule, ...]:
         if not isinstance(value, list) or not value:
             raise self.fail("levels", f"must be a non-empty list of names, is {value!r}")
-        names: list[str] = []
-        levels: list[str | LevelRule] = []
+        levels: dict[str, str | LevelRule] = {}
         for index, item in enumerate(value):
-            rule = self.level_rule(item, f"levels[{index}]", names)
+            rule = self.level_rule(item, f"levels[{index}]", levels)
             name = rule if isinstance(rule, str) else rule.name
-            if name in names:
+            if name in levels:
                 raise self.fail(f"levels[{index}]", f"{name!r} is listed twice")
-            names.append(name)
-            levels.append(rule)
-        return tuple(levels)
+            levels[name] = rule
+        return tuple(levels.values())
 
-    def level_rule(self, value: Any, name: str, earlier: Sequence[str]) -> str | LevelRule:
+    def level_rule(self, value: Any, name: str, earlier: Collection[str]) -> str | LevelRule:
         """A name, or ``{name, required, when: {earlier level: term or terms}}``."""
         if not isinstance(value, dict):
             return self.text(value, name)

@@ -1,7 +1,8 @@
-"""ChatProcessor: tokens and patches equal transformers' own processor; spans, labels and boxes as promised."""
+"""ChatProcessor: spans, labels and boxes are as documented, whatever the family."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -18,91 +19,42 @@ from bbu.config import AugmentConfig
 from bbu.data.augment import Augmenter
 from bbu.data.photo import open_photo
 from bbu.errors import ImageError, SampleError
-from bbu.families.photo_plan import plan_resize
 from bbu.families.prompts import CONTEXT_NOTES, WORDING, answer_text, boxes_from_text, parse_answer, text_boxes
-from bbu.families.qwen2_5_vl.codec import QWEN
 from bbu.geometry import cxcywh_to_xyxy
 from bbu.images import load_image
 from bbu.records import FewShotSample, ObjectRow, Row
+from tests.tiny import FAMILIES, tiny_model
 
 IGNORE = -100
 
 
-@pytest.fixture(scope="module")
-def published(shared_dir: Path) -> Any:
-    from bbu.families.tokenizer import load_tokenizer
-
-    return load_tokenizer(str(shared_dir / "data" / "qwen_tokenizer"), QWEN)
-
-
-# ---------------------------------------------------------------- parity with transformers
+@pytest.fixture(params=FAMILIES)
+def family(request: pytest.FixtureRequest) -> str:
+    """Every test of this file runs over all families."""
+    return str(request.param)
 
 
-def transformers_sample(processor: Any, sample: FewShotSample, folder: Path, with_answer: bool = True) -> Any:
-    """The same conversation, put together by hand and processed by transformers' Qwen2_5_VLProcessor."""
-    from transformers import Qwen2_5_VLProcessor, Qwen2VLImageProcessor, Qwen2VLVideoProcessor
+def photo_text(processor: Any, patches: int) -> str:
+    """What the text of a conversation has for a photo of so many patches."""
+    talk = processor.conversation
+    return str(talk.image_text.replace(talk.image_token, talk.image_token * processor.photo_plan.text_tokens(patches)))
 
-    spec = processor.spec
-    theirs = Qwen2_5_VLProcessor(
-        image_processor=Qwen2VLImageProcessor(size={"shortest_edge": spec.min_pixels, "longest_edge": spec.max_pixels}),
-        tokenizer=processor.tokenizer,
-        video_processor=Qwen2VLVideoProcessor(),
-        chat_template=spec.chat_template,
+
+def rendered(processor: Any, *messages: dict[str, Any], asking: bool = False) -> str:
+    """Messages as the family's template writes them."""
+    return str(
+        processor.tokenizer.apply_chat_template(
+            list(messages), chat_template=processor.spec.chat_template, tokenize=False, add_generation_prompt=asking
+        )
     )
-    system, instruction = WORDING[spec.language]
-    messages: list[dict[str, Any]] = [{"role": "system", "content": system}]
-    photos = []
-    for row in (*sample.teachers, sample.student):
-        photo = load_image(folder / row.images[0])
-        photos.append(photo)
-        ask = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": instruction}]}
-        plan = plan_resize(*photo.size, factor=28, min_pixels=spec.min_pixels, max_pixels=spec.max_pixels)
-        boxes = np.array([item.box for item in row.objects]).reshape(-1, 4)
-        scale = np.array([plan.model_width / plan.width, plan.model_height / plan.height] * 2)
-        answer = answer_text(np.rint(boxes * scale), [item.desc for item in row.objects])
-        messages += [ask, {"role": "assistant", "content": answer}]
-    if not with_answer:
-        messages.pop()
-    text = theirs.apply_chat_template(messages, tokenize=False, add_generation_prompt=not with_answer)
-    return theirs(text=[text], images=photos, return_tensors="pt")
 
 
-@pytest.mark.parametrize("teachers", [0, 1, 3])
-@pytest.mark.parametrize("language", ["zh", "en"])
-@pytest.mark.parametrize("which", ["trained", "published"])
-def test_a_sample_equals_what_transformers_own_processor_makes(
-    which: str,
-    language: str,
-    teachers: int,
-    make_chat_processor: Callable[..., Any],
-    make_sample: Callable[..., FewShotSample],
-    photo_folder: Path,
-    request: pytest.FixtureRequest,
-) -> None:
-    import torch
-
-    tokenizer = request.getfixturevalue("tokenizer" if which == "trained" else "published")
-    processor = make_chat_processor(language=language, tokenizer=tokenizer)
-    sample = make_sample(teachers=teachers, objects=3)
-    ours = processor.process_sample(sample)
-    theirs = transformers_sample(processor, sample, photo_folder)
-    assert ours.input_ids.tolist() == theirs["input_ids"][0].tolist()
-    assert torch.equal(ours.pixel_values, theirs["pixel_values"])
-    assert torch.equal(ours.image_grid_thw, theirs["image_grid_thw"])
-    assert ours.pixel_values.shape[1] == 1176 and ours.pixel_values.dtype == torch.float32
-    assert len(ours.pixel_values) == int(ours.image_grid_thw.prod(-1).sum())
+def after_an_answer(processor: Any) -> str:
+    """What the template writes after the end token of an answer."""
+    return rendered(processor, {"role": "assistant", "content": "[]"}).rpartition(processor.conversation.end)[2]
 
 
-def test_at_inference_a_sample_equals_transformers_prompt(
-    chat_processor: Any, make_sample: Callable[..., FewShotSample], photo_folder: Path
-) -> None:
-    sample = make_sample(teachers=1)
-    photos = [open_photo(chat_processor.image_root, row) for row in (*sample.teachers, sample.student)]
-    ours = chat_processor.process_photos(photos[:1], photos[1], with_answer=False)
-    theirs = transformers_sample(chat_processor, sample, photo_folder, with_answer=False)
-    assert ours.input_ids.tolist() == theirs["input_ids"][0].tolist()
-    assert ours.student_span is None and len(ours.teacher_spans) == 1 and ours.ground_truth_objects == []
-    assert ours.prompt_span[1] == len(ours.input_ids)
+# ---------------------------------------------------------------- prompts
 
 
 def test_the_prompt_of_training_and_of_inference_are_the_same_tokens(
@@ -121,7 +73,7 @@ def test_image_tokens_are_as_many_as_the_real_grids_ask_for(
 ) -> None:
     out = chat_processor.process_sample(make_sample(teachers=2))
     count = int((out.input_ids == chat_processor.image_token_id).sum())
-    assert count == int(out.image_grid_thw.prod(-1).sum()) // 4
+    assert count == sum(chat_processor.photo_plan.text_tokens(n) for n in out.image_grid_thw.prod(-1).tolist())
 
 
 # ---------------------------------------------------------------- invariant 5: spans
@@ -147,19 +99,16 @@ def test_every_supervised_token_lies_in_exactly_one_answer_span(
 
     for row, (start, stop) in zip((*sample.teachers, sample.student), spans, strict=True):
         text = chat_processor.tokenizer.decode(out.input_ids[start:stop])
-        assert text.endswith("<|im_end|>")
+        assert text.endswith(chat_processor.conversation.end)
         found, malformed = parse_answer(text)
         assert malformed == 0 and sorted(label for _, label in found) == sorted(item.desc for item in row.objects)
         photo = load_image(photo_folder / row.images[0])
-        plan = plan_resize(
-            *photo.size,
-            factor=28,
-            min_pixels=chat_processor.spec.min_pixels,
-            max_pixels=chat_processor.spec.max_pixels,
-        )
+        plan = chat_processor.photo_plan.plan(*photo.size)
         boxes = np.array([item.box for item in row.objects]).reshape(-1, 4)
-        expected = answer_text(text_boxes(plan, boxes, "model_pixels"), [item.desc for item in row.objects])
-        assert text == f"{expected}<|im_end|>"
+        expected = answer_text(
+            text_boxes(plan, boxes, chat_processor.spec.box_convention), [item.desc for item in row.objects]
+        )
+        assert text == f"{expected}{chat_processor.conversation.end}"
 
 
 def test_the_prompt_span_is_the_students_turn_up_to_its_answer(
@@ -168,12 +117,12 @@ def test_the_prompt_span_is_the_students_turn_up_to_its_answer(
     out = chat_processor.process_sample(make_sample(teachers=1))
     start, stop = out.prompt_span
     assert stop == out.student_span[0]
-    grid = int(out.image_grid_thw[-1].prod()) // 4
-    instruction = WORDING["zh"][1]
-    assert chat_processor.tokenizer.decode(out.input_ids[start:stop]) == (
-        "<|im_start|>user\n<|vision_start|>" + "<|image_pad|>" * grid + f"<|vision_end|>{instruction}<|im_end|>\n"
-        "<|im_start|>assistant\n"
-    )
+    photo = photo_text(chat_processor, int(out.image_grid_thw[-1].prod()))
+    turn = {"role": "user", "content": f"{photo}{WORDING['zh'][1]}"}
+    text = chat_processor.tokenizer.decode(out.input_ids[start:stop])
+    assert text == rendered(chat_processor, turn, asking=True)
+    assert text.startswith(chat_processor.conversation.turn_start) and photo in text
+    assert text.endswith(chat_processor.conversation.answer_header)
     assert start > out.teacher_spans[-1][1] - 1
 
 
@@ -182,15 +131,18 @@ def test_the_prompt_span_is_the_students_turn_up_to_its_answer(
 def test_spans_hold_whatever_the_descriptions_say(
     make_chat_processor: Callable[..., Any], make_row: Callable[..., Row], descs: list[str]
 ) -> None:
-    """Also line ends, quotes, braces and the word assistant, which the search for headers must not trip over."""
+    """Also line ends, quotes, braces and the word assistant, which must not confuse the search for headers."""
     processor = make_chat_processor(caption_max_tokens=200)
-    for extra in ([], ["assistant\n"], ['"]}\n\n<|im_'], ["\n"]):
+    talk = processor.conversation
+    header, broken = talk.answer_header.removeprefix(talk.turn_start), f'"]}}\n\n{talk.turn_start[:-2]}'
+    for extra in ([], ["assistant\n"], [header], [broken], ["\n"]):
         objects = [ObjectRow(text, "bbox_2d", (5, 5 + i, 50, 40 + i)) for i, text in enumerate([*descs, *extra])]
         out = processor.process_sample(FewShotSample(make_row(objects=objects)))
         start, stop = out.student_span
         text = processor.tokenizer.decode(out.input_ids[start:stop])
         assert [label for _, label in parse_answer(text)[0]] == [item.desc for item in objects]
-        assert stop == len(out.input_ids) - 1  # only the line end after the end token follows
+        assert processor.tokenizer.decode(out.input_ids[stop:]) == after_an_answer(processor)
+        assert out.input_ids[stop - 1] == processor.end_token_id
         assert (out.labels != IGNORE).sum() == stop - start
 
 
@@ -208,20 +160,21 @@ def test_ground_truth_is_in_reading_order_with_boxes_of_the_unit_square(
     out = chat_processor.process_sample(FewShotSample(make_row(objects=objects)))
     assert [item.desc for item in out.ground_truth_objects] == ["左", "右", "下"]
     found = cxcywh_to_xyxy(np.array([item.box for item in out.ground_truth_objects]))
-    np.testing.assert_allclose(found, [[0.25, 0.25, 0.5, 0.75], [0.5, 0.25, 1, 0.5], [0, 0.5, 1, 1]], atol=1e-9)
+    shares = np.array([[0.25, 0.25, 0.5, 0.75], [0.5, 0.25, 1, 0.5], [0, 0.5, 1, 1]])  # of the photo
+    np.testing.assert_allclose(found, shares * (out.geometry.photo_in_unit[2:] * 2), atol=1e-9)
 
 
 def test_ground_truth_and_answer_are_in_the_same_order_as_the_photo_is_seen(
     chat_processor: Any, make_row: Callable[..., Row]
 ) -> None:
-    """Flipped top to bottom, the lower part comes first, in boxes and words alike."""
+    """After a vertical flip the lower object comes first, in boxes and in the answer."""
     objects = [ObjectRow("上", "bbox_2d", (10, 0, 50, 20)), ObjectRow("下", "bbox_2d", (10, 60, 50, 84))]
     flip = Augmenter(AugmentConfig(flip_vertical=1.0), 0).for_sample(0, 0, 0.0)
     out = chat_processor.process_sample(FewShotSample(make_row(objects=objects)), flip)
     assert [item.desc for item in out.ground_truth_objects] == ["下", "上"]
     parts, _ = parse_answer(chat_processor.tokenizer.decode(out.input_ids[slice(*out.student_span)]))
     assert [label for _, label in parts] == ["下", "上"]
-    boxes = boxes_from_text(out.geometry, np.array([box for box, _ in parts]), "model_pixels")
+    boxes = boxes_from_text(out.geometry, np.array([box for box, _ in parts]), chat_processor.spec.box_convention)
     np.testing.assert_allclose(boxes, [[10, 0, 50, 24], [10, 64, 50, 84]], atol=0.51)
     unit = cxcywh_to_xyxy(np.array([item.box for item in out.ground_truth_objects]))
     np.testing.assert_allclose(out.geometry.boxes_from_unit(unit), [[10, 0, 50, 24], [10, 64, 50, 84]], atol=1e-6)
@@ -230,17 +183,18 @@ def test_ground_truth_and_answer_are_in_the_same_order_as_the_photo_is_seen(
 def test_a_line_has_a_thin_target_and_keeps_its_place(chat_processor: Any, make_row: Callable[..., Row]) -> None:
     out = chat_processor.process_sample(FewShotSample(make_row(objects=[ObjectRow("线缆", "line", (10, 42, 100, 42))])))
     _, cy, _, height = out.ground_truth_objects[0].box
-    assert cy == pytest.approx(0.5) and height == pytest.approx(2 / 84)
+    down = out.geometry.photo_in_unit[3]
+    assert cy == pytest.approx(0.5 * down) and height == pytest.approx(2 / 84 * down)
 
 
-def test_captions_are_the_words_and_the_end_token(chat_processor: Any, make_row: Callable[..., Row]) -> None:
+def test_captions_are_the_description_and_the_end_token(chat_processor: Any, make_row: Callable[..., Row]) -> None:
     out = chat_processor.process_sample(FewShotSample(make_row(objects=3)))
     for item in out.ground_truth_objects:
         assert item.caption_ids[-1] == chat_processor.end_token_id
         assert chat_processor.tokenizer.decode(list(item.caption_ids[:-1])) == item.desc
 
 
-def test_remembered_captions_are_those_of_the_tokenizer_and_refused_as_ever(
+def test_cached_captions_equal_the_tokenizers_and_are_still_checked(
     make_chat_processor: Callable[..., Any], make_row: Callable[..., Row], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(chat_processor_module, "MOST_CAPTIONS", 2)
@@ -257,25 +211,26 @@ def test_remembered_captions_are_those_of_the_tokenizer_and_refused_as_ever(
 
 
 def test_a_view_changes_pixels_and_boxes_together(
-    chat_processor: Any, make_row: Callable[..., Row], photo_folder: Path
+    family: str, chat_processor: Any, make_row: Callable[..., Row], photo_folder: Path
 ) -> None:
-    """A white part on black: the bright patches are those under its box, whichever way the photo is turned."""
+    """A white object on black: the bright pixels are those in its box, however the photo is turned."""
     image = Image.new("RGB", (112, 56))
     image.paste((255, 255, 255), (84, 28, 112, 56))
     image.save(photo_folder / "marked.png")
     row = make_row("marked.png", [ObjectRow("标签", "bbox_2d", (84, 28, 112, 56))], (112, 56))
+    backbone = tiny_model(family).backbone
     augmenter = Augmenter(AugmentConfig(flip_horizontal=0.5, flip_vertical=0.5, quarter_turns=True), 17)
     places = set()
     for number in range(24):
         out = chat_processor.process_sample(FewShotSample(row), augmenter.for_sample(0, number, 0.0))
-        _, rows, columns = out.image_grid_thw[0].tolist()
-        # rows of patches are grouped by 2 x 2 merge units
-        bright = out.pixel_values.reshape(rows // 2, columns // 2, 2, 2, -1).mean(-1).mean((2, 3))
-        x1, y1, x2, y2 = cxcywh_to_xyxy(np.array(out.ground_truth_objects[0].box))
-        place = np.unravel_index(int(bright.argmax()), bright.shape)
-        assert place[0] == round(y1 * rows / 2) and place[1] == round(x1 * columns / 2)
-        assert round((x2 - x1) * columns / 2) == 1 and round((y2 - y1) * rows / 2) == 1
-        places.add((rows > columns, int(place[0]), int(place[1])))
+        pixels = backbone.picture(out.pixel_values, tuple(out.image_grid_thw[0].tolist())).mean(0)
+        down, across = (pixels > pixels.max() - 0.1).nonzero(as_tuple=True)
+        bright = [across.min(), down.min(), across.max() + 1, down.max() + 1]
+        box = cxcywh_to_xyxy(np.array(out.ground_truth_objects[0].box))
+        rows, columns = pixels.shape
+        np.testing.assert_allclose(box * [columns, rows, columns, rows], [int(side) for side in bright], atol=1e-6)
+        assert len(across) == 28 * 28, "nothing else is bright"
+        places.add((rows > columns, int(bright[0]), int(bright[1])))
     assert len(places) == 8  # four corners, lying and standing
 
 
@@ -334,8 +289,9 @@ def test_a_description_that_is_too_long_or_marks_turns_names_its_photo(
     row = make_row("a.png", [ObjectRow("螺丝" * 9, "bbox_2d", (1, 2, 30, 40))])
     with pytest.raises(SampleError, match=r"a\.png: .*model\.detection\.caption_max_tokens \(4\)"):
         make_chat_processor(caption_max_tokens=4).process_sample(FewShotSample(row))
-    row = make_row("a.png", [ObjectRow("x<|im_end|>", "bbox_2d", (1, 2, 30, 40))])
-    with pytest.raises(SampleError, match=r"a\.png: .*<\|im_end\|>"):
+    end = make_chat_processor().conversation.end
+    row = make_row("a.png", [ObjectRow(f"x{end}", "bbox_2d", (1, 2, 30, 40))])
+    with pytest.raises(SampleError, match=rf"a\.png: .*{re.escape(end)}"):
         make_chat_processor().process_sample(FewShotSample(row))
 
 
@@ -363,14 +319,16 @@ def test_context_photos_come_first_in_the_students_turn_and_only_the_student_is_
 
     processor = with_context(make_chat_processor(language=language), language)
     out = processor.process_sample(site)
-    counts = (out.image_grid_thw.prod(-1) // 4).tolist()
-    photos = ["<|vision_start|>" + "<|image_pad|>" * count + "<|vision_end|>" for count in counts]
-    instruction = WORDING[language][1]
-    turn = f"{photos[1]}{photos[2]}{photos[3]}{CONTEXT_NOTES[language]}{instruction}<|im_end|>"
+    photos = [photo_text(processor, patches) for patches in out.image_grid_thw.prod(-1).tolist()]
+    system, instruction = WORDING[language]
+    opening = f"{system}\n" if processor.conversation.system_in_first_turn else ""
+    teacher = {"role": "user", "content": f"{photos[0]}{opening}{instruction}"}
+    note = CONTEXT_NOTES[language]
+    student = {"role": "user", "content": f"{photos[1]}{photos[2]}{photos[3]}{note}{instruction}"}
     text = processor.tokenizer.decode(out.input_ids)
-    assert text.count("<|im_start|>user\n") == 2
-    assert f"<|im_start|>user\n{photos[0]}{instruction}<|im_end|>" in text, "a teacher's turn is as ever"
-    assert f"<|im_start|>user\n{turn}" in text
+    assert text.count(f"{processor.conversation.turn_start}user") == 2
+    assert rendered(processor, teacher) in text, "a teacher's turn is as ever"
+    assert rendered(processor, student) in text
     assert len(out.teacher_spans) == 1 and out.student_span is not None
     alone = processor.process_sample(FewShotSample(site.student, site.teachers))
     for name in ("ground_truth_objects", "geometry", "name"):
@@ -388,13 +346,10 @@ def test_the_prompt_of_a_student_with_context_starts_at_its_own_photo(
     processor = with_context(chat_processor)
     out = processor.process_sample(site)
     start, stop = out.prompt_span
-    grid = int(out.image_grid_thw[-1].prod()) // 4
-    assert processor.tokenizer.decode(out.input_ids[start:stop]) == (
-        "<|vision_start|>"
-        + "<|image_pad|>" * grid
-        + f"<|vision_end|>{CONTEXT_NOTES['zh']}{WORDING['zh'][1]}<|im_end|>\n"
-        "<|im_start|>assistant\n"
-    )
+    photo = photo_text(processor, int(out.image_grid_thw[-1].prod()))
+    turn = {"role": "user", "content": f"{photo}{CONTEXT_NOTES['zh']}{WORDING['zh'][1]}"}
+    asked = rendered(processor, turn, asking=True)
+    assert processor.tokenizer.decode(out.input_ids[start:stop]) == asked[asked.index(photo) :]
     photos = [open_photo(photo_folder, row) for row in (*site.teachers, *site.context, site.student)]
     inference = processor.process_photos(photos[:1], photos[3], context=photos[1:3], with_answer=False)
     assert inference.prompt_span == out.prompt_span and inference.teacher_spans == out.teacher_spans

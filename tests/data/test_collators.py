@@ -1,8 +1,9 @@
-"""Collators: shapes and keys as documented, samples untouched, and padded and packed batches worth the same."""
+"""Collators: documented shapes and keys, unchanged samples, and equivalent padded and packed batches."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,8 +13,10 @@ from hypothesis import strategies as st
 
 from bbu.families.photo_plan import plan_resize
 from bbu.records import FewShotSample
+from tests.tiny import FAMILIES, tiny_model, tiny_processor
 
 IGNORE, PAD = -100, 7
+PATCH_WIDTH = 12
 GEOMETRY = plan_resize(60, 40, factor=28, min_pixels=3136, max_pixels=100352)
 
 
@@ -23,6 +26,14 @@ def positions(token_ids: Sequence[int], grids: Sequence[tuple[int, int, int]]) -
 
     steps = torch.arange(len(token_ids))
     return torch.stack([steps, steps * 2, steps + 10 * len(grids)])
+
+
+def one_axis(token_ids: Sequence[int], grids: Sequence[tuple[int, int, int]]) -> Any:
+    """One row, as of plain rotary positions."""
+    return positions(token_ids, grids)[2:]
+
+
+every_axes = pytest.mark.parametrize(("positions", "axes"), [(positions, 3), (one_axis, 1)], ids=["three", "one"])
 
 
 def synthetic(seed: int, length: int, teachers: int = 0, objects: int = 0, answer: bool = True) -> Any:
@@ -42,7 +53,7 @@ def synthetic(seed: int, length: int, teachers: int = 0, objects: int = 0, answe
     return ChatProcessorOutput(
         input_ids=ids,
         labels=labels if answer else torch.full((length,), IGNORE),
-        pixel_values=torch.from_numpy(random.normal(size=(int(grids.prod(-1).sum()), 1176)).astype(np.float32)),
+        pixel_values=torch.from_numpy(random.normal(size=(int(grids.prod(-1).sum()), PATCH_WIDTH)).astype(np.float32)),
         image_grid_thw=grids,
         teacher_spans=[(0, min(number + 1, length)) for number in range(teachers)],
         student_span=(cut, length) if answer else None,
@@ -78,7 +89,8 @@ def assert_same(first: Any, second: Any) -> None:
             assert value == second[key] and type(value) is type(second[key]), key
 
 
-def test_a_packed_batch_has_the_documented_keys_shapes_and_types() -> None:
+@every_axes
+def test_a_packed_batch_has_the_documented_keys_shapes_and_types(positions: Any, axes: int) -> None:
     import torch
 
     from bbu.data.collators import PackedDataCollator
@@ -90,9 +102,9 @@ def test_a_packed_batch_has_the_documented_keys_shapes_and_types() -> None:
     assert shapes == {
         "input_ids": ((1, 14), torch.int64),
         "labels": ((1, 14), torch.int64),
-        "position_ids": ((3, 1, 14), torch.int64),
+        "position_ids": ((axes, 1, 14), torch.int64),
         "cu_seqlens": ((4,), torch.int32),
-        "pixel_values": ((patches, 1176), torch.float32),
+        "pixel_values": ((patches, PATCH_WIDTH), torch.float32),
         "image_to_sample": ((images,), torch.int64),
         "boxes": ((3, 4), torch.float32),
     }
@@ -150,8 +162,9 @@ def test_every_sample_can_be_cut_out_of_the_pack_unchanged(samples: list[Any]) -
     assert first_box == len(batch["boxes"]) and first_patch == len(batch["pixel_values"])
 
 
-@given(batches())
-def test_a_padded_batch_unpadded_is_the_packed_batch(samples: list[Any]) -> None:
+@every_axes
+@given(samples=batches())
+def test_a_padded_batch_unpadded_is_the_packed_batch(samples: list[Any], positions: Any, axes: int) -> None:
     from bbu.data.collators import PackedDataCollator, StandardDataCollator, unpad
 
     packed = PackedDataCollator(positions)(samples)
@@ -162,8 +175,11 @@ def test_a_padded_batch_unpadded_is_the_packed_batch(samples: list[Any]) -> None
     assert unpad(packed) is packed
 
 
-@given(batches())
-def test_a_padded_batch_marks_what_is_padding_and_supervises_none_of_it(samples: list[Any]) -> None:
+@every_axes
+@given(samples=batches())
+def test_a_padded_batch_masks_its_padding_and_supervises_none_of_it(
+    samples: list[Any], positions: Any, axes: int
+) -> None:
     import torch
 
     from bbu.data.collators import StandardDataCollator
@@ -172,7 +188,7 @@ def test_a_padded_batch_marks_what_is_padding_and_supervises_none_of_it(samples:
     longest = max(len(sample.input_ids) for sample in samples)
     mask = batch["attention_mask"]
     assert mask.dtype == torch.bool and tuple(mask.shape) == (len(samples), longest)
-    assert tuple(batch["position_ids"].shape) == (3, len(samples), longest)
+    assert tuple(batch["position_ids"].shape) == (axes, len(samples), longest)
     assert mask.sum(1).tolist() == [len(sample.input_ids) for sample in samples]
     assert (batch["input_ids"][~mask] == PAD).all() and (batch["labels"][~mask] == IGNORE).all()
     for number, sample in enumerate(samples):
@@ -190,26 +206,25 @@ def test_collating_does_not_change_the_samples() -> None:
         assert [sample.labels.tolist() for sample in samples] == labels
 
 
-def test_a_pack_without_parts_has_empty_targets_of_the_right_shape() -> None:
+def test_a_pack_without_objects_has_empty_targets_of_the_right_shape() -> None:
     from bbu.data.collators import PackedDataCollator
 
     batch = PackedDataCollator(positions)([synthetic(0, 3), synthetic(1, 4)])
     assert batch["boxes"].shape == (0, 4) and len(batch["caption_ids"]) == 0 and batch["box_counts"] == [0, 0]
 
 
+@pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("teachers", [0, 2])
 def test_real_samples_collate_with_the_backbones_positions(
-    chat_processor: Any, make_sample: Callable[..., FewShotSample], teachers: int
+    family: str, make_sample: Callable[..., FewShotSample], photo_folder: Path, teachers: int
 ) -> None:
-    from functools import partial
-
     import torch
 
     from bbu.data.collators import PackedDataCollator, StandardDataCollator, unpad
-    from bbu.families.qwen2_5_vl.backbone import mrope_positions
 
-    function = partial(mrope_positions, image_token_id=chat_processor.image_token_id, merge=2)
-    samples = [chat_processor.process_sample(make_sample(teachers, seed=seed)) for seed in (10, 20, 30)]
+    function = tiny_model(family).backbone.position_function()
+    processor = tiny_processor(family, photo_folder, caption_max_tokens=64)
+    samples = [processor.process_sample(make_sample(teachers, seed=seed)) for seed in (10, 20, 30)]
     batch = PackedDataCollator(function)(samples)
     assert_same(unpad(StandardDataCollator(function, PAD)(samples)), batch)
     for number, sample in enumerate(samples):

@@ -1,4 +1,4 @@
-"""The training stream: what comes at a position follows from the seed alone, however it is loaded or resumed."""
+"""The training stream: the sample at a position depends on the seed alone, not on loading or resuming."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from bbu.records import FewShotSample, ObjectRow, Row
 
 
 class NameTags:
-    """In the place of a processor: says which photos it was asked for, and what augmentation makes of them."""
+    """A stand-in for the processor that reports the photos of a sample and their augmented views."""
 
     image_root = "."
 
@@ -90,7 +90,7 @@ def test_another_seed_shows_another_order_and_other_views() -> None:
     assert [item[2] for item in first] != [item[2] for item in second]
 
 
-def test_order_teachers_and_views_do_not_disturb_each_other() -> None:
+def test_order_teachers_and_views_are_drawn_independently() -> None:
     plain = everything()
     taught = everything(most_teachers=2)
     turned = everything(most_teachers=2, augment=AUGMENT)
@@ -98,7 +98,7 @@ def test_order_teachers_and_views_do_not_disturb_each_other() -> None:
     assert [item[1] for item in taught] == [item[1] for item in turned]
 
 
-def test_a_photo_is_turned_anew_each_epoch_and_teachers_apart_from_their_student() -> None:
+def test_each_epoch_draws_new_views_and_teachers_get_their_own() -> None:
     views: dict[str, set[Any]] = {}
     for name, _, shown in everything(augment=AUGMENT, length=70):
         views.setdefault(name, set()).add(shown)
@@ -120,7 +120,7 @@ def test_a_photo_that_comes_again_in_an_epoch_gets_other_teachers_and_another_vi
     assert any(len({item[1] for item in epoch}) > 1 for epoch in again)
 
 
-def test_a_stream_of_nothing_is_an_error_that_says_where_to_look() -> None:
+def test_an_empty_stream_is_an_error_that_says_where_to_look() -> None:
     with pytest.raises(SampleError, match=r"no training photo; check data\.source"):
         stream(samples=[])
 

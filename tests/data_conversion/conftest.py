@@ -110,7 +110,7 @@ def document(features: list[Any], size: tuple[int, int] | None = SIZE) -> dict[s
     return value
 
 
-def part(
+def bbu_object(
     desc: str | None = "标签/可读",
     box: tuple[float, float, float, float] = (10, 10, 30, 20),
     *,
@@ -138,9 +138,9 @@ def document_fixture() -> Any:
     return document
 
 
-@pytest.fixture(scope="session", name="part")
-def part_fixture() -> Any:
-    return part
+@pytest.fixture(scope="session", name="bbu_object")
+def bbu_object_fixture() -> Any:
+    return bbu_object
 
 
 @pytest.fixture(scope="session", name="voc_object")

@@ -17,13 +17,13 @@ from PIL import Image
 from bbu.errors import UserError
 from data_conversion.pipeline import convert
 
-Breaker = Callable[[Any, Any, Any], None]  # (source, part, document)
+Breaker = Callable[[Any, Any, Any], None]  # (source, bbu_object, document)
 
 
 def bbu_text(text: str | bytes) -> Breaker:
     """bad.json holds exactly this."""
 
-    def build(source: Any, part: Any, document: Any) -> None:
+    def build(source: Any, bbu_object: Any, document: Any) -> None:
         source.photo("bad.jpg")
         source.write("bad.json", text)
 
@@ -31,11 +31,11 @@ def bbu_text(text: str | bytes) -> Breaker:
 
 
 def bbu_value(change: Callable[[dict[str, Any]], Any]) -> Breaker:
-    """A sound annotation file of one part, changed in place."""
+    """A sound annotation file of one object, changed in place."""
 
-    def build(source: Any, part: Any, document: Any) -> None:
+    def build(source: Any, bbu_object: Any, document: Any) -> None:
         source.photo("bad.jpg")
-        value = document([part()])
+        value = document([bbu_object()])
         change(value)
         source.write("bad.json", json.dumps(value))
 
@@ -57,27 +57,27 @@ def properties(**changes: Any) -> Breaker:
 def bbu_photo(raw: Callable[[bytes], bytes | None]) -> Breaker:
     """bad.jpg holds these bytes; None removes it."""
 
-    def build(source: Any, part: Any, document: Any) -> None:
-        path: Path = source.bbu("bad", [part()]).with_suffix(".jpg")
+    def build(source: Any, bbu_object: Any, document: Any) -> None:
+        path: Path = source.bbu("bad", [bbu_object()]).with_suffix(".jpg")
         changed = raw(path.read_bytes())
         path.unlink() if changed is None else path.write_bytes(changed)
 
     return build
 
 
-def second_photo(source: Any, part: Any, document: Any) -> None:
-    source.bbu("bad", [part()])
+def second_photo(source: Any, bbu_object: Any, document: Any) -> None:
+    source.bbu("bad", [bbu_object()])
     source.photo("bad.jpeg")
 
 
-def name_not_utf8(source: Any, part: Any, document: Any) -> None:
-    source.bbu("bad", [part()])
+def name_not_utf8(source: Any, bbu_object: Any, document: Any) -> None:
+    source.bbu("bad", [bbu_object()])
     for suffix in (".json", ".jpg"):
         path = source.root / f"bad{suffix}"
         path.rename(source.root / f"bad\udcff{suffix}")
 
 
-def json_is_a_dead_link(source: Any, part: Any, document: Any) -> None:
+def json_is_a_dead_link(source: Any, bbu_object: Any, document: Any) -> None:
     source.photo("bad.jpg")
     (source.root / "bad.json").symlink_to("nowhere.json")
 
@@ -258,15 +258,15 @@ CASES = {
 
 
 @pytest.fixture(params=CASES.values(), ids=CASES.keys())
-def case(request: pytest.FixtureRequest, source: Any, part: Any, voc_object: Any, document: Any) -> Case:
+def case(request: pytest.FixtureRequest, source: Any, bbu_object: Any, voc_object: Any, document: Any) -> Case:
     """A source of one good photo and one bad thing."""
     wanted: Case = request.param
     if wanted.good is not None:
         wanted.good(source)
         wanted.build(source)
     elif wanted.source_format == "bbu_json":
-        source.bbu("good", [part()])
-        wanted.build(source, part, document)
+        source.bbu("good", [bbu_object()])
+        wanted.build(source, bbu_object, document)
     else:
         source.voc("good", voc_object())
         wanted.build(source, voc_object, document)
@@ -320,13 +320,16 @@ def places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
 @settings(max_examples=100, deadline=None)
 @given(data=st.data())
 def test_whatever_stands_in_a_file_it_is_a_row_or_one_error(
-    tmp_path_factory: pytest.TempPathFactory, part: Any, document: Any, data: st.DataObject
+    tmp_path_factory: pytest.TempPathFactory, bbu_object: Any, document: Any, data: st.DataObject
 ) -> None:
     root = tmp_path_factory.getbasetemp() / "damaged"
     root.mkdir(exist_ok=True)
     if not (root / "a.jpg").exists():
         Image.new("RGB", (80, 60)).save(root / "a.jpg")
-    features = [part(content={"bbu_brand": "华为"}), part(geometry={"type": "Quad", "coordinates": [SQUARE]})]
+    features = [
+        bbu_object(content={"bbu_brand": "华为"}),
+        bbu_object(geometry={"type": "Quad", "coordinates": [SQUARE]}),
+    ]
     value = json.loads(json.dumps(document(features)))  # a deep copy, for the junk to go in
     *parents, last = data.draw(st.sampled_from(places(value)))
     node = value

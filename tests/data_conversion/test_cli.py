@@ -17,25 +17,25 @@ def run(source: Any, *arguments: str) -> int:
 
 
 def test_it_prints_what_was_dropped_and_returns_1_for_labels_outside_the_taxonomy(
-    source: Any, part: Any, capsys: pytest.CaptureFixture[str]
+    source: Any, bbu_object: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    source.bbu("a", [part("标签"), part("猫", (1, 1, 9, 9))])
+    source.bbu("a", [bbu_object("标签"), bbu_object("猫", (1, 1, 9, 9))])
     assert run(source, "--taxonomy", "bbu", "--val-fraction", "0") == 1
     printed = capsys.readouterr().out
     assert "objects  2 read, 1 written, 1 dropped" in printed
     assert "dropped  1 x 猫: outside_hierarchy" in printed
 
 
-def test_a_taxonomy_may_be_a_file(source: Any, part: Any) -> None:
-    source.bbu("a", [part("标签")])
+def test_a_taxonomy_may_be_a_file(source: Any, bbu_object: Any) -> None:
+    source.bbu("a", [bbu_object("标签")])
     words = source.write("words.yaml", "tokens: {标签: sticker}")
     assert run(source, "--taxonomy", str(words)) == 0
     assert source.objects()[0]["desc"] == "sticker"
 
 
-def test_splits_and_teachers(source: Any, part: Any) -> None:
+def test_splits_and_teachers(source: Any, bbu_object: Any) -> None:
     for name in ("train/a", "val/b", "test/c", "train/d"):
-        source.bbu(name, [part()])
+        source.bbu(name, [bbu_object()])
     assert run(source, "--splits", "train=train+val,test=test", "--max-teachers", "1", "--seed", "3") == 0
     assert [len(source.rows(name)) for name in ("train", "val", "test", "teacher")] == [2, 0, 1, 1]
 
@@ -49,9 +49,9 @@ def test_splits_and_teachers(source: Any, part: Any) -> None:
     ],
 )
 def test_an_error_is_one_line_and_status_2(
-    source: Any, part: Any, capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], why: str
+    source: Any, bbu_object: Any, capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], why: str
 ) -> None:
-    source.bbu("a", [part()])
+    source.bbu("a", [bbu_object()])
     assert run(source, *arguments) == 2
     error = capsys.readouterr().err
     assert why in error

@@ -32,7 +32,7 @@ def test_the_commands_shown_are_understood() -> None:
     assert commands
     for command in commands:
         arguments = build_parser().parse_args(shlex.split(command))
-        assert arguments.format in FORMATS
+        assert arguments.source_format in FORMATS
         if arguments.splits:
             parse_splits(parse_splits_argument(arguments.splits))
 

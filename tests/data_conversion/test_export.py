@@ -79,7 +79,7 @@ def test_records(source: Any, run: Any, written: list[ExportPhoto]) -> None:
     report = run(row("d/./a.jpg", line, box(), summary="dusty", metadata={"split": "val"}))
     (photo,) = written
     assert (photo.image, photo.width, photo.height, photo.split, photo.summary) == ("d/a.jpg", 80, 60, "val", "dusty")
-    assert [(part.desc, part.kind, part.points, part.score) for part in photo.objects] == [
+    assert [(obj.desc, obj.kind, obj.points, obj.score) for obj in photo.objects] == [
         ("线缆/蛇形管", "line", (1, 2, 30, 2), None),
         ("x", "bbox_2d", (8, 6, 28, 36), None),
     ]
@@ -97,23 +97,23 @@ def test_predictions_and_photos_that_were_not_predicted(source: Any, run: Any, w
         source.photo(f"{name}.jpg")
     rows = [{"images": ["c.jpg"], "error": "is damaged"}, predicted("a.jpg", 0.9, 0.3), predicted("b.jpg")]
     report = run(*rows, min_score=0.5)
-    assert [[part.score for part in photo.objects] for photo in written] == [[0.9], []]
+    assert [[obj.score for obj in photo.objects] for photo in written] == [[0.9], []]
     assert (report.skipped, report.problems) == ({"not_predicted": 1}, ["c.jpg: is damaged"])
     assert report.left_out == {"score_too_low": 1}
     assert "skipped  c.jpg: is damaged" in report.summary()
 
 
-def test_predicted_parts_are_cut_to_the_photo_and_useless_ones_counted(source: Any, run: Any, written: Any) -> None:
+def test_predicted_objects_are_cut_to_the_photo_and_useless_ones_counted(source: Any, run: Any, written: Any) -> None:
     source.photo("a.jpg")
     value = predicted("a.jpg", 0.9, 0.9, 0.9)
-    for part, changes in zip(
+    for obj, changes in zip(
         value["predictions"],
         ({"bbox_2d": [-5, 2, 100, 70]}, {"bbox_2d": [90, 2, 100, 7]}, {"desc": " "}),
         strict=True,
     ):
-        part.update(changes)
+        obj.update(changes)
     report = run(value)
-    assert [part.points for part in written[0].objects] == [(0, 2, 80, 60)]
+    assert [obj.points for obj in written[0].objects] == [(0, 2, 80, 60)]
     assert report.left_out == {"zero_area": 1, "no_description": 1}
     assert report.objects + report.left_out.total() == 3
 
@@ -375,7 +375,7 @@ def test_memory_does_not_grow_with_the_rows(tmp_path: Path, monkeypatch: pytest.
         assert export("label_studio", tmp_path / "rows.jsonl", tmp_path / "out", photos="none").photos == 1101
     finally:
         tracemalloc.stop()
-    assert held[1] - held[0] < 500 * 200  # bytes; a photo with two parts takes more than 1,000
+    assert held[1] - held[0] < 500 * 200  # bytes; a photo with two objects takes more than 1,000
 
 
 def test_what_is_written_can_be_read_without_the_photos(tmp_path: Path) -> None:

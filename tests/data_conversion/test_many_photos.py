@@ -19,9 +19,11 @@ from data_conversion.journal import Journal
 PROJECT = Path(__file__).resolve().parents[2]
 
 
-def fill(source: Any, part: Any, photos: int) -> None:
+def fill(source: Any, bbu_object: Any, photos: int) -> None:
     for index in range(photos):
-        source.bbu(f"p{index:03}", [part(f"标签/{'abc'[index % 3]}", (10 * i, 5, 10 * i + 8, 15)) for i in range(3)])
+        source.bbu(
+            f"p{index:03}", [bbu_object(f"标签/{'abc'[index % 3]}", (10 * i, 5, 10 * i + 8, 15)) for i in range(3)]
+        )
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -66,9 +68,11 @@ def test_a_process_that_ends_is_one_clear_error(monkeypatch: pytest.MonkeyPatch)
         list(parallel.map_in_order(end, range(9), 2))
 
 
-def test_two_processes_write_the_same_bytes_as_one(source: Any, part: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_processes_write_the_same_bytes_as_one(
+    source: Any, bbu_object: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(parallel, "INLINE", 5)
-    fill(source, part, 60)
+    fill(source, bbu_object, 60)
     source.convert(workers=1, val_fraction=0.2, max_teachers=3)
     alone = contents(source.out)
     source.out = source.out.with_name("two")
@@ -92,9 +96,9 @@ def stop_after(monkeypatch: pytest.MonkeyPatch, photos: int) -> list[str]:
 
 
 def test_a_stopped_conversion_goes_on_and_ends_with_the_same_bytes(
-    source: Any, part: Any, monkeypatch: pytest.MonkeyPatch
+    source: Any, bbu_object: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fill(source, part, 30)
+    fill(source, bbu_object, 30)
     source.convert(workers=1)
     never_stopped = contents(source.out)
     source.out = source.out.with_name("again")
@@ -111,14 +115,14 @@ def test_a_stopped_conversion_goes_on_and_ends_with_the_same_bytes(
 
 
 def test_what_changed_since_it_was_stopped_is_read_again(
-    source: Any, part: Any, monkeypatch: pytest.MonkeyPatch
+    source: Any, bbu_object: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fill(source, part, 12)
+    fill(source, bbu_object, 12)
     with monkeypatch.context() as patch:
         stop_after(patch, 8)
         with pytest.raises(KeyboardInterrupt):
             source.convert(workers=1)
-    source.bbu("p002", [part("标签/新", (1, 1, 30, 30))], text="another photo")
+    source.bbu("p002", [bbu_object("标签/新", (1, 1, 30, 30))], text="another photo")
     (source.root / "p011.json").unlink()
     (source.root / "p011.jpg").unlink()
     report = source.convert(workers=1)
@@ -126,8 +130,8 @@ def test_what_changed_since_it_was_stopped_is_read_again(
     assert "标签/新" in {item.desc for row in source.rows() for item in row.objects}
 
 
-def test_other_arguments_start_anew(source: Any, part: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    fill(source, part, 12)
+def test_other_arguments_start_anew(source: Any, bbu_object: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    fill(source, bbu_object, 12)
     with monkeypatch.context() as patch:
         stop_after(patch, 8)
         with pytest.raises(KeyboardInterrupt):
@@ -137,8 +141,8 @@ def test_other_arguments_start_anew(source: Any, part: Any, monkeypatch: pytest.
     assert len(opened) == 12
 
 
-def test_a_killed_process_loses_little_and_nothing_is_torn(source: Any, part: Any, tmp_path: Path) -> None:
-    fill(source, part, 40)
+def test_a_killed_process_loses_little_and_nothing_is_torn(source: Any, bbu_object: Any, tmp_path: Path) -> None:
+    fill(source, bbu_object, 40)
     source.convert()
     never_stopped = contents(source.out)
     script = (
@@ -163,8 +167,8 @@ def test_a_killed_process_loses_little_and_nothing_is_torn(source: Any, part: An
     assert contents(source.out) == never_stopped
 
 
-def test_two_conversions_into_one_folder_do_not_mix(source: Any, part: Any) -> None:
-    fill(source, part, 3)
+def test_two_conversions_into_one_folder_do_not_mix(source: Any, bbu_object: Any) -> None:
+    fill(source, bbu_object, 3)
     work = source.out.with_name(".out.partial")
     journal = Journal(work, {})
     with pytest.raises(UserError, match="is another conversion using it"):
@@ -173,8 +177,8 @@ def test_two_conversions_into_one_folder_do_not_mix(source: Any, part: Any) -> N
     assert source.convert().photos_written == 3
 
 
-def test_a_broken_journal_is_replaced(source: Any, part: Any) -> None:
-    fill(source, part, 3)
+def test_a_broken_journal_is_replaced(source: Any, bbu_object: Any) -> None:
+    fill(source, bbu_object, 3)
     work = source.out.with_name(".out.partial")
     work.mkdir()
     (work / "journal.sqlite").write_bytes(b"")
@@ -188,7 +192,7 @@ def test_memory_holds_a_few_photos_whatever_the_source(source: Any) -> None:
 
     def read(root: Path, options: Any) -> Iterator[SourceImage]:
         for index in range(300):
-            objects = tuple(RawObject(f"part {i}", "bbox_2d", (i, i, i + 9, i + 9), "") for i in range(40))
+            objects = tuple(RawObject(f"object {i}", "bbox_2d", (i, i, i + 9, i + 9), "") for i in range(40))
             yield SourceImage(f"{index:05}.jpg", "all.json", objects, size=(80, 60))
 
     import tracemalloc
@@ -201,6 +205,6 @@ def test_memory_holds_a_few_photos_whatever_the_source(source: Any) -> None:
     finally:
         tracemalloc.stop()
         del FORMATS["endless"]
-    # 300 rows of 40 parts are 600 kB of text and ten times that as objects.
+    # 300 rows of 40 objects are 600 kB of text and ten times that as objects.
     assert peak < 2e6
     assert (source.out / "all_samples.jsonl").stat().st_size > 5e5

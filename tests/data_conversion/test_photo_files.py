@@ -17,9 +17,9 @@ from data_conversion.formats import FORMATS, Format
 from data_conversion.photo_files import fit
 
 
-def fill(source: Any, part: Any) -> None:
-    source.bbu("upright", [part("a/b", (10, 10, 30, 20))])
-    source.bbu("deep/turned", [part("a/b", (10, 10, 30, 20))], orientation=6)
+def fill(source: Any, bbu_object: Any) -> None:
+    source.bbu("upright", [bbu_object("a/b", (10, 10, 30, 20))])
+    source.bbu("deep/turned", [bbu_object("a/b", (10, 10, 30, 20))], orientation=6)
 
 
 def digests(folder: Path) -> dict[str, str]:
@@ -28,8 +28,8 @@ def digests(folder: Path) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("mode", ["keep", "link", "copy", "reencode"])
-def test_rows_fit_their_photos_and_the_source_is_untouched(source: Any, part: Any, mode: str) -> None:
-    fill(source, part)
+def test_rows_fit_their_photos_and_the_source_is_untouched(source: Any, bbu_object: Any, mode: str) -> None:
+    fill(source, bbu_object)
     before = digests(source.root)
     source.convert(images=mode)
     assert digests(source.root) == before
@@ -39,8 +39,8 @@ def test_rows_fit_their_photos_and_the_source_is_untouched(source: Any, part: An
         assert load_image(root / row.images[0]).size == (row.width, row.height)
 
 
-def test_a_link_shares_the_file_and_a_copy_does_not(source: Any, part: Any) -> None:
-    fill(source, part)
+def test_a_link_shares_the_file_and_a_copy_does_not(source: Any, bbu_object: Any) -> None:
+    fill(source, bbu_object)
     original = source.root / "upright.jpg"
     source.convert(images="link")
     assert (source.out / "photos" / "upright.jpg").samefile(original)
@@ -51,13 +51,15 @@ def test_a_link_shares_the_file_and_a_copy_does_not(source: Any, part: Any) -> N
     assert not (source.out / "photos").exists(), "photos of an earlier conversion do not stay"
 
 
-def test_a_reencoded_photo_is_upright_smaller_and_its_parts_lie_on_the_same_pixels(source: Any, part: Any) -> None:
+def test_a_reencoded_photo_is_upright_smaller_and_its_objects_lie_on_the_same_pixels(
+    source: Any, bbu_object: Any
+) -> None:
     """A black rectangle on a turned photo: the row's box covers it in the new file."""
     image = Image.new("RGB", (400, 300), "white")
     image.paste("black", (100, 60, 200, 160))
     exif = image.getexif()
     exif[ExifTags.Base.Orientation] = 6
-    source.bbu("a", [part("a/b", (100, 60, 200, 160))], size=(400, 300))
+    source.bbu("a", [bbu_object("a/b", (100, 60, 200, 160))], size=(400, 300))
     image.save(source.root / "a.jpg", exif=exif, quality=98)
     report = source.convert(images="reencode", max_pixels=30_000)
     (row,) = source.rows()
@@ -70,10 +72,10 @@ def test_a_reencoded_photo_is_upright_smaller_and_its_parts_lie_on_the_same_pixe
     assert report.notes["exif_orientation_6"] == 1
 
 
-def test_png_stays_png_and_other_kinds_become_jpeg(source: Any, part: Any) -> None:
+def test_png_stays_png_and_other_kinds_become_jpeg(source: Any, bbu_object: Any) -> None:
     for name, kind in (("a.png", "PNG"), ("b.bmp", "BMP")):
         Image.new("RGB", (80, 60), (9, 80, 20)).save(source.root / name, format=kind)
-        source.write(f"{name[0]}.json", source.bbu(f"x{name[0]}", [part()]).read_bytes())
+        source.write(f"{name[0]}.json", source.bbu(f"x{name[0]}", [bbu_object()]).read_bytes())
         for suffix in (".json", ".jpg"):
             (source.root / f"x{name[0]}{suffix}").unlink()
     source.convert(images="reencode")
@@ -131,7 +133,7 @@ def test_a_name_that_leaves_the_folder_of_photos_is_refused(source: Any, monkeyp
 def test_shares_of_the_frame_become_pixels(
     source: Any, monkeypatch: pytest.MonkeyPatch, orientation: int, displayed: bool
 ) -> None:
-    """The same part given in pixels and in shares gives the same row."""
+    """The same object given in pixels and in shares gives the same row."""
     source.photo("a.jpg", orientation=orientation)
     width, height = (60, 80) if displayed and orientation > 4 else (80, 60)
     shares = tuple(value / (width, height)[i % 2] for i, value in enumerate(BOX[0].points))
@@ -173,7 +175,7 @@ def test_summary_and_group_reach_the_row(source: Any, monkeypatch: pytest.Monkey
         ({"frame": "upright"}, "frame must be displayed or stored"),
     ],
 )
-def test_bad_arguments(source: Any, part: Any, options: dict[str, Any], why: str) -> None:
-    source.bbu("a", [part()])
+def test_bad_arguments(source: Any, bbu_object: Any, options: dict[str, Any], why: str) -> None:
+    source.bbu("a", [bbu_object()])
     with pytest.raises(UserError, match=why):
         source.convert(**options)

@@ -115,8 +115,8 @@ def test_a_cut_off_photo_is_found(tmp_path: Path) -> None:
         read_photo(tmp_path / "a.jpg")
 
 
-def test_rescaling_is_reported(source: Any, part: Any) -> None:
-    source.bbu("a", [part(box=(10, 10, 30, 20))], size=(160, 120))
+def test_rescaling_is_reported(source: Any, bbu_object: Any) -> None:
+    source.bbu("a", [bbu_object(box=(10, 10, 30, 20))], size=(160, 120))
     source.photo("a.jpg", size=(80, 60))
     report = source.convert()
     assert source.objects()[0]["bbox_2d"] == [5, 5, 15, 10]
@@ -124,8 +124,8 @@ def test_rescaling_is_reported(source: Any, part: Any) -> None:
     assert "note     1 x rescaled" in report.summary()
 
 
-def test_a_link_out_of_the_source_is_refused(source: Any, part: Any, tmp_path: Path) -> None:
-    source.bbu("a", [part()])
+def test_a_link_out_of_the_source_is_refused(source: Any, bbu_object: Any, tmp_path: Path) -> None:
+    source.bbu("a", [bbu_object()])
     (source.root / "a.jpg").rename(tmp_path / "secret.jpg")
     (source.root / "a.jpg").symlink_to(tmp_path / "secret.jpg")
     with pytest.raises(UserError, match="leaves the source folder"):

@@ -15,21 +15,21 @@ from data_conversion import outputs, pipeline
 from data_conversion.outputs import OUTPUTS
 
 
-def fill(source: Any, part: Any, count: int = 12) -> None:
-    """Photos of 1 to 3 parts in three kinds; one part in all is outside the image."""
+def fill(source: Any, bbu_object: Any, count: int = 12) -> None:
+    """Photos of 1 to 3 objects in three kinds; one object in all is outside the image."""
     for index in range(count):
-        objects = [part(f"标签/{'abc'[index % 3]}", (10 * i, 5, 10 * i + 8, 15)) for i in range(index % 3 + 1)]
+        objects = [bbu_object(f"标签/{'abc'[index % 3]}", (10 * i, 5, 10 * i + 8, 15)) for i in range(index % 3 + 1)]
         source.bbu(f"p{index:02}", objects)
-    source.bbu("p99", [part(), part("标签/远", (200, 200, 210, 210))])
+    source.bbu("p99", [bbu_object(), bbu_object("标签/远", (200, 200, 210, 210))])
 
 
 def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
 
-def test_objects_in_are_objects_out_plus_dropped(source: Any, part: Any) -> None:
-    fill(source, part)
-    source.bbu("lost", [part("只有/外面", (200, 200, 210, 210))])
+def test_objects_in_are_objects_out_plus_dropped(source: Any, bbu_object: Any) -> None:
+    fill(source, bbu_object)
+    source.bbu("lost", [bbu_object("只有/外面", (200, 200, 210, 210))])
     report = source.convert(val_fraction=0.2, test_fraction=0.1, max_teachers=2)
     assert report.objects_read == report.objects_written + report.objects_dropped
     assert report.photos_read == report.photos_written + report.photos_skipped.total()
@@ -41,8 +41,10 @@ def test_objects_in_are_objects_out_plus_dropped(source: Any, part: Any) -> None
     assert len(source.lines("invalid_samples.jsonl")) == report.photos_skipped.total()
 
 
-def test_terms_missing_from_the_taxonomy_are_listed_by_label(source: Any, part: Any, bbu_taxonomy: Taxonomy) -> None:
-    source.bbu("a", [part("标签"), *[part("连接点/松", (10, 10 + i, 20, 20 + i)) for i in range(7)]])
+def test_terms_missing_from_the_taxonomy_are_listed_by_label(
+    source: Any, bbu_object: Any, bbu_taxonomy: Taxonomy
+) -> None:
+    source.bbu("a", [bbu_object("标签"), *[bbu_object("连接点/松", (10, 10 + i, 20, 20 + i)) for i in range(7)]])
     report = source.convert(taxonomy=bbu_taxonomy)
     assert report.dropped_by_label() == {"连接点/松": {"outside_hierarchy": 7}}
     assert "dropped  7 x 连接点/松: outside_hierarchy" in report.summary()
@@ -52,8 +54,8 @@ def test_terms_missing_from_the_taxonomy_are_listed_by_label(source: Any, part: 
     assert "'连接点' is not in the hierarchy" in first["detail"]
 
 
-def test_every_row_is_in_one_split_and_in_all_samples(source: Any, part: Any) -> None:
-    fill(source, part)
+def test_every_row_is_in_one_split_and_in_all_samples(source: Any, bbu_object: Any) -> None:
+    fill(source, bbu_object)
     source.convert(val_fraction=0.2, test_fraction=0.1, max_teachers=3)
     names = [row.images for split in ("train", "val", "test", "teacher") for row in source.rows(split)]
     assert sorted(names) == [row.images for row in source.rows("all_samples")]
@@ -65,15 +67,15 @@ def test_every_row_is_in_one_split_and_in_all_samples(source: Any, part: Any) ->
         assert count == sum(vocabulary[split].get(label, 0) for split in ("train", "val", "test", "teacher"))
 
 
-def test_a_row_says_where_it_comes_from(source: Any, part: Any) -> None:
-    source.bbu("val/a", [part()])
-    source.bbu("train/b", [part()])
+def test_a_row_says_where_it_comes_from(source: Any, bbu_object: Any) -> None:
+    source.bbu("val/a", [bbu_object()])
+    source.bbu("train/b", [bbu_object()])
     source.convert()
     assert source.rows("val")[0].metadata == {"source": "val/a.json", "split": "val"}
 
 
-def test_the_same_input_and_seed_give_the_same_bytes(source: Any, part: Any, tmp_path: Path) -> None:
-    fill(source, part)
+def test_the_same_input_and_seed_give_the_same_bytes(source: Any, bbu_object: Any, tmp_path: Path) -> None:
+    fill(source, bbu_object)
     options: dict[str, Any] = {"val_fraction": 0.3, "max_teachers": 3, "seed": 5}
     source.convert(**options)
     first = contents(source.out)
@@ -85,10 +87,10 @@ def test_the_same_input_and_seed_give_the_same_bytes(source: Any, part: Any, tmp
     assert contents(source.out)["train.jsonl"] != first["train.jsonl"]
 
 
-def test_copies_of_a_photo_share_a_split_and_are_never_teachers(source: Any, part: Any) -> None:
+def test_copies_of_a_photo_share_a_split_and_are_never_teachers(source: Any, bbu_object: Any) -> None:
     for index in range(6):
-        source.bbu(f"p{index}", [part()], text=f"photo {index // 2}")
-    source.bbu("single", [part()])
+        source.bbu(f"p{index}", [bbu_object()], text=f"photo {index // 2}")
+    source.bbu("single", [bbu_object()])
     source.convert(val_fraction=0.4, max_teachers=2)
     for split in ("train", "val"):
         names = {row.images[0] for row in source.rows(split)}
@@ -96,9 +98,9 @@ def test_copies_of_a_photo_share_a_split_and_are_never_teachers(source: Any, par
     assert {row.images[0] for row in source.rows("teacher")} <= {"single.jpg"}
 
 
-def test_a_split_left_out_is_counted(source: Any, part: Any) -> None:
-    source.bbu("train/a", [part()])
-    source.bbu("test/b", [part(), part(box=(1, 1, 9, 9))])
+def test_a_split_left_out_is_counted(source: Any, bbu_object: Any) -> None:
+    source.bbu("train/a", [bbu_object()])
+    source.bbu("test/b", [bbu_object(), bbu_object(box=(1, 1, 9, 9))])
     report = source.convert(splits={"train": "train"})
     assert report.photos_skipped == {"split_left_out": 1}
     assert report.dropped_by_reason() == {"split_left_out": 2}
@@ -106,8 +108,8 @@ def test_a_split_left_out_is_counted(source: Any, part: Any) -> None:
     assert not (source.out / "test.jsonl").exists()
 
 
-def test_a_second_conversion_replaces_the_first_and_leaves_other_files(source: Any, part: Any) -> None:
-    fill(source, part)
+def test_a_second_conversion_replaces_the_first_and_leaves_other_files(source: Any, bbu_object: Any) -> None:
+    fill(source, bbu_object)
     source.convert(test_fraction=0.2)
     (source.out / "notes.txt").write_text("mine", encoding="utf-8")
     source.convert()
@@ -115,8 +117,10 @@ def test_a_second_conversion_replaces_the_first_and_leaves_other_files(source: A
     assert names == {*OUTPUTS, "notes.txt"} - {"test.jsonl"}
 
 
-def test_a_failure_while_writing_leaves_the_old_output(source: Any, part: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    fill(source, part)
+def test_a_failure_while_writing_leaves_the_old_output(
+    source: Any, bbu_object: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(source, bbu_object)
     source.convert()
     before = contents(source.out)
 
@@ -144,17 +148,19 @@ def test_a_failure_while_writing_leaves_the_old_output(source: Any, part: Any, m
         ({"splits": {"train": "trian"}}, "'trian' is not one of"),
     ],
 )
-def test_bad_arguments_are_one_error_and_no_output(source: Any, part: Any, options: dict[str, Any], why: str) -> None:
-    fill(source, part)
+def test_bad_arguments_are_one_error_and_no_output(
+    source: Any, bbu_object: Any, options: dict[str, Any], why: str
+) -> None:
+    fill(source, bbu_object)
     with pytest.raises(UserError, match=why):
         source.convert(**options)
     assert not source.out.exists()
 
 
-def test_folders_that_cannot_serve(source: Any, part: Any, tmp_path: Path) -> None:
+def test_folders_that_cannot_serve(source: Any, bbu_object: Any, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no bbu_json annotations found"):
         source.convert()
-    source.bbu("a", [part()])
+    source.bbu("a", [bbu_object()])
     with pytest.raises(UserError, match="output folder holds the input"):
         pipeline.convert("bbu_json", source.root, source.root, taxonomy=None)
     with pytest.raises(UserError, match="output exists and is not a folder"):

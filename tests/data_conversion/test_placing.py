@@ -18,7 +18,7 @@ from data_conversion.placing import REASONS, place_objects
 WIDTH, HEIGHT = 100, 50
 
 
-def place(kind: str, *points: float, desc: str = "part", taxonomy: Taxonomy | None = None) -> Any:
+def place(kind: str, *points: float, desc: str = "object", taxonomy: Taxonomy | None = None) -> Any:
     """The kept object or the Dropped one."""
     raw = RawObject(desc, kind, points, "field")
     kept, dropped, _ = place_objects((raw,), taxonomy or Taxonomy(), IDENTITY, (WIDTH, HEIGHT))
@@ -65,7 +65,7 @@ def test_what_cannot_be_used_is_dropped_with_a_reason(kind: str, points: tuple[f
     assert isinstance(item, Dropped)
     assert item.reason == reason
     assert item.reason in REASONS
-    assert item.label == "part"
+    assert item.label == "object"
 
 
 def test_words_are_mapped_before_the_hierarchy_is_asked() -> None:

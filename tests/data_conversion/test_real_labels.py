@@ -25,7 +25,7 @@ def test_blood_cells(tmp_path: Path) -> None:
     assert (report.photos_read, report.photos_written) == (364, 364)
     assert report.objects_read == 4888
     assert report.dropped == {("RBC", "zero_area"): 2}
-    assert {name: part["photos"] for name, part in report.splits.items()} == {
+    assert {name: split["photos"] for name, split in report.splits.items()} == {
         "train": 205, "val": 87, "test": 72, "teacher": 0,
     }  # fmt: skip
 
@@ -34,7 +34,7 @@ def test_screws(tmp_path: Path) -> None:
     report = conversion("yolo", "amv_screws_yolo", tmp_path / "out")
     assert (report.photos_read, report.photos_written) == (240, 240)
     assert (report.objects_read, report.objects_written) == (683, 683)
-    assert {name: part["photos"] for name, part in report.splits.items()} == {
+    assert {name: split["photos"] for name, split in report.splits.items()} == {
         "train": 210, "val": 20, "test": 10, "teacher": 0,
     }  # fmt: skip
     assert {name: report.splits[name]["objects"] for name in ("val", "test")} == {"val": 53, "test": 39}

@@ -47,7 +47,7 @@ class Sample:
 
 
 @st.composite
-def parts(draw: st.DrawFn, width: int, height: int) -> ObjectRow:
+def objects(draw: st.DrawFn, width: int, height: int) -> ObjectRow:
     """A box, a polygon of three or four corners or a bent line, at least 3 pixels wide and high."""
     kind = draw(st.sampled_from(["bbox_2d", "poly", "line"]))
     x1, y1 = draw(st.floats(0, width - 3)), draw(st.floats(0, height - 3))
@@ -68,7 +68,7 @@ def samples(draw: st.DrawFn) -> list[Sample]:
     found = []
     for number in range(draw(st.integers(1, 4))):
         width, height = draw(st.integers(8, 60)), draw(st.integers(8, 60))
-        places = st.lists(parts(width, height), max_size=4, unique_by=lambda part: part.box)
+        places = st.lists(objects(width, height), max_size=4, unique_by=lambda obj: obj.box)
         folders = draw(st.lists(st.sampled_from(ways.FOLDERS), max_size=2 if number else 0))
         image = "/".join([*folders, f"p {number}&'.{draw(st.sampled_from(['jpg', 'png']))}"])
         split = "train" if number == 0 else draw(st.sampled_from([None, *SPLITS]))
@@ -101,21 +101,17 @@ def near(a: Sequence[float], b: Sequence[float]) -> bool:
 
 
 def changed_kinds(before: Row, after: Row) -> Counter[str]:
-    """Kinds of the parts that came back as another kind; every part must come back, and no other."""
+    """Kinds of the objects that came back as another kind; every object must come back, and no other."""
     left = list(after.objects)
     changed: Counter[str] = Counter()
-    for part in before.objects:
-        desc = Taxonomy().normalise(part.desc)
+    for obj in before.objects:
+        desc = Taxonomy().normalise(obj.desc)
         same = [
-            found
-            for found in left
-            if found.desc == desc and found.kind == part.kind and near(found.points, part.points)
+            found for found in left if found.desc == desc and found.kind == obj.kind and near(found.points, obj.points)
         ]
-        other = [
-            found for found in left if found.desc == desc and found.kind != part.kind and near(found.box, part.box)
-        ]
-        assert same or other, f"{part} is not in {left}"
-        changed[part.kind] += not same
+        other = [found for found in left if found.desc == desc and found.kind != obj.kind and near(found.box, obj.box)]
+        assert same or other, f"{obj} is not in {left}"
+        changed[obj.kind] += not same
         left.remove((same or other)[0])
     assert not left
     return changed
@@ -157,8 +153,8 @@ def test_predictions_come_back_as_boxes(name: str, tmp_path: Path) -> None:
     report = export(name, tmp_path / "rows.jsonl", tmp_path / "out", image_root=tmp_path / "photos", min_score=0.5)
     convert(name, tmp_path / "out", tmp_path / "back", taxonomy=None, val_fraction=0.0, workers=1)
     (back,) = read_rows(tmp_path / "back/all_samples.jsonl")
-    (part,) = back.objects
-    assert part.desc == found.desc and near(part.box, found.box)
+    (obj,) = back.objects
+    assert obj.desc == found.desc and near(obj.box, found.box)
     assert (report.objects, report.left_out) == (1, {"score_too_low": 1})
     assert set(report.losses) <= {"score not kept", "photo without a split written to train"}
 

@@ -47,23 +47,23 @@ def test_levels_that_hang_on_the_first_are_required_there() -> None:
     }
 
 
-def test_spellings_are_mapped_to_the_commonest() -> None:
+def test_spellings_are_mapped_to_the_most_frequent() -> None:
     draft = draft_taxonomy(Counter({"Screw/loose": 9, "screw/Loose": 1, "Screw/loose ": 2}))
     assert draft["tokens"] == {"screw": "Screw", "Loose": "loose"}
     assert draft["hierarchy"] == {"Screw": ["loose"]}
 
 
-def test_the_command_writes_a_file_that_the_converter_takes(source: Any, part: Any, capsys: Any) -> None:
+def test_the_command_writes_a_file_that_the_converter_takes(source: Any, bbu_object: Any, capsys: Any) -> None:
     for index in range(3):
-        source.bbu(f"p{index}", [part("标签/可读"), part("机柜空间/满载", (1, 1, 9, 9))])
-    source.bbu("q", [part("标签/撕毁")])
+        source.bbu(f"p{index}", [bbu_object("标签/可读"), bbu_object("机柜空间/满载", (1, 1, 9, 9))])
+    source.bbu("q", [bbu_object("标签/撕毁")])
     path = Path(source.root.parent / "draft.yaml")
     assert main(["taxonomy", "bbu_json", str(source.root), str(path)]) == 0
     assert "3 labels of 7 objects" in capsys.readouterr().out
     assert "perhaps misspelt: 标签/撕毁" in path.read_text(encoding="utf-8")
     assert yaml.safe_load(path.read_text(encoding="utf-8"))["language"] == "zh"
     assert source.convert(taxonomy=read_taxonomy(path)).objects_dropped == 0
-    source.bbu("r", [part("标签/可读"), part("猫", (1, 1, 9, 9))])
+    source.bbu("r", [bbu_object("标签/可读"), bbu_object("猫", (1, 1, 9, 9))])
     assert main(["bbu_json", str(source.root), str(source.out), "--taxonomy", str(path)]) == 1
     assert "outside the taxonomy: 1 objects of 1 labels" in capsys.readouterr().out
 

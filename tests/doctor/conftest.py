@@ -11,9 +11,10 @@ from tests.tiny import tiny_config
 
 
 @pytest.fixture
-def data(tmp_path: Path) -> DataSet:
+def data(family: str, tmp_path: Path) -> DataSet:
     """Nothing is wrong with it."""
-    config = tiny_config(data={"source.format": "records", "source.path": str(tmp_path), "max_length": 2000})
+    source = {"source.format": "records", "source.path": str(tmp_path), "max_length": 2000}
+    config = tiny_config(model={"family": family}, data=source)
     config.model.detection.caption_max_tokens = 24
     config.training.max_steps = 6  # two samples each: one epoch
     made = DataSet(tmp_path, config)

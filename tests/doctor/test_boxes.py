@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import pytest
 
 from bbu.doctor.boxes import contradictions, counted, measure_sizes
 from bbu.doctor.reading import Sample
-from bbu.families.photo_plan import MergedPlan, smart_resize
+from bbu.families.photo_plan import PhotoPlan
+from bbu.families.registry import backbone_class
 from bbu.records import FewShotSample, ObjectRow, Row
+from tests.tiny import DEFAULT, FAMILIES, tiny_spec
 
-CELL = 28
+every_family = pytest.mark.parametrize("family", FAMILIES)
 
 
 def sample(*objects: ObjectRow, size: tuple[int, int] = (1400, 1400)) -> Sample:
@@ -22,38 +22,45 @@ def square(side: float, desc: str = "screw", at: float = 10) -> ObjectRow:
     return ObjectRow(desc, "bbox_2d", (at, at, at + side, at + side))
 
 
-def plan(max_pixels: int) -> MergedPlan:
-    return MergedPlan(SimpleNamespace(patch_size=14, merge_size=2, temporal_patch_size=2), 56 * 56, max_pixels)
+def plan(max_pixels: int, family: str = DEFAULT) -> PhotoPlan:
+    return backbone_class(family).photo_plan("", tiny_spec(family, 56 * 56, max_pixels))
 
 
-def test_a_box_of_exactly_one_token_is_not_tiny() -> None:
-    budget = plan(700 * 700)  # halves a photo of 1400 x 1400
-    assert measure_sizes([sample(square(56))], budget)[1] == []
-    sizes, (found,) = measure_sizes([sample(square(55.9), square(56))], budget)
-    assert sizes.tiny == {"screw": 1} and found.count == 1 and found.severity == "warning"
+@every_family
+def test_a_box_of_exactly_one_token_is_not_tiny(family: str) -> None:
+    budget = plan(700 * 700, family)  # halves a photo of 1400 x 1400
+    side = 2 * budget.token_size
+    assert measure_sizes([sample(square(side))], budget)[1] == []
+    sizes, (found,) = measure_sizes([sample(square(side - 0.1), square(side))], budget)
+    assert sizes.tiny_by_description == {"screw": 1} and found.count == 1 and found.severity == "warning"
 
 
-@pytest.mark.parametrize("sides", [(40, 40, 40), (30, 45, 55), (29, 29, 54, 55)])
-def test_the_advised_budget_saves_half_and_no_smaller_one_does(sides: tuple[int, ...]) -> None:
-    samples = [sample(square(side)) for side in sides]
-    sizes, _ = measure_sizes(samples, plan(700 * 700))
-    assert sizes.saving_pixels is not None and sizes.saving_pixels % CELL**2 == 0
+@every_family
+@pytest.mark.parametrize("over", [(12, 12, 12), (2, 17, 27), (1, 1, 26, 27)])  # pixels by which sides are over a token
+def test_the_advised_budget_saves_half_and_no_smaller_one_does(over: tuple[int, ...], family: str) -> None:
+    given = plan(700 * 700, family)
+    cell = given.token_size
+    sides = [cell + more for more in over]
+    sizes, _ = measure_sizes([sample(square(side)) for side in sides], given)
+    assert sizes.max_pixels_saving_half is not None and sizes.max_pixels_saving_half % cell**2 == 0
 
     def saved(max_pixels: int) -> float:
-        height, _ = smart_resize(1400, 1400, CELL, 56 * 56, max_pixels)
-        return sum(side * height / 1400 >= CELL for side in sides) / len(sides)
+        height = plan(max_pixels, family).plan(1400, 1400).model_height
+        return sum(side * height / 1400 >= cell for side in sides) / len(sides)
 
-    assert saved(sizes.saving_pixels) >= 0.5 > saved(sizes.saving_pixels - CELL**2)
-
-
-def test_what_is_tiny_in_the_photo_itself_cannot_be_saved() -> None:
-    sizes, (found,) = measure_sizes([sample(square(20), square(21), square(40))], plan(700 * 700))
-    assert sizes.saving_pixels is None and "data.min_pixels" in found.fix
+    assert saved(sizes.max_pixels_saving_half) >= 0.5 > saved(sizes.max_pixels_saving_half - cell**2)
 
 
-def test_a_flat_line_is_as_large_as_it_is_long() -> None:
+@every_family
+def test_what_is_tiny_in_the_photo_itself_cannot_be_saved(family: str) -> None:
+    sizes, (found,) = measure_sizes([sample(square(20), square(21), square(40))], plan(700 * 700, family))
+    assert sizes.max_pixels_saving_half is None and "data.min_pixels" in found.fix
+
+
+@every_family
+def test_a_flat_line_is_as_large_as_it_is_long(family: str) -> None:
     cable = ObjectRow("cable", "line", (0, 100, 1000, 100))
-    assert measure_sizes([sample(cable)], plan(700 * 700))[1] == []
+    assert measure_sizes([sample(cable)], plan(700 * 700, family))[1] == []
 
 
 def test_a_data_set_without_objects_has_sizes_of_nothing() -> None:

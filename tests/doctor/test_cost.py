@@ -14,15 +14,16 @@ from bbu.doctor.cost import PackSizes, memory_report, model_size, pack_sizes, st
 from bbu.doctor.report import size_text
 from bbu.models.build import build_model
 from bbu.records import ObjectRow, Row
-from tests.tiny import FAMILIES, tiny_config, tiny_processor, tiny_tokenizer
+from tests.tiny import DEFAULT, FAMILIES, tiny_config, tiny_processor, tiny_tokenizer
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("changes", [{}, {"freeze": ["vision"]}, {"lora.parts": ["llm"], "lora.rank": 4}])
 def test_weights_are_counted_as_they_are_built(family: str, changes: dict[str, Any]) -> None:
     config = tiny_config(model={"family": family, **changes})
-    model = build_model(config, tiny_tokenizer(), device=torch.device("cpu"), dtype=torch.float32)
-    size = model_size(config, tiny_tokenizer())
+    tokenizer = tiny_tokenizer(family)
+    model = build_model(config, tokenizer, device=torch.device("cpu"), dtype=torch.float32)
+    size = model_size(config, tokenizer)
     assert size is not None
     assert size.parameters == sum(p.numel() for p in model.parameters())
     assert size.trainable == sum(p.numel() for p in model.parameters() if p.requires_grad)
@@ -33,30 +34,32 @@ def test_a_model_that_is_not_here_has_no_size() -> None:
     assert model_size(config, tiny_tokenizer()) is None
 
 
-def lengths(tokens: list[int], image_tokens: list[int]) -> Lengths:
-    columns = (tokens, [count * 28 * 28 for count in image_tokens], [2] * len(tokens))
-    return Lengths(*(np.array(column) for column in columns), np.zeros(len(tokens)))
+TOKENS, PATCHES = [400, 420, 600], [120, 160, 320]  # of three samples with two photos each
 
 
-LONGEST = lengths([400, 420, 600], [30, 40, 80])
+def longest(family: str = DEFAULT) -> Lengths:
+    pixels = np.array(PATCHES) * tiny_processor(family).photo_plan.patch_size ** 2
+    return Lengths(np.array(TOKENS), pixels, np.array([2, 2, 2]), np.zeros(3))
 
 
 def memory(config: Config) -> dict[str, Any]:
-    size = model_size(config, tiny_tokenizer())
+    family = config.model.family
+    size = model_size(config, tiny_tokenizer(family))
     assert size is not None
-    packs = pack_sizes(config, LONGEST)
+    packs = pack_sizes(config, longest(family))
     assert packs is not None
     return memory_report(config, size, packs, tiny_processor(config.model.family))
 
 
-def test_memory_follows_the_stated_formula() -> None:
-    config = tiny_config()  # vision 2 x 32 wide, text 2 x 64 wide, batch of 2
+@pytest.mark.parametrize("family", FAMILIES)
+def test_memory_follows_the_stated_formula(family: str) -> None:
+    config = tiny_config(model={"family": family})  # vision 2 x 32 wide, text 2 x 64 wide, batch of 2
     facts = memory(config)
     assert facts["weights_bytes"] == facts["gradients_bytes"] == 4 * facts["parameters"]
     assert facts["optimizer_bytes"] == 8 * facts["trainable"]
-    patches, pack = (40 + 80) * 4, 420 + 600
+    patches, pack = 160 + 320, 420 + 600
     assert facts["activations_bytes"] == 2 * 34 * (patches * 32 * 2 + pack * 64 * 2)  # 2: float32
-    assert facts["photos_bytes"] == patches * 1176 * 4
+    assert facts["photos_bytes"] == patches * tiny_processor(family).photo_plan.patch_width * 4
 
 
 def test_a_frozen_tower_keeps_nothing() -> None:
@@ -72,8 +75,8 @@ def test_nothing_is_kept_before_the_first_weight_that_learns() -> None:
 def test_planned_packs_are_those_of_the_planner() -> None:
     config = tiny_config()
     config.training.pack_tokens = 1050  # 420 + 600, then 400
-    packs = pack_sizes(config, LONGEST)
-    assert packs == PackSizes(1.5, 710.0, 1020, (40 + 80) * 28 * 28)
+    packs = pack_sizes(config, longest())
+    assert packs == PackSizes(1.5, 710.0, 1020, int(longest().pixels[1:].sum()))
     rows = [Row((f"{n}.jpg",), (), 9, 9) for n in range(3)]
     report = steps_report(config, rows, packs)
     assert (report["samples_per_step"], report["steps_per_epoch"]) == (1.5, 2.0)
@@ -83,7 +86,7 @@ def test_planned_packs_are_those_of_the_planner() -> None:
 def test_a_budget_of_photos_limits_planned_packs() -> None:
     config = tiny_config()
     config.training.pack_images = 2
-    packs = pack_sizes(config, LONGEST)
+    packs = pack_sizes(config, longest())
     assert packs is not None and (packs.samples, packs.most_tokens) == (1, 600)
 
 

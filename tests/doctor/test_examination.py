@@ -10,8 +10,21 @@ import pytest
 from PIL import Image
 
 from bbu.doctor.findings import CODES, ERROR, INFO, WARNING, by_severity
+from bbu.families.registry import backbone_class
 from bbu.taxonomy import MirrorRules
 from tests.doctor.small_set import SIZE, Change, DataSet, row, the
+from tests.tiny import FAMILIES
+
+
+@pytest.fixture(params=FAMILIES)
+def family(request: pytest.FixtureRequest) -> str:
+    """Every test of the small data set runs over all families."""
+    return str(request.param)
+
+
+def end_of_turn(data: DataSet) -> str:
+    return backbone_class(data.config.model.family).conversation.end
+
 
 BREAKS: dict[str, tuple[Change, int, str]] = {}  # code → how it comes about, count, what an example names
 
@@ -43,9 +56,9 @@ def _(data: DataSet) -> None:
     data.rows["train"][0]["images"].append("train1.png")
 
 
-@breaks("special_token", 1, "label<|im_end|>")
+@breaks("special_token", 1, "label{end}")
 def _(data: DataSet) -> None:
-    data.rows["train"][4]["objects"][0]["desc"] = "label<|im_end|>"
+    data.rows["train"][4]["objects"][0]["desc"] = f"label{end_of_turn(data)}"
 
 
 @breaks("no_val_split", 1, "")
@@ -198,7 +211,7 @@ def _(data: DataSet) -> None:
     data.config.data.max_length = 500
 
 
-@breaks("photos_never_seen", 8, "12 photos, 4 places in the run")
+@breaks("photos_never_seen", 8, "12 photos, 4 samples in the run")
 def _(data: DataSet) -> None:
     data.config.training.max_steps = 2
 
@@ -242,6 +255,7 @@ def test_nothing_is_found_in_a_clean_data_set(data: DataSet) -> None:
 @pytest.mark.parametrize("code", [code for code in BREAKS])
 def test_what_is_broken_is_found_counted_and_named(code: str, data: DataSet) -> None:
     change, count, example = BREAKS[code]
+    example = example.replace("{end}", end_of_turn(data))
     change(data)
     report = data.examine(samples=1)
     found = the(report, code)

@@ -84,5 +84,5 @@ def test_a_page_about_nothing_can_be_drawn() -> None:
 
 def test_columns_fill_the_chart_and_a_single_value_can_be_seen() -> None:
     placed = columns([Bar(0, 10, 1000), Bar(10, 20, 1), Bar(20, None, 0)])
-    assert [bar.height for bar in placed] == [CHART_HEIGHT, 2.0, 0.0]
-    assert placed[-1].x + placed[-1].width < CHART_WIDTH and placed[-1].label == "20 and more"
+    assert [bar["height"] for bar in placed] == [CHART_HEIGHT, 2.0, 0.0]
+    assert placed[-1]["x"] + placed[-1]["width"] < CHART_WIDTH and placed[-1]["label"] == "20 and more"

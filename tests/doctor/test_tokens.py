@@ -29,6 +29,7 @@ def test_lengths_are_those_of_the_processor(family: str, tmp_path: Path) -> None
         assert found.images.tolist() == [len(made.image_grid_thw) for made in real]
 
 
+@pytest.mark.parametrize("family", FAMILIES)
 def test_context_photos_are_counted(
     make_row: Callable[..., Row], make_chat_processor: Callable[..., ChatProcessor]
 ) -> None:
@@ -44,6 +45,7 @@ def test_context_photos_are_counted(
     assert lengths.alone.tokens.tolist() == [len(processor.process_sample(sample).input_ids) for sample in samples]
 
 
+@pytest.mark.parametrize("family", FAMILIES)
 def test_the_bound_holds_for_every_choice_of_teachers_and_context(
     make_row: Callable[..., Row], make_chat_processor: Callable[..., ChatProcessor]
 ) -> None:
@@ -65,7 +67,7 @@ def test_the_bound_holds_for_every_choice_of_teachers_and_context(
         made = [processor.process_sample(FewShotSample(student, (a, b), (c,))) for a, b, c in permutations(others, 3)]
         most = max(len(sample.input_ids) for sample in made)
         assert most <= bound <= most + 200  # close: it may show the student to itself
-        assert all(len(sample.pixel_values) * 14**2 <= pixels for sample in made)
+        assert all(len(sample.pixel_values) * processor.photo_plan.patch_size**2 <= pixels for sample in made)
     assert lengths.longest.images.tolist() == [4] * 4
 
 

@@ -14,24 +14,24 @@ DESCRIPTIONS = (
 )  # fmt: skip
 
 
-def crowded_rows(count: int, parts: int = 12, size: tuple[int, int] = (320, 240), seed: int = 0) -> list[Row]:
+def crowded_rows(count: int, objects: int = 12, size: tuple[int, int] = (320, 240), seed: int = 0) -> list[Row]:
     """Photos whose boxes overlap much, so that who takes which box depends on the rules."""
     random = np.random.default_rng(seed)
     rows = []
     for number in range(count):
-        low = random.integers(0, 12, (parts, 2)) * 10.0
-        high = low + random.integers(4, 9, (parts, 2)) * 10.0
-        names = random.choice(len(DESCRIPTIONS), parts, p=(0.4, 0.05, 0.1, 0.2, 0.15, 0.1))
-        objects = [
+        low = random.integers(0, 12, (objects, 2)) * 10.0
+        high = low + random.integers(4, 9, (objects, 2)) * 10.0
+        names = random.choice(len(DESCRIPTIONS), objects, p=(0.4, 0.05, 0.1, 0.2, 0.15, 0.1))
+        items = [
             ObjectRow(DESCRIPTIONS[name], "bbox_2d", (*map(float, corner), *map(float, other)))
             for name, corner, other in zip(names, low, high, strict=True)
         ]
-        rows.append(Row((f"photo_{number:03d}.jpg",), tuple(objects), *size))
+        rows.append(Row((f"photo_{number:03d}.jpg",), tuple(items), *size))
     return rows
 
 
 def perturbed(rows: Sequence[Row], seed: int = 0, fppi: float = 2.0) -> list[PredictionRow]:
-    """Predictions: parts moved a little, some left out, some in other words, some made up; scores of one decimal."""
+    """Predictions: boxes moved a little, some left out, some misnamed, some made up; scores of one decimal."""
     random = np.random.default_rng(seed)
     descs = sorted({item.desc for row in rows for item in row.objects})
     predictions = []
@@ -51,6 +51,6 @@ def perturbed(rows: Sequence[Row], seed: int = 0, fppi: float = 2.0) -> list[Pre
 def _said(random: np.random.Generator, box: np.ndarray, desc: str, descs: Sequence[str]) -> PredictedObject:
     side = np.maximum(np.tile(box[2:] - box[:2], 2), 1.0)
     x1, y1, x2, y2 = np.round(box + random.normal(0, 0.08, 4) * side, 2).tolist()
-    words = desc if random.random() > 0.2 else descs[random.integers(len(descs))]
+    caption = desc if random.random() > 0.2 else descs[random.integers(len(descs))]
     score, objectness = np.round(random.beta(3, 2, 2), 1).tolist()
-    return PredictedObject((x1, y1, x2, y2), words, score, objectness)
+    return PredictedObject((x1, y1, x2, y2), caption, score, objectness)

@@ -74,7 +74,7 @@ def test_miss_rates_hold_where_false_positives_are_far_down_the_list():
 
 
 def test_the_interval_of_a_share_is_that_of_the_binomial():
-    """One part a photo, always found: accuracy is a mean of independent draws, whose spread is known."""
+    """One object a photo, always found: accuracy is a mean of independent draws, whose spread is known."""
     count, share = 400, 0.8
     truth = [photo(f"{n:03}.jpg", (cell(0), "a")) for n in range(count)]
     found = [guess(f"{n:03}.jpg", (cell(0), "a" if n % 5 else "b", 0.5)) for n in range(count)]
@@ -95,7 +95,7 @@ def test_the_seed_alone_decides_what_is_drawn(monkeypatch):
     figures = headlines_of(*random_rows(4, photos=30))
     first = intervals(figures, 50, seed=1)
     assert intervals(figures, 50, seed=1) == first != intervals(figures, 50, seed=2)
-    monkeypatch.setattr(bootstrap, "CHUNK", 1)  # one resample at a time
+    monkeypatch.setattr(bootstrap, "CHUNK", 1)  # one bootstrap sample at a time
     assert intervals(figures, 50, seed=1) == {name: pytest.approx(value) for name, value in first.items()}
 
 
@@ -118,5 +118,5 @@ def test_one_photo_says_nothing_about_others():
     assert set(evaluate([], [])["intervals"].values()) == {None}
 
 
-def test_without_resamples_there_are_no_intervals():
+def test_without_bootstrap_samples_there_are_no_intervals():
     assert evaluate(*random_rows(6, photos=3), bootstrap_samples=0)["intervals"] == {}

@@ -34,7 +34,7 @@ confidences = st.lists(
 
 
 def rows_of(scores: np.ndarray, right: np.ndarray) -> tuple[list[Row], list[PredictionRow]]:
-    """One part and one prediction a photo, right or in other words."""
+    """One object and one prediction a photo, with the right caption or another."""
     names = [f"{n:05}.jpg" for n in range(len(scores))]
     truth = [photo(name, (cell(0), "a")) for name in names]
     items = zip(names, scores.tolist(), right.tolist(), strict=True)
@@ -91,7 +91,7 @@ def test_nothing_predicted_has_no_calibration():
     assert found["ECE"] is found["ECE_equal_mass"] is found["Brier"] is None and found["equal_mass"] == []
 
 
-def test_a_prediction_is_right_with_a_free_box_of_its_own_words():
+def test_a_prediction_is_right_with_a_free_box_of_its_own_description():
     truth = [photo("a.jpg", (cell(0), "a"), (cell(1), "b"))]
     found = [guess("a.jpg", (cell(0), "a", 0.9), (cell(0), "a", 0.8), (cell(1), "a", 0.7))]
     calibration = evaluate(truth, found, bootstrap_samples=0)["calibration"]
@@ -177,10 +177,10 @@ def test_the_order_of_rows_changes_nothing():
     assert fit_calibration(truth[::-1], found[::-1]) == fit_calibration(truth, found)
 
 
-@pytest.mark.parametrize("words", ["a", "b"])
-def test_only_right_or_only_wrong_predictions_teach_nothing(words):
+@pytest.mark.parametrize("caption", ["a", "b"])
+def test_only_right_or_only_wrong_predictions_teach_nothing(caption):
     truth = [photo(f"{n}.jpg", (cell(0), "a")) for n in range(3)]
-    found = [guess(f"{n}.jpg", (cell(0), words, 0.5)) for n in range(3)]
+    found = [guess(f"{n}.jpg", (cell(0), caption, 0.5)) for n in range(3)]
     with pytest.raises(UserError, match="needs right and wrong"):
         fit_calibration(truth, found)
     with pytest.raises(UserError, match="0 of 0"):
@@ -290,7 +290,7 @@ def test_a_run_that_cannot_or_shall_not_calibrate_leaves_no_old_calibration(run,
     truth, found = random_rows(14, photos=30)
     for kind, rows, guesses, said in (
         ("none", truth, found, ""),
-        ("temperature", [photo("a.jpg")], [], "there is no val split with parts in it"),
+        ("temperature", [photo("a.jpg")], [], "there is no val split with objects"),
         ("temperature", truth, [], "0 of 0 predictions are right"),
     ):
         assert Calibration.load(run("temperature", truth, found) / "model") is not None

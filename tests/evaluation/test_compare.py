@@ -46,7 +46,7 @@ def test_figures_are_those_of_each_evaluation():
 
 
 def test_pairing_makes_a_small_steady_gain_visible():
-    """B names one part more in every photo; how hard photos are differs far more than that."""
+    """B names one object more in every photo; how hard photos are differs far more than that."""
     draw = random.Random(0)
     truth, found_a, found_b = [], [], []
     for number in range(80):
@@ -61,10 +61,10 @@ def test_pairing_makes_a_small_steady_gain_visible():
 
 
 def test_photos_that_changed_come_worst_first():
-    parts = [(cell(n), "a") for n in range(3)]
+    objects = [(cell(n), "a") for n in range(3)]
     right = [(cell(n), "a", 0.9) for n in range(3)]
     wrong = [(cell(n), "b", 0.9) for n in range(3)]
-    truth = [photo(f"{name}.jpg", *parts) for name in ("better", "broken", "lost", "mixed", "same")]
+    truth = [photo(f"{name}.jpg", *objects) for name in ("better", "broken", "lost", "mixed", "same")]
     found_a = [
         guess("better.jpg", right[0], wrong[1]), guess("broken.jpg", *right), guess("lost.jpg", *right),
         guess("mixed.jpg", right[0], wrong[1]), guess("same.jpg", *right),

@@ -38,8 +38,8 @@ Item = tuple[tuple[float, ...], str]
 
 
 def photo(name: str, *objects: Item) -> Row:
-    parts = tuple(ObjectRow(desc, "bbox_2d", tuple(map(float, box))) for box, desc in objects)
-    return Row((name,), parts, 1000, 800)
+    items = tuple(ObjectRow(desc, "bbox_2d", tuple(map(float, box))) for box, desc in objects)
+    return Row((name,), items, 1000, 800)
 
 
 def guess(name: str, *objects: tuple[tuple[float, ...], str, float]) -> PredictionRow:
@@ -112,7 +112,7 @@ def test_boxes_count_up_to_their_overlap() -> None:
     assert metrics["dense_map"] == metrics["dense_map_localisation"] == pytest.approx(3 / 5)
 
 
-def test_words_must_exceed_the_threshold(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_captions_must_exceed_the_threshold(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(dense_captioning.METEORS, "approximate", lambda pairs: [0.15 for _ in pairs])
     metrics = dense_metrics([photo("a.jpg", (LEFT, "x"))], [guess("a.jpg", (LEFT, "y", 0.9))])
     row = {"0.00": 1, "0.05": 1, "0.10": 1, "0.15": 0, "0.20": 0, "0.25": 0}  # 0.15 is not more than 0.15
@@ -120,7 +120,7 @@ def test_words_must_exceed_the_threshold(monkeypatch: pytest.MonkeyPatch) -> Non
     assert metrics["dense_map"] == pytest.approx(1 / 2)
 
 
-def test_words_that_share_nothing_are_wrong_even_at_zero_but_the_box_is_right() -> None:
+def test_captions_that_share_nothing_are_wrong_even_at_zero_but_the_box_is_right() -> None:
     metrics = dense_metrics([photo("a.jpg", (LEFT, "a red dog"))], [guess("a.jpg", (LEFT, "blue car", 0.9))])
     assert (metrics["dense_map"], metrics["dense_map_localisation"]) == (0, pytest.approx(1))
 
@@ -286,7 +286,7 @@ def overlap(a: Sequence[float], b: Sequence[float]) -> float:
 
 
 def by_loops(truth: Sequence[Row], predictions: Sequence[PredictionRow], iou: float, least: float) -> float:
-    """The protocol for one pair of thresholds, step by step; least -1 for boxes alone."""
+    """The protocol for one pair of thresholds, step by step; least -1 for class-agnostic AP."""
     verdicts, regions = [], 0
     for one in pair(truth, predictions).photos:
         left = [(box.tolist(), desc) for box, desc in zip(one.truth_boxes_Gt4, one.truth_descs, strict=True)]

@@ -15,13 +15,13 @@ reference = pytest.importorskip("pycocotools.cocoeval", reason="pycocotools is n
 coco = pytest.importorskip("pycocotools.coco")
 
 BLOOD_CELLS = "data/bccd_voc/Annotations"
-WORDS = {"RBC": "cell/red", "WBC": "cell/white", "Platelets": "fragment/platelet"}
+DESCRIPTIONS = {"RBC": "cell/red", "WBC": "cell/white", "Platelets": "fragment/platelet"}
 
 
 def perturbed(rows, *, seed, score_steps=None):
-    """Noisy copies of the annotated boxes: moved, doubled, dropped, misnamed, and some invented."""
+    """Noisy copies of the annotated boxes: moved, doubled, dropped, misnamed, and some out of vocabulary."""
     rng = random.Random(seed)
-    words = [*sorted({item.desc for row in rows for item in row.objects}), "cell/unheard-of"]
+    names = [*sorted({item.desc for row in rows for item in row.objects}), "cell/unheard-of"]
 
     def confidence():
         value = rng.random()
@@ -37,12 +37,12 @@ def perturbed(rows, *, seed, score_steps=None):
         objects = []
         for item in row.objects:
             for _ in range(rng.choice((0, 1, 1, 1, 2))):
-                desc = item.desc if rng.random() < 0.8 else rng.choice(words)
+                desc = item.desc if rng.random() < 0.8 else rng.choice(names)
                 objects.append(PredictedObject(found(item.box), desc, confidence(), confidence()))
         for _ in range(rng.randrange(3)):
             x, y, size = rng.random() * row.width, rng.random() * row.height, 10 + rng.random() * 150
             box = (x, y, x + size, y + size)
-            objects.append(PredictedObject(box, rng.choice(words), confidence(), confidence()))
+            objects.append(PredictedObject(box, rng.choice(names), confidence(), confidence()))
         predictions.append(PredictionRow(row.images, row.width, row.height, tuple(objects)))
     return predictions
 
@@ -88,7 +88,7 @@ STATS = (
 )  # fmt: skip
 LABELLINGS = {
     "": (str, "score"),
-    "_agnostic": (lambda _: "part", "objectness"),
+    "_agnostic": (lambda _: "object", "objectness"),
     "_level1": (lambda desc: desc.split("/")[0], "score"),
     "_level2": (lambda desc: "/".join(desc.split("/")[:2]), "score"),
 }
@@ -116,7 +116,7 @@ def synthetic_rows(seed, *, photos=40, largest=300):
         for _ in range(rng.choice((0, 1, 5, 20))):
             x, y = rng.random() * 500, rng.random() * 300
             box = (x, y, x + 5 + rng.random() * largest, y + 5 + rng.random() * largest)
-            objects.append(ObjectRow(rng.choice(list(WORDS.values())), "bbox_2d", box))
+            objects.append(ObjectRow(rng.choice(list(DESCRIPTIONS.values())), "bbox_2d", box))
         rows.append(Row((f"{index}.jpg",), tuple(objects), 900, 700))
     return rows
 
@@ -157,6 +157,6 @@ def voc_row(path):
     for item in root.iter("object"):
         box = tuple(float(item.findtext(f"bndbox/{side}")) for side in ("xmin", "ymin", "xmax", "ymax"))
         if min(box[2] - box[0], box[3] - box[1]) >= 2:  # thinner ones are thickened, which the reference is not
-            objects.append(ObjectRow(WORDS[item.findtext("name")], "bbox_2d", box))
+            objects.append(ObjectRow(DESCRIPTIONS[item.findtext("name")], "bbox_2d", box))
     width, height = (int(root.findtext(f"size/{side}")) for side in ("width", "height"))
     return Row((path.stem,), tuple(objects), width, height)

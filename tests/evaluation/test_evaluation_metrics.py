@@ -46,7 +46,7 @@ def test_nothing_predicted_scores_zero_and_leaves_accuracy_undefined():
         assert metrics[key] is None, key
 
 
-def test_right_boxes_with_wrong_words_are_right_only_class_agnostically():
+def test_right_boxes_with_wrong_captions_are_right_only_class_agnostically():
     metrics = evaluate(
         [photo("a.jpg", (LEFT, SCREW_OK), (RIGHT, LABEL))],
         [guess("a.jpg", (LEFT, LABEL, 0.9), (RIGHT, SCREW_OK, 0.8))],
@@ -54,10 +54,10 @@ def test_right_boxes_with_wrong_words_are_right_only_class_agnostically():
     assert metrics["AP"] == metrics["AP50"] == metrics["description_accuracy"] == 0
     assert metrics["AP_agnostic"] == pytest.approx(1)
     assert metrics["matched_boxes"] == 2
-    assert metrics["false_positives_per_image"] == 2  # the words are wrong, so both are false positives
+    assert metrics["false_positives_per_image"] == 2  # the captions are wrong, so both are false positives
 
 
-def test_a_second_box_on_one_part_lowers_precision():
+def test_a_second_box_on_one_object_lowers_precision():
     metrics = evaluate(
         [photo("a.jpg", (LEFT, LABEL), (RIGHT, LABEL))],
         [guess("a.jpg", (LEFT, LABEL, 0.9), (LEFT, LABEL, 0.8), (RIGHT, LABEL, 0.7))],
@@ -68,7 +68,7 @@ def test_a_second_box_on_one_part_lowers_precision():
     assert metrics["false_positives_per_image"] == 1
 
 
-def test_a_detection_on_a_photo_without_parts_is_a_false_positive():
+def test_a_detection_on_a_photo_without_objects_is_a_false_positive():
     metrics = evaluate(
         [photo("a.jpg", (LEFT, LABEL)), photo("empty.jpg")],
         [guess("a.jpg", (LEFT, LABEL, 0.5)), guess("empty.jpg", (LEFT, LABEL, 0.9))],
@@ -84,10 +84,10 @@ def test_a_box_off_by_a_fifth_counts_at_loose_thresholds_only():
     assert metrics["AP"] == metrics["AR100"] == pytest.approx(0.7)
 
 
-def test_words_are_ranked_by_score_and_class_agnostic_boxes_by_objectness():
+def test_captions_are_ranked_by_score_and_class_agnostic_boxes_by_objectness():
     truth = [photo("a.jpg", (LEFT, LABEL))]
-    sure_of_the_words = guess("a.jpg", (LEFT, LABEL, 0.9, 0.3), (RIGHT, LABEL, 0.2, 0.8))
-    metrics = evaluate(truth, [sure_of_the_words])
+    sure_of_the_caption = guess("a.jpg", (LEFT, LABEL, 0.9, 0.3), (RIGHT, LABEL, 0.2, 0.8))
+    metrics = evaluate(truth, [sure_of_the_caption])
     assert metrics["AP50"] == pytest.approx(1)
     assert metrics["AP50_agnostic"] == pytest.approx(0.5)
 
@@ -101,7 +101,7 @@ def test_average_precision_by_size_uses_areas_in_displayed_pixels():
     assert (metrics["AP_small"], metrics["AP_medium"], metrics["AP_large"]) == (0, pytest.approx(1), None)
 
 
-def test_a_detection_between_two_parts_takes_the_last_as_in_coco():
+def test_a_detection_between_two_objects_takes_the_last_as_in_coco():
     truth = [photo("a.jpg", ((0, 0, 100, 100), LABEL), ((20, 0, 120, 100), LABEL))]
     between = ((10, 0, 110, 100), LABEL, 0.9)  # overlaps both alike
     left_only = evaluate(truth, [guess("a.jpg", between, ((0, 0, 60, 100), LABEL, 0.8))])
@@ -143,7 +143,7 @@ def test_a_box_with_swapped_corners_is_a_false_positive():
     assert metrics["false_positives_per_image"] == 1
 
 
-# ---------------------------------------------------------------- words
+# ---------------------------------------------------------------- descriptions
 
 
 def four_screws():
@@ -215,7 +215,7 @@ def test_flat_descriptions_have_no_levels():
     assert not [key for key in metrics if "_level" in key]
 
 
-def test_the_most_confident_box_speaks_for_a_part_whatever_it_says():
+def test_the_most_confident_box_speaks_for_an_object_whatever_it_says():
     metrics = evaluate(
         [photo("a.jpg", (LEFT, SCREW_OK))],
         [guess("a.jpg", (LEFT, SCREW_OK, 0.1, 0.4), (LEFT, SCREW_LOOSE, 0.1, 0.6))],
@@ -234,7 +234,7 @@ def test_accuracy_does_not_depend_on_the_score_threshold():
 # ---------------------------------------------------------------- false positives
 
 
-def test_words_that_no_annotation_has_are_counted():
+def test_captions_that_no_annotation_has_are_counted():
     metrics = evaluate(
         [photo("a.jpg", (LEFT, SCREW_OK)), photo("b.jpg", (LEFT, LABEL))],
         [
@@ -252,7 +252,7 @@ def test_words_that_no_annotation_has_are_counted():
     assert metrics["false_positives_per_image"] == 1
 
 
-def test_unknown_to_training_is_undefined_without_the_training_words():
+def test_unknown_to_training_is_undefined_without_the_training_descriptions():
     metrics = evaluate([photo("a.jpg", (LEFT, LABEL))], [guess("a.jpg", (LEFT, LABEL, 0.9))])
     assert metrics["unknown_to_training_rate"] is None
     assert metrics["unknown_to_training_predictions"] is None
@@ -322,15 +322,15 @@ def test_evaluation_needs_no_model_library():
 
 # ---------------------------------------------------------------- properties
 
-# Few positions, words and scores: overlaps and ties must be common.
+# Few positions, descriptions and scores: overlaps and ties must be common.
 side = st.integers(0, 6)
 boxes = st.tuples(side, side, st.integers(1, 4), st.integers(1, 4)).map(
     lambda b: (b[0] * 20, b[1] * 20, (b[0] + b[2]) * 20, (b[1] + b[3]) * 20)
 )
-words = st.sampled_from([SCREW_OK, SCREW_LOOSE, LABEL])
+descriptions = st.sampled_from([SCREW_OK, SCREW_LOOSE, LABEL])
 steps = st.integers(0, 4).map(lambda n: n / 4)
-truths = st.lists(st.tuples(boxes, words), max_size=4)
-guesses = st.lists(st.tuples(boxes, words | st.just("乱码"), steps, steps), max_size=6)
+truths = st.lists(st.tuples(boxes, descriptions), max_size=4)
+guesses = st.lists(st.tuples(boxes, descriptions | st.just("乱码"), steps, steps), max_size=6)
 photo_sets = st.lists(st.tuples(truths, guesses), min_size=1, max_size=3)
 
 
@@ -350,9 +350,9 @@ def test_order_of_lines_objects_and_predictions_changes_nothing(photo_set, rando
     assert evaluate(shuffled(truth), shuffled(predictions), bootstrap_samples=20) == expected
 
 
-def test_order_of_two_parts_in_one_box_changes_nothing():
-    parts, predictions = [(LEFT, SCREW_OK), (LEFT, LABEL)], [guess("a.jpg", (LEFT, LABEL, 0.9))]
-    assert evaluate([photo("a.jpg", *parts)], predictions) == evaluate([photo("a.jpg", *parts[::-1])], predictions)
+def test_order_of_two_objects_in_one_box_changes_nothing():
+    objects, predictions = [(LEFT, SCREW_OK), (LEFT, LABEL)], [guess("a.jpg", (LEFT, LABEL, 0.9))]
+    assert evaluate([photo("a.jpg", *objects)], predictions) == evaluate([photo("a.jpg", *objects[::-1])], predictions)
 
 
 @settings(deadline=None, max_examples=40)
@@ -379,6 +379,6 @@ def test_every_number_is_in_range_and_the_counts_add_up(photo_set):
 def test_matched_boxes_are_those_of_the_class_agnostic_ranking(photo_set):
     truth, predictions = rows_of(photo_set)
     metrics = evaluate(truth, predictions, bootstrap_samples=0)
-    bare = rank(flatten(pair(truth, predictions).photos), any_object, "objectness", 100)
-    tables = tables_of(bare, 100, (0.5,), ("all",))
+    agnostic = rank(flatten(pair(truth, predictions).photos), any_object, "objectness", 100)
+    tables = tables_of(agnostic, 100, (0.5,), ("all",))
     assert metrics["matched_boxes"] == pytest.approx((tables.average_recall(100) or 0) * metrics["truth_boxes"])

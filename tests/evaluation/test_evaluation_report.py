@@ -5,7 +5,8 @@ import unicodedata
 
 import pytest
 
-from bbu.evaluation import evaluate, summary_table, write_metrics
+from bbu.evaluation import evaluate, summary_table
+from bbu.jsonl import write_json
 from bbu.records import ObjectRow, PredictedObject, PredictionRow, Row
 
 
@@ -14,11 +15,11 @@ def cells(line):
 
 
 def metrics_of(*descs):
-    """One photo with a part for every description, all but the last found."""
+    """One photo with an object for every description, all but the last found."""
     boxes = [(100.0 * n, 0.0, 100.0 * n + 50, 50.0) for n in range(len(descs))]
-    parts = tuple(ObjectRow(desc, "bbox_2d", box) for box, desc in zip(boxes, descs, strict=True))
-    found = tuple(PredictedObject(p.box, p.desc, 0.9, 0.9) for p in parts[:-1])
-    return evaluate([Row(("a.jpg",), parts, 2000, 100)], [PredictionRow(("a.jpg",), 2000, 100, found)])
+    objects = tuple(ObjectRow(desc, "bbox_2d", box) for box, desc in zip(boxes, descs, strict=True))
+    found = tuple(PredictedObject(p.box, p.desc, 0.9, 0.9) for p in objects[:-1])
+    return evaluate([Row(("a.jpg",), objects, 2000, 100)], [PredictionRow(("a.jpg",), 2000, 100, found)])
 
 
 def description_lines(table):
@@ -89,7 +90,7 @@ def test_descriptions_cannot_command_the_terminal_nor_push_the_numbers_away():
 def test_the_file_gives_back_the_same_metrics(tmp_path):
     metrics = metrics_of("螺丝连接点/连接正确", "标签贴纸")
     path = tmp_path / "new folder" / "metrics.json"
-    write_metrics(path, metrics)
+    write_json(path, metrics)
     text = path.read_text(encoding="utf-8")
     assert "标签贴纸" in text
     assert json.loads(text) == metrics
@@ -99,7 +100,7 @@ def test_the_file_gives_back_the_same_metrics(tmp_path):
 
 def test_a_value_that_json_cannot_hold_leaves_the_old_file(tmp_path):
     path = tmp_path / "metrics.json"
-    write_metrics(path, {"AP": 0.5})
+    write_json(path, {"AP": 0.5})
     with pytest.raises(ValueError, match="JSON"):
-        write_metrics(path, {"AP": float("nan")})
+        write_json(path, {"AP": float("nan")})
     assert json.loads(path.read_text()) == {"AP": 0.5}

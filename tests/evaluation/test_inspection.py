@@ -34,9 +34,9 @@ def test_every_goal_is_met_by_the_best_threshold_that_meets_it(predictions, goal
     assert threshold(found.at_precision(goal)) == min(precise, default=None)
     complete = [t for t, (right, _) in points.items() if annotated and right >= goal * annotated - 1e-9]
     assert threshold(found.at_recall(goal)) == max(complete, default=None)
-    calm = [t for t, (_, wrong) in points.items() if wrong <= 10 * goal]
-    assert threshold(found.at_false_positives(10 * goal)) == min(calm, default=None)
-    best = max((points[t][0] for t in calm), default=0)
+    few = [t for t, (_, wrong) in points.items() if wrong <= 10 * goal]
+    assert threshold(found.at_false_positives(10 * goal)) == min(few, default=None)
+    best = max((points[t][0] for t in few), default=0)
     assert found.miss_rate(10 * goal) == (pytest.approx(1 - best / annotated) if annotated else None)
 
 
@@ -68,31 +68,31 @@ def test_miss_rates_count_false_positives_per_image_over_all_descriptions_and_fo
     found = [
         guess("0.jpg", (cell(0), "noise", 0.95), (cell(0), "label", 0.9, 0.1)),  # one false positive: noise
         *(guess(f"{n}.jpg", (cell(0), "label", 0.8)) for n in range(1, 10)),
-        # the words of the other object: two false positives, though the boxes are right
+        # the description of the other object: two false positives, though the boxes are right
     ]
     found[1] = guess("1.jpg", (cell(0), "label", 0.8), (cell(1), "label", 0.7), (cell(0), "screw", 0.6))
     metrics = evaluate(truth, found, fppi=[0.1, 0], bootstrap_samples=0)
-    assert metrics["miss_rate_at_0"] == 1  # the surest of all is wrong
+    assert metrics["miss_rate_at_0"] == 1  # the highest-scoring one is wrong
     assert metrics["miss_rate_at_0.1"] == pytest.approx(1 - 10 / 20)
     assert metrics["miss_rate_agnostic_at_0"] == pytest.approx(1 - 11 / 20)
     label, screw = (metrics["per_description"][desc] for desc in ("label", "screw"))
-    assert (label["miss_rate_at_0"], label["miss_rate_at_0.1"]) == (0, 0)  # those in other words are not its own
+    assert (label["miss_rate_at_0"], label["miss_rate_at_0.1"]) == (0, 0)  # those with other captions are not its own
     assert (screw["miss_rate_at_0"], screw["miss_rate_at_0.1"]) == (1, 1)
 
 
-def test_second_boxes_on_a_part_are_duplicates_whatever_their_words():
+def test_second_boxes_on_an_object_are_duplicates_whatever_their_captions():
     truth = [photo("a.jpg", (cell(0), "label"), (cell(1), "label")), photo("b.jpg")]
     found = [
         guess(
             "a.jpg",
             (cell(0), "label", 0.9), (cell(0), "label", 0.8), (cell(0), "screw", 0.7),  # two too many
             (cell(0), "label", 0.1),  # not said aloud
-            (cell(8), "label", 0.6), (cell(8), "label", 0.5),  # on no part
-            (cell(1), "screw", 0.4),  # wrong words, but the first here
+            (cell(8), "label", 0.6), (cell(8), "label", 0.5),  # on no object
+            (cell(1), "screw", 0.4),  # wrong caption, but the first here
         ),
     ]  # fmt: skip
     metrics = evaluate(truth, found, bootstrap_samples=0)
-    assert (metrics["duplicates"], metrics["duplicates_per_photo"]) == (2, 1.0)
+    assert (metrics["duplicates"], metrics["duplicates_per_image"]) == (2, 1.0)
 
 
 def test_an_unsure_box_under_the_threshold_makes_no_duplicate_of_a_sure_one():

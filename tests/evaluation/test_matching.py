@@ -10,7 +10,7 @@ from bbu.evaluation.descriptions import greedy_match
 from bbu.evaluation.matching import MATCH_IOU, Matched, any_object, flatten, rank
 from bbu.evaluation.pairing import pair
 from bbu.geometry import iou_matrix
-from tests.evaluation.photo_sets import WORDS, cell, guess, photo, photo_sets
+from tests.evaluation.photo_sets import DESCRIPTIONS, cell, guess, photo, photo_sets
 
 
 @given(photo_sets)
@@ -71,4 +71,4 @@ def test_nothing_at_all_can_be_matched():
 
 def test_the_vocabulary_holds_what_is_annotated_and_what_is_said():
     flat = flatten(pair([photo("a.jpg", (cell(0), "b"))], [guess("a.jpg", (cell(0), "a", 0.5))]).photos)
-    assert flat.vocabulary == ("a", "b") and WORDS[0] not in flat.vocabulary
+    assert flat.vocabulary == ("a", "b") and DESCRIPTIONS[0] not in flat.vocabulary

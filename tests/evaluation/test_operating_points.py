@@ -12,7 +12,7 @@ from bbu.errors import UserError
 from bbu.evaluation import evaluate
 from bbu.evaluation.operating_points import operating_points, operating_table
 from bbu.records import PredictionRow
-from tests.evaluation.photo_sets import WORDS, cell, guess, photo, photo_sets, random_rows
+from tests.evaluation.photo_sets import DESCRIPTIONS, cell, guess, photo, photo_sets, random_rows
 
 
 def cut(found, points):
@@ -43,7 +43,7 @@ def test_the_figures_of_each_point_are_those_of_the_predictions_it_keeps(goal, v
     truth, found = random_rows(1, photos=60)
     points = operating_points(truth, found, goal, value, minimum=minimum)
     kept = cut(found, points)
-    assert sorted(points["points"]) == sorted(WORDS)
+    assert sorted(points["points"]) == sorted(DESCRIPTIONS)
     for desc, point in points["points"].items():
         right, wrong, annotated = tally(truth, kept, desc)
         assert (point["truth"], point["predicted"]) == (annotated, right + wrong)
@@ -167,7 +167,7 @@ def test_the_order_of_rows_changes_nothing_and_the_file_is_json():
     assert json.loads(json.dumps(points, allow_nan=False)) == points
     assert points["goal"] == {"recall": 0.5} and points["photos"] == 15
     table = operating_table(points)
-    assert all(desc in table for desc in (*WORDS, "(all others)"))
+    assert all(desc in table for desc in (*DESCRIPTIONS, "(all others)"))
 
 
 @pytest.mark.parametrize(

@@ -21,10 +21,10 @@ from bbu.config import load_config
 from bbu.drawing.fonts import glyphs_data_uri
 from bbu.drawing.pages import script_json
 from bbu.errors import UserError
-from bbu.evaluation import evaluate, write_metrics
+from bbu.evaluation import evaluate
 from bbu.evaluation.page import write_report
 from bbu.evaluation.page.photos import LARGE, OVER_BUDGET, SMALL, embed_photos
-from bbu.jsonl import write_jsonl
+from bbu.jsonl import write_json, write_jsonl
 from bbu.records import ObjectRow, PredictedObject, PredictionRow, Row
 from tests.conftest import MakePhoto, MakeRow
 from tests.evaluation.predicted import crowded_rows, perturbed
@@ -259,7 +259,7 @@ def test_a_run_draws_the_page_of_its_evaluation_split(
     predictions = perturbed(rows)
     write_jsonl(tmp_path / "rows" / "test.jsonl", rows)
     write_jsonl(run / "predictions.jsonl", predictions)
-    write_metrics(run / "metrics.json", evaluate(rows, predictions, score_threshold=0.2, bootstrap_samples=20))
+    write_json(run / "metrics.json", evaluate(rows, predictions, score_threshold=0.2, bootstrap_samples=20))
     assert len(stages.draw(stages.Run(config, stages.PreparedData(tmp_path / "rows", str(photo_folder))))) == 1
     html = (run / "report.html").read_text(encoding="utf-8")
     assert "<title>demo, test split: evaluation</title>" in html and content_of(run / "report.html")["threshold"] == 0.2

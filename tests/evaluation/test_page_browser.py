@@ -212,7 +212,7 @@ def test_filters_show_the_photos_they_name(browser: Browser, crowd: Case) -> Non
     ("kind", "selector"), [("missed", ".object.missed"), ("wrong", ".object.wrong"), ("fp", ".object.fp")]
 )
 def test_kinds_of_mistake_agree_with_the_boxes(kind: str, selector: str, browser: Browser, tmp_path: Path) -> None:
-    rows = crowded_rows(12, parts=2)
+    rows = crowded_rows(12, objects=2)
     case = write_case(tmp_path / "page.html", rows, perturbed(rows, fppi=0.5))
     browser.open(case.path)
     browser.run("document.getElementById('gallery').style.gridTemplateColumns = 'repeat(6, 1fr)'")  # all in view
@@ -224,7 +224,7 @@ def test_kinds_of_mistake_agree_with_the_boxes(kind: str, selector: str, browser
     assert sorted(names(browser)) == sorted(wanted) and 0 < len(wanted) < 12
 
 
-def test_the_photo_that_misses_the_rarest_part_comes_first(browser: Browser, tmp_path: Path) -> None:
+def test_the_photo_that_misses_the_rarest_object_comes_first(browser: Browser, tmp_path: Path) -> None:
     common, rare = "螺丝/安装正确", "螺丝/未拧紧"
     boxes = [(20.0 * n, 0.0, 20.0 * n + 15, 15.0) for n in range(4)]
     descs = {"a.jpg": [common] * 4, "b.jpg": [common] * 3, "c.jpg": [common, rare], "d.jpg": [common, rare, rare]}
@@ -240,7 +240,7 @@ def test_the_photo_that_misses_the_rarest_part_comes_first(browser: Browser, tmp
     case = write_case(tmp_path / "page.html", rows, missing)
     browser.open(case.path)
     to_photos(browser)
-    assert names(browser) == ["2", "0", "1", "3"]  # the rare part, four common ones, then nothing missed
+    assert names(browser) == ["2", "0", "1", "3"]  # the rare object, four common ones, then nothing missed
     assert browser.text("#gallery > button .lost") == f"not found: {rare}"
     browser.set("order", "name")
     assert names(browser) == ["0", "1", "2", "3"]
@@ -268,7 +268,7 @@ def test_arrows_go_photo_by_photo_and_enter_opens_one(browser: Browser, crowd: C
     assert browser.said() == []
 
 
-def test_the_detail_view_lists_every_part_and_zooms_to_it(browser: Browser, crowd: Case) -> None:
+def test_the_detail_view_lists_every_object_and_zooms_to_it(browser: Browser, crowd: Case) -> None:
     browser.open(crowd.path)
     browser.run("document.querySelector('#gallery > button').click()")
     number = int(names(browser)[0])
@@ -332,7 +332,7 @@ def test_the_page_asks_for_nothing_and_complains_of_nothing(browser: Browser, ce
     assert browser.said() == []
 
 
-def test_hostile_words_are_shown_and_never_run(
+def test_hostile_descriptions_are_shown_and_never_run(
     browser: Browser, make_photo: MakePhoto, photo_folder: Path, tmp_path: Path
 ) -> None:
     evil = '<img src=x onerror="window.hacked=1"></script><script>window.hacked=1</script>/<!--\'&lt;'
@@ -393,11 +393,11 @@ def test_the_switch_turns_the_colours_and_every_control_has_a_name(browser: Brow
 
 def test_nothing_to_show_is_said_in_words(browser: Browser, tmp_path: Path) -> None:
     rows = crowded_rows(3)
-    bare = [Row(row.images, (), row.width, row.height) for row in rows]
+    empty = [Row(row.images, (), row.width, row.height) for row in rows]
     cases = {
         "no predictions": (rows, [], "No predictions: there is no threshold to choose.", "#thresholds"),
-        "no truth": (bare, perturbed(rows), "No annotated objects: there is nothing to find.", "#curve"),
-        "neither": (bare, [], "No predictions: no score can be judged.", "#reliability"),
+        "no truth": (empty, perturbed(rows), "No annotated objects: there is nothing to find.", "#curve"),
+        "neither": (empty, [], "No predictions: no score can be judged.", "#reliability"),
         "no photos": ([], [], "There are no photos.", "#no-photos"),
     }
     for name, (truth, predictions, words, selector) in cases.items():
@@ -412,7 +412,7 @@ def test_nothing_to_show_is_said_in_words(browser: Browser, tmp_path: Path) -> N
 
 def test_many_photos_stay_usable(browser: Browser, make_photo: MakePhoto, photo_folder: Path, tmp_path: Path) -> None:
     source = make_photo("photo.jpg", (320, 240))
-    rows = crowded_rows(BIG, parts=8)
+    rows = crowded_rows(BIG, objects=8)
     for row in rows:
         os.link(source, photo_folder / row.images[0])
     case = write_case(tmp_path / "page.html", rows, perturbed(rows, fppi=20), photo_folder)

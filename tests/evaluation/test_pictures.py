@@ -49,7 +49,7 @@ def glyph(text: str) -> bytes:
     return image.tobytes()
 
 
-def test_the_typeface_has_the_words_of_the_descriptions() -> None:
+def test_the_typeface_has_the_characters_of_the_descriptions() -> None:
     missing = glyph("\U000f0000")  # a private-use character: the empty box that stands for "no such glyph"
     words = set(
         "螺丝连接点安装正确错误未拧紧地排处露铜生锈光缆和尾纤线机柜端基带处理单元华为中兴爱立信挡风板缺失标签贴纸可识别无法蛇形管铠≠=…/"
@@ -71,7 +71,7 @@ def test_verdicts_match_one_to_one() -> None:
     truth = [box(SCREW, 10, 10, 50, 50), box(LOOSE, 100, 10, 140, 50), box(SCREW, 200, 10, 240, 50)]
     shown = [
         said(SCREW, 0.9, 11, 10, 50, 50),  # agrees
-        said(SCREW, 0.8, 100, 10, 140, 50),  # right place, wrong words
+        said(SCREW, 0.8, 100, 10, 140, 50),  # right place, wrong caption
         said(SCREW, 0.7, 10, 11, 50, 50),  # the first screw again
     ]
     left, right = pictures.compare_marks(truth, shown, (320, 240))
@@ -81,7 +81,7 @@ def test_verdicts_match_one_to_one() -> None:
     assert [mark.note for mark in right] == ["0.90  = 1", "0.80  ≠ 2", "0.70  false positive"]
 
 
-def test_the_right_words_win_over_a_surer_wrong_guess() -> None:
+def test_the_right_caption_wins_over_a_higher_scoring_wrong_one() -> None:
     truth = [box(SCREW, 10, 10, 50, 50)]
     shown = [said(LOOSE, 0.9, 10, 10, 50, 50), said(SCREW, 0.5, 10, 10, 50, 50)]
     left, right = pictures.compare_marks(truth, shown, (320, 240))
@@ -108,7 +108,7 @@ def test_predictions_under_the_threshold_are_not_drawn() -> None:
 
 @pytest.mark.parametrize("size", [(224, 224), (448, 224), (1440, 1920), (900, 6), (6, 900), (1, 1)])
 @pytest.mark.parametrize("count", [0, 1, 43])
-def test_any_photo_and_any_number_of_parts(size: tuple[int, int], count: int) -> None:
+def test_any_photo_and_any_number_of_objects(size: tuple[int, int], count: int) -> None:
     truth = crowd(count, *size)
     shown = [PredictedObject(item.box, item.desc, 0.5, 0.5) for item in crowd(count, *size, seed=1)]
     picture = draw_comparison(photo(*size), truth, shown, threshold=0.3)
@@ -130,7 +130,7 @@ def test_every_kind_of_outline_and_boxes_beyond_the_photo() -> None:
     assert (picture[field] != plain[field]).any()
 
 
-def test_long_words_are_shortened_to_their_column() -> None:
+def test_long_descriptions_are_shortened_to_their_column() -> None:
     text = panels._fitted("螺丝连接点/" * 30 + "\n备注", 200)
     assert text.endswith("…")
     assert cjk_font(panels.TEXT).getlength(text) <= 200
@@ -148,7 +148,7 @@ def test_tags_stay_inside_and_apart(seed: int) -> None:
         assert not any(shared_area(tags[index], other) for other in tags[:index])
 
 
-def test_tags_of_parts_at_one_spot_spread_out() -> None:
+def test_tags_of_objects_at_one_spot_spread_out() -> None:
     tags = place_tags([(100.0, 100.0, 110.0, 110.0)] * 43, [(24, 18)] * 43, (0.0, 0.0, 720.0, 400.0))
     assert not any(shared_area(a, b) for i, a in enumerate(tags) for b in tags[:i])
 

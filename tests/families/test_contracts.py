@@ -1,4 +1,4 @@
-"""What holds for every family, and that nothing outside the room of families knows one."""
+"""Contracts of every family, and that no code outside families/ names one."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ from tests.tiny import FAMILIES, tiny_processor, tiny_sample, tiny_tokenizer
 
 PROJECT = Path(__file__).resolve().parents[2]
 KINDS = (".py", ".js", ".css", ".html", ".jinja", ".yaml", ".json", ".sh")
+OTHER_MODELS = {"llama", "mllama", "ovis", "siglip", "internvl"}  # a likely next family, or a part of one
 every_family = pytest.mark.parametrize("family", FAMILIES)
 
 
 def sources() -> list[Path]:
-    """Files of the product that are not a family's."""
+    """Files of the product outside families/."""
     room = PROJECT / "src" / "bbu" / "families"
     files = [path for top in ("src/bbu", "data_conversion") for path in (PROJECT / top).rglob("*")]
     return [path for path in files if path.suffix in KINDS and not path.is_relative_to(room)]
@@ -25,8 +26,11 @@ def sources() -> list[Path]:
 def test_no_file_outside_the_families_names_a_family_or_a_special_token() -> None:
     names = {word for family in FAMILIES for word in (family, family.partition("_")[0].rstrip("0123456789"))}
     tokens = {token for family in FAMILIES for token in backbone_class(family).conversation.special_tokens}
-    words = re.compile("|".join([rf"(?i:\b{re.escape(name)})" for name in names] + [re.escape(t) for t in tokens]))
-    assert words.search("Qwen2.5-VL") and words.search("<|im_end|>"), "the search finds what it is for"
+    models = "|".join(re.escape(name) for name in sorted(names | OTHER_MODELS))
+    words = re.compile("|".join([rf"(?i:(?<![A-Za-z])(?:{models}))", *(re.escape(token) for token in tokens)]))
+    for wanted in ("Qwen2.5-VL", "load_qwen", "_QWEN_SIZES", "mllama_states", "<|im_end|>"):
+        assert words.search(wanted), "the search finds what it is for"
+    assert not words.search("provision")
     found = [
         f"{path.relative_to(PROJECT)}:{number}: {line.strip()}"
         for path in sources()
@@ -71,7 +75,7 @@ def test_the_students_photo_is_where_its_image_tokens_are(family: str) -> None:
 
 
 @every_family
-def test_a_plan_knows_the_patches_from_the_size_alone(family: str) -> None:
+def test_a_plan_predicts_the_patches_from_the_size_alone(family: str) -> None:
     processor = tiny_processor(family)
     plan = processor.photo_plan
     sample = tiny_sample(processor, 1, teachers=3)
@@ -80,7 +84,7 @@ def test_a_plan_knows_the_patches_from_the_size_alone(family: str) -> None:
 
 
 @every_family
-def test_sizes_have_defaults_and_refuse_what_they_do_not_know(family: str) -> None:
+def test_sizes_have_defaults_and_refuse_unknown_keys(family: str) -> None:
     sizes = scratch_sizes(family, {})
     assert scratch_sizes(family, {"vocab_size": 300}).vocab_size == 300 != sizes.vocab_size
     with pytest.raises(ValueError, match="did you mean vocab_size"):

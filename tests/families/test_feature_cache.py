@@ -1,4 +1,4 @@
-"""Features of a frozen tower on disk: the same results, bit for bit, whether a photo was there or not."""
+"""On-disk cache of frozen vision features: bit-identical results, whether a photo is cached or not."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ every_family = pytest.mark.parametrize("family", FAMILIES)
 
 
 def frozen(family: str, folder: Path | None, dtype: torch.dtype = torch.float64) -> DetectionVLM:
-    """A model whose tower does not learn, with a cache in ``folder``."""
+    """A model with a frozen tower and a cache in ``folder``."""
     model = tiny_model(family, dtype)
     freeze(model, ["vision"])
     if folder is not None:
@@ -77,9 +77,7 @@ def count_runs(model: DetectionVLM) -> list[int]:
 
 @every_family
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
-def test_photos_that_were_kept_give_the_same_bits_and_skip_the_tower(
-    family: str, dtype: torch.dtype, tmp_path: Path
-) -> None:
+def test_cached_photos_give_the_same_bits_and_skip_the_tower(family: str, dtype: torch.dtype, tmp_path: Path) -> None:
     samples = mixed_samples(named(family))
     model = frozen(family, tmp_path, dtype)
     runs = count_runs(model)
@@ -95,7 +93,7 @@ def test_photos_that_were_kept_give_the_same_bits_and_skip_the_tower(
 
 
 @every_family
-def test_a_photo_is_kept_alike_whatever_pack_it_was_first_seen_in(family: str, tmp_path: Path) -> None:
+def test_cached_features_do_not_depend_on_the_pack(family: str, tmp_path: Path) -> None:
     samples = mixed_samples(named(family))
     found = []
     for number, packs in enumerate(([samples], [[s] for s in samples], [samples[:2], samples[2:]])):
@@ -119,7 +117,7 @@ def test_with_and_without_a_cache_differ_by_rounding_alone(family: str, tmp_path
 
 
 @every_family
-def test_other_weights_backends_and_dtypes_share_nothing(family: str, tmp_path: Path) -> None:
+def test_other_weights_backends_and_dtypes_share_no_features(family: str, tmp_path: Path) -> None:
     batch = pack(tiny_model(family), mixed_samples(named(family))[:1])
 
     def towers() -> int:
@@ -158,7 +156,7 @@ def test_a_key_follows_pixels_and_grid_alone(family: str) -> None:
 
 
 @every_family
-def test_a_random_view_is_not_kept(family: str, tmp_path: Path) -> None:
+def test_a_random_view_is_not_cached(family: str, tmp_path: Path) -> None:
     samples = write_samples(tmp_path, 6)
     processor = tiny_processor(family, tmp_path, name_photos=True)
     config = AugmentConfig(brightness=0.3, teachers="none")
@@ -169,7 +167,7 @@ def test_a_random_view_is_not_kept(family: str, tmp_path: Path) -> None:
 
 
 @every_family
-def test_photos_without_a_key_pass_the_tower_and_leave_nothing(family: str, tmp_path: Path) -> None:
+def test_photos_without_a_key_are_not_cached(family: str, tmp_path: Path) -> None:
     model = frozen(family, tmp_path)
     batch = pack(model, mixed_samples(tiny_processor(family)))
     assert set(batch["image_keys"]) == {None}
@@ -183,7 +181,7 @@ def test_photos_without_a_key_pass_the_tower_and_leave_nothing(family: str, tmp_
 
 @every_family
 @pytest.mark.parametrize("damage", [b"", b"\x08\0\0\0\0\0\0\0{}      ", None], ids=["empty", "no states", "cut off"])
-def test_a_damaged_file_is_made_again(family: str, tmp_path: Path, damage: bytes | None) -> None:
+def test_a_damaged_file_is_computed_again(family: str, tmp_path: Path, damage: bytes | None) -> None:
     model = frozen(family, tmp_path)
     batch = pack(model, mixed_samples(named(family))[:2])
     first = step(model, batch)
@@ -195,7 +193,7 @@ def test_a_damaged_file_is_made_again(family: str, tmp_path: Path, damage: bytes
 
 
 @every_family
-def test_a_folder_that_takes_no_files_is_said_once_and_ends_nothing(family: str, tmp_path: Path) -> None:
+def test_an_unwritable_folder_warns_once_and_does_not_end_the_run(family: str, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("not a folder")
     model = frozen(family, tmp_path / "file")
     batch = pack(model, mixed_samples(named(family))[:2])
@@ -212,7 +210,7 @@ def write_and_read(folder: Path) -> None:
         assert found is not None and torch.equal(found, value)
 
 
-def test_processes_that_write_one_photo_at_once_never_leave_half_of_it(tmp_path: Path) -> None:
+def test_concurrent_writers_never_leave_a_partial_file(tmp_path: Path) -> None:
     started = [multiprocessing.get_context("fork").Process(target=write_and_read, args=(tmp_path,)) for _ in range(3)]
     for process in started:
         process.start()
@@ -226,7 +224,7 @@ def test_processes_that_write_one_photo_at_once_never_leave_half_of_it(tmp_path:
 
 
 @every_family
-def test_config_to_model_and_processor(family: str, tmp_path: Path) -> None:
+def test_the_config_key_reaches_model_and_processor(family: str, tmp_path: Path) -> None:
     samples = write_samples(tmp_path, 3)
     config = tiny_config(model={"family": family, "freeze": ["vision"], "feature_cache": str(tmp_path / "kept")})
     model = build_model(config, tiny_tokenizer(family), device=torch.device("cpu"), dtype=torch.float32)
@@ -250,7 +248,7 @@ def test_config_to_model_and_processor(family: str, tmp_path: Path) -> None:
         (["model.freeze=[vision]", "model.lora.parts=[llm,vision]"], "model.lora.parts"),
     ],
 )
-def test_a_tower_that_learns_cannot_be_cached(tmp_path: Path, overrides: list[str], words: str) -> None:
+def test_a_trainable_tower_cannot_be_cached(tmp_path: Path, overrides: list[str], words: str) -> None:
     path = tmp_path / "small.yaml"
     path.write_text("seed: 3\n", encoding="utf-8")
     with pytest.raises(ConfigError, match=r"model\.feature_cache") as caught:

@@ -1,4 +1,4 @@
-"""A frozen tower computes the same and keeps nothing for a backward pass that never reaches it."""
+"""A frozen tower computes the same and stores nothing for a backward pass that never reaches it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.tiny import (
 
 
 def saved_tensors(model: DetectionVLM) -> int:
-    """How many tensors the backbone's forward keeps for its backward pass."""
+    """Number of tensors that the backbone's forward saves for its backward pass."""
     kept: list[torch.Size] = []
 
     def remember(tensor: torch.Tensor) -> torch.Tensor:
@@ -48,7 +48,7 @@ def test_a_frozen_tower_keeps_no_activations_however_deep_it_is(family: str) -> 
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_what_learns_beside_a_frozen_tower_gets_the_same_gradients(family: str) -> None:
+def test_a_frozen_tower_does_not_change_the_other_gradients(family: str) -> None:
     found = []
     for frozen in ([], ["vision"], ["vision", "merger"]):
         model = tiny_model(family)

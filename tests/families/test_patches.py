@@ -1,4 +1,4 @@
-"""Patchifier: the numbers of transformers' image processor, to the bit."""
+"""Patchifier: bit-identical to transformers' image processor."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def noise(seed: int, width: int, height: int, mode: str = "RGB") -> Image.Image:
 
 
 def both(image_processor: Any, images: list[Image.Image]) -> tuple[tuple[torch.Tensor, torch.Tensor], Any]:
-    """(patches, grids) of ours and what the image processor itself makes of the same photos."""
+    """(patches, grids) of ours and of the image processor itself, for the same photos."""
     image_processor.size = {"shortest_edge": MIN_PIXELS, "longest_edge": MAX_PIXELS}
     factor = image_processor.patch_size * image_processor.merge_size
     plans = [plan_resize(*image.size, factor=factor, min_pixels=MIN_PIXELS, max_pixels=MAX_PIXELS) for image in images]
@@ -59,7 +59,7 @@ def test_a_photo_that_has_the_models_size_already_is_not_resized() -> None:
 
 
 @pytest.mark.parametrize("mode", ["L", "RGBA", "P"])
-def test_photos_of_other_modes_are_converted_as_there(mode: str) -> None:
+def test_photos_of_other_modes_are_converted_like_the_image_processor_does(mode: str) -> None:
     assert_equal(*both(Qwen2VLImageProcessor(), [noise(0, 90, 120, mode), noise(1, 70, 60)]))
 
 
@@ -77,7 +77,7 @@ def test_photos_of_other_modes_are_converted_as_there(mode: str) -> None:
     ],
     ids=str,
 )
-def test_what_a_model_folders_processor_says_is_followed(settings_of_processor: dict[str, Any]) -> None:
+def test_a_model_folders_settings_are_used(settings_of_processor: dict[str, Any]) -> None:
     assert_equal(*both(Qwen2VLImageProcessor(**settings_of_processor), [noise(0, 130, 95), noise(1, 300, 200)]))
 
 
@@ -91,8 +91,8 @@ def test_an_image_processor_of_another_class_is_called_itself() -> None:
     assert_equal(*both(processor, [noise(0, 130, 95)]))
 
 
-def test_what_is_made_next_leaves_earlier_patches_alone() -> None:
-    """No buffer is used twice: samples wait in a queue."""
+def test_later_calls_do_not_change_earlier_patches() -> None:
+    """Buffers are not reused, because samples wait in a queue."""
     patchify = Patchifier(Qwen2VLImageProcessor())
     plan = plan_resize(112, 84, factor=28, min_pixels=MIN_PIXELS, max_pixels=MAX_PIXELS)
     first, _ = patchify([noise(0, 112, 84)], [plan])

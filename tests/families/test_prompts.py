@@ -1,4 +1,4 @@
-"""Prompts and answers: the conversation is ChatML, answers are ordered JSON, and what a model writes is read kindly."""
+"""Prompts and answers: conversations are ChatML, answers are ordered JSON, generated text is parsed tolerantly."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_a_conversation_is_chatml_word_for_word(language: str) -> None:
     )
 
 
-def test_at_inference_the_conversation_stops_where_the_model_is_to_speak() -> None:
+def test_at_inference_the_conversation_ends_before_the_answer() -> None:
     prompt = spec(system="S", instruction="I")
     text = render(prompt.chat_template, build_messages(prompt, QWEN, ["[1]"], None), True)
     assert text == (
@@ -72,7 +72,7 @@ def test_the_inference_prompt_is_the_training_prompt_up_to_the_answer() -> None:
 
 
 @given(st.text(st.characters(exclude_categories=["Cs"]), max_size=30))
-def test_the_template_neither_escapes_nor_trims_what_is_said(answer: str) -> None:
+def test_the_template_neither_escapes_nor_trims_contents(answer: str) -> None:
     prompt = spec()
     if any(token in answer for token in QWEN.special_tokens):
         return
@@ -100,8 +100,8 @@ def test_the_hash_of_a_prompt_changes_with_every_part_of_it() -> None:
     assert len(hashes | {first.hash}) == len(changes) + 1
 
 
-def test_a_prompt_without_context_photos_is_that_of_before_there_were_any() -> None:
-    """Older checkpoints keep their hash; the sentence about context is said only where context is shown."""
+def test_a_prompt_without_context_photos_keeps_its_hash() -> None:
+    """Older checkpoints keep their hash; the note on context photos appears only if there are any."""
     before = ("language", "system", "instruction", "chat_template", "box_convention", "min_pixels", "max_pixels")
     assert set(spec().to_json()) == set(before)
     knows = PromptSpec.create("en", QWEN, 3136, 100352, context=True)
@@ -126,7 +126,7 @@ def test_an_answer_is_json_in_the_order_top_to_bottom_then_left_to_right() -> No
     )
 
 
-def test_an_answer_without_parts_is_an_empty_list() -> None:
+def test_an_answer_without_objects_is_an_empty_list() -> None:
     assert answer_text(np.zeros((0, 4)), []) == "[]"
     assert parse_answer("[]") == ([], 0)
 
@@ -188,14 +188,14 @@ GENERATED = [
 
 
 @pytest.mark.parametrize(("text", "good", "malformed"), GENERATED, ids=range(len(GENERATED)))
-def test_generated_text_is_read_tolerantly_and_losses_are_counted(text: str, good: int, malformed: int) -> None:
+def test_text_is_parsed_tolerantly_and_malformed_objects_are_counted(text: str, good: int, malformed: int) -> None:
     found, lost = parse_answer(text)
     assert (len(found), lost) == (good, malformed)
     assert np.isfinite([value for box, _ in found for value in box]).all()
 
 
 @given(st.text(alphabet='{}[]",:01 bbox_2dlabel-eN\\', max_size=80))
-def test_no_text_at_all_breaks_the_reader(text: str) -> None:
+def test_no_text_breaks_the_parser(text: str) -> None:
     found, malformed = parse_answer(text)
     assert len(found) + malformed <= text.count("{")
 

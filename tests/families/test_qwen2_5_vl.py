@@ -1,4 +1,4 @@
-"""Qwen2.5-VL behind our protocol gives what the stock model of transformers gives."""
+"""Qwen2.5-VL as a Backbone equals the stock model of transformers."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from functools import cache
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import Qwen2_5_VLForConditionalGeneration
 
 from bbu.families.qwen2_5_vl.backbone import Qwen25VL, mrope_positions
@@ -156,3 +157,18 @@ def test_image_tokens_that_do_not_fit_the_grids_are_an_error(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         mrope_positions(ids, grids, image_token_id=9, merge=2)
+
+
+def test_the_cost_model_counts_what_torch_counts() -> None:
+    """Linear layers of language model and tower: FLOPs counted by torch while the real classes run."""
+    ours = backbone()
+    cost = ours.cost()
+    talk = conversation(ours, 0, 9, [(112, 84)])
+    assert talk.grids is not None
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        run_backbone(ours, [talk])
+    linear = sum(n for op, n in counter.get_flop_counts()["Global"].items() if "mm" in str(op) and "bmm" not in str(op))
+    tokens, patches = len(talk.ids), int(talk.grids.prod())
+    vision = ours.vlm.config.vision_config
+    windows = 4 * (vision.depth - len(vision.fullatt_block_indexes)) * vision.hidden_size * 64
+    assert linear == cost.token * tokens + (cost.patch - windows) * patches

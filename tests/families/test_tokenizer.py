@@ -1,4 +1,4 @@
-"""Tokenizers: the small one trained on the spot, and the published one read from disk."""
+"""Tokenizers: small ones trained on a data set, and Qwen's published one read from disk."""
 
 from __future__ import annotations
 
@@ -12,8 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bbu.errors import ConfigError
+from bbu.families.conversation import Conversation
 from bbu.families.qwen2_5_vl.codec import QWEN
+from bbu.families.registry import backbone_class
 from bbu.families.tokenizer import load_tokenizer, train_tokenizer
+from tests.tiny import FAMILIES, tiny_tokenizer
+
+every_family = pytest.mark.parametrize("family", FAMILIES)
 
 PUBLISHED_IDS = {
     "<|endoftext|>": 151643,
@@ -30,6 +35,10 @@ def published(shared_dir: Path) -> Any:
     return load_tokenizer(str(shared_dir / "data" / "qwen_tokenizer"), QWEN)
 
 
+def talk(family: str) -> Conversation:
+    return backbone_class(family).conversation
+
+
 def encode(tokenizer: Any, text: str) -> list[int]:
     return list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
@@ -37,56 +46,68 @@ def encode(tokenizer: Any, text: str) -> list[int]:
 # ---------------------------------------------------------------- trained on the spot
 
 
+@every_family
 @given(text=st.text(st.characters(exclude_categories=["Cs"]), max_size=40))
-def test_any_text_comes_back_from_its_tokens_letter_for_letter(tokenizer: Any, text: str) -> None:
+def test_any_text_survives_the_round_trip_through_tokens(family: str, text: str) -> None:
+    tokenizer = tiny_tokenizer(family)
     assert tokenizer.decode(encode(tokenizer, text)) == text
 
 
-def test_every_special_token_is_one_token_wherever_it_stands(tokenizer: Any) -> None:
+@every_family
+def test_every_special_token_is_one_token_wherever_it_stands(family: str) -> None:
+    tokenizer = tiny_tokenizer(family)
     ids = tokenizer.get_vocab()
-    for token in QWEN.special_tokens:
+    for token in talk(family).special_tokens:
         assert encode(tokenizer, token) == [ids[token]]
         inside = encode(tokenizer, f"标签{token}x")
         assert inside.count(ids[token]) == 1 and tokenizer.decode(inside) == f"标签{token}x"
 
 
-def test_special_tokens_are_left_out_of_decoded_words(tokenizer: Any) -> None:
-    assert tokenizer.decode(encode(tokenizer, "标签<|im_end|>"), skip_special_tokens=True) == "标签"
-    assert tokenizer.eos_token == "<|im_end|>" and tokenizer.pad_token == "<|endoftext|>"
+@every_family
+def test_special_tokens_are_left_out_of_decoded_text(family: str) -> None:
+    tokenizer, end = tiny_tokenizer(family), talk(family).end
+    assert tokenizer.decode(encode(tokenizer, f"标签{end}"), skip_special_tokens=True) == "标签"
+    assert tokenizer.eos_token == end and tokenizer.pad_token == talk(family).pad
 
 
-def test_the_vocabulary_keeps_its_bound_and_training_is_deterministic() -> None:
+@every_family
+def test_the_vocabulary_keeps_its_bound_and_training_is_deterministic(family: str) -> None:
     texts = ["螺丝连接点/BBU安装螺丝/连接正确 " * 5, "connect_point/screw/loose " * 5]
-    first, second = (train_tokenizer(texts, 300, QWEN) for _ in range(2))
+    first, second = (train_tokenizer(texts, 300, talk(family)) for _ in range(2))
     assert len(first) <= 300
     assert first.get_vocab() == second.get_vocab()
     assert sorted(first.get_vocab().values()) == list(range(len(first)))  # ids without a gap: rows of the embedding
 
 
-def test_training_shortens_its_own_text_and_keeps_digits_single() -> None:
+@every_family
+def test_training_shortens_its_own_text_and_keeps_digits_single(family: str) -> None:
     text = "挡风板/安装正确"
-    trained = train_tokenizer([text] * 20, 400, QWEN)
+    trained = train_tokenizer([text] * 20, 400, talk(family))
     assert len(encode(trained, text)) < len(text)
-    assert len(encode(train_tokenizer(["1024 1024 1024"] * 20, 400, QWEN), "1024")) == 4
+    assert len(encode(train_tokenizer(["1024 1024 1024"] * 20, 400, talk(family)), "1024")) == 4
 
 
-def test_a_tokenizer_saved_and_read_is_the_same(tokenizer: Any, tmp_path: Path) -> None:
+@every_family
+def test_a_tokenizer_saved_and_read_is_the_same(family: str, tmp_path: Path) -> None:
+    tokenizer, chat = tiny_tokenizer(family), talk(family)
     tokenizer.save_pretrained(tmp_path)
-    again = load_tokenizer(str(tmp_path), QWEN)
+    again = load_tokenizer(str(tmp_path), chat)
     assert again.get_vocab() == tokenizer.get_vocab()
-    for text in ("螺丝/未拧紧 1024", "<|im_start|>user\nHi<|im_end|>\n", "  two  spaces \n\n"):
+    for text in ("螺丝/未拧紧 1024", f"{chat.turn_start}user\nHi{chat.end}\n", "  two  spaces \n\n"):
         assert encode(again, text) == encode(tokenizer, text)
-    assert again.chat_template == QWEN.template
+    assert again.chat_template == chat.template
 
 
-def test_a_tokenizer_without_the_tokens_that_mark_photos_is_refused(tmp_path: Path) -> None:
+@every_family
+def test_a_tokenizer_without_the_tokens_that_mark_photos_is_refused(family: str, tmp_path: Path) -> None:
     from tokenizers import Tokenizer, models
     from transformers import PreTrainedTokenizerFast
 
     PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.BPE())).save_pretrained(tmp_path)
     with pytest.raises(ConfigError) as caught:
-        load_tokenizer(str(tmp_path), QWEN)
-    assert str(tmp_path) in str(caught.value) and all(token in str(caught.value) for token in QWEN.needed_tokens)
+        load_tokenizer(str(tmp_path), talk(family))
+    assert str(tmp_path) in str(caught.value)
+    assert all(token in str(caught.value) for token in talk(family).needed_tokens)
 
 
 @pytest.mark.parametrize("damage", ["missing", "empty", "cut off"])

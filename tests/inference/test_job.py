@@ -1,4 +1,4 @@
-"""``bbu predict``: many photos in, one whole file out, stopped and resumed, with pictures and other formats."""
+"""``bbu predict``: many photos into one atomically written file, resumable, with pictures and exports."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from bbu.inference import Inference, job
 from bbu.inference.partial import PartialRows
 from bbu.models.checkpoint import save_model
 from bbu.records import PredictionRow, read_predictions
-from tests.tiny import FAMILIES, build_tiny, noise_photo, tiny_config, tiny_processor
+from tests.tiny import DEFAULT, build_tiny, noise_photo, tiny_config, tiny_processor
 
 SIZES = [(112, 84), (56, 56), (168, 112), (60, 60), (110, 80), (160, 120), (58, 56)]
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny model folder; calibrated, since words of untrained weights have scores that round to 0."""
+    """A tiny model folder; calibrated, because untrained captions have scores that round to 0."""
     place = tmp_path_factory.mktemp("model")
-    config = tiny_config(model={"family": FAMILIES[0]})
-    save_model(place, build_tiny(config), tiny_processor(FAMILIES[0], caption_max_tokens=24))
+    config = tiny_config(model={"family": DEFAULT})
+    save_model(place, build_tiny(config), tiny_processor(DEFAULT, caption_max_tokens=24))
     rough = {"ECE": None, "Brier": None}
     Calibration("temperature", 20.0, (), "val", 1, 1, rough, rough).save(place / "calibration.json")
     return place
@@ -77,7 +77,7 @@ def predict(model: Path, source: Path, output: Path, *options: str) -> int:
 
 
 def alike(one: PredictionRow, other: PredictionRow, score: float = 1e-4, pixels: float = 0.05) -> bool:
-    """Equal up to what float32 and the rounding of the file leave."""
+    """Equal within float32 and the rounding of the file."""
     a, b = one.predictions, other.predictions
     return (
         (one.images, one.width, one.height, one.error) == (other.images, other.width, other.height, other.error)
@@ -131,7 +131,7 @@ def test_a_photo_listed_twice_is_predicted_twice(model: Path, photos: Path, tmp_
     assert alike(one, again)
 
 
-def test_a_file_name_that_is_no_text_is_an_entry_like_any_other(model: Path, photos: Path, tmp_path: Path) -> None:
+def test_an_undecodable_file_name_is_predicted_like_any_other(model: Path, photos: Path, tmp_path: Path) -> None:
     folder = tmp_path / "odd"
     folder.mkdir()
     shutil.copy(photos / "照片0.png", os.fsdecode(bytes(folder) + b"/\xff.png"))
@@ -143,7 +143,7 @@ def test_a_file_name_that_is_no_text_is_an_entry_like_any_other(model: Path, pho
 
 
 class KilledError(Exception):
-    """What a power cut looks like from inside."""
+    """Simulates a power cut."""
 
 
 def kill_after(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -160,7 +160,7 @@ def kill_after(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("rows", [0, 1, 4, 8])
-def test_a_stopped_prediction_goes_on_and_gives_the_same_bytes(
+def test_a_stopped_prediction_resumes_to_the_same_bytes(
     rows: int,
     model: Path,
     photos: Path,
@@ -176,7 +176,7 @@ def test_a_stopped_prediction_goes_on_and_gives_the_same_bytes(
     capsys.readouterr()
     seen = count_detections(monkeypatch)
     assert predict(model, photos, tmp_path / "out.jsonl") == 1
-    assert ("going on" in capsys.readouterr().err) == (rows > 0)
+    assert ("resuming" in capsys.readouterr().err) == (rows > 0)
     assert (tmp_path / "out.jsonl").read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
     assert not (tmp_path / ".out.jsonl.partial").exists()
     assert sum(seen) < 7 if rows > 4 else sum(seen) <= 7
@@ -197,7 +197,7 @@ def count_detections(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 @pytest.mark.parametrize("change", [("--max-detections", "3"), ("--min-score", "0.1"), ("--flips",)])
-def test_other_options_do_not_go_on_from_it(
+def test_other_options_start_over(
     change: tuple[str, ...],
     model: Path,
     photos: Path,
@@ -209,7 +209,7 @@ def test_other_options_do_not_go_on_from_it(
         kill_after(5, patch)
         predict(model, photos, tmp_path / "out.jsonl")
     assert predict(model, photos, tmp_path / "out.jsonl", *change) == 1
-    assert "of other settings" in capsys.readouterr().err
+    assert "with other settings" in capsys.readouterr().err
     assert predict(model, photos, tmp_path / "fresh.jsonl", *change) == 1
     assert (tmp_path / "out.jsonl").read_bytes() == (tmp_path / "fresh.jsonl").read_bytes()
 
@@ -234,7 +234,7 @@ def scores(model: Path, good: Path, photos: Path, tmp_path: Path) -> Iterator[li
     yield sorted(item.score for row in read_predictions(tmp_path / "all.jsonl") for item in row.predictions)
 
 
-def test_weak_predictions_are_left_out_if_asked_for(
+def test_predictions_below_min_score_are_left_out(
     scores: list[float], model: Path, photos: Path, good: Path, tmp_path: Path
 ) -> None:
     middle = scores[len(scores) // 2]
@@ -278,13 +278,13 @@ def test_predictions_are_exported_too(model: Path, photos: Path, tmp_path: Path,
         (("--export", "coco_segmentations", "--export-to", "new"), "formats that can be written"),
         (("--export", "yolo", "--export-to", "."), "not an empty folder"),
         (("--tiles", "3"), "columns x rows"),
-        (("--tile-size", "300"), "--tile-size is a part of --tiles"),
+        (("--tile-size", "300"), "--tile-size needs --tiles"),
         (("--min-score", "2"), "--min-score"),
         (("--operating-points", "nowhere.json"), "nowhere.json: cannot be read"),
         (("--taxonomy", "nowhere"), "taxonomy 'nowhere'"),
     ],
 )
-def test_a_wrong_argument_is_known_before_any_photo_is_predicted(
+def test_a_wrong_argument_fails_before_any_photo_is_predicted(
     options: tuple[str, ...], why: str, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert predict(tmp_path / "no model", photos, tmp_path / "out.jsonl", *options) == 2

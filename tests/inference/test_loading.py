@@ -1,4 +1,4 @@
-"""Planning and loading: even packs, every view once, little in memory, whatever the header says."""
+"""Planning and loading: even packs, every view once, little in memory, whatever the image header says."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from torch.utils.data import Dataset
 
 from bbu.errors import ImageError
 from bbu.images import load_image
-from bbu.inference.loading import Look, Views, in_parallel, photo_size, plan_looks
+from bbu.inference.loading import Views, ViewTask, in_parallel, photo_size, plan_views
 from bbu.inference.predictor import Predictor
 from bbu.inference.tiling import Tiles
-from tests.tiny import FAMILIES, noise_photo, tiny_model, tiny_processor
+from tests.tiny import DEFAULT, noise_photo, tiny_model, tiny_processor
 
 SIZES = [(112, 84), (56, 56), (168, 112), (60, 60), (110, 80), (160, 120), (58, 56)]
 
 
 @pytest.fixture(scope="module")
 def predictor() -> Predictor:
-    return Predictor(tiny_model(FAMILIES[0]), tiny_processor(FAMILIES[0], caption_max_tokens=24), batch_size=2)
+    return Predictor(tiny_model(DEFAULT), tiny_processor(DEFAULT, caption_max_tokens=24), batch_size=2)
 
 
 @pytest.fixture(scope="module")
@@ -38,12 +38,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 NAMES = [f"{number}.png" for number in range(len(SIZES))]
 
 
-def plan(predictor: Predictor, folder: Path, names: list[str], done: Collection[int] = ()) -> list[Look]:
-    return list(plan_looks(names, str(folder), predictor, lambda index: index in done))
+def plan(predictor: Predictor, folder: Path, names: list[str], done: Collection[int] = ()) -> list[ViewTask]:
+    return list(plan_views(names, str(folder), predictor, lambda index: index in done))
 
 
-def groups(looks: list[Look]) -> list[list[int]]:
-    return [[look.index for look in some] for _, some in groupby(looks, key=lambda look: look.group)]
+def groups(tasks: list[ViewTask]) -> list[list[int]]:
+    return [[task.index for task in some] for _, some in groupby(tasks, key=lambda task: task.group)]
 
 
 def test_photos_of_similar_size_go_together(predictor: Predictor, folder: Path) -> None:
@@ -52,30 +52,28 @@ def test_photos_of_similar_size_go_together(predictor: Predictor, folder: Path) 
     assert flat == sorted(flat) and sorted(map(len, sizes)) == [1, 2, 2, 2]
 
 
-def test_what_is_done_is_left_out_by_whole_groups_and_the_others_stay_as_they_were(
-    predictor: Predictor, folder: Path
-) -> None:
+def test_finished_groups_are_left_out_and_the_others_do_not_change(predictor: Predictor, folder: Path) -> None:
     everything = groups(plan(predictor, folder, NAMES))
     first, second, *rest = everything
     assert groups(plan(predictor, folder, NAMES, {*first, second[0]})) == [second, *rest]
     assert plan(predictor, folder, NAMES, set(range(len(NAMES)))) == []
 
 
-def test_every_view_of_a_photo_follows_the_other(predictor: Predictor, folder: Path) -> None:
+def test_the_views_of_a_photo_are_consecutive(predictor: Predictor, folder: Path) -> None:
     tiled = Predictor(predictor.model, predictor.processor, batch_size=2, tiles=Tiles(2, 1), flips=True)
-    looks = plan(tiled, folder, NAMES)
-    assert Counter(look.index for look in looks) == {index: len(tiled.views(size)) for index, size in enumerate(SIZES)}
-    assert len([index for index, _ in groupby(look.index for look in looks)]) == len(NAMES)
+    tasks = plan(tiled, folder, NAMES)
+    assert Counter(task.index for task in tasks) == {index: len(tiled.views(size)) for index, size in enumerate(SIZES)}
+    assert len([index for index, _ in groupby(task.index for task in tasks)]) == len(NAMES)
 
 
 def test_a_photo_that_cannot_be_read_keeps_its_place(predictor: Predictor, folder: Path) -> None:
-    (look,) = [look for look in plan(predictor, folder, [*NAMES, "gone.png", "../x.png"]) if look.index == 7]
-    assert look.view is None and "no such photo" in look.problem
+    (task,) = [task for task in plan(predictor, folder, [*NAMES, "gone.png", "../x.png"]) if task.index == 7]
+    assert task.view is None and "no such photo" in task.problem
 
 
 def test_planning_is_lazy(predictor: Predictor, folder: Path) -> None:
-    stream = plan_looks(NAMES * 500, str(folder), predictor, lambda _: False)
-    assert isinstance(next(stream), Look)
+    stream = plan_views(NAMES * 500, str(folder), predictor, lambda _: False)
+    assert isinstance(next(stream), ViewTask)
 
 
 # ---------------------------------------------------------------- sizes
@@ -101,11 +99,11 @@ def test_a_header_that_cannot_be_read_gives_the_error_of_loading(tmp_path: Path)
 # ---------------------------------------------------------------- loading
 
 
-def test_workers_make_what_this_process_makes(predictor: Predictor, folder: Path) -> None:
-    looks = plan(predictor, folder, [*NAMES, "gone.png"])
+def test_workers_give_the_same_samples_as_this_process(predictor: Predictor, folder: Path) -> None:
+    tasks = plan(predictor, folder, [*NAMES, "gone.png"])
     views = Views(predictor.processor, str(folder), ())
-    here, there = (list(in_parallel(views, looks, workers)) for workers in (0, 2))
-    assert [look for look, _ in here] == [look for look, _ in there] == looks
+    here, there = (list(in_parallel(views, tasks, workers)) for workers in (0, 2))
+    assert [task for task, _ in here] == [task for task, _ in there] == tasks
     for (_, one), (_, other) in zip(here, there, strict=True):
         if isinstance(one, str):
             assert one == other
@@ -120,7 +118,7 @@ class Twice(Dataset[int]):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_no_more_is_drawn_than_is_needed(workers: int) -> None:
+def test_items_are_read_lazily(workers: int) -> None:
     drawn = 0
 
     def endless() -> Iterator[int]:

@@ -1,4 +1,4 @@
-"""Inference: photos in, boxes, words and scores out; the language model's own text for comparison."""
+"""Inference: photos in, boxes, descriptions and scores out; the language model's own text for comparison."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def test_a_result_unpacks_as_boxes_and_captions_and_has_scores(inference: Infere
     assert result.scores.shape == result.objectness.shape == (10,)
     assert (np.diff(result.scores) <= 0).all(), "best first"
     assert ((result.scores >= 0) & (result.scores <= result.objectness) & (result.objectness <= 1)).all()
-    assert all(isinstance(words, str) for words in captions)
+    assert all(isinstance(caption, str) for caption in captions)
 
 
 def test_boxes_are_corners_in_pixels_of_the_photo(inference: Inference, photos: list[Image.Image]) -> None:
@@ -137,7 +137,7 @@ def test_files_and_pictures_in_memory_give_the_same(
     assert all(same(a, b) for a, b in zip(found, expected, strict=True))
 
 
-def test_a_turned_file_is_seen_as_displayed(inference: Inference, photos: list[Image.Image], tmp_path: Path) -> None:
+def test_an_exif_orientation_is_applied(inference: Inference, photos: list[Image.Image], tmp_path: Path) -> None:
     stored = photos[0].transpose(Image.Transpose.ROTATE_90)  # so that EXIF 6, a turn to the right, shows the photo
     exif = stored.getexif()
     exif[274] = 6
@@ -145,7 +145,7 @@ def test_a_turned_file_is_seen_as_displayed(inference: Inference, photos: list[I
     assert same(inference.predict_detection(tmp_path / "turned.png"), inference.predict_detection(photos[0]))
 
 
-def test_worked_examples_move_what_is_found(
+def test_teachers_change_the_predictions(
     inference: Inference, photos: list[Image.Image], teachers: tuple[list[Row], str]
 ) -> None:
     rows, root = teachers
@@ -191,7 +191,7 @@ def test_of_many_files_a_bad_one_costs_only_itself(
         assert np.allclose([item.box for item in row.predictions], expected.boxes, atol=1e-6)
 
 
-def test_top_k_keeps_the_boxes_of_highest_objectness(folder: Path, photos: list[Image.Image]) -> None:
+def test_max_detections_keeps_the_boxes_of_highest_objectness(folder: Path, photos: list[Image.Image]) -> None:
     all_of_them = Inference(folder, device="cpu", precision="fp32").predict_detection(photos[2])
     few = Inference(folder, device="cpu", precision="fp32", max_detections=3).predict_detection(photos[2])
     assert len(few.captions) == 3
@@ -203,14 +203,15 @@ def test_a_mode_other_than_rgb_is_no_problem(inference: Inference, photos: list[
     assert same(inference.predict_detection(grey), inference.predict_detection(grey.convert("RGB")))
 
 
-def test_scores_are_calibrated_where_the_folder_says_how(
+def test_scores_are_calibrated_if_the_folder_has_a_calibration(
     inference: Inference, folder: Path, photos: list[Image.Image], tmp_path: Path
 ) -> None:
     copy = shutil.copytree(folder, tmp_path / "model")
     share = {"ECE": None, "Brier": None}
     Calibration("temperature", 2.0, (), "val", 1, 1, share, share).save(copy / "calibration.json")
-    raw = Inference(copy, device="cpu", precision="fp32", calibrated=False).predict_detection(photos[0])
-    mended = Inference(copy, device="cpu", precision="fp32").predict_detection(photos[0])
+    options = {"device": "cpu", "precision": "fp32", "nms_iou": 1.0}
+    raw = Inference(copy, calibrated=False, **options).predict_detection(photos[0])
+    mended = Inference(copy, **options).predict_detection(photos[0])
     logit = np.log(raw.scores / (1 - raw.scores)) / 2
     assert mended.scores == pytest.approx(1 / (1 + np.exp(-logit)))
     assert mended.captions == raw.captions and np.array_equal(mended.boxes, raw.boxes)
@@ -244,7 +245,7 @@ def greedy(model: DetectionVLM, sample: Conversation, steps: int, end: int) -> l
     return ids[start:]
 
 
-def test_text_is_what_greedy_decoding_through_our_backbone_gives(
+def test_generated_text_equals_greedy_decoding_through_our_backbone(
     inference: Inference, photos: list[Image.Image], teachers: tuple[list[Row], str]
 ) -> None:
     rows, root = teachers

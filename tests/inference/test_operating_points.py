@@ -25,7 +25,7 @@ def test_each_description_has_its_threshold_and_the_others_the_default(tmp_path:
     assert OperatingPoints.load(path).passed(items) == (items[0], items[2])
 
 
-def test_what_the_advisor_writes_is_read(tmp_path: Path) -> None:
+def test_the_output_of_bbu_thresholds_is_read(tmp_path: Path) -> None:
     """At the precision asked for on the set it was chosen on."""
     rows = [Row((f"{n}.jpg",), (ObjectRow("a", "bbox_2d", (0, 0, 10, 10)),), 50, 50) for n in range(20)]
     predictions = [

@@ -1,4 +1,4 @@
-"""The partial file: what was written is taken up again, what was cut off is done anew, the output appears whole."""
+"""The partial file: complete rows are kept, incomplete ones are predicted again, the output is written atomically."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def stop(output: Path, rows: list[int], count: int = 5) -> Path:
     return partial.path
 
 
-def test_rows_in_any_order_come_out_in_that_of_the_input(tmp_path: Path) -> None:
+def test_rows_added_in_any_order_are_written_in_input_order(tmp_path: Path) -> None:
     output = tmp_path / "deep" / "out.jsonl"
     partial = begin(output)
     for index in (3, 0, 4, 1, 2):
@@ -59,7 +59,7 @@ def test_a_row_is_on_disk_once_it_is_added(tmp_path: Path) -> None:
 @given(
     cut=st.integers(0, 2000), junk=st.sampled_from([b"", b"\n", b"{}\n", b'{"index": 9, "row": {}}\n', b"\x00\xff\n"])
 )
-def test_wherever_a_run_was_cut_off_whole_rows_are_kept(
+def test_wherever_a_run_was_cut_off_complete_rows_are_kept(
     cut: int, junk: bytes, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     output = tmp_path_factory.mktemp("cut") / "out.jsonl"
@@ -78,7 +78,7 @@ def test_wherever_a_run_was_cut_off_whole_rows_are_kept(
     assert read_predictions(output) == [row(index) for index in range(5)]
 
 
-def test_other_settings_or_other_photos_begin_anew(tmp_path: Path) -> None:
+def test_other_settings_or_other_photos_start_over(tmp_path: Path) -> None:
     output = tmp_path / "out.jsonl"
     for count, settings in ((5, {"model": "abd"}), (6, {})):
         stop(output, [1, 2])
@@ -113,7 +113,7 @@ def test_two_predictions_of_one_output_do_not_mix(tmp_path: Path) -> None:
     begin(tmp_path / "out.jsonl").close()
 
 
-def test_where_nothing_can_be_written_is_known_at_once(tmp_path: Path) -> None:
+def test_an_unwritable_output_is_an_error_at_once(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="cannot be written"):
         begin(tmp_path / "file" / "out.jsonl")

@@ -1,4 +1,4 @@
-"""What may be pointed at: a folder, a pattern, a file, a list, records."""
+"""Sources of photos: a folder, a pattern, a file, a list, records."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_records_give_their_photos_in_their_order(folder: Path) -> None:
         ("d??p/*.webp", "", ["deep/c.webp"]),
     ],
 )
-def test_a_pattern_gives_what_fits_relative_to_the_last_plain_folder(
+def test_a_pattern_gives_matches_relative_to_the_last_folder_without_wildcards(
     folder: Path, pattern: str, root: str, names: list[str]
 ) -> None:
     assert list_photos(f"{folder}/{pattern}") == (names, str(folder / root))
@@ -61,7 +61,7 @@ def test_a_list_keeps_its_order_and_repetitions(folder: Path) -> None:
     assert list_photos(folder / "frames.txt") == (["deep/c.webp", "b.png", "照片.jpg", "b.png"], str(folder))
 
 
-def test_what_holds_no_photo_is_said(folder: Path) -> None:
+def test_a_source_without_photos_is_an_error(folder: Path) -> None:
     (folder / "bare").mkdir()
     (folder / "empty.txt").write_text("\n \n", encoding="utf-8")
     (folder / "latin.txt").write_bytes("größe.jpg".encode("latin-1"))

@@ -41,7 +41,7 @@ def same(one: list[PredictedObject], other: list[PredictedObject]) -> bool:
     )
 
 
-def test_the_defaults_are_one_look_at_raw_scores() -> None:
+def test_by_default_there_is_one_view_with_raw_scores() -> None:
     options = PredictOptions()
     assert (options.tiles, options.flips, options.calibration, options.vocabulary) == (None, False, None, None)
     assert options.min_score == 0
@@ -64,7 +64,7 @@ def test_a_tile_is_predicted_as_a_photo_of_its_own(predictor: Predictor) -> None
     assert same(tiled.predict_photos([photo])[0], merge_views(views, alone, MirrorRules()))
 
 
-def test_a_flipped_look_is_that_of_the_mirrored_photo(predictor: Predictor) -> None:
+def test_a_flipped_view_equals_the_mirrored_photo(predictor: Predictor) -> None:
     photo = PHOTOS[1]
     flipping = changed(predictor, flips=True)
     views = flipping.views(photo.image.size)
@@ -75,7 +75,7 @@ def test_a_flipped_look_is_that_of_the_mirrored_photo(predictor: Predictor) -> N
     )
 
 
-def test_with_tiles_every_part_that_the_whole_photo_shows_is_still_shown(predictor: Predictor) -> None:
+def test_tiles_lose_no_object_found_in_the_whole_photo(predictor: Predictor) -> None:
     whole = predictor.predict_photos(PHOTOS)
     tiled = changed(predictor, tiles=TILES, max_detections=1000).predict_photos(PHOTOS)
     assert any(not same(one, other) for one, other in zip(whole, tiled, strict=True))
@@ -87,7 +87,7 @@ def test_with_tiles_every_part_that_the_whole_photo_shows_is_still_shown(predict
             )
 
 
-def test_top_k_holds_for_all_views_together(predictor: Predictor) -> None:
+def test_max_detections_limits_all_views_together(predictor: Predictor) -> None:
     everything = changed(predictor, tiles=TILES, flips=True, max_detections=1000).predict_photos(PHOTOS[:1])[0]
     few = changed(predictor, tiles=TILES, flips=True, max_detections=4).predict_photos(PHOTOS[:1])[0]
     assert len(everything) > len(few) == 4
@@ -100,7 +100,7 @@ def test_no_flip_where_the_rules_forbid_it(predictor: Predictor) -> None:
     assert same(forbidden.predict_photos(PHOTOS[:1])[0], predictor.predict_photos(PHOTOS[:1])[0])
 
 
-def test_scores_are_calibrated_and_then_cut(predictor: Predictor) -> None:
+def test_scores_are_calibrated_before_min_score_applies(predictor: Predictor) -> None:
     raw = predictor.predict_photos(PHOTOS[:1])[0]
     half = Calibration("isotonic", None, ((0.0, 0.0), (1.0, 0.5)), "val", 1, 1, ROUGH, ROUGH)
     halved = changed(predictor, calibration=half).predict_photos(PHOTOS[:1])[0]
@@ -111,7 +111,7 @@ def test_scores_are_calibrated_and_then_cut(predictor: Predictor) -> None:
     assert cut == [item for item in halved if item.score >= middle] and 0 < len(cut) < len(halved)
 
 
-def test_training_goes_on_as_it_was(predictor: Predictor) -> None:
+def test_prediction_restores_the_training_mode(predictor: Predictor) -> None:
     predictor.model.train()
     predictor.predict_photos(PHOTOS[:1])
     assert predictor.model.training

@@ -1,4 +1,4 @@
-"""Tiles and mirror images: boxes come back exactly, and nothing that the whole photo shows is lost."""
+"""Tiles and mirror images: boxes are mapped back exactly, and no object of the whole photo is lost."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def objects(draw: st.DrawFn, size: Size = (200, 150), names: str = "ab") -> Pred
     return PredictedObject((x, y, x + w, y + h), draw(st.sampled_from(names)), score, draw(st.floats(score, 1)))
 
 
-def part(box: tuple[float, float, float, float], desc: str = "a", score: float = 0.5) -> PredictedObject:
+def found_at(box: tuple[float, float, float, float], desc: str = "a", score: float = 0.5) -> PredictedObject:
     return PredictedObject(box, desc, score, score)
 
 
@@ -57,7 +57,7 @@ def part(box: tuple[float, float, float, float], desc: str = "a", score: float =
 
 @given(size=sizes, tiles=tilings, max_pixels=st.integers(56 * 56, 1280 * 28 * 28))
 @settings(max_examples=200, deadline=None)
-def test_tiles_cover_the_photo_and_neighbours_share_their_part(size: Size, tiles: Tiles, max_pixels: int) -> None:
+def test_tiles_cover_the_photo_and_neighbours_overlap(size: Size, tiles: Tiles, max_pixels: int) -> None:
     windows = tiles.windows(size, max_pixels)
     assert len(windows) != 1 and len(set(windows)) == len(windows)
     for axis in (0, 1) if windows else ():
@@ -70,7 +70,7 @@ def test_tiles_cover_the_photo_and_neighbours_share_their_part(size: Size, tiles
 
 @given(tiles=tilings, size=sizes, max_pixels=st.integers(56 * 56, 1280 * 28 * 28))
 @settings(max_examples=200, deadline=None)
-def test_a_part_no_longer_than_the_overlap_is_whole_in_some_tile(size: Size, tiles: Tiles, max_pixels: int) -> None:
+def test_an_object_no_longer_than_the_overlap_is_whole_in_some_tile(size: Size, tiles: Tiles, max_pixels: int) -> None:
     windows = tiles.windows(size, max_pixels)
     if not windows:
         return
@@ -81,7 +81,7 @@ def test_a_part_no_longer_than_the_overlap_is_whole_in_some_tile(size: Size, til
             assert any(a <= x and b <= y and x + w <= c and y + h <= d for a, b, c, d in windows)
 
 
-def test_auto_tiles_are_as_large_as_the_model_sees_unshrunk() -> None:
+def test_auto_tiles_are_the_largest_that_need_no_shrinking() -> None:
     windows = Tiles().windows((4000, 3000), 1000 * 1000)
     assert {(c - a, d - b) for a, b, c, d in windows} == {(1000, 1000)} and len(windows) == 5 * 4
     assert Tiles.parse("auto", size=2000).windows((4000, 3000), 10) == [
@@ -95,7 +95,7 @@ def test_a_grid_has_its_columns_and_rows() -> None:
 
 
 @given(size=st.tuples(st.integers(1, 300), st.integers(1, 300)), flips=st.booleans())
-def test_a_photo_smaller_than_a_tile_is_looked_at_once(size: Size, flips: bool) -> None:
+def test_a_photo_smaller_than_a_tile_is_predicted_once(size: Size, flips: bool) -> None:
     for tiles in (Tiles(size=300), Tiles(1, 1), None):
         views = views_of(size, tiles, flips, 56 * 56)
         assert [view.window for view in views] == [(0, 0, *size)] * (1 + flips)
@@ -113,7 +113,7 @@ def test_a_photo_smaller_than_a_tile_is_looked_at_once(size: Size, flips: bool) 
         ("2x2", 300, 0.2, "either a grid or the size"),
     ],
 )
-def test_what_makes_no_tiles_is_refused(text: str, size: int, overlap: float, why: str) -> None:
+def test_invalid_tiles_are_refused(text: str, size: int, overlap: float, why: str) -> None:
     with pytest.raises(UserError, match=why):
         Tiles.parse(text, size, overlap)
 
@@ -132,23 +132,23 @@ def test_a_box_comes_back_from_its_view_exactly(data: st.DataObject, size: Size,
     high = [data.draw(st.floats(side / 2, side - m)) for m, side in zip(margin, view.size, strict=True)]
     expected = (x1 + low[0], y1 + low[1], x1 + high[0], y1 + high[1])
     seen = (view.size[0] - high[0], low[1], view.size[0] - low[0], high[1]) if mirrored else (*low, *high)
-    (back,) = view.to_photo([part(seen)])
+    (back,) = view.to_photo([found_at(seen)])
     assert back.box == pytest.approx(expected, abs=1e-9)
-    assert replace(back, box=seen) == part(seen), "only the box changes"
+    assert replace(back, box=seen) == found_at(seen), "only the box changes"
 
 
 @pytest.mark.parametrize("mirrored", [False, True])
-def test_boxes_and_pixels_go_the_same_way(mirrored: bool) -> None:
+def test_boxes_and_pixels_move_together(mirrored: bool) -> None:
     photo = Image.new("RGB", (90, 70))
     photo.paste((255, 0, 0), (40, 30, 52, 41))
     view = View((20, 10, 80, 60), photo.size, mirrored)
     shown = view.of(photo)
     found = shown.getchannel("R").getbbox()
     assert found is not None and shown.size == view.size
-    assert view.to_photo([part(found)])[0].box == (40, 30, 52, 41)
+    assert view.to_photo([found_at(found)])[0].box == (40, 30, 52, 41)
 
 
-def test_a_view_of_all_of_a_photo_is_the_photo_itself() -> None:
+def test_the_view_of_a_whole_photo_is_the_photo_itself() -> None:
     photo = Image.effect_noise((50, 40), 80)
     assert View((0, 0, 50, 40), (50, 40)).of(photo) is photo
     assert View((0, 0, 50, 40), (50, 40), True).of(photo).tobytes() == ImageOps.mirror(photo).tobytes()
@@ -160,7 +160,7 @@ def test_a_box_cut_by_an_inner_border_is_left_out_and_one_at_the_photos_own_is_n
 
     def stays(*box: float) -> bool:
         x1, y1, x2, y2 = box
-        return bool(view.to_photo([part((100 - x2, y1, 100 - x1, y2) if mirrored else (x1, y1, x2, y2))]))
+        return bool(view.to_photo([found_at((100 - x2, y1, 100 - x1, y2) if mirrored else (x1, y1, x2, y2))]))
 
     assert stays(0, 0, 40, 100), "left, top and bottom are the photo's"
     assert stays(20, 20, 95, 40)
@@ -172,7 +172,7 @@ def test_a_box_cut_by_an_inner_border_is_left_out_and_one_at_the_photos_own_is_n
 
 @given(groups=st.lists(st.lists(objects(), max_size=5), min_size=1, max_size=4))
 @settings(max_examples=200, deadline=None)
-def test_nothing_is_lost_but_to_a_surer_box_of_another_window_at_its_place(groups: list[list[PredictedObject]]) -> None:
+def test_a_box_is_suppressed_only_by_a_higher_scored_one_of_another_window(groups: list[list[PredictedObject]]) -> None:
     kept = merge_windows(groups)
     assert [item.score for item in kept] == sorted((item.score for item in kept), reverse=True)
     everything = [item for group in groups for item in group]
@@ -190,7 +190,7 @@ def test_nothing_is_lost_but_to_a_surer_box_of_another_window_at_its_place(group
 
 @given(groups=st.lists(st.lists(objects(), max_size=5), min_size=2, max_size=4))
 @settings(max_examples=100, deadline=None)
-def test_no_two_windows_show_one_part_twice(groups: list[list[PredictedObject]]) -> None:
+def test_no_two_windows_keep_the_same_object(groups: list[list[PredictedObject]]) -> None:
     owner = {id(item): number for number, group in enumerate(groups) for item in group}
     kept = merge_windows(groups)
     overlap = iou_matrix(*[np.array([item.box for item in kept]).reshape(-1, 4)] * 2)
@@ -201,13 +201,17 @@ def test_no_two_windows_show_one_part_twice(groups: list[list[PredictedObject]])
 
 
 @given(group=st.lists(objects(), max_size=6))
-def test_one_window_keeps_all_it_has(group: list[PredictedObject]) -> None:
+def test_a_single_window_keeps_all_its_boxes(group: list[PredictedObject]) -> None:
     assert sorted(map(repr, merge_windows([group]))) == sorted(map(repr, group))
     assert sorted(map(repr, merge_windows([group, []]))) == sorted(map(repr, group))
 
 
-def test_other_words_at_the_same_place_need_more_overlap() -> None:
-    whole, near, same = part((0, 0, 100, 100), "a", 0.9), part((0, 0, 100, 60), "b", 0.8), part((0, 0, 100, 99), "b")
+def test_different_descriptions_need_more_overlap_to_be_suppressed() -> None:
+    whole, near, same = (
+        found_at((0, 0, 100, 100), "a", 0.9),
+        found_at((0, 0, 100, 60), "b", 0.8),
+        found_at((0, 0, 100, 99), "b"),
+    )
     assert merge_windows([[whole], [near, same]]) == [whole, near]
     assert merge_windows([[whole], [replace(near, desc="a")]]) == [whole]
 
@@ -230,7 +234,7 @@ def test_fusing_counts_every_box_once(plain: list[PredictedObject], mirrored: li
 
 
 @given(plain=st.lists(objects(), max_size=6))
-def test_two_equal_looks_are_one_look(plain: list[PredictedObject]) -> None:
+def test_fusing_two_equal_lists_gives_the_list(plain: list[PredictedObject]) -> None:
     fused = fuse_mirrored(plain, plain, RULES)
     assert len(fused) == len(plain)
     key = lambda item: (item.score, item.box)  # noqa: E731
@@ -240,29 +244,29 @@ def test_two_equal_looks_are_one_look(plain: list[PredictedObject]) -> None:
         )
 
 
-def test_a_fused_box_is_the_mean_by_score() -> None:
-    (fused,) = fuse_mirrored([part((0, 0, 10, 10), score=0.9)], [part((0, 0, 13, 10), score=0.3)], RULES)
+def test_a_fused_box_is_the_score_weighted_mean() -> None:
+    (fused,) = fuse_mirrored([found_at((0, 0, 10, 10), score=0.9)], [found_at((0, 0, 13, 10), score=0.3)], RULES)
     assert fused.box == pytest.approx((0, 0, 10.75, 10)) and fused.score == pytest.approx(0.6)
 
 
-def test_words_that_name_a_side_are_swapped() -> None:
-    plain, seen = part((0, 0, 10, 10), "screw/left"), part((0, 0, 10, 10), "screw/right")
+def test_sides_in_mirrored_descriptions_are_swapped() -> None:
+    plain, seen = found_at((0, 0, 10, 10), "screw/left"), found_at((0, 0, 10, 10), "screw/right")
     (fused,) = fuse_mirrored([plain], [seen], RULES)
     assert fused == plain
     allowing = fuse_mirrored([plain], [seen], MirrorRules(horizontal="allow"))
     assert {item.desc for item in allowing} == {"screw/left", "screw/right"}
 
 
-def test_where_words_must_not_be_mirrored_only_the_plain_look_counts() -> None:
+def test_only_the_plain_view_counts_if_a_description_forbids_mirroring() -> None:
     rules = MirrorRules(horizontal="unless_words")
-    sided, plain = part((0, 0, 10, 10), "screw/left"), part((0, 0, 10, 10), "screw", 0.8)
+    sided, plain = found_at((0, 0, 10, 10), "screw/left"), found_at((0, 0, 10, 10), "screw", 0.8)
     assert fuse_mirrored([plain], [sided], rules) == [plain] and fuse_mirrored([sided], [plain], rules) == [sided]
     assert fuse_mirrored([plain], [plain], rules) == [plain]
     assert fuse_mirrored([plain], [], rules)[0].score == pytest.approx(0.4)
 
 
-def test_all_views_of_a_photo_give_one_part() -> None:
-    """A part seen in every view: the whole photo, both tiles that hold it, and each of their mirror images."""
+def test_all_views_of_one_object_merge_into_one() -> None:
+    """An object seen in every view: the whole photo, both tiles that contain it, and all mirror images."""
     size, box = (300, 100), (140.0, 20.0, 160.0, 50.0)
     views = views_of(size, Tiles(2, 1, overlap=0.4), True, 56 * 56)
     assert len(views) == 6
@@ -270,6 +274,6 @@ def test_all_views_of_a_photo_give_one_part() -> None:
     for view in views:
         x1, x2 = box[0] - view.window[0], box[2] - view.window[0]
         seen = (view.size[0] - x2, 20.0, view.size[0] - x1, 50.0) if view.mirrored else (x1, 20.0, x2, 50.0)
-        found.append([part(seen, "lock/right" if view.mirrored else "lock/left", 0.7)])
+        found.append([found_at(seen, "lock/right" if view.mirrored else "lock/left", 0.7)])
     (merged,) = merge_views(views, found, RULES)
     assert merged.box == pytest.approx(box) and (merged.desc, merged.score) == ("lock/left", pytest.approx(0.7))

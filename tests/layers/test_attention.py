@@ -168,7 +168,7 @@ def test_every_attention_of_a_family_goes_through_the_backend(family: str, monke
     backbone = tiny_model(family).backbone
     calls: list[int] = []
     real = ATTENTION_BACKENDS["sdpa"]
-    monkeypatch.setitem(ATTENTION_BACKENDS, "sdpa", lambda *inputs: (calls.append(len(inputs[3])), real(*inputs))[1])
+    monkeypatch.setitem(ATTENTION_BACKENDS, "sdpa", lambda *inputs: (calls.append(len(inputs[3][0])), real(*inputs))[1])
     parts = [conversation(backbone, 1, 4, [(112, 140)]), conversation(backbone, 2, 3)]
     run_backbone(backbone, parts)
     (tower, _), (language, _) = backbone.vision_depth_width, backbone.text_depth_width

@@ -33,15 +33,15 @@ def test_each_target_has_a_positive_and_a_negative_in_every_group(counts: list[i
     assert [list(sizes) for sizes in noisy.queries.group_sizes] == [[2 * count] * groups for count in counts]
     assert len(noisy.queries.boxes) == 2 * groups * len(targets) == 2 * len(noisy.positives)
     assert sorted(noisy.targets.tolist()) == sorted(list(range(len(targets))) * groups)
-    edge = 0
+    start = 0
     for first, count in zip(torch.tensor([0, *counts]).cumsum(0).tolist(), counts, strict=False):
         mine = (noisy.targets >= first) & (noisy.targets < first + count)
-        rows = [edge + 2 * count * group + target for group in range(groups) for target in range(count)]
+        rows = [start + 2 * count * group + target for group in range(groups) for target in range(count)]
         assert (
             noisy.positives[mine].tolist() == rows
             and noisy.targets[mine].tolist() == [*range(first, first + count)] * groups
         )
-        edge += 2 * count * groups
+        start += 2 * count * groups
 
 
 def test_corners_of_positives_move_by_up_to_half_a_side_and_of_negatives_by_half_to_a_whole_one() -> None:

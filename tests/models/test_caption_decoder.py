@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from bbu.config import DetectionConfig
 from bbu.losses.detection_loss import detection_sums
 from bbu.losses.matcher import MatchCosts
 from bbu.models.caption_decoder import CaptionDecoder
@@ -82,10 +83,13 @@ def test_teacher_forcing_equals_decoding_step_by_step(family: str) -> None:
         torch.testing.assert_close(result.cumulative_CL, so_far, rtol=1e-9, atol=1e-9)
 
 
+SIZES = DetectionConfig(width=16, heads=2, caption_layers=1, caption_region_cells=3, caption_max_tokens=6)
+
+
 def test_decoding_stops_at_the_end_token_and_scores_it() -> None:
     """A random decoder whose captions end at different lengths, against teacher forcing."""
     torch.manual_seed(0)
-    decoder = CaptionDecoder(16, 12, 1, 2, 3, max_tokens=6).double()
+    decoder = CaptionDecoder(SIZES, 12).double()
     embedding = torch.nn.Embedding(30, 12).double()
     with torch.no_grad():
         for parameter in decoder.parameters():
@@ -97,7 +101,7 @@ def test_decoding_stops_at_the_end_token_and_scores_it() -> None:
     lengths = [ids.index(end) if end in ids else 6 for ids in result.token_ids.tolist()]
     assert len(set(lengths)) > 2, "the captions do not end at different lengths"
     with torch.no_grad():
-        forced = (decoder(queries, region, result.token_ids, embedding) @ embedding.weight.T).log_softmax(-1)
+        forced = (decoder(queries, region, embedding, result.token_ids) @ embedding.weight.T).log_softmax(-1)
     for caption, length in enumerate(lengths):
         written = result.token_ids[caption, : min(length + 1, 6)]
         expected = forced[caption, torch.arange(len(written)), written].sum()

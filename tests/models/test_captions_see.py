@@ -22,7 +22,7 @@ from bbu.inference.predictor import Predictor
 from bbu.losses.weighting import TERMS, count_terms, term_weights, weigh
 from bbu.records import ObjectRow
 from bbu.training.objective import DetectionObjective
-from tests.tiny import FAMILIES, build_tiny, pack, tiny_config, tiny_processor
+from tests.tiny import DEFAULT, FAMILIES, build_tiny, pack, tiny_config, tiny_processor
 
 STATES = ("screw/tight", "screw/loose")
 STEPS, BATCH, RATE = 220, 6, 2e-3
@@ -190,7 +190,7 @@ if __name__ == "__main__":
     import time
 
     started = time.monotonic()
-    result = train(FAMILIES[0], *(int(value) for value in sys.argv[1:]))
+    result = train(DEFAULT, *(int(value) for value in sys.argv[1:]))
     print(f"{time.monotonic() - started:.0f} s")
     for test in (
         test_descriptions_of_unseen_photos_are_well_above_the_majority_baseline,

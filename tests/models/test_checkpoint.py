@@ -16,6 +16,7 @@ from transformers import Qwen2_5_VLForConditionalGeneration
 from bbu.config import Config
 from bbu.data.photo import Photo
 from bbu.errors import CheckpointError
+from bbu.families.prompts import PromptSpec
 from bbu.families.qwen2_5_vl.codec import QWEN
 from bbu.families.tokenizer import train_tokenizer
 from bbu.inference import Inference
@@ -25,6 +26,7 @@ from bbu.models.checkpoint import (
     HEAD_FILE,
     load_model,
     load_processor,
+    pixels_hash,
     read_facts,
     save_model,
 )
@@ -42,6 +44,7 @@ from tests.tiny import (
     tiny_processor,
 )
 
+QWEN_FAMILY = "qwen2_5_vl"  # of tests that look into the files of a saved backbone, or have transformers read them
 PHOTOS = [noise_photo(1, 112, 84), noise_photo(2, 84, 140), noise_photo(3, 168, 112)]
 LORA = {"lora.parts": ["llm", "vision"], "lora.rank": 2, "lora.alpha": 4}
 
@@ -56,7 +59,7 @@ def save(folder: Path, **model: Any) -> tuple[Config, DetectionVLM]:
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("saved") / "model"
-    save(folder, family=FAMILIES[0])
+    save(folder, family=QWEN_FAMILY)
     return folder
 
 
@@ -115,7 +118,7 @@ def stock_logits(folder: Path, part: Conversation, image_token_id: int) -> torch
 
 
 def test_lora_is_saved_merged_and_stock_transformers_gives_its_logits(tmp_path: Path) -> None:
-    _, model = save(tmp_path, **LORA)
+    _, model = save(tmp_path, family=QWEN_FAMILY, **LORA)
     learned = [p for name, p in model.named_parameters() if "lora_B" in name]
     assert learned and all(p.abs().max() > 0 for p in learned), "weights of zero would merge into nothing"
     part = conversation(model.backbone, 3, 4, [(112, 84)])
@@ -131,7 +134,7 @@ def test_lora_is_saved_merged_and_stock_transformers_gives_its_logits(tmp_path: 
 
 
 def test_a_merged_model_predicts_what_the_lora_model_predicts(tmp_path: Path) -> None:
-    config, model = save(tmp_path, **LORA)
+    config, model = save(tmp_path, family=QWEN_FAMILY, **LORA)
     expected = predict(model, tiny_processor(config.model.family, caption_max_tokens=24))
     for ours, theirs in zip(predict(load_model(tmp_path), load_processor(tmp_path)), expected, strict=True):
         assert [item.desc for item in ours] == [item.desc for item in theirs]
@@ -159,7 +162,7 @@ def test_weights_are_put_back_for_training_as_they_were(parts: list[str], tmp_pa
 
 def test_what_the_model_was_trained_with_is_in_the_checkpoint(saved: Path) -> None:
     facts = read_facts(saved)
-    processor = tiny_processor(FAMILIES[0], caption_max_tokens=24)
+    processor = tiny_processor(QWEN_FAMILY, caption_max_tokens=24)
     assert facts["prompt"] == processor.spec.to_json()
     assert {"system", "instruction", "chat_template", "box_convention", "min_pixels", "max_pixels"} <= set(
         facts["prompt"]
@@ -217,7 +220,7 @@ def test_resize_policy_and_template_come_from_the_checkpoint_not_from_files_besi
     settings["size"] = {"shortest_edge": 28 * 28, "longest_edge": 56 * 56}
     path.write_text(json.dumps(settings), encoding="utf-8")
     (copy / "backbone" / "chat_template.jinja").write_text("{{ messages }}", encoding="utf-8")
-    processor, untouched = load_processor(copy), tiny_processor(FAMILIES[0], caption_max_tokens=24)
+    processor, untouched = load_processor(copy), tiny_processor(QWEN_FAMILY, caption_max_tokens=24)
     ours, theirs = (p.process_photos([], PHOTOS[2], with_answer=True) for p in (processor, untouched))
     assert torch.equal(ours.input_ids, theirs.input_ids)
     assert torch.equal(ours.pixel_values, theirs.pixel_values)
@@ -300,3 +303,19 @@ def test_publishing_copies_the_model_alone_and_replaces_an_older_one(saved: Path
     assert sorted(path.name for path in target.iterdir()) == sorted(["backbone", HEAD_FILE, FACTS_FILE])
     assert predict(load_model(target), load_processor(target)) == predict(load_model(saved), load_processor(saved))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-5", "model"], "something is left behind"
+
+
+def test_hashes_and_names_are_those_of_qwen_models_saved_by_earlier_versions() -> None:
+    """Literals from a model folder of version 0.1.0: with others, models saved then would be refused."""
+    prompt = PromptSpec.create("zh", QWEN, 50_176, 100_352)
+    assert prompt.hash == "ef7f5a75bec2fba601916fd52f6166794e48fb9158a839d9ec9086152bc4452b"
+    processor = tiny_processor("qwen2_5_vl")
+    assert pixels_hash(processor) == "5a35539048d45d4241ea63541630e8915e8953d414751a8cbd638b29ac9fe593"
+    model = build_tiny(tiny_config(model={"family": "qwen2_5_vl"}))
+    names = {name for name, _ in model.named_parameters() if not name.startswith("backbone.")}
+    for name in (
+        "vision_adapters.0.norm.weight", "level_adapter.weight", "local_pyramid.halve.0.1.weight",
+        "detection_head.learned_boxes", "detection_head.box_place.0.weight",
+        "detection_head.layers.0.point_offset.weight", "detection_head.box_heads.0.step.0.weight",
+    ):  # fmt: skip
+        assert name in names

@@ -17,20 +17,20 @@ HEADS, WIDTH = 2, 5
 
 def make_memory() -> Memory:
     torch.manual_seed(0)
-    starts, row, edges = [], 0, [0]
+    starts, row, boundaries = [], 0, [0]
     for grids, text in zip(GRIDS, TEXT, strict=True):
         starts.append([])
         for rows, columns in grids:
             starts[-1].append(row)
             row += rows * columns
         row += text
-        edges.append(row)
+        boundaries.append(row)
     table = [[(starts[s][level], *GRIDS[s][level]) for s in range(len(GRIDS))] for level in range(2)]
     return Memory(
         tokens_MD=torch.randn(row, HEADS * WIDTH, dtype=torch.float64),
         pos_embed_MD=torch.zeros(row, HEADS * WIDTH, dtype=torch.float64),
-        cu_seqlens=torch.tensor(edges, dtype=torch.int32),
-        max_seqlen=max(b - a for a, b in itertools.pairwise(edges)),
+        cu_seqlens=torch.tensor(boundaries, dtype=torch.int32),
+        max_seqlen=max(b - a for a, b in itertools.pairwise(boundaries)),
         level_starts=starts,
         level_grids=GRIDS,
         level_table_LvB3=torch.tensor(table),

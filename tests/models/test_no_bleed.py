@@ -46,8 +46,8 @@ def close(packed: torch.Tensor, alone: torch.Tensor, what: str) -> None:
 
 
 def groups_of(order: Sequence[int], cuts: set[int]) -> list[list[int]]:
-    edges = [0, *sorted(cuts), len(order)]
-    return [list(order[first:last]) for first, last in itertools.pairwise(edges)]
+    boundaries = [0, *sorted(cuts), len(order)]
+    return [list(order[first:last]) for first, last in itertools.pairwise(boundaries)]
 
 
 @dataclass

@@ -12,8 +12,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bbu.config import DetectionConfig
 from bbu.errors import UserError
-from bbu.families.qwen2_5_vl.codec import QWEN
 from bbu.inference.postprocess import known_captions
 from bbu.models import caption_decoder
 from bbu.models.caption_decoder import CaptionDecoder
@@ -28,9 +28,10 @@ from bbu.models.vocabulary import (
 )
 from bbu.taxonomy import LevelRule, Taxonomy, prefix, split_path
 from bbu.training.recovery import publish
-from tests.tiny import FAMILIES, tiny_processor, tiny_tokenizer
+from tests.tiny import DEFAULT, FAMILIES, tiny_processor, tiny_tokenizer
 
 END, MAX_TOKENS = 0, 9
+SPECIAL_TOKENS = ("<turn>", "<end>")
 
 
 class Pieces:
@@ -53,7 +54,10 @@ class Pieces:
 
 def build(descriptions: Sequence[str], *pieces: str) -> DescriptionVocabulary:
     tokenizer: Any = Pieces(*pieces)
-    return DescriptionVocabulary.build(descriptions, tokenizer, END, MAX_TOKENS, QWEN.special_tokens)
+    return DescriptionVocabulary.build(descriptions, tokenizer, END, MAX_TOKENS, SPECIAL_TOKENS)
+
+
+REGION = {"caption_region_cells": 3, "caption_max_tokens": MAX_TOKENS}
 
 
 class Speaker:
@@ -61,7 +65,7 @@ class Speaker:
 
     def __init__(self, seed: int, captions: int = 3, layers: int = 1) -> None:
         torch.manual_seed(seed)
-        self.decoder = CaptionDecoder(16, 12, layers, 2, 3, MAX_TOKENS).double()
+        self.decoder = CaptionDecoder(DetectionConfig(16, heads=2, caption_layers=layers, **REGION), 12).double()
         self.embedding = torch.nn.Embedding(14, 12).double()
         with torch.no_grad():
             for parameter in self.decoder.parameters():
@@ -81,7 +85,7 @@ class Speaker:
         for desc in vocabulary.descriptions:
             ids = torch.tensor([*Pieces(*pieces)(desc)["input_ids"], END]).repeat(len(self.queries), 1)
             with torch.no_grad():
-                states = self.decoder(self.queries, self.regions, ids, self.embedding)
+                states = self.decoder(self.queries, self.regions, self.embedding, ids)
                 log_probs = (states @ self.embedding.weight.T).log_softmax(-1)
             columns.append(log_probs.gather(2, ids[:, :, None]).sum(dim=(1, 2)))
         return torch.stack(columns, dim=1)
@@ -279,7 +283,7 @@ def test_the_real_tokenizer_has_the_separator_inside_its_tokens() -> None:
         ([], "there are none to choose from"),
         (["", " / "], "there are none to choose from"),
         (["a" * MAX_TOKENS], f"has {MAX_TOKENS + 1} tokens with its end; the model can write {MAX_TOKENS}"),
-        ([f"a/{QWEN.special_tokens[0]}"], "marks turns"),
+        ([f"a/{SPECIAL_TOKENS[0]}"], "marks turns"),
     ],
 )
 def test_descriptions_the_model_cannot_write_are_refused(texts: list[str], words: str) -> None:
@@ -347,7 +351,7 @@ def test_a_file_of_descriptions_is_read(name: str, tmp_path: Path) -> None:
     known = ["screw/loose", "标签/完整"]
     path = tmp_path / name
     path.write_text("\n".join([*known, "", " "]) if name.endswith("txt") else json.dumps(known), encoding="utf-8")
-    vocabulary = choose_vocabulary(str(path), tmp_path, tiny_processor(FAMILIES[0]))
+    vocabulary = choose_vocabulary(str(path), tmp_path, tiny_processor(DEFAULT))
     assert vocabulary is not None and vocabulary.descriptions == tuple(known)
 
 

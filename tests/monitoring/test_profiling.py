@@ -1,4 +1,4 @@
-"""A profile tells where a step's time goes, reads it from the trace, and leaves the run as it was."""
+"""The profiler shows where a step's time goes, reads traces, and leaves the run unchanged."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from bbu.monitoring.trace import (
     step_operations,
     step_parts,
 )
-from tests.tiny import FAMILIES, build_tiny, mixed_samples, pack, tiny_config, tiny_processor, tiny_trainer
+from tests.tiny import DEFAULT, FAMILIES, build_tiny, mixed_samples, pack, tiny_config, tiny_processor, tiny_trainer
 
 MAIN, AUTOGRAD, STREAM, COPIES = 1, 2, 7, 8
 
@@ -94,7 +94,7 @@ def test_a_step_lasts_until_its_last_kernel() -> None:
     assert [(gap.start_us, gap.length_us) for gap in step_gaps(trace)][-1] == (950, 150)
 
 
-def test_without_a_step_mark_all_that_is_recorded_counts() -> None:
+def test_without_a_step_mark_the_whole_trace_counts() -> None:
     events = [event("cpu_op", "aten::mm", 90, 5), event("kernel", "gemm", 200, 10, STREAM)]
     assert step_gaps({"traceEvents": events}) == [Gap(0, 110, BETWEEN)]
 
@@ -127,13 +127,13 @@ def test_a_trace_is_read_from_a_file_packed_or_not(tmp_path: Path) -> None:
         ("none.json", None, "cannot be read as a trace"),
         ("cut.json", b'{"traceEvents": [', "cannot be read as a trace"),
         ("cut.json.gz", gzip.compress(b"{}")[:12], "cannot be read as a trace"),
-        ("rows.json", b"[1, 2]", "is no chrome trace"),
-        ("other.json", b'{"events": []}', "is no chrome trace"),
+        ("rows.json", b"[1, 2]", "is not a chrome trace"),
+        ("other.json", b'{"events": []}', "is not a chrome trace"),
         ("text.json", b'{"traceEvents": ["kernel"]}', "an event is damaged"),
         ("times.json", b'{"traceEvents": [{"ph": "X", "name": "mm"}]}', "an event is damaged"),
     ],
 )
-def test_what_is_no_trace_is_an_error_that_names_the_file(
+def test_an_invalid_trace_is_an_error_that_names_the_file(
     name: str, content: bytes | None, why: str, tmp_path: Path
 ) -> None:
     path = tmp_path / name
@@ -185,7 +185,7 @@ def test_a_trace_without_a_step_has_no_parts() -> None:
         step_parts({"traceEvents": [label("bbu/forward", 0, 5)]})
 
 
-def test_an_operation_counts_without_those_inside_it_dearest_first() -> None:
+def test_operations_have_self_times_and_the_most_expensive_is_first() -> None:
     found = {name: (took.cpu_us, took.gpu_us, took.calls) for name, took in step_operations(hand_made()).items()}
     assert found == {"aten::mm": (130, 350, 2), "aten::copy_": (85, 0, 1), "aten::to": (7, 0, 1)} | {
         "gemm": (0, 107, 0),
@@ -194,7 +194,7 @@ def test_an_operation_counts_without_those_inside_it_dearest_first() -> None:
     assert list(found) == ["aten::mm", "gemm", "fill", "aten::copy_", "aten::to"]
 
 
-def test_operations_of_a_real_trace_take_what_torch_says(tmp_path: Path) -> None:
+def test_operations_of_a_real_trace_match_torchs_own_table(tmp_path: Path) -> None:
     with torch.profiler.profile() as recorded:
         weight = torch.rand(64, 64, requires_grad=True)
         for _ in range(20):
@@ -214,7 +214,7 @@ nested = st.recursive(
 
 
 @given(nested)
-def test_the_innermost_event_is_what_is_being_done(tree: Any) -> None:
+def test_a_timeline_gives_the_innermost_event(tree: Any) -> None:
     events: list[Event] = []
 
     def place(children: Any, at: int) -> int:
@@ -304,8 +304,8 @@ def test_profile_prints_where_a_step_goes_and_touches_nothing_of_the_run(
     assert "10 dearest operations" in printed.out and "aten::" in printed.out
 
 
-def test_a_step_that_an_error_cut_off_leaves_no_trace(tmp_path: Path) -> None:
-    config, processor = tiny_config(training={"batch_size": 1}), tiny_processor(FAMILIES[0])
+def test_an_interrupted_step_leaves_no_trace(tmp_path: Path) -> None:
+    config, processor = tiny_config(training={"batch_size": 1}), tiny_processor(DEFAULT)
     model = build_tiny(config)
     trainer = tiny_trainer(config, tmp_path, mixed_samples(processor)[:4], processor, model)
     with torch.no_grad():
@@ -316,8 +316,8 @@ def test_a_step_that_an_error_cut_off_leaves_no_trace(tmp_path: Path) -> None:
     assert "forward" not in vars(model.detection_head)
 
 
-def test_too_short_a_run_is_an_error(tmp_path: Path) -> None:
-    config, processor = tiny_config(training={"max_steps": 3}), tiny_processor(FAMILIES[0])
+def test_a_run_with_too_few_steps_is_an_error(tmp_path: Path) -> None:
+    config, processor = tiny_config(training={"max_steps": 3}), tiny_processor(DEFAULT)
     trainer = tiny_trainer(config, tmp_path, mixed_samples(processor), processor)
     with pytest.raises(UserError, match=r"training\.max_steps: 3 steps are too few to profile one after 3"):
         profile_step(trainer, tmp_path, warm_up=3)

@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 
 from bbu import stages
 from bbu.config import Config
+from bbu.config.schema import VAL_METRICS
 from bbu.evaluation.descriptions import greedy_match
 from bbu.geometry import iou_matrix
 from bbu.inference.predictor import Predictor
@@ -35,7 +36,6 @@ from bbu.monitoring import visual_log
 from bbu.monitoring.visual_history import LOOKS_KEPT, MARKS_PER_LOOK, History, read_page, thinned, thumbnail, write_page
 from bbu.monitoring.visual_log import PAGE, VisualLog
 from bbu.monitoring.visual_probe import (
-    METRICS,
     UNMATCHED,
     Probe,
     Seen,
@@ -47,7 +47,7 @@ from bbu.monitoring.visual_probe import (
 )
 from bbu.records import ObjectRow, PredictedObject, PredictionRow, Row
 from tests.tiny import (
-    FAMILIES,
+    DEFAULT,
     build_tiny,
     noise_photo,
     pack,
@@ -71,7 +71,7 @@ def bugs_are_errors(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def records(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Eight photos for training and four for val, one of them without parts."""
+    """Eight photos for training and four for val, one of them without objects."""
     folder = tmp_path_factory.mktemp("records")
     write_jsonl(folder / "train.jsonl", [sample.to_json() for sample in write_samples(folder, 8)])
     write_jsonl(folder / "val.jsonl", [s.student.to_json() for s in write_samples(folder, 4, seed=50)])
@@ -99,7 +99,7 @@ def looks_of(output: Path) -> list[int]:
 
 @pytest.mark.parametrize("every", [1, 3])
 def test_training_is_the_same_to_the_bit_with_the_log_and_without(every: int, records: Path, tmp_path: Path) -> None:
-    watched, names = {"eval_every": 3, "select_best": False, "gradient_accumulation": 2}, ("with", "without")
+    watched, names = {"eval_every": 3, "select_best": "", "gradient_accumulation": 2}, ("with", "without")
     stages.train(run_config(records, tmp_path / "with", visual_every=every, **watched))
     stages.train(run_config(records, tmp_path / "without", visual_every=0, **watched))
     assert len(losses(tmp_path / "with")) == STEPS and looks_of(tmp_path / "with")[-1] == STEPS
@@ -142,8 +142,8 @@ def test_random_states_and_every_modules_mode_survive_whatever_happens_inside() 
 
 
 def probe_of(rows: list[Row], folder: Path, **options: Any) -> Probe:
-    model = tiny_model(FAMILIES[0], torch.float32)
-    predictor = Predictor(model, tiny_processor(FAMILIES[0], folder), **options)
+    model = tiny_model(DEFAULT, torch.float32)
+    predictor = Predictor(model, tiny_processor(DEFAULT, folder), **options)
     return Probe(predictor, rows, str(folder), MatchCosts())
 
 
@@ -205,7 +205,7 @@ def test_the_rarest_and_richest_photos_are_chosen_first() -> None:
 
 
 @given(st.lists(st.lists(st.sampled_from("abcdef"), max_size=4), max_size=12), st.integers(1, 6), st.integers(0, 3))
-def test_probes_are_photos_with_parts_each_once_and_the_same_for_a_seed(
+def test_probes_are_photos_with_objects_each_once_and_the_same_for_a_seed(
     plan: list[list[str]], count: int, seed: int
 ) -> None:
     rows = [photo_row(str(number), *descs) for number, descs in enumerate(plan)]
@@ -233,8 +233,8 @@ def test_photos_are_those_of_val_or_of_train_where_there_is_no_val(records: Path
 
 
 def test_matches_are_those_that_training_teaches_by(tmp_path: Path) -> None:
-    model = tiny_model(FAMILIES[0])
-    batch = pack(model, [tiny_sample(tiny_processor(FAMILIES[0]), 3, parts=4)])
+    model = tiny_model(DEFAULT)
+    batch = pack(model, [tiny_sample(tiny_processor(DEFAULT), 3, parts=4)])
     output = run_model(model, batch)
     trained = detection_sums(
         torch.stack([layer.boxes for layer in output.layers]),
@@ -244,15 +244,16 @@ def test_matches_are_those_that_training_teaches_by(tmp_path: Path) -> None:
     ).final  # fmt: skip
     names = query_names(output)
     expected = {
-        part: names[query] for part, query in zip(trained.targets.tolist(), trained.predictions.tolist(), strict=True)
+        target: names[query]
+        for target, query in zip(trained.targets.tolist(), trained.predictions.tolist(), strict=True)
     }
     assert dict(enumerate(matched_queries(output, batch["boxes"], MatchCosts()))) == expected
     assert len(set(expected.values())) == 4
 
 
 def test_a_query_is_named_by_the_image_token_it_starts_from(monkeypatch: pytest.MonkeyPatch) -> None:
-    queries = {"family": FAMILIES[0], "detection.queries": 60}
-    model = tiny_model(FAMILIES[0], model=queries)
+    queries = {"family": DEFAULT, "detection.queries": 60}
+    model = tiny_model(DEFAULT, model=queries)
     started: list[torch.Tensor] = []
     real = DetectionHead._choose
 
@@ -262,7 +263,7 @@ def test_a_query_is_named_by_the_image_token_it_starts_from(monkeypatch: pytest.
         return found
 
     monkeypatch.setattr(DetectionHead, "_choose", choose)
-    output = run_model(model, pack(model, [tiny_sample(tiny_processor(FAMILIES[0]), 3)]))
+    output = run_model(model, pack(model, [tiny_sample(tiny_processor(DEFAULT), 3)]))
     names, (count,) = query_names(output), output.proposal_counts
     assert count < 60 and len(names) == len(set(names)) == 60
     assert sorted(names[:count]) == list(range(count)), "every image token became a query"
@@ -270,10 +271,10 @@ def test_a_query_is_named_by_the_image_token_it_starts_from(monkeypatch: pytest.
     assert min(names[count:]) >= count, "a learned query is no image token"
 
 
-def test_stability_is_the_share_of_parts_that_kept_their_query() -> None:
+def test_stability_is_the_share_of_objects_that_kept_their_query() -> None:
     assert match_stability([[1, 2], [3]], [[1, 9], [3]]) == pytest.approx(2 / 3)
     assert match_stability([[1, 2], None], [[1, 2], [4]]) == 1, "a photo that could not be read is not compared"
-    assert match_stability([[UNMATCHED]], [[UNMATCHED]]) == 0, "a part without a query has none to keep"
+    assert match_stability([[UNMATCHED]], [[UNMATCHED]]) == 0, "an object without a query has none to keep"
     assert match_stability([[]], [[]]) is None
 
 
@@ -313,7 +314,9 @@ def big_look(seed: int, row: Row, boxes: int) -> Seen:
         box = (*corner.tolist(), corner[0] + row.width / 6, corner[1] + row.height / 6)
         desc = "".join(chr(code) for code in draw.integers(0x4E00, 0x5000, 24))  # nonsense, as early in a run
         found.append(PredictedObject(box, desc, float(draw.random()), 0.5))
-    return Seen([PredictionRow(row.images, row.width, row.height, tuple(found))], [[1]], dict.fromkeys(METRICS), 0.1)
+    return Seen(
+        [PredictionRow(row.images, row.width, row.height, tuple(found))], [[1]], dict.fromkeys(VAL_METRICS), 0.1
+    )
 
 
 def test_the_page_is_bounded_however_long_the_run(tmp_path: Path) -> None:
@@ -342,11 +345,11 @@ def test_states_are_those_of_the_scorers_matching(tmp_path: Path) -> None:
     for row, found, shown in zip(rows, seen.predictions, look.photos, strict=True):
         assert shown.hidden == 0 and len(shown.found) == len(found.predictions) > 0
         ranked = sorted(found.predictions, key=lambda item: -item.score)
-        overlap = iou_matrix(np.array([p.box for p in ranked]), np.array([part.box for part in row.objects]))
-        same = np.array([[p.desc == part.desc for part in row.objects] for p in ranked])
+        overlap = iou_matrix(np.array([p.box for p in ranked]), np.array([item.box for item in row.objects]))
+        same = np.array([[p.desc == item.desc for item in row.objects] for p in ranked])
         agreeing = greedy_match(overlap * same, np.array([p.score for p in ranked]))
         assert [state == "agrees" for state, _ in shown.truth] == (agreeing >= 0).tolist()
-    assert seen.metrics.keys() == set(METRICS)
+    assert seen.metrics.keys() == set(VAL_METRICS)
 
 
 def test_a_photo_that_cannot_be_read_is_shown_with_its_reason(tmp_path: Path) -> None:
@@ -529,7 +532,7 @@ def test_sliders_show_each_look_as_it_was(browser: Any, page: Path) -> None:
         assert browser.execute_script(text, "#all-step") == [str(look.step)]
         for number, (photo, seen) in enumerate(zip(history.photos, look.photos, strict=True)):
             left, right = (f"#photo-{number} .sides > div:nth-child({side})" for side in (1, 2))
-            assert browser.execute_script(text, f"{left} li > span") == [part[0] for part in photo.objects]
+            assert browser.execute_script(text, f"{left} li > span") == [item[0] for item in photo.objects]
             assert browser.execute_script(text, f"{left} li > i") == [note for _, note in seen.truth]
             assert browser.execute_script(text, f"{right} li > span") == [mark[4] for mark in seen.found]
             agree = sum(mark[5] == "agrees" for mark in seen.found)

@@ -21,12 +21,12 @@ if TYPE_CHECKING:
     from bbu.inference import Inference
 
 SCORES = (0.9, 0.7, 0.5, 0.2)
-WORDS = "螺丝连接点/BBU安装螺丝/<b>未拧紧</b>"
+DESCRIPTION = "螺丝连接点/BBU安装螺丝/<b>未拧紧</b>"
 
 
 @pytest.fixture
 def url(inference: Inference, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """A running server. The tiny model has learned nothing, so its boxes get words and scores to look at."""
+    """A running server. The tiny model has learned nothing, so its boxes get descriptions and scores to look at."""
     import uvicorn
 
     from bbu.serve.app import create_app
@@ -35,8 +35,8 @@ def url(inference: Inference, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
     def scored(photos: Any, teachers: Any) -> list[list[PredictedObject]]:
         found = really(photos, teachers)[0]
-        words = f"{WORDS}/{len(teachers)}"
-        return [[PredictedObject(item.box, words, s, s) for item, s in zip(found, SCORES, strict=False)]]
+        caption = f"{DESCRIPTION}/{len(teachers)}"
+        return [[PredictedObject(item.box, caption, s, s) for item, s in zip(found, SCORES, strict=False)]]
 
     monkeypatch.setattr(inference.predictor, "predict_photos", scored)
     with closing(listen("127.0.0.1", 0)) as listener:
@@ -92,11 +92,11 @@ def test_a_visit_from_photo_to_example(browser: Any, tmp_path: Path) -> None:
     (tmp_path / "b.png").write_bytes(photo_bytes(2, (112, 84)))
     until(lambda: get(browser, "facts").text == "tiny/model on cpu")
 
-    # a photo: boxes, words as text, scores
+    # a photo: boxes, captions as text, scores
     get(browser, "photo").send_keys(str(tmp_path / "a.png"))
     until(lambda: len(find(browser, "#canvas .object")) == 3)
     assert get(browser, "count").text == "3 objects"
-    assert find(browser, "#objects li")[0].text.splitlines() == ["1", f"{WORDS}/0", "0.90"]
+    assert find(browser, "#objects li")[0].text.splitlines() == ["1", f"{DESCRIPTION}/0", "0.90"]
     assert "168 × 112 pixels" in get(browser, "status").text and "seconds" in get(browser, "status").text
 
     # the threshold asks nobody
@@ -125,7 +125,7 @@ def test_a_visit_from_photo_to_example(browser: Any, tmp_path: Path) -> None:
     assert len(find(browser, "#examples li")) == 1
     get(browser, "photo").send_keys(str(tmp_path / "b.png"))
     until(lambda: "shown 1 example" in get(browser, "status").text)
-    assert find(browser, "#objects li")[0].text.splitlines()[1] == f"{WORDS}/1"
+    assert find(browser, "#objects li")[0].text.splitlines()[1] == f"{DESCRIPTION}/1"
 
     assert browser.get_log("browser") == []
 
@@ -150,8 +150,8 @@ def test_boxes_are_drawn_moved_and_removed(browser: Any, tmp_path: Path) -> None
 
     get(browser, "keep").click()
     assert "Object 1 has no description" in get(browser, "problem").text
-    part = find(browser, "#canvas .object")[0]
-    browser.execute_script("arguments[0].focus()", part)
+    first = find(browser, "#canvas .object")[0]
+    browser.execute_script("arguments[0].focus()", first)
     browser.switch_to.active_element.send_keys(Keys.ARROW_RIGHT)
     browser.switch_to.active_element.send_keys(Keys.SHIFT, Keys.ARROW_DOWN)
     assert browser.execute_script(boxes)[0] == pytest.approx([43, 28, 85, 57], abs=1)

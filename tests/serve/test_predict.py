@@ -70,10 +70,10 @@ def test_a_turned_photo_is_answered_as_displayed(client: TestClient) -> None:
     assert (row["width"], row["height"]) == (84, 112)
 
 
-def test_threshold_and_top_k_keep_the_head_of_the_list(
+def test_threshold_and_max_detections_keep_the_head_of_the_list(
     client: TestClient, inference: Inference, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found = [PredictedObject((1.0, 2.0, 3.0, 4.0), f"part {n}", 0.9 - 0.2 * n, 0.95) for n in range(4)]
+    found = [PredictedObject((1.0, 2.0, 3.0, 4.0), f"object {n}", 0.9 - 0.2 * n, 0.95) for n in range(4)]
     monkeypatch.setattr(inference.predictor, "predict_photos", lambda *arguments: [found])
 
     def kept(query: str) -> list[str]:

@@ -49,7 +49,7 @@ class OneWeightAStep(TrainerCallback):
 
 
 def four_samples(processor: ChatProcessor) -> list[ChatProcessorOutput]:
-    """0 to 3 teachers; 3, 1, 0 and 5 parts."""
+    """0 to 3 teachers; 3, 1, 0 and 5 objects."""
     return mixed_samples(processor)[:4]
 
 

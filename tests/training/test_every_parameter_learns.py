@@ -1,4 +1,4 @@
-"""No parameter is left out of a step, or data-parallel ranks would wait for each other for ever."""
+"""Every parameter takes part in every step; otherwise data-parallel ranks would deadlock."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_every_parameter_has_a_gradient(family: str, lora: list[str], parts: int
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_mixed_batch_moves_every_parameter(family: str) -> None:
-    """Not merely a gradient of zero: what never gets one that is not zero would never learn."""
+    """A gradient of zero is not enough: such a parameter would never learn."""
     config = tiny_config(model={"family": family})
     objective = DetectionObjective(build_tiny(config), config.loss)
     sums = objective(**pack(objective.model, mixed_samples(tiny_processor(family))))

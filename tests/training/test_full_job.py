@@ -1,4 +1,4 @@
-"""The A100 job's own config, on what is here: train.sh, torchrun, two CPU ranks, ZeRO-2, bf16, a tiny model folder."""
+"""The A100 job's config, scaled down: train.sh, torchrun, two CPU ranks, ZeRO-2, bf16, a tiny model folder."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The log tells the truth: components sum to the loss that was backpropagated."""
+"""The log is honest: components sum to the loss that was backpropagated."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ ON_THE_HOST = {"qwen2_5_vl": [(qwen2_5_vl, "_plan_of")], "toy": []}
 
 
 class Watch(TorchDispatchMode):
-    """Names of the operations that would wait for a GPU."""
+    """Names of the operations that would synchronise with a GPU."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -51,7 +51,7 @@ class Watch(TorchDispatchMode):
 
 
 def excuse(monkeypatch: pytest.MonkeyPatch, watch: Watch, owner: Any, name: str) -> None:
-    """Do not watch a function that a GPU's step does on the host, or not at all."""
+    """Exempt a function that a step on a GPU runs on the host or not at all."""
     function = getattr(owner, name) if not isinstance(owner, dict) else owner[name]
 
     def excused(*args: Any, **kwargs: Any) -> Any:
@@ -84,7 +84,7 @@ def run_step(
     watch = Watch()
     excuse(
         monkeypatch, watch, attention.ATTENTION_BACKENDS, "sdpa"
-    )  # reads the edges, which a GPU's kernels do on the device
+    )  # reads the boundaries, which a GPU's kernels do on the device
     excuse(monkeypatch, watch, FeatureCache, "get")  # reads a file; what it gives is on the host
     for owner, name in ON_THE_HOST[family]:
         excuse(monkeypatch, watch, owner, name)
@@ -109,14 +109,12 @@ def test_a_step_waits_for_the_device_once_for_the_matching_costs(monkeypatch: py
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_features_that_were_kept_are_not_waited_for(
-    monkeypatch: pytest.MonkeyPatch, family: str, tmp_path: Path
-) -> None:
+def test_cached_features_cause_no_synchronisation(monkeypatch: pytest.MonkeyPatch, family: str, tmp_path: Path) -> None:
     assert run_step(monkeypatch, family, [], tmp_path) == []
     assert len(list(tmp_path.glob("*/*"))) == 11
 
 
-def test_the_watch_sees_what_waits() -> None:
+def test_the_check_detects_synchronising_operations() -> None:
     values = torch.tensor([1.0, 0.0, 2.0])
     with Watch() as watch:
         values[values > 0]

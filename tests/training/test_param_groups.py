@@ -27,7 +27,7 @@ def test_every_parameter_is_in_exactly_one_group(family: str) -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_parts_are_in_the_groups_they_are_documented_in(family: str) -> None:
+def test_modules_are_in_their_documented_groups(family: str) -> None:
     model = build_tiny(tiny_config(model={"family": family}))
     groups = assign_groups(model)
     owner = {id(parameter): group for group, members in groups.items() for parameter in members.values()}

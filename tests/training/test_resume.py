@@ -22,7 +22,7 @@ STEPS, SAVE_EVERY = 6, 3
 
 
 class PowerCutError(Exception):
-    """The plug is pulled."""
+    """Simulates a killed process."""
 
 
 @pytest.fixture(autouse=True)

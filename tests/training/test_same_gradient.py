@@ -19,17 +19,17 @@ from tests.training.cuts import CUTS, WEIGHTS, four_samples, gradients_of_cut
 
 
 def expected_gradients(family: str) -> tuple[list[dict[str, torch.Tensor]], list[dict[str, float]]]:
-    """Worked out apart from the trainer: each sample alone, Σ weight · (Σ sums) / (Σ counts)."""
+    """Computed without the trainer: each sample alone, Σ weight · (Σ sums) / (Σ counts)."""
     model = build_tiny(tiny_config(model={"family": family}), torch.float64)
     objective = DetectionObjective(model, tiny_config().loss)
     samples = four_samples(tiny_processor(family))
-    parts = sum(len(sample.ground_truth_objects) for sample in samples)
+    targets = sum(len(sample.ground_truth_objects) for sample in samples)
     counts = {
         "teacher_lm": sum(b - a for sample in samples for a, b in sample.teacher_spans),
         "student_lm": sum(sample.student_span[1] - sample.student_span[0] for sample in samples),
-        "bbox_l1": parts,
-        "bbox_giou": parts,
-        "objectness": parts,
+        "bbox_l1": targets,
+        "bbox_giou": targets,
+        "objectness": targets,
         "caption": sum(len(item.caption_ids) for sample in samples for item in sample.ground_truth_objects),
     }
     alone = [objective(**pack(model, [sample])) for sample in samples]

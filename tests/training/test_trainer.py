@@ -32,6 +32,8 @@ from tests.tiny import (
     tiny_trainer,
 )
 
+PROJECT = Path(__file__).resolve().parents[2]
+
 
 def test_the_checkpoint_with_the_best_score_on_val_is_kept(tmp_path: Path) -> None:
     scores = iter([0.1, 0.7, 0.3])
@@ -92,7 +94,7 @@ def test_a_student_without_exactly_its_image_is_an_error(family: str) -> None:
         run_model(model, batch)
 
 
-def test_training_that_blows_up_names_the_photo() -> None:
+def test_diverged_training_names_the_photo() -> None:
     model = build_tiny(tiny_config())
     with torch.no_grad():
         model.detection_head.box_heads[-1].norm.weight.fill_(float("nan"))
@@ -101,7 +103,7 @@ def test_training_that_blows_up_names_the_photo() -> None:
         DetectionObjective(model, LossConfig())(**batch)
 
 
-def test_an_backend_that_cannot_run_is_refused_when_the_model_is_built() -> None:
+def test_an_attention_backend_that_cannot_run_is_refused_when_the_model_is_built() -> None:
     config = tiny_config(model={"attention": "torch_varlen"})
     with pytest.raises(ConfigError, match=r"model\.attention: torch_varlen cannot run here"):
         build_model(config, tiny_tokenizer(), device=torch.device("cpu"), dtype=torch.float32)
@@ -113,9 +115,18 @@ def test_predictions_of_all_ranks_come_back_in_order(count: int, ranks: int) -> 
     assert merge_shards([items[rank::ranks] for rank in range(ranks)]) == items
 
 
-def test_what_is_private_in_transformers_is_touched_in_two_places_alone() -> None:
+def test_private_api_of_transformers_is_used_in_two_places_only() -> None:
     """Each has its reason beside it: resuming reads our model folder, and a pack is never split over GPUs."""
     own = {name for name in vars(BBUTrainer) if name.startswith("_") and not name.startswith("__")}
     assert own & {*dir(Trainer)} == {"_load_from_checkpoint"}
     source = Path(inspect.getsourcefile(BBUTrainer) or "").read_text(encoding="utf-8")
-    assert set(re.findall(r"\b(?:args|super\(\)|accelerator|callback_handler)\.(_\w+)", source)) == {"_n_gpu"}
+    assert set(re.findall(r"\b(?:args|super\(\)|accelerator|callback_handler)\.(_(?!_)\w+)", source)) == {"_n_gpu"}
+    page = (PROJECT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    table = page.split("**Private names of transformers' Trainer**")[1].split("\n\n")[1]
+    assert set(re.findall(r"^\| `(?:\w+\.)?(_\w+)`", table, re.MULTILINE)) == {"_load_from_checkpoint", "_n_gpu"}
+
+
+def test_the_trainers_list_of_callbacks_is_touched_in_one_place() -> None:
+    files = sorted((PROJECT / "src").rglob("*.py"))
+    found = [path.name for path in files if "callback_handler.callbacks" in path.read_text(encoding="utf-8")]
+    assert found == ["training.py"]

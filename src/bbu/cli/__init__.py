@@ -1,4 +1,4 @@
-"""Command line: the only place that sees everything. Heavy imports wait until a command needs them."""
+"""Command line. It may import every package; heavy imports wait until a command needs them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from bbu.errors import UserError
 def build_parser() -> argparse.ArgumentParser:
     """All commands and their arguments."""
     parser = Parser(
-        prog="bbu", description="Find every part in a photo, describe its state in words, and say how sure it is."
+        prog="bbu", description="Detect every object in a photo, describe its state in words, and score it."
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for room in (runs, photos, scores):
@@ -24,7 +24,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; a user's mistake is one line on stderr and exit status 2."""
+    """Run a command and return its exit status; a UserError is one line on stderr and status 2."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     try:
@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def one_line(error: UserError) -> str:
-    """The message; one that crossed from a loader process arrives wrapped in that process's traceback."""
+    """The message on one line, without the traceback that a DataLoader worker wraps around it."""
     lines = [line for line in str(error).splitlines() if line.strip()]
     if lines and lines[0].startswith("Caught ") and "in DataLoader worker" in lines[0]:
         return lines[-1].split(": ", 1)[-1]

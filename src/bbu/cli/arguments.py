@@ -1,4 +1,4 @@
-"""How arguments are read and refused."""
+"""Argument parser and argument types."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from bbu.errors import UserError
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose complaints are one line, like every other error."""
+    """A parser that raises UserError, so that its errors are one line too."""
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message}; see {self.prog} --help")

@@ -1,4 +1,4 @@
-"""Commands that look at photos with a trained model."""
+"""Commands that run a trained model on photos."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ def add_commands(commands: Commands) -> None:
     serve.set_defaults(action=_serve)
     serve.add_argument("model", help="a run's model folder, e.g. outputs/demo/model")
     serve.add_argument("--host", default="127.0.0.1", help="listen here (default 127.0.0.1: only this machine)")
-    serve.add_argument("--port", type=not_negative, default=8000, help="default 8000; 0: a free one")
-    serve.add_argument("--max-megabytes", type=positive, default=20, help="most bytes of a request (default 20)")
+    serve.add_argument("--port", type=not_negative, default=8000, help="default 8000; 0: any free port")
+    serve.add_argument("--max-megabytes", type=positive, default=20, help="largest request (default 20)")
     serve.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto")
 
 
@@ -27,35 +27,35 @@ def _add_predict(commands: Commands) -> None:
     predict.set_defaults(action=_predict)
     predict.add_argument("model", help="a run's model folder, e.g. outputs/demo/model")
     predict.add_argument("photos", help="a folder, a quoted glob, one photo, a JSONL of records, or a .txt of paths")
-    predict.add_argument("output", help="predictions JSONL to write; started again, a stopped prediction goes on")
+    predict.add_argument("output", help="predictions JSONL to write; rerun to resume")
     predict.add_argument("--image-root", help="folder that paths in a JSONL or .txt are relative to (default: its own)")
     predict.add_argument("--teachers", help="JSONL of annotated rows shown as worked examples")
-    predict.add_argument("--max-detections", type=positive, default=100, help="most boxes a photo (default 100)")
+    predict.add_argument("--max-detections", type=positive, default=100, help="most boxes per photo (default 100)")
     predict.add_argument(
         "--nms-iou",
         type=share,
         default=EvaluationConfig.nms_iou,
-        help="overlap that makes a box a duplicate; 1: none",
+        help="IoU above which the lower-ranked box is suppressed; 1: keep all",
     )
-    predict.add_argument("--batch-size", type=positive, default=8, help="photos or tiles at a time (default 8)")
+    predict.add_argument("--batch-size", type=positive, default=8, help="photos or tiles per forward pass (default 8)")
     predict.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto")
     predict.add_argument("--workers", type=not_negative, default=2, help="processes that read photos (default 2)")
-    predict.add_argument("--tiles", help="look at overlapping tiles too: auto, or columns x rows, such as 3x2")
-    predict.add_argument("--tile-size", type=positive, default=0, help="pixels a side of an auto tile")
-    predict.add_argument("--tile-overlap", type=share, default=0.2, help="least share that neighbours have in common")
-    predict.add_argument("--flips", action="store_true", help="look at everything mirrored left to right too")
-    predict.add_argument("--taxonomy", help="whose mirror words --flips swaps (default: left and right)")
+    predict.add_argument("--tiles", help="also predict overlapping tiles: auto, or columns x rows, such as 3x2")
+    predict.add_argument("--tile-size", type=positive, default=0, help="side of an auto tile in pixels")
+    predict.add_argument("--tile-overlap", type=share, default=0.2, help="least overlap of tiles (default 0.2)")
+    predict.add_argument("--flips", action="store_true", help="also predict everything mirrored left to right")
+    predict.add_argument("--taxonomy", help="taxonomy whose mirror rules --flips uses (default: swap left and right)")
     predict.add_argument(
         "--descriptions",
         default="free",
-        help="free: any words; known: only those of the model's list; or a file, one a line (default free)",
+        help="free: any caption; known: only the model's own list; or a file with one per line (default free)",
     )
-    predict.add_argument("--no-calibration", action="store_true", help="raw scores, though the model has a calibration")
-    predict.add_argument("--min-score", type=share, default=0.0, help="leave out predictions below (default 0: none)")
-    predict.add_argument("--operating-points", help="JSON of `bbu thresholds`: leave out what is below its threshold")
-    predict.add_argument("--pictures", help="folder for a picture of every photo with boxes, words and scores")
-    predict.add_argument("--threshold", type=share, default=0.3, help="score that --pictures draws from (default 0.3)")
-    predict.add_argument("--export", metavar="FORMAT", help="write the predictions in this format too, such as yolo")
+    predict.add_argument("--no-calibration", action="store_true", help="raw scores, even if the model is calibrated")
+    predict.add_argument("--min-score", type=share, default=0.0, help="drop lower scores (default 0: keep all)")
+    predict.add_argument("--operating-points", help="JSON of `bbu thresholds`: drop predictions below their thresholds")
+    predict.add_argument("--pictures", help="folder for a picture of every photo with boxes, captions and scores")
+    predict.add_argument("--threshold", type=share, default=0.3, help="lowest score in --pictures (default 0.3)")
+    predict.add_argument("--export", metavar="FORMAT", help="also write the predictions in this format, such as yolo")
     predict.add_argument("--export-to", metavar="FOLDER", help="new folder for --export")
 
 
@@ -72,7 +72,7 @@ def _predict(arguments: argparse.Namespace) -> int:
     from data_conversion.taxonomies import load_taxonomy
 
     if arguments.tile_size and not arguments.tiles:
-        raise UserError("--tile-size is a part of --tiles auto; give both")
+        raise UserError("--tile-size needs --tiles auto; give both")
     names, root = list_photos(arguments.photos)
     root = arguments.image_root or root
     tiles = Tiles.parse(arguments.tiles, arguments.tile_size, arguments.tile_overlap) if arguments.tiles else None
@@ -110,7 +110,7 @@ def _predict(arguments: argparse.Namespace) -> int:
 
 
 def _check_export(arguments: argparse.Namespace) -> None:
-    """What would stop the export is better known before hours of predicting."""
+    """Fail before hours of predicting, not after them, if the export is impossible."""
     if (arguments.export is None) != (arguments.export_to is None):
         raise UserError("--export FORMAT and --export-to FOLDER: give both or neither")
     if arguments.export is None:
@@ -122,18 +122,18 @@ def _check_export(arguments: argparse.Namespace) -> None:
         raise UserError(f"--export {arguments.export!r}: formats that can be written: {', '.join(names)}")
     folder = Path(arguments.export_to)
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
-        raise UserError(f"--export-to {folder}: is there and not an empty folder; name a new one")
+        raise UserError(f"--export-to {folder}: exists and is not an empty folder; name a new one")
 
 
 def _show_predictions(arguments: argparse.Namespace, root: str) -> None:
-    """Pictures and another format, of what the output holds."""
+    """Draw pictures of the output and export it, if requested."""
     if arguments.pictures:
         from bbu.inference.pictures import draw_file
 
         drawn, gone = draw_file(
             arguments.output, root, arguments.pictures, threshold=arguments.threshold, workers=arguments.workers
         )
-        print(f"{drawn} pictures in {arguments.pictures}" + (f"; {gone} photos are gone" if gone else ""))
+        print(f"{drawn} pictures in {arguments.pictures}" + (f"; {gone} photos can no longer be read" if gone else ""))
     if arguments.export:
         from data_conversion.export import export
 

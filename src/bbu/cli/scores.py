@@ -7,6 +7,7 @@ from pathlib import Path
 
 from bbu.cli.arguments import Commands, not_negative, positive
 from bbu.errors import UserError
+from bbu.jsonl import write_json
 
 
 def add_commands(commands: Commands) -> None:
@@ -64,7 +65,7 @@ def _add_evaluate(commands: Commands) -> None:
 
 
 def _evaluate(arguments: argparse.Namespace) -> int:
-    from bbu.evaluation import evaluate, summary_table, write_metrics
+    from bbu.evaluation import evaluate, summary_table
     from bbu.records import read_predictions, read_rows
 
     if arguments.meteor and not arguments.dense:
@@ -85,17 +86,17 @@ def _evaluate(arguments: argparse.Namespace) -> int:
         metrics |= dense_metrics(truth, predictions, meteor=arguments.meteor or "approximate")
         print(f"\n{dense_table(metrics)}")
     if arguments.output:
-        write_metrics(arguments.output, metrics)
+        write_json(arguments.output, metrics)
+    root = arguments.image_root or str(Path(arguments.truth).parent)
     if arguments.pictures:
         from bbu.evaluation.pictures import save_pictures
 
-        root = arguments.image_root or str(Path(arguments.truth).parent)
         written = save_pictures(truth, predictions, root, arguments.pictures, threshold=arguments.threshold)
         print(f"{len(written)} pictures in {arguments.pictures}")
     if arguments.report:
         from bbu.evaluation.page import write_report
 
-        root, title = arguments.image_root or str(Path(arguments.truth).parent), Path(arguments.truth).name
+        title = Path(arguments.truth).name
         page = write_report(arguments.report, truth, predictions, metrics, image_root=root, title=title)
         print(f"{page.shown} of {page.photos} photos shown in {arguments.report}")
     return 0
@@ -103,7 +104,6 @@ def _evaluate(arguments: argparse.Namespace) -> int:
 
 def _compare(arguments: argparse.Namespace) -> int:
     from bbu.evaluation.compare import compare, comparison_table
-    from bbu.jsonl import write_json
     from bbu.records import read_predictions, read_rows
 
     comparison = compare(
@@ -132,7 +132,6 @@ def _calibrate(arguments: argparse.Namespace) -> int:
 
 def _thresholds(arguments: argparse.Namespace) -> int:
     from bbu.evaluation.operating_points import operating_points, operating_table
-    from bbu.jsonl import write_json
     from bbu.records import read_predictions, read_rows
 
     goals = {name: getattr(arguments, name) for name in ("precision", "recall", "fppi")}

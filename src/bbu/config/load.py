@@ -14,6 +14,7 @@ from bbu.errors import ConfigError
 
 RENAMED = {  # old key → new key
     "data.augment.curriculum.calm_end": "data.augment.curriculum.close_mosaic",
+    "data.augment.paste_parts": "data.augment.paste_objects",
     "data.teachers_per_sample": "data.episodes.counts",
     "evaluation.alarms_per_photo": "evaluation.fppi",
     "evaluation.captions_per_photo": "evaluation.max_detections",
@@ -21,6 +22,7 @@ RENAMED = {  # old key → new key
     "evaluation.resamples": "evaluation.bootstrap_samples",
 }
 REMOVED = {  # old key → why it is gone
+    "data.source.image_max_pixels": "data.max_pixels limits photos; python -m data_conversion can shrink the files",
     "loss.proposals_per_object": "proposals are matched one to one",
 }
 

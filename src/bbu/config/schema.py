@@ -14,6 +14,7 @@ from typing import Any
 from bbu.families.registry import DEFAULT_FAMILY
 
 COMPILED_PARTS = ("decoder", "captions", "llm", "vision")
+VAL_METRICS = ("AP", "AP50", "AP50_agnostic", "description_accuracy")  # reported on val during training
 GROUP_NAMES = ("vision", "merger", "llm", "detection", "adapter")
 SCHEDULES = (  # those of transformers that need no settings of their own
     "cosine", "linear", "constant", "constant_with_warmup", "cosine_with_restarts", "polynomial", "inverse_sqrt",
@@ -64,7 +65,6 @@ class SourceConfig:
     max_teachers: int = ranged(0)  # training photos set aside as worked examples (teacher.jsonl)
     on_error: str = choice("fail", ("fail", "skip"))  # skip: malformed files are listed in invalid_samples.jsonl
     images: str = choice("keep", ("keep", "link", "copy", "reencode"))  # what conversion does with photo files
-    image_max_pixels: int = ranged(0)  # with images=reencode: larger photos are shrunk to this; 0 = never
     frame: str = choice("", ("", "displayed", "stored"))  # what coordinates refer to; empty: the format's rule
     photos: dict[str, int] = ranged({})  # cabinet_photos only: photos to draw for each split
 
@@ -103,7 +103,7 @@ class AugmentConfig:
     min_visible: float = fraction(0.4)  # objects that keep less of their area (lines: length) are dropped, others cut
     mosaic: float = fraction(0.0)  # probability of joining four training photos into one
     copy_paste: float = fraction(0.0)  # probability of pasting objects from other photos, rare descriptions first
-    paste_parts: int = positive(3)  # most objects pasted into one photo
+    paste_objects: int = positive(3)  # most objects pasted into one photo
     paste_margin: float = fraction(0.2)  # cut out around the object, share of its longer side
     paste_cover: float = fraction(0.1)  # largest share of another object that a pasted one may hide
     teachers: str = choice("independent", ("independent", "same", "none"))  # same: one draw for all photos of a sample
@@ -165,7 +165,7 @@ class LoraConfig:
 
     parts: list[str] = choice([], ("llm", "vision"))  # empty = off
     rank: int = positive(16)
-    alpha: int = 32
+    alpha: int = positive(32)
     dropout: float = fraction(0.0)
 
 
@@ -230,7 +230,7 @@ class TrainingConfig:
     schedule: str = choice("cosine", SCHEDULES)
     max_grad_norm: float = ranged(1.0)
     precision: str = choice("auto", ("auto", "fp32", "bf16"))
-    select_best: bool = True  # publish the checkpoint with the best AP50 on val; False: the last one
+    select_best: str = choice("AP50", ("", *VAL_METRICS))  # publish the checkpoint best by this on val; "" = the last
     eval_every: int = ranged(0)  # steps between evaluations on val; 0 = never
     save_every: int = ranged(0)  # steps between checkpoints; 0 = only at the end (with select_best: at each evaluation)
     keep_checkpoints: int = positive(2)
@@ -250,7 +250,7 @@ class EvaluationConfig:
     teachers: int = ranged(0)  # worked examples for each photo, chosen by data.episodes.choose (random: label_cover)
     batch_size: int = positive(8)
     max_detections: int = positive(100)  # most boxes of a photo, by objectness
-    nms_iou: float = fraction(0.7)  # boxes that overlap a surer box by more than this IoU are left out; 1 keeps all
+    nms_iou: float = fraction(0.7)  # boxes overlapping a higher-scoring box by more are left out; 1 keeps all
     descriptions: str = choice("free", ("free", "known"))  # known: of the model's list (docs/descriptions.md)
     score_threshold: float = fraction(0.3)  # for pictures, false positives and rates; AP uses every prediction
     target_precision: float = fraction(0.9)  # precision at which the recall of each description is reported

@@ -22,13 +22,13 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 IGNORE = -100
-MOST_CAPTIONS = 20_000  # remembered by their words; beyond, all are forgotten
-Span = tuple[int, int]  # half-open range of token numbers
+MOST_CAPTIONS = 20_000  # size of the cache of caption ids; a full cache is cleared
+Span = tuple[int, int]  # half-open range of token indices
 
 
 @dataclass(frozen=True)
 class GroundTruthObject:
-    """A part of the student: words, (4,) cxcywh box in [0, 1], and the caption's ids with the end token."""
+    """A target of the student: description, (4,) cxcywh box in [0, 1], and caption ids with the end token."""
 
     desc: str
     box: tuple[float, float, float, float]
@@ -41,19 +41,19 @@ class ChatProcessorOutput:
 
     Args:
         input_ids: (L,) int64.
-        labels: (L,) int64, −100 everywhere but in answers and their end tokens.
+        labels: (L,) int64, -100 everywhere except in answers and their end tokens.
         pixel_values: (P, patch width) float32 patch rows of all photos: teachers, context, student.
         image_grid_thw: (I, 3) int64 patches of each photo.
-        teacher_spans: answer of each teacher.
-        student_span: the student's answer; None at inference.
-        prompt_span: the student's turn up to its answer, which is what detection may look at; where context photos
-            come first in the turn, from the student's own photo on.
-        photo_span: the tokens of the student's photo, within prompt_span.
-        ground_truth_objects: the student's parts, in (y1, x1) order.
-        geometry: how the student's photo maps to the model.
+        teacher_spans: tokens of each teacher's answer.
+        student_span: tokens of the student's answer; None at inference.
+        prompt_span: tokens that detection may attend to: the student's turn up to its answer. With context photos in
+            that turn it starts at the student's own photo.
+        photo_span: tokens of the student's photo, within prompt_span.
+        ground_truth_objects: targets of the student's photo, in (y1, x1) order.
+        geometry: maps between the student's photo and the model's input.
         name: the student's photo, for messages.
-        image_keys: for each photo a hash of its patches and their grid, or None where its features are not to be kept;
-            empty = all None.
+        image_keys: feature-cache key of each photo, a hash of its patches and their grid; None = its features are not
+            cached; empty = all None.
     """
 
     input_ids: torch.Tensor
@@ -71,17 +71,17 @@ class ChatProcessorOutput:
 
 
 class ChatProcessor:
-    """Turns samples into model inputs, the same way in training and inference.
+    """Turns samples into model inputs, identically in training and inference.
 
     Args:
         tokenizer: with the conversation's special tokens.
-        photo_plan: what photos become, made for the spec's resize policy.
-        conversation: the family's.
+        photo_plan: how photos become patches, made for the spec's resize policy.
+        conversation: the family's chat format.
         spec: prompt wording, template, box convention and resize policy.
-        image_root: folder that records' image paths are relative to.
-        max_length: most tokens of a sample; a longer one raises.
-        caption_max_tokens: most tokens of a description with its end token.
-        name_photos: give photos that augmentation left as they are their ``image_keys``.
+        image_root: folder that image paths are relative to.
+        max_length: most tokens of a sample; a longer one is an error.
+        caption_max_tokens: most tokens of a caption, with its end token.
+        name_photos: set ``image_keys`` for photos that augmentation left unchanged.
     """
 
     def __init__(
@@ -109,13 +109,13 @@ class ChatProcessor:
         self._captions: dict[str, tuple[int, ...]] = {}
 
     def process_sample(self, raw_sample: FewShotSample, augment: Augment | None = None) -> ChatProcessorOutput:
-        """A record with its answers, for training.
+        """A training sample, answers included.
 
         Args:
-            augment: what is done to the photos (teachers, context, student); None = as they are.
+            augment: applied to the photos (teachers, context, student); None = they stay as they are.
 
         Raises:
-            SampleError: too long, a photo's size is not the record's, a record does not have exactly one photo.
+            SampleError: too long, a photo's size is not the record's, or a record does not have exactly one photo.
             ImageError: a photo cannot be read.
         """
         context = [replace(row, objects=()) for row in raw_sample.context]  # shown without answers
@@ -124,7 +124,7 @@ class ChatProcessor:
         seen = photos if augment is None else augment(photos)
         taught = len(raw_sample.teachers)
         output = self.process_photos(seen[:taught], seen[-1], context=seen[taught:-1], with_answer=True)
-        if self.name_photos:  # a random view does not come again
+        if self.name_photos:  # a random view never comes again
             pairs = zip(output.image_keys, seen, photos, strict=True)
             output.image_keys = [key if after.image is before.image else None for key, after, before in pairs]
         return output
@@ -132,16 +132,16 @@ class ChatProcessor:
     def process_photos(
         self, teachers: Sequence[Photo], student: Photo, *, with_answer: bool, context: Sequence[Photo] = ()
     ) -> ChatProcessorOutput:
-        """Photos in memory; without answer the conversation stops where the model is to speak.
+        """A sample from photos in memory; without an answer the conversation ends where the model's answer begins.
 
         Args:
-            context: shown before the student in its turn, without answers.
+            context: photos shown before the student's in the same turn, without answers.
         """
         photos = [*teachers, *context, student]
         geometries = [self._plan(photo) for photo in photos]
         turns = [*zip(teachers, geometries, strict=False), (student, geometries[-1])]
         boxes = [_boxes(photo) for photo, _ in turns]
-        answers = [self._answer(*turn, part_boxes) for turn, part_boxes in zip(turns, boxes, strict=True)]
+        answers = [self._answer(*turn, own_boxes) for turn, own_boxes in zip(turns, boxes, strict=True)]
         messages = self.messages(answers[:-1], answers[-1] if with_answer else None, len(context))
         pixel_values, grid_thw = self.photo_plan.patchify([photo.image for photo in photos], geometries)
         input_ids = self._tokenize(messages, grid_thw, with_answer, student.name)
@@ -193,14 +193,14 @@ class ChatProcessor:
         return build_messages(self.spec, self.conversation, teacher_answers, student_answer, context)
 
     def text(self, messages: list[Message], *, with_answer: bool) -> str:
-        """The conversation as text, one image token a photo."""
+        """The conversation as text, with one image token for each photo."""
         rendered = self.tokenizer.apply_chat_template(
             messages, chat_template=self.spec.chat_template, tokenize=False, add_generation_prompt=not with_answer
         )
         return str(rendered)
 
     def _tokenize(self, messages: list[Message], grid_thw: torch.Tensor, with_answer: bool, name: str) -> torch.Tensor:
-        """Conversation → (L,) ids, each photo's token repeated as often as its real grid asks."""
+        """Conversation → (L,) ids; each photo's token is repeated to match its patch grid."""
         once = np.array(self._encode(self.text(messages, with_answer=with_answer)), dtype=np.int64)
         repeats = np.ones_like(once)
         repeats[once == self.image_token_id] = self.photo_plan.text_tokens(grid_thw.prod(-1)).numpy()
@@ -213,7 +213,7 @@ class ChatProcessor:
         return torch.from_numpy(ids)
 
     def _answer_spans(self, input_ids: torch.Tensor) -> list[Span]:
-        """Every assistant turn's tokens after its header, its end token included, found in the ids themselves."""
+        """Tokens of every answer with its end token, without the header, found in the ids themselves."""
         ids, header = input_ids.numpy(), self._answer_header
         ends = np.flatnonzero(ids == self.end_token_id)
         spans = []
@@ -262,7 +262,7 @@ class ChatProcessor:
 
 
 def _boxes(photo: Photo) -> np.ndarray:
-    """(n, 4) xyxy boxes of the parts, in pixels of the photo."""
+    """(n, 4) xyxy boxes of the objects, in pixels of the photo."""
     return np.array([item.box for item in photo.objects], dtype=np.float64).reshape(-1, 4)
 
 

@@ -22,13 +22,13 @@ class PackedDataCollator:
         input_ids, labels (1, T); position_ids (axes, 1, T), each sample counted from its own start;
         cu_seqlens (B + 1,) int32; max_seqlen int;
         pixel_values (P, patch width); image_grid_thw [I]: (frames, rows, columns) of patches; image_to_sample (I,);
-        image_keys [I]: names of the photos in the feature cache, None where they are not to be kept;
-        student_images [B]: number of each student's image among the I;
+        image_keys [I]: feature-cache key of each photo, None where it is not cached;
+        student_images [B]: index of each student's image among the I;
         prompt_spans [B], photo_spans [B], student_spans [B], teacher_spans [B][…]: half-open token ranges in the pack;
-        boxes (N, 4) cxcywh in [0, 1]; box_counts [B]; caption_ids [N]: token ids of each part's words, end included;
+        boxes (N, 4) cxcywh in [0, 1]; box_counts [B]; caption_ids [N]: token ids of each caption, end token included;
         names [B], geometries [B].
 
-    What decides shapes stays a Python number, so that a step never waits for the device to learn it.
+    Values that decide shapes stay Python numbers, so that a step never waits for the device to read one.
 
     Args:
         position_function: the backbone's rotary positions for one sample.
@@ -39,15 +39,15 @@ class PackedDataCollator:
 
     def __call__(self, samples: Sequence[ChatProcessorOutput]) -> Batch:
         lengths = [len(sample.input_ids) for sample in samples]
-        edges = torch.tensor([0, *lengths]).cumsum(0)
-        starts = edges[:-1].tolist()
+        cu_seqlens = torch.tensor([0, *lengths]).cumsum(0)
+        starts = cu_seqlens[:-1].tolist()
         labels = torch.cat([sample.labels for sample in samples])
-        labels[edges[:-1]] = IGNORE  # nothing predicts a sample's first token, least of all its neighbour
+        labels[cu_seqlens[:-1]] = IGNORE  # the previous sample must not predict a sample's first token
         return {
             "input_ids": torch.cat([sample.input_ids for sample in samples])[None],
             "labels": labels[None],
             "position_ids": torch.cat([_positions(s, self.position_function) for s in samples], dim=1)[:, None],
-            "cu_seqlens": edges.to(torch.int32),
+            "cu_seqlens": cu_seqlens.to(torch.int32),
             "max_seqlen": max(lengths),
             "prompt_spans": [_shift(s.prompt_span, start) for s, start in zip(samples, starts, strict=True)],
             "photo_spans": [_shift(s.photo_span, start) for s, start in zip(samples, starts, strict=True)],
@@ -61,10 +61,10 @@ class PackedDataCollator:
 
 
 class StandardDataCollator:
-    """B samples → a padded rectangle, for comparison and for tools that want one.
+    """B samples → a padded rectangle, for comparison and for tools that need one.
 
-    As the packed batch, but: input_ids, labels (B, L); position_ids (axes, B, L); attention_mask (B, L) bool,
-    True on real tokens; spans count from each row's own start; no cu_seqlens.
+    Like the packed batch, except: input_ids, labels (B, L); position_ids (axes, B, L); attention_mask (B, L) bool,
+    True on real tokens; spans count from the start of their row; no cu_seqlens.
 
     Args:
         position_function: the backbone's rotary positions for one sample.
@@ -96,18 +96,18 @@ class StandardDataCollator:
 
 
 def unpad(batch: Batch) -> Batch:
-    """A padded batch → the packed batch of the same samples; a packed one is returned as it is."""
+    """Padded batch → packed batch of the same samples; a packed batch is returned unchanged."""
     if "attention_mask" not in batch:
         return batch
     mask = batch["attention_mask"]
     lengths = mask.sum(1)
-    edges = F.pad(lengths.cumsum(0), (1, 0))
-    starts = edges[:-1].tolist()
+    cu_seqlens = F.pad(lengths.cumsum(0), (1, 0))
+    starts = cu_seqlens[:-1].tolist()
     packed = {key: value for key, value in batch.items() if key != "attention_mask"}
     packed["input_ids"] = batch["input_ids"][mask][None]
     packed["labels"] = batch["labels"][mask][None]
     packed["position_ids"] = batch["position_ids"][:, mask][:, None]
-    packed["cu_seqlens"] = edges.to(torch.int32)
+    packed["cu_seqlens"] = cu_seqlens.to(torch.int32)
     packed["max_seqlen"] = int(lengths.max())
     for key in ("prompt_spans", "photo_spans", "student_spans"):
         packed[key] = [_shift(span, start) for span, start in zip(batch[key], starts, strict=True)]

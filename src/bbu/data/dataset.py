@@ -1,4 +1,4 @@
-"""The stream of training samples: order, teachers and views follow from the seed and the position alone."""
+"""The stream of training samples: order, teachers and views are a function of (seed, position)."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ from bbu.errors import SampleError
 from bbu.records import FewShotSample
 from bbu.taxonomy import MirrorRules
 
-BEFORE_THE_END = 1 - 1e-9  # the length of a planned run is an estimate, its progress stays below 1
+BEFORE_THE_END = 1 - 1e-9  # with planned packs the length is an estimate; progress stays below 1
 
 
 class TrainingStream(Dataset[ChatProcessorOutput]):
-    """All samples of a whole run, in order: what is at position i follows from (seed, i) alone.
+    """All samples of a whole run, in order; the sample at position i is a function of (seed, i) alone.
 
-    A run that is stopped and resumed, or uses other numbers of workers, sees the same samples.
+    A resumed run, or one with another number of workers, sees the same samples.
 
     Args:
-        samples: training samples; those with teachers or context of their own keep them.
-        processor: makes the tensors.
-        length: samples of the whole run, over all ranks; about as many, where packs are planned.
+        samples: training samples; those that bring teachers or context keep them.
+        processor: turns samples into tensors.
+        length: samples of the whole run, over all ranks; an estimate with planned packs.
         seed: run seed.
-        episodes: teachers and context of the other samples; None = none.
-        sampling: how often each photo comes; None = once an epoch.
-        augment: random views; every photo of a sample gets its own.
-        mirror: what flips and turns do to descriptions that name a side; None = the usual words are swapped.
+        episodes: draws teachers and context for the other samples; None = none.
+        sampling: how often each photo is shown; None = once per epoch.
+        augment: random views of the photos; None = none.
+        mirror: how flips and turns change descriptions that name a side; None = the usual words are swapped.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class TrainingStream(Dataset[ChatProcessorOutput]):
         return self._make(position)
 
     def __getitems__(self, wanted: Sequence[int | Pack]) -> list[ChatProcessorOutput]:
-        """The samples of a batch: positions, or planned packs of positions, which may go past ``length``."""
+        """The samples of a batch: positions, or planned packs of positions, which may exceed ``length``."""
         packs = (item if isinstance(item, tuple) else (item,) for item in wanted)
         return [self._make(position) for pack in packs for position in pack]
 

@@ -1,4 +1,4 @@
-"""A photo in memory with its parts: what augmentation changes and the processor reads."""
+"""A photo in memory with its objects: augmentation changes it, the processor reads it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Photo:
-    """Pixels and parts.
+    """Pixels and objects.
 
     Args:
         image: RGB, upright.
@@ -33,12 +33,12 @@ class Photo:
     to_canvas: Affine | None = IDENTITY
 
 
-# Photos of one sample (teachers, context, student; the student is last) → the same photos as the model is to see them.
+# Photos of one sample (teachers, context, then the student) → the same photos as the model will see them.
 Augment = Callable[[Sequence[Photo]], list[Photo]]
 
 
 def open_photo(image_root: str | Path, row: Row) -> Photo:
-    """The photo of a row, checked against it.
+    """Load the photo of a row and check it against the row.
 
     Raises:
         SampleError: not exactly one photo, or its size is not the record's.

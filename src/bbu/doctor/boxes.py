@@ -31,29 +31,22 @@ class ObjectSizes:
 
     Args:
         cell: pixels of one image token's side.
-        histogram: objects by the square root of their area in model pixels.
-        tiny: description → objects with a side shorter than one cell.
-        tiny_area: number of these whose area is below one cell too.
         objects: number of all objects.
-        saving_pixels: the lowest data.max_pixels at which half of the tiny ones reach a cell; None: none does.
+        histogram: objects by the square root of their area in model pixels.
+        tiny_by_description: description → objects with a side shorter than one cell.
+        tiny_in_area: number of these whose area is below one cell too.
+        max_pixels_saving_half: the lowest data.max_pixels at which half of the tiny ones reach a cell; None: none does.
     """
 
     cell: int
-    histogram: list[Bar]
-    tiny: dict[str, int]
-    tiny_area: int
     objects: int
-    saving_pixels: int | None
+    histogram: list[Bar]
+    tiny_by_description: dict[str, int]
+    tiny_in_area: int
+    max_pixels_saving_half: int | None
 
     def to_json(self) -> dict[str, Any]:
-        return {
-            "cell": self.cell,
-            "objects": self.objects,
-            "histogram": [bar.to_json() for bar in self.histogram],
-            "tiny_by_description": self.tiny,
-            "tiny_in_area": self.tiny_area,
-            "max_pixels_saving_half": self.saving_pixels,
-        }
+        return vars(self) | {"histogram": [bar.to_json() for bar in self.histogram]}
 
 
 def measure_sizes(samples: Sequence[Sample], plan: PhotoPlan) -> tuple[ObjectSizes, list[Finding]]:
@@ -67,19 +60,15 @@ def measure_sizes(samples: Sequence[Sample], plan: PhotoPlan) -> tuple[ObjectSiz
     small_Gt = _under_a_cell(seen_Gt2, cell)
     saving = _saving_pixels(sides_Gt2[small_Gt], [photos[n] for n in owner_Gt[small_Gt]], plan)
     tiny = Counter(places[n][1].desc for n in np.flatnonzero(small_Gt))
-    bars = histogram(np.sqrt(seen_Gt2.prod(axis=1)), _edges(cell))
+    edges = [0, cell / 2, *(cell * 2**step for step in range(7)), math.inf]
+    bars = histogram(np.sqrt(seen_Gt2.prod(axis=1)), edges)
     in_area = int((seen_Gt2[small_Gt].prod(axis=1) < cell**2).sum())
-    sizes = ObjectSizes(cell, bars, dict(tiny.most_common()), in_area, len(places), saving)
+    sizes = ObjectSizes(cell, len(places), bars, dict(tiny.most_common()), in_area, saving)
     smallest = [n for n in np.argsort(seen_Gt2.min(axis=1), kind="stable") if small_Gt[n]]
-    examples = [
-        Example(
-            samples[owner_Gt[n]].where,
-            samples[owner_Gt[n]].name,
-            places[n][1].desc,
-            f"{seen_Gt2[n][0]:.0f}x{seen_Gt2[n][1]:.0f} model pixels",
-        )
-        for n in smallest[:MAX_EXAMPLES]
-    ]
+    examples = []
+    for n in smallest[:MAX_EXAMPLES]:
+        sample, (width, height) = samples[owner_Gt[n]], seen_Gt2[n]
+        examples.append(Example(sample.where, sample.name, places[n][1].desc, f"{width:.0f}x{height:.0f} model pixels"))
     return sizes, _tiny_findings(sizes, examples, int(small_Gt.sum()), plan.max_pixels)
 
 
@@ -120,25 +109,24 @@ def _saving_pixels(sides_Gt2: np.ndarray, photos: Sequence[tuple[int, int]], pla
     return high * area
 
 
-def _edges(cell: int) -> list[float]:
-    return [0, cell / 2, *(cell * 2**step for step in range(7)), math.inf]
-
-
 def _tiny_findings(sizes: ObjectSizes, examples: list[Example], count: int, max_pixels: int) -> list[Finding]:
     if not count:
         return []
-    if sizes.saving_pixels is None:
+    if sizes.max_pixels_saving_half is None:
         advice = (
             "Most are that small in the photo itself, so a larger data.max_pixels does not help: raise "
             "data.min_pixels, which enlarges photos, or cut photos into tiles."
         )
     else:
-        advice = f"data.max_pixels={sizes.saving_pixels} saves half of them; each doubling doubles the image tokens."
+        advice = (
+            f"data.max_pixels={sizes.max_pixels_saving_half} saves half of them; "
+            "each doubling doubles the image tokens."
+        )
     share = count / sizes.objects
     severity = None if share > TINY_SHARE else INFO
     values = {"max_pixels": max_pixels, "cell": sizes.cell, "share": f"{share:.1%}"}
-    values |= {"area": sizes.tiny_area, "advice": advice}
-    return [finding("tiny_objects", examples, count, severity, labels=counted(sizes.tiny), **values)]
+    values |= {"area": sizes.tiny_in_area, "advice": advice}
+    return [finding("tiny_objects", examples, count, severity, labels=counted(sizes.tiny_by_description), **values)]
 
 
 def counted(counts: dict[str, int], most: int = 5) -> str:

@@ -1,4 +1,4 @@
-"""What training will cost: samples a step, epochs, tokens of a pack, memory. Estimates, with their formulas."""
+"""Estimates of what training will cost: samples per step, epochs, tokens per pack, memory."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ from bbu.models.build import freeze
 from bbu.models.wrapper import DetectionVLM
 from bbu.records import Row
 
-# Bytes kept for the backward pass by one transformer layer, for each token and unit of width, in bf16: 34 without
-# attention scores, which no backend here keeps; 2 with recomputation (Korthikanti et al. 2022, arXiv:2205.05198).
+# Bytes of activations per token and unit of width in one bf16 transformer layer: 34 without attention scores, which no
+# backend here stores; 2 with full recomputation (Korthikanti et al. 2022, arXiv:2205.05198).
 LAYER_BYTES = 34
-# keys are those of model.gradient_checkpointing; selective keeps what products with weights and attention give
+# by model.gradient_checkpointing; selective keeps the outputs of weight products and attention
 LAYER_BYTES_WITH = {"none": LAYER_BYTES, "selective": 20, "full": 2}
-PREFETCHED_BATCHES = 2  # torch's DataLoader, for each worker
+PREFETCHED_BATCHES = 2  # of torch's DataLoader, per worker
 
 
 @dataclass(frozen=True)
 class ModelSize:
-    """Counted on a model without memory (torch's meta device).
+    """Sizes of a model on torch's meta device.
 
     Args:
-        parameters, trainable: numbers of weights.
-        towers: (layers, width) of the vision tower and of the language model; 0 layers: nothing in or before it
-            learns, so it keeps nothing for a backward pass.
+        parameters, trainable: number of weights.
+        towers: (layers, width) of the vision tower and of the language model; 0 layers if nothing in or before it
+            learns, so that it stores no activations.
     """
 
     parameters: int
@@ -49,7 +49,7 @@ class PackSizes:
     """Packs of one process.
 
     Args:
-        samples, tokens: means of a pack.
+        samples, tokens: mean per pack.
         most_tokens, most_pixels: of the largest pack.
     """
 
@@ -60,9 +60,9 @@ class PackSizes:
 
 
 def pack_sizes(config: Config, lengths: Lengths) -> PackSizes | None:
-    """Packs of an epoch, planned as training plans them or of training.batch_size samples; None without samples.
+    """Packs of an epoch: planned as in training, or of training.batch_size samples; None without samples.
 
-    A sample that is larger than a planned pack, which training refuses, counts as a full one.
+    A sample larger than a planned pack, which training refuses, counts as a full one.
 
     Args:
         lengths: of the epoch's samples.
@@ -83,9 +83,9 @@ def pack_sizes(config: Config, lengths: Lengths) -> PackSizes | None:
 
 
 def steps_report(config: Config, rows: Sequence[Row], packs: PackSizes | None) -> dict[str, Any]:
-    """Samples a step, epochs and packs, for one process (GPU); None where packs are planned of unknown lengths.
+    """Samples per step, epochs and packs, for one process (GPU); None where a value needs unknown lengths.
 
-    An epoch is as long as data.sampling makes it: the number of photos, unless rare ones are repeated.
+    data.sampling decides the length of an epoch: the number of photos, unless rare ones are repeated.
     """
     training = config.training
     places = float(expected_views(rows, config.data.sampling).sum()) if rows else 0.0
@@ -105,7 +105,7 @@ def steps_report(config: Config, rows: Sequence[Row], packs: PackSizes | None) -
 
 
 def steps_findings(config: Config, report: dict[str, Any]) -> list[Finding]:
-    """Too few steps to see every photo once."""
+    """A finding if the run has too few steps to see every photo once."""
     per_step, photos = report["samples_per_step"], report["training_photos"]
     if per_step is None or config.data.sampling.method != "uniform":
         return []
@@ -113,12 +113,12 @@ def steps_findings(config: Config, report: dict[str, Any]) -> list[Finding]:
     if left <= 0:
         return []
     values = {"steps": config.training.max_steps, "per_step": per_step, "epochs": report["epochs"]}
-    example = Example(detail=f"{photos} photos, {photos - left} places in the run")
+    example = Example(detail=f"{photos} photos, {photos - left} samples in the run")
     return [finding("photos_never_seen", [example], left, needed=math.ceil(photos / per_step), **values)]
 
 
 def model_size(config: Config, tokenizer: Any) -> ModelSize | None:
-    """Numbers of the model that this config trains, built without memory; None: no config.json in model.path."""
+    """Sizes of the model that this config trains, built on the meta device; None if model.path has no config.json."""
     model = config.model
     with torch.device("meta"):
         family = backbone_class(model.family)
@@ -153,7 +153,7 @@ def _count(model: DetectionVLM) -> ModelSize:
 
 
 def memory_report(config: Config, size: ModelSize, packs: PackSizes, processor: ChatProcessor) -> dict[str, Any]:
-    """Bytes on one device before anything is sharded, and of photos waiting in loader processes."""
+    """Bytes on one device before any sharding, and of the photos prefetched by loader workers."""
     training = config.training
     zero = bool(training.deepspeed)
     half = training.precision != "fp32"
@@ -163,7 +163,7 @@ def memory_report(config: Config, size: ModelSize, packs: PackSizes, processor: 
     patches = packs.most_pixels // processor.photo_plan.patch_size**2
     patch_bytes = 4 * processor.photo_plan.patch_width  # float32
     layer = LAYER_BYTES_WITH[config.model.gradient_checkpointing]
-    widest = 0 if layer == LAYER_BYTES else LAYER_BYTES  # one layer at a time is whole while it is recomputed
+    widest = 0 if layer == LAYER_BYTES else LAYER_BYTES  # one layer at a time is recomputed in full
     kept = sum(
         items * width * (depth * layer + widest)
         for items, (depth, width) in zip((patches, packs.most_tokens), size.towers, strict=True)

@@ -1,4 +1,4 @@
-"""The visit: read what training would read, look at every photo once, gather findings and figures."""
+"""Runs the doctor: reads what training would read, opens every photo once, collects findings and figures."""
 
 from __future__ import annotations
 
@@ -14,13 +14,19 @@ from bbu.doctor.boxes import contradiction_findings, measure_sizes, query_findin
 from bbu.doctor.conversion import conversion_findings
 from bbu.doctor.copies import find_copies
 from bbu.doctor.cost import memory_report, model_size, pack_sizes, steps_findings, steps_report
+from bbu.doctor.descriptions import (
+    balance_by_level,
+    caption_findings,
+    description_findings,
+    direction_findings,
+    special_tokens,
+)
 from bbu.doctor.findings import Example, Finding, finding
 from bbu.doctor.photos import PhotoFacts, look_at_all, names_of, photo_findings, readable
 from bbu.doctor.proof import choose_samples, proof_findings, prove
 from bbu.doctor.reading import Rows, Sample, read_folder
 from bbu.doctor.report import Report, split_counts
 from bbu.doctor.tokens import length_findings, measure_lengths
-from bbu.doctor.words import balance_by_level, caption_findings, direction_findings, special_tokens, word_findings
 from bbu.errors import ConfigError
 from bbu.families.photo_plan import PhotoPlan
 from bbu.families.registry import backbone_class
@@ -28,19 +34,19 @@ from bbu.models.build import build_processor, prompt_spec
 from bbu.records import Row
 from bbu.taxonomy import MirrorRules
 
-NO_LIMIT = 10**9  # tokens: the doctor measures what training would refuse
+NO_LIMIT = 10**9  # tokens: the doctor also measures samples that training would refuse
 
 
 def examine(
     config: Config, folder: Path, image_root: str, mirror: MirrorRules | None = None, *, samples: int = 12
 ) -> Report:
-    """Look at prepared data as this config would train on it.
+    """Examine prepared data as this config would train on it.
 
     Args:
-        folder: holds train.jsonl and so on, and what conversion left behind.
+        folder: with train.jsonl and so on, and the files that conversion wrote.
         image_root: folder that image paths are relative to.
         mirror: the taxonomy's rules for words that name a side.
-        samples: drawn for the proof of the geometry, besides the odd ones; 0: no proof.
+        samples: random samples for the geometry check, besides unusual ones; 0 = no check.
 
     Raises:
         ConfigError: unknown model family.
@@ -56,7 +62,7 @@ def examine(
     report.findings += conversion_findings(folder, config.data.source.on_error)
     _examine_boxes(report, config, rows, good, facts)
     report.balance = balance_by_level(rows)
-    report.findings += word_findings(rows, family.conversation)
+    report.findings += description_findings(rows, family.conversation)
     report.findings += direction_findings(rows, config.data.augment, mirror or MirrorRules())
     processor = _examine_tokens(report, config, rows, good, image_root)
     pairs = choose_samples(good.samples, facts, samples, config.seed)
@@ -66,7 +72,7 @@ def examine(
 
 
 def split_findings(config: Config, rows: Rows) -> list[Finding]:
-    """Splits that the job needs and does not have."""
+    """Splits and teachers that the job needs and does not have."""
     found = []
     if not rows.of("train"):
         found.append(finding("no_training_photo", []))
@@ -103,11 +109,11 @@ def _can_be_shown(sample: Sample, plan: PhotoPlan) -> bool:
     return True
 
 
-# ---------------------------------------------------------------- what needs a tokenizer
+# ---------------------------------------------------------------- checks that need a tokenizer
 
 
 def _examine_tokens(report: Report, config: Config, rows: Rows, good: Rows, image_root: str) -> ChatProcessor | None:
-    """Lengths, memory and steps; returns the processor, None where its model is absent."""
+    """Lengths, memory and steps; returns the processor, or None if its model is absent."""
     train = good.of("train")
     students = [sample.row for sample in rows.of("train")]
     processor, largest, smallest = _processor(report, config, train, image_root), None, None
@@ -120,13 +126,13 @@ def _examine_tokens(report: Report, config: Config, rows: Rows, good: Rows, imag
         report.memory = memory_report(config, size, largest, processor) if size and largest else None
     report.training = steps_report(config, students, largest)
     if students:
-        # of short samples a pack holds most: what is out of reach then, is so in any case
+        # the shortest samples give the fullest packs: photos out of reach even then are certain to be
         report.findings += steps_findings(config, steps_report(config, students, smallest))
     return processor
 
 
 def _processor(report: Report, config: Config, train: list[Sample], image_root: str) -> ChatProcessor | None:
-    """The processor that training would use, or None and a finding that says why there is none."""
+    """The processor that training would use; None, with a finding, if its model is absent."""
     if not train:
         report.lengths_absent = "no training photo can be read"
         return None
@@ -142,7 +148,7 @@ def _processor(report: Report, config: Config, train: list[Sample], image_root: 
 
 
 def _stand_in(config: Config, good: Rows, image_root: str) -> ChatProcessor | None:
-    """The family's own image processor and a tokenizer trained on the data, which has no part in the geometry."""
+    """A processor without the model: family defaults, and a tokenizer trained on the data; same geometry."""
     here = copy.deepcopy(config)
     here.model.path = here.model.tokenizer = ""
     return build_processor(here, [sample.sample for sample in good.samples], image_root) if good.samples else None

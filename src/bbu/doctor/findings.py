@@ -265,7 +265,7 @@ CODES: dict[str, Code] = {
         "Perceptual hashes differ in at most {bits} of 64 bits.",
         "No action needed; keep such photos together when you split by hand.",
     ),
-    # ------------------------------------------------------------ words
+    # ------------------------------------------------------------ descriptions
     "unseen_in_training": Code(
         WARNING,
         "objects in val and test whose description is not in train",

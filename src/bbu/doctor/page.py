@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from bbu.doctor.charts import Bar
+from bbu.doctor.descriptions import COLUMNS, Balance
 from bbu.doctor.findings import by_severity
 from bbu.doctor.proof import HEAD_BOUND, HEAD_COLOUR, RECORD_COLOUR, TEXT_COLOUR, Proven, draw_proof
 from bbu.doctor.report import Report, size_text
-from bbu.doctor.words import COLUMNS, Balance
 from bbu.drawing.pages import jpeg_base64, render_page
 from bbu.errors import UserError
 from bbu.images import load_image
@@ -22,18 +21,6 @@ CHART_WIDTH, CHART_HEIGHT = 640, 180  # SVG units
 DESCRIPTIONS_SHOWN = 100  # of a level; the JSON has all
 DESCRIPTIONS_LISTED = 8  # under a drawn sample
 JPEG_QUALITY = 82
-
-
-@dataclass(frozen=True)
-class Column:
-    """One bar of a chart, in SVG units from the top left."""
-
-    x: float
-    y: float
-    width: float
-    height: float
-    label: str
-    count: int
 
 
 def write_page(path: str | Path, report: Report) -> None:
@@ -68,15 +55,16 @@ def page_of(report: Report) -> str:
     )
 
 
-def columns(bars: list[Bar]) -> list[Column]:
-    """Bars side by side, the highest as high as the chart; every non-empty bar is visible."""
+def columns(bars: list[Bar]) -> list[dict[str, Any]]:
+    """Bars side by side in SVG units, the highest as high as the chart; every non-empty bar is visible."""
     highest = max((bar.count for bar in bars), default=0) or 1
     width = CHART_WIDTH / max(len(bars), 1)
     placed = []
     for number, bar in enumerate(bars):
         height = max(bar.count / highest * CHART_HEIGHT, 2.0) if bar.count else 0.0
         label = f"{bar.low:g} and more" if bar.high is None else f"{bar.low:g} to {bar.high:g}"
-        placed.append(Column(number * width + 1, CHART_HEIGHT - height, width - 2, height, label, bar.count))
+        place = {"x": number * width + 1, "y": CHART_HEIGHT - height, "width": width - 2, "height": height}
+        placed.append({**place, "label": label, "count": bar.count})
     return placed
 
 

@@ -10,7 +10,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from itertools import chain
 
 from bbu.data.sampling.similarity import photo_hash
 from bbu.doctor.findings import Example, Finding, finding
@@ -49,18 +48,16 @@ def look(name: str, root: str) -> PhotoFacts:
     """Read one photo as training does."""
     try:
         path = resolve_image(root, name)
-    except UserError as error:
-        return PhotoFacts(problem="photo_outside_root", detail=str(error))
-    try:
         content = path.read_bytes()
+        image = load_image(content, name)
     except FileNotFoundError:
         return PhotoFacts(problem="photo_missing", detail=f"{path} does not exist")
     except OSError as error:
         return PhotoFacts(problem="photo_unreadable", detail=f"{path}: {error.strerror}")
-    try:
-        image = load_image(content, name)
     except ImageError as error:
         return PhotoFacts(problem="photo_unreadable", detail=str(error))
+    except UserError as error:
+        return PhotoFacts(problem="photo_outside_root", detail=str(error))
     digest = hashlib.blake2b(content, digest_size=16).digest()
     long = max(image.size) > MAX_ASPECT_RATIO * min(image.size)
     problem, detail = ("photo_too_long", f"{image.width}x{image.height}") if long else ("", "")
@@ -91,8 +88,7 @@ def look_at_all(names: Iterable[str], root: str) -> dict[str, PhotoFacts]:
 
 def names_of(rows: Rows) -> list[str]:
     """Photos of all rows, teachers and context inside samples included."""
-    every = chain.from_iterable(sample.shown for sample in rows.samples)
-    return [row.images[0] for row in every]
+    return [row.images[0] for sample in rows.samples for row in sample.shown]
 
 
 def photo_findings(rows: Rows, facts: Mapping[str, PhotoFacts], root: str) -> list[Finding]:
@@ -121,8 +117,5 @@ def _problems(row: Row, facts: PhotoFacts) -> list[tuple[str, str]]:
 
 def readable(samples: Sequence[Sample], facts: Mapping[str, PhotoFacts]) -> list[Sample]:
     """Samples whose rows have one photo each, which can be read and resized."""
-
-    def fine(row: Row) -> bool:
-        return len(row.images) == 1 and not facts[row.images[0]].problem
-
-    return [item for item in samples if all(fine(row) for row in item.shown)]
+    images = ((sample, [row.images for row in sample.shown]) for sample in samples)
+    return [sample for sample, rows in images if all(len(row) == 1 and not facts[row[0]].problem for row in rows)]

@@ -131,11 +131,8 @@ def _from_text(output: ChatProcessorOutput, processor: ChatProcessor) -> tuple[n
 def _text_bound(output: ChatProcessorOutput, processor: ChatProcessor) -> float:
     """Half a unit of the written coordinates, in displayed pixels, along the coarser axis."""
     geometry = output.geometry
-    across, down = (
-        (geometry.model_width, geometry.model_height)
-        if processor.spec.box_convention == "model_pixels"
-        else (1000, 1000)
-    )
+    in_pixels = processor.spec.box_convention == "model_pixels"
+    across, down = (geometry.model_width, geometry.model_height) if in_pixels else (1000, 1000)
     return 0.5 * max(geometry.width / across, geometry.height / down)
 
 

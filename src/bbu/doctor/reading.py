@@ -115,8 +115,7 @@ def _cut_outside(row: dict[str, Any], where: str) -> list[Example]:
     for item in row["objects"]:
         points = next((item[kind] for kind in GEOMETRIES if kind in item), None) if isinstance(item, dict) else None
         if isinstance(points, list) and _beyond(points, limits):
-            photo = _photo(row)
-            found.append(Example(where, photo, str(item.get("desc")), f"{points} in {limits[0]}x{limits[1]}"))
+            found.append(Example(where, _photo(row), str(item.get("desc")), f"{points} in {limits[0]}x{limits[1]}"))
         else:
             kept.append(item)
     row["objects"] = kept

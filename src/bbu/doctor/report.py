@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from bbu.doctor.boxes import ObjectSizes
+from bbu.doctor.descriptions import Balance
 from bbu.doctor.findings import ERROR, INFO, SEVERITIES, WARNING, Finding, by_severity
 from bbu.doctor.proof import HEAD_BOUND, Proven
 from bbu.doctor.tokens import TokenLengths
-from bbu.doctor.words import Balance
 
 SCHEMA = "bbu.doctor/1"
 RARE_SHOWN = 5
@@ -116,7 +116,7 @@ class Report:
     def _objects_line(self) -> str:
         if self.sizes is None or not self.sizes.objects:
             return "none"
-        tiny = sum(self.sizes.tiny.values())
+        tiny = sum(self.sizes.tiny_by_description.values())
         return f"{tiny} of {self.sizes.objects} under one image token ({self.sizes.cell} pixels) after the resize"
 
     def _tokens_line(self) -> str:

@@ -1,4 +1,4 @@
-"""Lengths of whole training samples, without opening a photo, and whether each fits the run's limits."""
+"""Token lengths of training samples, computed without opening a photo, and checks of the run's limits."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from bbu.doctor.findings import Example, Finding, finding
 from bbu.doctor.reading import Sample
 from bbu.records import Row
 
-Parts = tuple[int, int, int]  # tokens, patches, photos
+TurnSize = tuple[int, int, int]  # tokens, patches, photos
 
 
 @dataclass(frozen=True)
 class TokenLengths:
-    """Lengths of every training sample, costs left out.
+    """Lengths of every training sample; their costs are 0.
 
     Args:
         max_length: data.max_length.
-        teachers: most teachers that training may add to a sample without any of its own.
-        alone: each sample with the teachers and context written into it.
-        longest: the same with the longest ``teachers`` of the pool and the largest context photos: an upper bound.
+        teachers: most teachers that training may add to a sample without its own.
+        alone: each sample with only the teachers and context written into it.
+        longest: upper bound, with the longest ``teachers`` of the pool and the largest context photos added.
     """
 
     max_length: int
@@ -57,37 +57,37 @@ class TokenLengths:
 def measure_lengths(
     samples: Sequence[Sample], pool: Sequence[Row], processor: ChatProcessor, config: Config
 ) -> TokenLengths:
-    """Lengths of every sample, as ChatProcessor would make them of photos as they are.
+    """Lengths of every sample as ChatProcessor would make it, without augmentation.
 
     Args:
-        samples: of train; photos readable, descriptions without special tokens.
-        pool: teachers that are drawn for samples without any of their own.
+        samples: of train, with readable photos and no special tokens in descriptions.
+        pool: teachers that are drawn for samples without their own.
     """
     meter = LengthMeter(processor)
     own = _turns([row for sample in samples for row in (*sample.sample.teachers, sample.row)], meter)
     pooled = sorted(_turns(pool, meter), reverse=True)
-    # the longest turns may not be those of the largest photos: a bound for each
+    # the longest turns need not have the largest photos, so each gets its own bound
     largest = sorted((photo for _, photo, _ in pooled), reverse=True)
     teachers = min(most_teachers(config.data.episodes), len(pooled))
     drawn = (sum(tokens for tokens, _, _ in pooled[:teachers]), sum(largest[:teachers]), teachers)
     context = _Context(samples, meter, config.data.episodes.context_photos)
-    alone: list[Parts] = []
-    longest: list[Parts] = []
+    alone: list[TurnSize] = []
+    longest: list[TurnSize] = []
     turns = iter(own)
     for sample in samples:
         written = [next(turns) for _ in range(len(sample.sample.teachers) + 1)]
-        alone.append(_sum((meter.system, 0, 0), *written, context.parts([*map(meter.patches, sample.sample.context)])))
+        alone.append(_sum((meter.system, 0, 0), *written, context.size([*map(meter.patches, sample.sample.context)])))
         more = [] if sample.sample.teachers else [drawn]
-        more += [] if sample.sample.context else [context.parts(context.longest(sample.row))]
+        more += [] if sample.sample.context else [context.size(context.longest(sample.row))]
         longest.append(_sum(alone[-1], *more))
     pixels = processor.photo_plan.patch_size**2
     return TokenLengths(config.data.max_length, teachers, _lengths(alone, pixels), _lengths(longest, pixels))
 
 
-def _turns(rows: Sequence[Row], meter: LengthMeter) -> list[Parts]:
-    """What every row's turn takes: photo, question and answer.
+def _turns(rows: Sequence[Row], meter: LengthMeter) -> list[TurnSize]:
+    """Size of every row's turn: photo, instruction and answer.
 
-    Turns are parted by tokens of their own, so their lengths add up whatever stands beside them.
+    Special tokens separate turns, so the lengths of neighbouring turns simply add up.
     """
     photos, tokens_of = [meter.patches(row) for row in rows], meter.processor.photo_plan.text_tokens
     # the template writes one image token, which stands for all of the photo's
@@ -97,18 +97,18 @@ def _turns(rows: Sequence[Row], meter: LengthMeter) -> list[Parts]:
     ]
 
 
-def _sum(*parts: Parts) -> Parts:
-    tokens, patches, photos = (sum(column) for column in zip(*parts, strict=True))
+def _sum(*sizes: TurnSize) -> TurnSize:
+    tokens, patches, photos = (sum(column) for column in zip(*sizes, strict=True))
     return tokens, patches, photos
 
 
-def _lengths(parts: Sequence[Parts], pixels: int) -> Lengths:
-    columns = np.array(parts, dtype=np.int64).reshape(-1, 3).T
-    return Lengths(columns[0], columns[1] * pixels, columns[2], np.zeros(len(parts)))
+def _lengths(sizes: Sequence[TurnSize], pixels: int) -> Lengths:
+    columns = np.array(sizes, dtype=np.int64).reshape(-1, 3).T
+    return Lengths(columns[0], columns[1] * pixels, columns[2], np.zeros(len(sizes)))
 
 
 class _Context:
-    """Photos of the same site that may stand in the student's turn, and what they take."""
+    """Context photos that may be added to a student's turn, and their sizes."""
 
     def __init__(self, samples: Sequence[Sample], meter: LengthMeter, most: int) -> None:
         self.meter, self.most = meter, most
@@ -118,19 +118,19 @@ class _Context:
                 self.groups.setdefault(row.group, []).append(meter.patches(row))
 
     def longest(self, student: Row) -> list[int]:
-        """Patches of the largest photos of the student's group, at most as many as it has others."""
+        """Patches of the largest context photos that the student can get."""
         others = sorted(self.groups.get(student.group or "", []), reverse=True)
         return others[: min(self.most, len(others) - 1)] if others else []
 
-    def parts(self, photos: Sequence[int]) -> Parts:
-        """What these photos, by their patches, add to a turn, with the words about them."""
-        words = self.meter.frame(len(photos)) - self.meter.frame() - len(photos)  # the frame has one token for each
+    def size(self, photos: Sequence[int]) -> TurnSize:
+        """What context photos, given by their patches, and the note about them add to a turn."""
+        note = self.meter.frame(len(photos)) - self.meter.frame() - len(photos)  # the frame has one token for each
         tokens_of = self.meter.processor.photo_plan.text_tokens
-        return words + sum(map(tokens_of, photos)), sum(photos), len(photos)
+        return note + sum(map(tokens_of, photos)), sum(photos), len(photos)
 
 
 def length_findings(lengths: TokenLengths, samples: Sequence[Sample], budgets: Budgets) -> list[Finding]:
-    """Samples over data.max_length or larger than a planned pack, whatever the teachers, and those that may be."""
+    """Samples that exceed data.max_length or a planned pack: always, or only with some teachers and context."""
     found = _over("sample_too_long", lengths, samples, "tokens", lengths.max_length)
     for what, limit in budgets.limits.items():
         found += _over("sample_larger_than_pack", lengths, samples, what, limit)

@@ -10,7 +10,6 @@ import base64
 import importlib
 import io
 from functools import cache, lru_cache
-from pathlib import Path
 
 from PIL import ImageFont
 
@@ -31,20 +30,15 @@ def cjk_font(size: int) -> ImageFont.FreeTypeFont:
     Raises:
         UserError: the font's package is not installed, or its file cannot be read.
     """
-    path = _font_file()
+    try:
+        path = importlib.import_module(PACKAGE).sans_path()
+    except ImportError:
+        raise UserError(f"pictures need a Chinese typeface, which is missing: pip install {REQUIREMENT}") from None
     try:
         # basic layout: the same glyph positions whether or not the machine has a text-shaping library
         return ImageFont.truetype(path, size, layout_engine=ImageFont.Layout.BASIC)
     except OSError as error:
         raise UserError(f"font file {path} cannot be read ({error}); reinstall it: pip install {REQUIREMENT}") from None
-
-
-def _font_file() -> Path:
-    try:
-        package = importlib.import_module(PACKAGE)
-    except ImportError:
-        raise UserError(f"pictures need a Chinese typeface, which is missing: pip install {REQUIREMENT}") from None
-    return Path(package.sans_path())
 
 
 def glyphs_data_uri(text: str) -> str:

@@ -82,8 +82,9 @@ def panel_of(
     top = TITLE + LINE_HEIGHT + 14
     # the numbers of a very flat photo still need room
     field = max(height, 4 * LINE_HEIGHT)
-    columns, rows = _legend_grid(marks)
-    panel = Image.new("RGB", (PANEL, top + field + 12 + max(1, rows) * LINE_HEIGHT), PAPER)
+    columns = _legend_columns(marks)
+    rows = max(1, math.ceil(len(marks) / columns))
+    panel = Image.new("RGB", (PANEL, top + field + 12 + rows * LINE_HEIGHT), PAPER)
     draw = ImageDraw.Draw(panel)
     draw.text((0, 0), title, fill=INK, font=cjk_font(TITLE))
     if key:
@@ -109,7 +110,7 @@ def _moved(points: Sequence[Point], scale: float, corner: tuple[int, int], size:
     ]
 
 
-# ---------------------------------------------------------------- numbers and words
+# ---------------------------------------------------------------- numbers and descriptions
 
 
 def _draw_numbers(
@@ -141,15 +142,10 @@ def _anchor(points: Sequence[Point]) -> Box:
     return float(x1) - 3, float(y1) - 3, float(x2) + 3, float(y2) + 3
 
 
-def _legend_grid(marks: Sequence[Mark]) -> tuple[int, int]:
-    """Columns and rows of the legend: two columns if every entry fits into half a panel."""
-    columns = 2 if all(_entry_width(mark) <= PANEL / 2 - 8 for mark in marks) else 1
-    return columns, math.ceil(len(marks) / columns)
-
-
-def _entry_width(mark: Mark) -> float:
-    font = cjk_font(TEXT)
-    return 68 + font.getlength(mark.desc) + 12 + font.getlength(mark.note)
+def _legend_columns(marks: Sequence[Mark]) -> int:
+    """Two columns if every entry fits into half a panel."""
+    width = cjk_font(TEXT).getlength
+    return 2 if all(68 + width(mark.desc) + 12 + width(mark.note) <= PANEL / 2 - 8 for mark in marks) else 1
 
 
 def _draw_legend(
@@ -164,9 +160,9 @@ def _draw_legend(
         path = [(x + 30, y + LINE_HEIGHT // 2), (x + 62, y + LINE_HEIGHT // 2)]
         draw_path(draw, path, palette[first_level(mark.desc)], DASHES[mark.state])
         room = width - 68 - 12 - 8 - cjk_font(TEXT).getlength(mark.note)
-        words = _fitted(mark.desc, room)
-        draw.text((x + 68, y + LINE_HEIGHT / 2), words, fill=INK, font=cjk_font(TEXT), anchor="lm")
-        at = x + 68 + cjk_font(TEXT).getlength(words) + 12
+        description = _fitted(mark.desc, room)
+        draw.text((x + 68, y + LINE_HEIGHT / 2), description, fill=INK, font=cjk_font(TEXT), anchor="lm")
+        at = x + 68 + cjk_font(TEXT).getlength(description) + 12
         tone = FAINT if mark.state == AGREES else (176, 30, 40)
         draw.text((at, y + LINE_HEIGHT / 2), mark.note, fill=tone, font=cjk_font(TEXT), anchor="lm")
 
@@ -183,10 +179,10 @@ def _fitted(text: str, width: float) -> str:
 
 def _draw_key(draw: ImageDraw.ImageDraw, y: int, key: list[tuple[str, str]]) -> None:
     x = 0.0
-    for state, words in key:
+    for state, name in key:
         draw_path(draw, [(x, y + LINE_HEIGHT / 2), (x + 32, y + LINE_HEIGHT / 2)], FAINT, DASHES[state])
-        draw.text((x + 40, y + LINE_HEIGHT / 2), words, fill=INK, font=cjk_font(TEXT), anchor="lm")
-        x += 40 + cjk_font(TEXT).getlength(words) + 24
+        draw.text((x + 40, y + LINE_HEIGHT / 2), name, fill=INK, font=cjk_font(TEXT), anchor="lm")
+        x += 40 + cjk_font(TEXT).getlength(name) + 24
     draw.text(
         (PANEL, y + LINE_HEIGHT / 2), "= ≠: number on the other side", fill=FAINT, font=cjk_font(NUMBER), anchor="rm"
     )

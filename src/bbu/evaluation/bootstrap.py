@@ -10,8 +10,9 @@ U IoU thresholds, Th score thresholds, Bn calibration bins.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 
@@ -62,23 +63,16 @@ class Headlines:
 
 def resample(headlines: Sequence[Headlines], bootstrap_samples: int, seed: int) -> list[Figures]:
     """Metrics of the bootstrap samples; all ``headlines`` are of the same photos and see the same draws."""
-    random = np.random.default_rng(seed)
-    chunks: list[list[Figures]] = [[] for _ in headlines]
-    for weights_BsPh in _draws(random, headlines[0].photos, bootstrap_samples, max(item.width for item in headlines)):
-        for found, item in zip(chunks, headlines, strict=True):
-            found.append(item(weights_BsPh))
-    return [{name: np.concatenate([chunk[name] for chunk in found]) for name in found[0]} for found in chunks]
-
-
-def _draws(random: np.random.Generator, photos: int, bootstrap_samples: int, width: int) -> Iterator[np.ndarray]:
-    """(Bs, Ph) weights, a few samples at a time; the draws do not depend on the chunk size."""
-    step = max(1, CHUNK // width)
-    for start in range(0, bootstrap_samples, step):
-        counts = [
-            np.bincount(random.integers(photos, size=photos), minlength=photos)
-            for _ in range(min(step, bootstrap_samples - start))
-        ]
-        yield np.array(counts, dtype=np.float64)
+    random, photos = np.random.default_rng(seed), headlines[0].photos
+    draws = (np.bincount(random.integers(photos, size=photos), minlength=photos) for _ in range(bootstrap_samples))
+    at_once = max(1, CHUNK // max(item.width for item in headlines))
+    chunks: list[list[Figures]] = []
+    while some := list(islice(draws, at_once)):  # the draws do not depend on the size of a chunk
+        weights_BsPh = np.array(some, dtype=np.float64)
+        chunks.append([item(weights_BsPh) for item in headlines])
+    return [
+        {name: np.concatenate([row[name] for row in rows]) for name in rows[0]} for rows in zip(*chunks, strict=True)
+    ]
 
 
 def interval(values_Bs: np.ndarray) -> Interval:
@@ -141,13 +135,10 @@ class _Precision:
             self.right_U.append(_Right(place_Tp, self.photo_Dt[place_Tp], category_Tp, first_Tp, first_Ca[category_Tp]))
 
     def figures(self, weights_BsPh: np.ndarray) -> Figures:
-        names = (f"AP{self.suffix}", f"AP50{self.suffix}")
-        if not len(self.truth_first_Ca):
-            return {name: np.full(len(weights_BsPh), np.nan) for name in names}
         gt_BsCa = np.add.reduceat(weights_BsPh[:, self.truth_photo_Gt], self.truth_first_Ca, axis=1)
         seen_BsDt = _running(weights_BsPh, self.photo_Dt)
         by_threshold = [self._mean(right, weights_BsPh, seen_BsDt, gt_BsCa) for right in self.right_U]
-        return dict(zip(names, (np.mean(by_threshold, axis=0), by_threshold[0]), strict=True))
+        return {f"AP{self.suffix}": np.mean(by_threshold, axis=0), f"AP50{self.suffix}": by_threshold[0]}
 
     def _mean(self, right: _Right, weights_BsPh: np.ndarray, seen_BsDt: np.ndarray, gt_BsCa: np.ndarray) -> np.ndarray:
         """(Bs,) mean over the categories that have ground truth."""
@@ -212,9 +203,6 @@ class _CaptionAccuracy:
         self.first_Ca = np.flatnonzero(np.append([True] * min(1, len(desc_Tp)), desc_Tp[1:] != desc_Tp[:-1]))
 
     def figures(self, weights_BsPh: np.ndarray) -> Figures:
-        if not len(self.first_Ca):
-            nothing = np.full(len(weights_BsPh), np.nan)
-            return {"description_accuracy": nothing, "description_macro_accuracy": nothing}
         weights_BsTp = weights_BsPh[:, self.photo_Tp]
         total_BsCa = np.add.reduceat(weights_BsTp, self.first_Ca, axis=1)
         right_BsCa = np.add.reduceat(weights_BsTp * self.right_Tp, self.first_Ca, axis=1)

@@ -164,15 +164,11 @@ class Calibration:
             raise ValueError(f"temperature must be above 0, is {temperature}")
         pairs = zip(parameters["scores"], parameters["shares"], strict=True) if kind == "isotonic" else ()
         knots = tuple((float(score), float(share)) for score, share in pairs)
-        flat = np.array(knots).reshape(-1, 2)
-        if kind == "isotonic" and not (len(knots) and (np.diff(flat, axis=0) >= 0).all() and _within_unit(flat)):
+        steps = np.diff(knots, axis=0, prepend=((0, 0),), append=((1, 1),)) if knots else np.array(-1)
+        if kind == "isotonic" and not (steps >= 0).all():
             raise ValueError("scores and shares must rise within [0, 1]")
         before, after = ({name: value[f"{name}_{when}"] for name in ("ECE", "Brier")} for when in ("before", "after"))
         return cls(kind, temperature, knots, value["split"], value["photos"], value["count"], before, after)
-
-
-def _within_unit(values: np.ndarray) -> bool:
-    return bool(((values >= 0) & (values <= 1)).all())
 
 
 def calibrated_row(calibration: Calibration, row: PredictionRow) -> PredictionRow:
@@ -188,7 +184,6 @@ def fit_calibration(
     *,
     kind: str = "temperature",
     split: str = "",
-    max_detections: int = 100,
 ) -> Calibration:
     """Fit on saved predictions of a split that is used neither for training nor for the final score.
 
@@ -198,7 +193,7 @@ def fit_calibration(
     if kind not in KINDS:
         raise UserError(f"calibration: {kind!r} is not one of {', '.join(KINDS)}")
     flat = flatten(pair(truth, predictions).photos)
-    described = Matched.at(rank(flat, str, "score", max_detections))
+    described = Matched.at(rank(flat, str, "score"))
     score_Dt, right_Dt = described.ranking.confidence_Dt, described.right_Dt
     if not 0 < right_Dt.sum() < len(right_Dt):
         raise UserError(

@@ -9,6 +9,7 @@ Gt ground-truth objects, Tp true positives, Bs bootstrap samples.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -36,7 +37,8 @@ class CocoTables:
 
     def average_precision(self, iou: float | None = None, area: str = "all") -> float | None:
         """Mean over recall, categories and IoU thresholds (or the one that ``iou`` picks), at the highest limit."""
-        return _mean(self.precision_URcCaALi[self._thresholds(iou), :, :, self.areas.index(area), -1])
+        chosen_U = [iou is None or math.isclose(value, iou) for value in self.iou_thresholds]
+        return _mean(self.precision_URcCaALi[chosen_U, :, :, self.areas.index(area), -1])
 
     def average_recall(self, limit: int, area: str = "all") -> float | None:
         """Mean recall over thresholds and categories with at most ``limit`` detections per photo and category."""
@@ -44,11 +46,8 @@ class CocoTables:
 
     def precision_of_each(self, iou: float) -> dict[str, float | None]:
         """Category → average precision at one IoU threshold."""
-        (threshold,) = self._thresholds(iou)
-        return {name: _mean(self.precision_URcCaALi[threshold, :, k, 0, -1]) for k, name in enumerate(self.categories)}
-
-    def _thresholds(self, iou: float | None) -> list[int]:
-        return [i for i, value in enumerate(self.iou_thresholds) if iou is None or abs(value - iou) < 1e-9]
+        u = next(number for number, value in enumerate(self.iou_thresholds) if math.isclose(value, iou))
+        return {name: _mean(self.precision_URcCaALi[u, :, k, 0, -1]) for k, name in enumerate(self.categories)}
 
 
 def tables_of(

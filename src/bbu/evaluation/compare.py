@@ -16,8 +16,8 @@ from bbu.evaluation.bootstrap import Headlines, interval, resample
 from bbu.evaluation.coco import IOU_THRESHOLDS
 from bbu.evaluation.matching import FlatDetections, Matched, any_object, flatten, rank
 from bbu.evaluation.metrics import FPPI, check_between
-from bbu.evaluation.pairing import Photo, pair
-from bbu.evaluation.report import aligned, clip, number, printable
+from bbu.evaluation.pairing import pair
+from bbu.evaluation.report import aligned, clip, number
 from bbu.records import PredictionRow, Row
 
 CHANGES = ("found", "lost", "mended", "broken")
@@ -30,10 +30,7 @@ def compare(
     predictions_b: Iterable[PredictionRow],
     *,
     score_threshold: float = 0.3,
-    max_detections: int = 100,
-    fppi: Sequence[float] = FPPI,
     bootstrap_samples: int = 1000,
-    seed: int = 0,
 ) -> dict[str, Any]:
     """Compare predictions B with predictions A.
 
@@ -48,45 +45,38 @@ def compare(
     check_between("score_threshold", score_threshold, 0, 1)
     check_between("bootstrap_samples", bootstrap_samples, 0, float("inf"))
     rows = list(truth)
-    sets = [pair(rows, predictions).photos for predictions in (predictions_a, predictions_b)]
-    albums = [flatten(photos) for photos in sets]
-    headlines = [_headlines(flat, max_detections, fppi) for flat in albums]
-    states = [_states(flat, score_threshold, max_detections) for flat in albums]
-    changes = _photo_changes(sets[0], *states)
+    flats = [flatten(pair(rows, predictions).photos) for predictions in (predictions_a, predictions_b)]
+    changes = _photo_changes(flats[0], *(_states(flat, score_threshold) for flat in flats))
     return {
         "photos_compared": len(rows),
         "score_threshold": score_threshold,
         "bootstrap_samples": bootstrap_samples,
-        "figures": _differences(headlines, bootstrap_samples, seed),
+        "figures": _differences([_headlines(flat) for flat in flats], bootstrap_samples),
         **{name: sum(row[name] for row in changes) for name in CHANGES},
         "photos": changes,
     }
 
 
-def _headlines(flat: FlatDetections, max_detections: int, fppi: Sequence[float]) -> Headlines:
-    described = Matched.at(rank(flat, str, "score", max_detections), IOU_THRESHOLDS)
-    return Headlines(described, Matched.at(rank(flat, any_object, "objectness", max_detections), IOU_THRESHOLDS), fppi)
+def _headlines(flat: FlatDetections) -> Headlines:
+    described = Matched.at(rank(flat, str, "score"), IOU_THRESHOLDS)
+    return Headlines(described, Matched.at(rank(flat, any_object, "objectness"), IOU_THRESHOLDS), FPPI)
 
 
-def _differences(headlines: Sequence[Headlines], bootstrap_samples: int, seed: int) -> dict[str, dict[str, Any]]:
-    points = [item.point() for item in headlines]
-    drawn = resample(headlines, bootstrap_samples, seed) if bootstrap_samples and headlines[0].photos > 1 else None
+def _differences(headlines: Sequence[Headlines], bootstrap_samples: int) -> dict[str, dict[str, Any]]:
+    before, after = (item.point() for item in headlines)
+    drawn = resample(headlines, bootstrap_samples, seed=0) if bootstrap_samples and headlines[0].photos > 1 else None
     figures: dict[str, dict[str, Any]] = {}
-    for name, a in points[0].items():
-        b = points[1][name]
-        known = a is not None and b is not None
-        figures[name] = {
-            "a": a,
-            "b": b,
-            "difference": b - a if a is not None and b is not None else None,
-            "interval": interval(drawn[1][name] - drawn[0][name]) if known and drawn else None,
-        }
+    for name, a in before.items():
+        row = figures[name] = {"a": a, "b": after[name], "difference": None, "interval": None}
+        if a is not None and (b := after[name]) is not None:
+            row["difference"] = b - a
+            row["interval"] = interval(drawn[1][name] - drawn[0][name]) if drawn else None
     return figures
 
 
-def _states(flat: FlatDetections, score_threshold: float, max_detections: int) -> np.ndarray:
+def _states(flat: FlatDetections, score_threshold: float) -> np.ndarray:
     """(Gt,) 0 missed, 1 found with a wrong caption, 2 found with the right one."""
-    shown = Matched.at(rank(flat, any_object, "score", max_detections))
+    shown = Matched.at(rank(flat, any_object, "score"))
     places = np.flatnonzero(shown.right_Dt & (shown.ranking.confidence_Dt >= score_threshold))
     truth = shown.match_UDt[0, places]
     states = np.zeros(len(flat.truth_desc_Gt), dtype=np.int64)
@@ -94,7 +84,7 @@ def _states(flat: FlatDetections, score_threshold: float, max_detections: int) -
     return states
 
 
-def _photo_changes(photos: Sequence[Photo], before_Gt: np.ndarray, after_Gt: np.ndarray) -> list[dict[str, Any]]:
+def _photo_changes(flat: FlatDetections, before_Gt: np.ndarray, after_Gt: np.ndarray) -> list[dict[str, Any]]:
     """Photos with a change, ordered by lost + broken - found - mended, the highest first."""
     kinds = {
         "found": (before_Gt == 0) & (after_Gt > 0),
@@ -102,18 +92,16 @@ def _photo_changes(photos: Sequence[Photo], before_Gt: np.ndarray, after_Gt: np.
         "mended": (before_Gt == 1) & (after_Gt == 2),
         "broken": (before_Gt == 2) & (after_Gt == 1),
     }
-    rows, start = [], 0
-    for photo in photos:
-        stop = start + len(photo.truth_descs)
-        counts = {kind: int(hit_Gt[start:stop].sum()) for kind, hit_Gt in kinds.items()}
-        if any(counts.values()):
-            rows.append({"photo": photo.name, **counts})
-        start = stop
-    return sorted(rows, key=lambda row: (-_worse(row), -sum(row[kind] for kind in CHANGES), row["photo"]))
+    photos = len(flat.names)
+    tallies = (np.bincount(flat.truth_photo_Gt[hit_Gt], minlength=photos).tolist() for hit_Gt in kinds.values())
+    by_photo = zip(flat.names, *tallies, strict=True)
+    rows = [{"photo": name, **dict(zip(kinds, counts, strict=True))} for name, *counts in by_photo if any(counts)]
+    return sorted(rows, key=_worst_first)
 
 
-def _worse(row: Mapping[str, Any]) -> int:
-    return int(row["lost"] + row["broken"] - row["found"] - row["mended"])
+def _worst_first(row: Mapping[str, Any]) -> tuple[int, int, str]:
+    better = row["found"] + row["mended"] - row["lost"] - row["broken"]
+    return better, -sum(row[kind] for kind in CHANGES), row["photo"]
 
 
 def comparison_table(comparison: Mapping[str, Any]) -> str:
@@ -127,9 +115,7 @@ def comparison_table(comparison: Mapping[str, Any]) -> str:
     lines = [*aligned(rows), "", f"objects at score {comparison['score_threshold']:g}: {totals}"]
     changed = comparison["photos"]
     if changed:
-        shown = [
-            [clip(printable(row["photo"])), *(str(row[kind]) for kind in CHANGES)] for row in changed[:SHOWN_PHOTOS]
-        ]
+        shown = [[clip(row["photo"]), *(str(row[kind]) for kind in CHANGES)] for row in changed[:SHOWN_PHOTOS]]
         lines += ["", *aligned([["photo, worst first", *CHANGES], *shown])]
         if len(changed) > SHOWN_PHOTOS:
             lines.append(f"and {len(changed) - SHOWN_PHOTOS} more photos that changed")

@@ -124,13 +124,12 @@ def take_regions(photo: Photo, regions: Sequence[Region]) -> list[Candidate]:
     iou_DtRg = iou_matrix(photo.boxes_Dt4[order_Dt], boxes_Rg4)
     taken: set[int] = set()
     candidates = []
-    for rank, m in enumerate(order_Dt):
-        g = int(iou_DtRg[rank].argmax()) if regions else -1
-        mine = g >= 0 and iou_DtRg[rank, g] > 0 and g not in taken
-        if mine:
-            taken.add(g)
-        references = regions[g].references if mine else ()
-        overlap = float(iou_DtRg[rank, g]) if mine else 0.0
+    references: tuple[str, ...]
+    for m, iou_Rg in zip(order_Dt, iou_DtRg, strict=True):
+        overlap, references = 0.0, ()
+        if iou_Rg.max(initial=0) > 0 and (nearest := int(iou_Rg.argmax())) not in taken:
+            taken.add(nearest)
+            overlap, references = float(iou_Rg[nearest]), regions[nearest].references
         candidates.append(Candidate(float(photo.scores_Dt[m]), overlap, (photo.descs[m], references)))
     return candidates
 
@@ -169,15 +168,11 @@ def dense_table(metrics: Mapping[str, Any]) -> str:
     """The numbers of ``dense_metrics`` for a terminal: both means, then AP by IoU (rows) and METEOR (columns)."""
     lines = [
         f"dense captioning, METEOR {metrics['dense_meteor']}, {metrics['dense_regions']} regions",
-        f"mAP                  {_number(metrics['dense_map'])}",
-        f"class-agnostic mAP   {_number(metrics['dense_map_localisation'])}",
+        f"mAP                  {number(metrics['dense_map']):>5}",
+        f"class-agnostic mAP   {number(metrics['dense_map_localisation']):>5}",
         "AP by IoU and METEOR   boxes  " + "  ".join(f">{least:.2f}" for least in METEOR_THRESHOLDS),
     ]
     for iou, row in metrics["dense_ap"].items():
         values = [metrics["dense_ap_localisation"][iou], *row.values()]
-        lines.append(f"  IoU ≥ {iou}            " + "  ".join(_number(value) for value in values))
+        lines.append(f"  IoU ≥ {iou}            " + "  ".join(f"{number(value):>5}" for value in values))
     return "\n".join(lines)
-
-
-def _number(value: float | None) -> str:
-    return f"{number(value):>5}"

@@ -40,9 +40,7 @@ def greedy_match(iou_DtGt: np.ndarray, ranking_Dt: np.ndarray) -> np.ndarray:
         (Gt,) index of the detection matched to each object, -1 for none.
     """
     matched_Gt = np.full(iou_DtGt.shape[1], -1)
-    if iou_DtGt.size == 0:
-        return matched_Gt
-    able_Dt = iou_DtGt.max(axis=1) >= MATCH_IOU
+    able_Dt = iou_DtGt.max(axis=1, initial=0) >= MATCH_IOU
     for m in np.argsort(-ranking_Dt, kind="stable"):
         if not able_Dt[m]:
             continue
@@ -56,12 +54,11 @@ def greedy_match(iou_DtGt: np.ndarray, ranking_Dt: np.ndarray) -> np.ndarray:
 def description_pairs(class_agnostic: Matched) -> list[Pair]:
     """For every object: its description and that of the detection matched to it, class-agnostic."""
     flat = class_agnostic.ranking.flat
-    said: list[str | None] = [None] * len(flat.truth_desc_Gt)
-    for place in np.flatnonzero(class_agnostic.right_Dt):
-        said[class_agnostic.match_UDt[0, place]] = flat.vocabulary[
-            flat.desc_Dt[class_agnostic.ranking.prediction_Dt[place]]
-        ]
-    return [(flat.vocabulary[code], words) for code, words in zip(flat.truth_desc_Gt, said, strict=True)]
+    said_Gt = np.full(len(flat.truth_desc_Gt), -1)
+    places = np.flatnonzero(class_agnostic.right_Dt)
+    said_Gt[class_agnostic.match_UDt[0, places]] = flat.desc_Dt[class_agnostic.ranking.prediction_Dt[places]]
+    words = (*flat.vocabulary, None)  # -1 is the last: no detection
+    return [(flat.vocabulary[truth], words[said]) for truth, said in zip(flat.truth_desc_Gt, said_Gt, strict=True)]
 
 
 def description_scores(pairs: Sequence[Pair], majority: str | None) -> dict[str, Any]:
@@ -76,19 +73,16 @@ def description_scores(pairs: Sequence[Pair], majority: str | None) -> dict[str,
         have several.
     """
     matched = [(truth, said) for truth, said in pairs if said is not None]
+    guessed = [(truth, majority) for truth, _ in matched] if majority is not None else []
     scores: dict[str, Any] = {
         "matched_boxes": len(matched),
         "missed_boxes": len(pairs) - len(matched),
         "description_accuracy": _accuracy(matched),
         "description_macro_accuracy": _macro_accuracy(matched),
         "majority_description": majority,
-        "majority_baseline": None,
-        "majority_macro_baseline": None,
+        "majority_baseline": _accuracy(guessed),
+        "majority_macro_baseline": _macro_accuracy(guessed),
     }
-    if majority is not None:
-        guessed = [(truth, majority) for truth, _ in matched]
-        scores["majority_baseline"] = _accuracy(guessed)
-        scores["majority_macro_baseline"] = _macro_accuracy(guessed)
     levels = level_count({truth for truth, _ in pairs})
     for level in range(1, levels + 1) if levels > 1 else ():
         scores[f"description_accuracy_level{level}"] = _accuracy(

@@ -133,4 +133,4 @@ def duplicate_scores(shown: Matched, score_threshold: float) -> Mapping[str, flo
     overlapping[ranking.flat.pair_prediction_Op[ranking.flat.pair_iou_Op >= MATCH_IOU]] = True
     again_Dt = (ranking.confidence_Dt >= score_threshold) & ~shown.right_Dt & overlapping[ranking.prediction_Dt]
     count = int(again_Dt.sum())
-    return {"duplicates": count, "duplicates_per_photo": ratio(count, len(ranking.flat.names))}
+    return {"duplicates": count, "duplicates_per_image": ratio(count, len(ranking.flat.names))}

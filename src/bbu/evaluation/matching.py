@@ -20,8 +20,10 @@ from typing import Literal
 import numpy as np
 
 from bbu.evaluation.pairing import Photo
+from bbu.geometry import box_area
 
 MATCH_IOU = 0.5  # the lowest IoU of a match anywhere in this package
+MAX_DETECTIONS = 100  # COCO's limit per photo and category
 RankBy = Literal["score", "objectness"]
 
 
@@ -65,10 +67,10 @@ def flatten(photos: Sequence[Photo]) -> FlatDetections:
         vocabulary=vocabulary,
         truth_photo_Gt=_owners([len(photo.truth_descs) for photo in photos]),
         truth_desc_Gt=np.array([codes[desc] for photo in photos for desc in photo.truth_descs], dtype=np.int64),
-        truth_area_Gt=_joined([_area(photo.truth_boxes_Gt4) for photo in photos]),
+        truth_area_Gt=_joined([box_area(photo.truth_boxes_Gt4) for photo in photos]),
         photo_Dt=_owners([len(photo.descs) for photo in photos]),
         desc_Dt=np.array([codes[desc] for photo in photos for desc in photo.descs], dtype=np.int64),
-        area_Dt=_joined([_area(photo.boxes_Dt4) for photo in photos]),
+        area_Dt=_joined([box_area(photo.boxes_Dt4) for photo in photos]),
         confidences={
             "score": _joined([photo.scores_Dt for photo in photos]),
             "objectness": _joined([photo.objectness_Dt for photo in photos]),
@@ -88,10 +90,6 @@ def _coco_iou(boxes_Dt4: np.ndarray, truth_Gt4: np.ndarray) -> np.ndarray:
     shared_DtGt = shared_DtGt2[..., 0] * shared_DtGt2[..., 1]
     together_DtGt = size_Dt2.prod(axis=1)[:, None] + size_Gt2.prod(axis=1)[None] - shared_DtGt
     return shared_DtGt / together_DtGt  # pairing thickens flat boxes, so no union is empty
-
-
-def _area(boxes: np.ndarray) -> np.ndarray:
-    return (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
 
 
 def _owners(counts: Sequence[int]) -> np.ndarray:
@@ -168,11 +166,8 @@ class Ranking:
         place = np.full(len(flat.photo_Dt), -1)
         place[self.prediction_Dt] = np.arange(len(self.prediction_Dt))
         place_Op = place[flat.pair_prediction_Op]
-        kept_Op = np.flatnonzero(
-            (place_Op >= 0) & (self.category_Dt[place_Op] == self.truth_category_Gt[flat.pair_truth_Op])
-            if len(self.prediction_Dt)
-            else np.zeros(len(place_Op), dtype=bool)
-        )
+        category_Op = np.append(self.category_Dt, -1)[place_Op]  # the last is of detections that are not kept
+        kept_Op = np.flatnonzero(category_Op == self.truth_category_Gt[flat.pair_truth_Op])
         place_Op, truth_Op, iou_Op = place_Op[kept_Op], flat.pair_truth_Op[kept_Op], flat.pair_iou_Op[kept_Op]
         candidates = np.unique(place_Op)
         turn = np.zeros(len(self.prediction_Dt), dtype=np.int64)
@@ -225,7 +220,9 @@ def any_object(_: str) -> str:
     return "object"
 
 
-def rank(flat: FlatDetections, label: Callable[[str], str], rank_by: RankBy, max_detections: int) -> Ranking:
+def rank(
+    flat: FlatDetections, label: Callable[[str], str], rank_by: RankBy, max_detections: int = MAX_DETECTIONS
+) -> Ranking:
     """Sort detections for matching.
 
     Args:

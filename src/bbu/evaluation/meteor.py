@@ -42,11 +42,7 @@ def exact_meteor(pairs: Sequence[CaptionPair]) -> list[float]:
 
 def _check_latin(phrase: str) -> None:
     for glyph in phrase:
-        if (
-            not glyph.isascii()
-            and glyph.isalpha()
-            and not unicodedata.name(glyph, "").startswith(("LATIN", "FULLWIDTH"))
-        ):
+        if glyph.isalpha() and not (glyph.isascii() or unicodedata.name(glyph, "").startswith(("LATIN", "FULLWIDTH"))):
             raise UserError(
                 f"exact METEOR compares English only, but {phrase!r} has {glyph!r}; "
                 "leave out --meteor exact: approximate METEOR compares Chinese by character"
@@ -55,7 +51,10 @@ def _check_latin(phrase: str) -> None:
 
 def _run(pairs: Sequence[tuple[str, str]]) -> list[float]:
     """Scores of (prediction, reference) lines, in their order."""
-    java, jar = _find_java(), _find_jar()
+    java = shutil.which("java")
+    if java is None:
+        raise UserError("exact METEOR is a Java program, but java was not found; install a Java runtime (8 or newer)")
+    jar = _find_jar()
     with tempfile.TemporaryDirectory(prefix="meteor-") as folder:
         files = [Path(folder) / name for name in ("predictions.txt", "references.txt")]
         for file, lines in zip(files, zip(*pairs, strict=True), strict=True):
@@ -82,13 +81,6 @@ def _output_of(command: Sequence[str], seconds: float) -> str:
         reason = (done.stderr.strip() or done.stdout.strip() or "no message").splitlines()[-1]
         raise UserError(f"METEOR ended with status {done.returncode}: {reason}")
     return done.stdout
-
-
-def _find_java() -> str:
-    java = shutil.which("java")
-    if java is None:
-        raise UserError("exact METEOR is a Java program, but java was not found; install a Java runtime (8 or newer)")
-    return java
 
 
 def _find_jar() -> Path:

@@ -7,7 +7,7 @@ COCO's twelve metrics, AP AP50 AP75 AP_small AP_medium AP_large AR1 AR10 AR100 A
 Caption accuracy and false positives: ``descriptions.py``. Recall at a precision, miss rate at an FPPI, duplicates,
 confusions: ``inspection.py``. Calibration: ``calibration.py``. Intervals: ``bootstrap.py``.
 
-Shapes: Dt detections.
+Shapes: Dt detections, Gt ground-truth objects.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ from bbu.evaluation.descriptions import (
     prefix,
 )
 from bbu.evaluation.inspection import confusions, duplicate_scores, inspection_table
-from bbu.evaluation.matching import MATCH_IOU, Matched, Ranking, any_object, flatten, rank
-from bbu.evaluation.pairing import Pairing, pair
+from bbu.evaluation.matching import MATCH_IOU, MAX_DETECTIONS, Matched, Ranking, any_object, flatten, rank
+from bbu.evaluation.pairing import pair
 from bbu.records import PredictionRow, Row
 
 FPPI = (1.0, 0.1)  # false positives per image at which miss rates are reported
@@ -47,7 +47,7 @@ def evaluate(
     *,
     score_threshold: float = 0.3,
     train_descriptions: Mapping[str, int] | None = None,
-    max_detections: int = 100,
+    max_detections: int = MAX_DETECTIONS,
     precision: float = 0.9,
     fppi: Sequence[float] = FPPI,
     bootstrap_samples: int = 1000,
@@ -103,7 +103,11 @@ def evaluate(
         "match_iou": MATCH_IOU,
         "target_precision": precision,
         "fppi": list(fppi),
-        **_photo_counts(paired),
+        "photos": len(paired.photos),
+        "photos_without_prediction": paired.without_prediction,
+        "photos_failed": paired.failed,
+        "truth_boxes": len(flat.truth_desc_Gt),
+        "predicted_boxes": len(flat.desc_Dt),
         **coco,
         **description_scores(pairs, most_frequent(counts)),
         **false_positive_scores(described, score_threshold, train_descriptions),
@@ -140,16 +144,6 @@ def check_between(name: str, value: float, least: float, most: float) -> None:
     if not least <= value <= most:
         where = f"lie in [{least:g}, {most:g}]" if most < math.inf else f"be at least {least:g}"
         raise UserError(f"{name} must {where}, is {value}")
-
-
-def _photo_counts(paired: Pairing) -> dict[str, int]:
-    return {
-        "photos": len(paired.photos),
-        "photos_without_prediction": paired.without_prediction,
-        "photos_failed": paired.failed,
-        "truth_boxes": sum(len(photo.truth_descs) for photo in paired.photos),
-        "predicted_boxes": sum(len(photo.descs) for photo in paired.photos),
-    }
 
 
 def _coco_metrics(tables: CocoTables, suffix: str) -> dict[str, float | None]:

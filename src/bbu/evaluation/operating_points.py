@@ -29,7 +29,7 @@ from bbu.evaluation.inspection import SLACK, Sweep, sweep, sweep_of_each
 from bbu.evaluation.matching import Matched, flatten, rank
 from bbu.evaluation.metrics import MAX_FPPI, check_between
 from bbu.evaluation.pairing import pair
-from bbu.evaluation.report import aligned, clip, number, printable
+from bbu.evaluation.report import aligned, clip, number
 from bbu.records import PredictionRow, Row
 
 MINIMUM = 10  # objects for a threshold of its own
@@ -44,7 +44,6 @@ def operating_points(
     value: float,
     *,
     minimum: int = MINIMUM,
-    max_detections: int = 100,
 ) -> dict[str, Any]:
     """Choose a score threshold for every annotated description.
 
@@ -64,7 +63,7 @@ def operating_points(
         raise UserError(f"thresholds: {goal!r} is not one of {', '.join(GOALS)}")
     check_between(goal, value, 0, MAX_FPPI if goal == "fppi" else 1)
     check_between("minimum", minimum, 1, float("inf"))
-    described = Matched.at(rank(flatten(pair(truth, predictions).photos), str, "score", max_detections))
+    described = Matched.at(rank(flatten(pair(truth, predictions).photos), str, "score"))
     curves, photos = sweep_of_each(described), len(described.ranking.flat.names)
     if not curves or not len(described.ranking.prediction_Dt):
         raise UserError("thresholds: nothing is annotated or nothing is predicted, so there is nothing to choose on")
@@ -146,8 +145,7 @@ def operating_table(points: Mapping[str, Any]) -> str:
     columns = ("threshold", "precision", "recall", "fppi", "truth")
     rows = [["description", *columns, "note"]]
     for desc, row in [*points["points"].items(), ("(all others)", points["default"])]:
-        note = " ".join(
-            word for word, holds in (("pooled", row["pooled"]), ("missed goal", not row["reached"])) if holds
-        )
-        rows.append([clip(printable(desc)), *(number(row[name]) for name in columns), note])
+        notes = ("pooled", row["pooled"]), ("missed goal", not row["reached"])
+        note = " ".join(text for text, holds in notes if holds)
+        rows.append([clip(desc), *(number(row[name]) for name in columns), note])
     return "\n".join(aligned(rows))

@@ -10,14 +10,16 @@ from __future__ import annotations
 import sys
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 
 import numpy as np
 
 from bbu.errors import UserError
 from bbu.geometry import MIN_BOX_THICKNESS, thicken
-from bbu.records import PredictedObject, PredictionRow, Row
+from bbu.records import PredictionRow, Row
 
 Box = tuple[float, float, float, float]
+_position = attrgetter("box", "desc", "score", "objectness")  # ties of the score keep this order
 
 
 @dataclass(frozen=True)
@@ -98,10 +100,6 @@ def _photo(name: str, row: Row, prediction: PredictionRow | None) -> Photo:
         scores_Dt=np.array([item.score for item in found], dtype=np.float64),
         objectness_Dt=np.array([item.objectness for item in found], dtype=np.float64),
     )
-
-
-def _position(item: PredictedObject) -> tuple[Box, str, float, float]:
-    return item.box, item.desc, item.score, item.objectness
 
 
 def _check_size(name: str, row: Row, prediction: PredictionRow) -> None:

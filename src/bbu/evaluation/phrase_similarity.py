@@ -102,7 +102,9 @@ def align(said: Sequence[str], meant: Sequence[str]) -> tuple[Match, ...]:
 
     A beam search over the predicted words: it keeps the best alignment of each distinguishable state, at most BEAM.
     """
-    choices = _choices(said, meant)
+    stems = [_stem(word) for word in meant]
+    # for each predicted word: (place, whether equal) of all reference words it may match
+    choices = [[(j, word == meant[j]) for j, stem in enumerate(stems) if stem == _stem(word)] for word in said]
     wanted_later = [0] * (len(said) + 1)
     for i in reversed(range(len(said))):
         wanted_later[i] = wanted_later[i + 1] | sum(1 << j for j, _ in choices[i])
@@ -112,20 +114,13 @@ def align(said: Sequence[str], meant: Sequence[str]) -> tuple[Match, ...]:
     return max(states.values())[1]
 
 
-def _choices(said: Sequence[str], meant: Sequence[str]) -> list[list[tuple[int, bool]]]:
-    """For each predicted word: (place, whether equal) of all reference words it may match."""
-    stems = [_stem(word) for word in meant]
-    return [[(j, word == meant[j]) for j, stem in enumerate(stems) if stem == _stem(word)] for word in said]
-
-
 def _extend(
     states: dict[_State, _Path], i: int, places: Sequence[tuple[int, bool]], wanted_later: int
 ) -> dict[_State, _Path]:
     following: dict[_State, _Path] = {}
 
     def keep(state: _State, path: _Path) -> None:
-        if state not in following or path > following[state]:
-            following[state] = path
+        following[state] = max(path, following.get(state, path))
 
     for (last, used), (value, matches) in states.items():
         keep((_NOWHERE, used & wanted_later), (value, matches))

@@ -44,8 +44,7 @@ def draw_comparison(
     """
     shown = sorted((item for item in predictions if item.score >= threshold), key=lambda item: -item.score)
     left, right = compare_marks(truth, shown, image.size)
-    palette = dict(colours or {})
-    palette.update(palette_for([mark.desc for mark in (*left, *right)], palette))
+    palette = palette_for([mark.desc for mark in (*left, *right)], colours)
     title = panel_title(len(right), len(predictions) - len(shown), threshold)
     panels = (
         panel_of(image, left, palette, f"truth: {panel_title(len(left))}", _tally(left, "missed")),
@@ -122,7 +121,7 @@ def save_pictures(
         the files, ``001_<photo>.png`` and so on, each written atomically.
 
     Raises:
-        UserError: a photo is missing, damaged, outside ``image_root`` or of another size than its row says.
+        UserError: as ``open_displayed``.
     """
     predicted = {row.images[0]: row for row in predictions if row.error is None}
     known = sorted((row for row in rows if row.images[0] in predicted), key=lambda row: row.images[0])
@@ -131,15 +130,25 @@ def save_pictures(
     written = []
     for number in range(count):
         row = known[number * len(known) // count]
-        name = row.images[0]
-        image = load_image(resolve_image(image_root, name))
-        if image.size != (row.width, row.height):
-            raise UserError(
-                f"photo {name!r} is {image.width}x{image.height} pixels as displayed, its row says "
-                f"{row.width}x{row.height}; use the photos that the rows were converted with"
-            )
+        name, image = row.images[0], open_displayed(row, image_root)
         picture = draw_comparison(image, row.objects, predicted[name].predictions, threshold=threshold, colours=colours)
         path = Path(output_dir) / f"{number + 1:03d}_{Path(name).stem}.png"
         save_png(picture, path)
         written.append(path)
     return written
+
+
+def open_displayed(row: Row, image_root: str | Path) -> Image.Image:
+    """The photo of a row, as displayed.
+
+    Raises:
+        UserError: the photo is missing, damaged, outside ``image_root`` or of another size than its row says.
+    """
+    name = row.images[0]
+    image = load_image(resolve_image(image_root, name), name)
+    if image.size != (row.width, row.height):
+        raise UserError(
+            f"{name}: is {image.width}x{image.height} pixels as displayed, its row says {row.width}x{row.height}; "
+            "use the photos that the rows were converted with"
+        )
+    return image

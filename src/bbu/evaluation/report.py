@@ -1,13 +1,10 @@
-"""Metrics as text for the terminal and as a JSON file."""
+"""Metrics as text for the terminal."""
 
 from __future__ import annotations
 
 import unicodedata
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
-
-from bbu.jsonl import write_json
 
 MAX_NAME_CELLS = 56  # longer descriptions are cut, so the numbers stay in view
 COLUMNS = {  # of the table of descriptions
@@ -49,16 +46,11 @@ HEADLINES = {
     "Brier_objectness": "  Brier score",
     "score_threshold": "at score threshold",
     "false_positives_per_image": "  false positives per image",
-    "duplicates_per_photo": "  duplicate boxes per image",
+    "duplicates_per_image": "  duplicate boxes per image",
     "out_of_vocabulary_predictions": "  out-of-vocabulary predictions",
     "out_of_vocabulary_rate": "  out-of-vocabulary rate",
     "unknown_to_training_rate": "  rate unknown to training",
 }
-
-
-def write_metrics(path: str | Path, metrics: Mapping[str, Any]) -> None:
-    """Write metrics as indented JSON, atomically."""
-    write_json(path, dict(metrics))
 
 
 def summary_table(metrics: Mapping[str, Any]) -> str:
@@ -67,13 +59,13 @@ def summary_table(metrics: Mapping[str, Any]) -> str:
     Args:
         metrics: the result of ``evaluate``, also when read back from JSON. Undefined values show as "-".
     """
-    spans = metrics.get("intervals", {})
-    lines = aligned([(label, number(value), _span(spans.get(key))) for key, label, value in headlines(metrics)])
+    spans = {key: " to ".join(map(number, span or ())) for key, span in metrics.get("intervals", {}).items()}
+    lines = aligned([(label, number(value), spans.get(key, "")) for key, label, value in headlines(metrics)])
     table = sorted(metrics["per_description"].items(), key=lambda item: (-item[1]["truth"], item[0]))
     if not table:
         return "\n".join(lines)
     rows = [["description", *(title.format_map(metrics) for title in COLUMNS.values())]]
-    rows += [[clip(printable(desc)), *(number(row[name]) for name in COLUMNS)] for desc, row in table]
+    rows += [[clip(desc), *(number(row[name]) for name in COLUMNS)] for desc, row in table]
     return "\n".join([*lines, "", *aligned(rows), *_confusion_lines(metrics)])
 
 
@@ -92,17 +84,12 @@ def headlines(metrics: Mapping[str, Any]) -> list[tuple[str, str, Any]]:
     return lines
 
 
-def _span(interval: Sequence[float] | None) -> str:
-    return "" if interval is None else f"{number(interval[0])} to {number(interval[1])}"
-
-
 def _confusion_lines(metrics: Mapping[str, Any]) -> list[str]:
     """The most frequent wrong captions on matched boxes."""
     wrong = [row for row in metrics["confusions"] if row["predicted"] not in (None, row["annotated"])]
     if not wrong:
         return []
-    names = [(clip(printable(row["annotated"])), clip(printable(row["predicted"]))) for row in wrong[:SHOWN_CONFUSIONS]]
-    rows = [[truth, said, str(row["count"])] for (truth, said), row in zip(names, wrong, strict=False)]
+    rows = [[clip(row["annotated"]), clip(row["predicted"]), str(row["count"])] for row in wrong[:SHOWN_CONFUSIONS]]
     return ["", *aligned([["annotated", "predicted", "count"], *rows])]
 
 
@@ -125,27 +112,15 @@ def number(value: float | None) -> str:
 
 def _cells(text: str) -> int:
     """Width in terminal cells: two for a full-width glyph, none for a combining mark."""
-    return sum(_glyph_cells(glyph) for glyph in text)
-
-
-def _glyph_cells(glyph: str) -> int:
-    if unicodedata.category(glyph) in ("Mn", "Me", "Cf"):
-        return 0
-    return 2 if unicodedata.east_asian_width(glyph) in "WF" else 1
-
-
-def printable(text: str) -> str:
-    """Replace control characters, which would move the cursor or recolour the terminal."""
-    return "".join(glyph if glyph.isprintable() else "?" for glyph in text)
+    kinds = ((unicodedata.category(glyph), unicodedata.east_asian_width(glyph)) for glyph in text)
+    return sum(0 if category in ("Mn", "Me", "Cf") else 2 if width in "WF" else 1 for category, width in kinds)
 
 
 def clip(text: str) -> str:
-    """The text, cut to MAX_NAME_CELLS terminal cells."""
+    """The text, cut to MAX_NAME_CELLS terminal cells, without characters that would move the cursor or recolour it."""
+    text = "".join(glyph if glyph.isprintable() else "?" for glyph in text)
     if _cells(text) <= MAX_NAME_CELLS:
         return text
-    kept = ""
-    for glyph in text:
-        if _cells(kept + glyph) > MAX_NAME_CELLS - 3:
-            break
-        kept += glyph
-    return kept + "..."
+    while _cells(text) > MAX_NAME_CELLS - 3:
+        text = text[:-1]
+    return text + "..."

@@ -1,1 +1,1 @@
-"""Everything that is known of a model family: its conversation, its photos, its backbone."""
+"""Everything specific to a model family: chat format, photo preprocessing, backbone."""

@@ -1,4 +1,4 @@
-"""What a vision-language family must offer; everything above this room is the same for all families.
+"""Backbone: the interface of a vision-language family; all code outside this package is shared by all families.
 
 Shapes: T packed tokens, D feature width, P patch rows, S image tokens, X numbers of a patch row.
 """
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 __all__ = ["Backbone", "BackboneOutput", "Grid", "PositionFunction", "VisionLevel"]
 
 PositionFunction = Callable[[Sequence[int], Sequence[Grid]], torch.Tensor]
-"""(token ids of one sample, grids of its images) → (axes, L) positions."""
+"""(token ids of one sample, patch grids of its images) → (axes, L) rotary positions."""
 
 
 @dataclass
@@ -45,13 +45,13 @@ class VisionLevel:
 
 @dataclass
 class BackboneOutput:
-    """What a family gives for a pack.
+    """Outputs of a backbone for a pack.
 
     Args:
         hidden_TD: last hidden states of the language model.
-        vision_levels: fine to coarse.
-        language_at_image: whether the language model's states at a photo's image tokens belong to the tokens of the
-            coarsest level one for one. Where they do, detection reads both; else the vision tokens alone.
+        vision_levels: fine to coarse; empty without photos.
+        language_at_image: whether hidden states at image tokens correspond one to one to the tokens of the coarsest
+            level. If so, detection reads both, otherwise the vision tokens alone.
     """
 
     hidden_TD: torch.Tensor
@@ -60,7 +60,7 @@ class BackboneOutput:
 
 
 class Backbone(nn.Module, ABC):
-    """A vision-language model seen through the few things the detector needs.
+    """The interface that the detector needs of a vision-language model.
 
     Subclasses wrap the family's Hugging Face class as ``self.vlm`` and set the class attributes.
     """
@@ -73,29 +73,29 @@ class Backbone(nn.Module, ABC):
 
     vlm: Any
     attention_backend: str
-    feature_cache: FeatureCache | None = None  # used while the tower does not learn
+    feature_cache: FeatureCache | None = None  # used while the vision tower is frozen
 
     # ------------------------------------------------------------ construction
 
     @classmethod
     @abstractmethod
     def from_pretrained(cls, path: str, dtype: torch.dtype, trust_remote_code: bool = False) -> Backbone:
-        """Weights from a local folder or a hub name."""
+        """Load weights from a local folder or a hub name."""
 
     @classmethod
     @abstractmethod
     def from_scratch(cls, sizes: Any, vocab_size: int, token_ids: Mapping[str, int]) -> Backbone:
-        """Random weights of the family's real classes.
+        """The family's real classes with random weights.
 
         Args:
-            sizes: the family's sizes, checked (bbu.families.registry.scratch_sizes).
-            token_ids: the vocabulary of the tokenizer in use.
+            sizes: the family's sizes, validated (bbu.families.registry.scratch_sizes).
+            token_ids: token → id of the tokenizer in use.
         """
 
     @classmethod
     @abstractmethod
     def empty(cls, path: str, trust_remote_code: bool = False) -> Backbone:
-        """The model of a folder or hub name without its weights, on the device of the context (best ``meta``).
+        """The model of a folder or hub name without its weights, on torch's current device (use ``meta``).
 
         Raises:
             OSError: there is no config.json.
@@ -104,7 +104,7 @@ class Backbone(nn.Module, ABC):
     @classmethod
     @abstractmethod
     def photo_plan(cls, path: str, spec: PromptSpec) -> PhotoPlan:
-        """How photos become patches: settings of a model folder, or the family's own for an empty path."""
+        """Photo preprocessing with a model folder's settings, or the family's defaults if ``path`` is empty."""
 
     def save(self, folder: Path, state_dict: Mapping[str, torch.Tensor] | None = None) -> None:
         """Write a standard Hugging Face model folder."""
@@ -125,16 +125,16 @@ class Backbone(nn.Module, ABC):
     @property
     @abstractmethod
     def level_sides(self) -> list[int]:
-        """Side in pixels of what a token of each level stands for; the first is even, each divides the next."""
+        """Side in pixels of the square that a token of each level covers; the first is even, each divides the next."""
 
     @abstractmethod
     def picture(self, rows_PX: torch.Tensor, grid: Grid) -> torch.Tensor:
-        """A photo's patch rows → (3, Y, Z) pixels of what the model sees, normalised as they are."""
+        """A photo's patch rows → (3, Y, Z) pixels as the model sees them, still normalised."""
 
     @property
     @abstractmethod
     def image_token_id(self) -> int:
-        """The id that stands for one image token."""
+        """Id of the image token."""
 
     @property
     @abstractmethod
@@ -148,7 +148,7 @@ class Backbone(nn.Module, ABC):
 
     @abstractmethod
     def cost(self) -> CostModel:
-        """FLOPs of a sample."""
+        """Forward FLOPs as a function of a sample's size."""
 
     @property
     def token_embedding(self) -> nn.Embedding:
@@ -170,7 +170,7 @@ class Backbone(nn.Module, ABC):
 
     @abstractmethod
     def use_attention_backend(self, backend: str) -> None:
-        """Switch every attention of tower and language model to a backend of bbu.layers.attention."""
+        """Switch all attention of tower and language model to a backend of bbu.layers.attention."""
 
     # ------------------------------------------------------------ work
 
@@ -190,17 +190,17 @@ class Backbone(nn.Module, ABC):
             input_ids: (1, T).
             position_ids: (axes, 1, T), each sample counted from its own start.
             pixel_values: (P, patch width) patch rows of all images, or None.
-            image_grid_thw: patches of each image, or None; a tensor (I, 3) on a GPU is waited for.
+            image_grid_thw: patch grid of each image, or None; an (I, 3) tensor on a GPU forces a synchronisation.
             cu_seqlens: (B + 1,) int32 sequence boundaries of the samples.
-            image_keys: names of the images in ``feature_cache``; None = not to be kept there.
+            image_keys: keys of the images in ``feature_cache``; None = not cached.
         """
         levels: list[VisionLevel] = []
         if pixel_values is not None and image_grid_thw is not None and len(image_grid_thw):
             levels = self.see(pixel_values, image_grid_thw, image_keys)
         hidden_TD = self.read(input_ids, position_ids, levels, cu_seqlens, max_seqlen)
         if not levels and torch.is_grad_enabled():
-            # every parameter takes part in every step, or data-parallel ranks wait for each other for ever
-            hidden_TD = hidden_TD + sum(p.flatten()[:1].sum() * 0 for p in self._unseen() if p.requires_grad)
+            # every parameter must take part in every step, or data-parallel ranks deadlock
+            hidden_TD = hidden_TD + sum(p.flatten()[:1].sum() * 0 for p in self._photo_parameters() if p.requires_grad)
         return BackboneOutput(hidden_TD, levels, self.language_at_image)
 
     def see(
@@ -221,14 +221,14 @@ class Backbone(nn.Module, ABC):
 
     @abstractmethod
     def tower_states(self, pixels_PX: torch.Tensor, grids: Sequence[Grid]) -> torch.Tensor:
-        """(P, D) all that is needed of the tower for photos end to end, a row for each patch.
+        """(P, D) tower states that ``levels_of`` needs, one row for each patch, photos end to end.
 
-        No photo sees another: the states of several are those of each, end to end.
+        Photos must not attend to each other, so that the states of each can be cached.
         """
 
     @abstractmethod
     def levels_of(self, states_PD: torch.Tensor, grids: Sequence[Grid]) -> list[VisionLevel]:
-        """Vision levels from the states of photos; what is computed here belongs to the group ``merger``."""
+        """Vision levels from the tower states; parameters used here belong to the group ``merger``."""
 
     @abstractmethod
     def read(
@@ -239,7 +239,7 @@ class Backbone(nn.Module, ABC):
         cu_seqlens: torch.Tensor,
         max_seqlen: int,
     ) -> torch.Tensor:
-        """(T, D) last hidden states of the language model, which sees the photos in ``levels`` (none: no photo)."""
+        """(T, D) last hidden states of the language model, given the photos in ``levels`` (empty: no photo)."""
 
     @abstractmethod
     def generate(
@@ -252,14 +252,14 @@ class Backbone(nn.Module, ABC):
         max_new_tokens: int,
         min_new_tokens: int = 0,
     ) -> list[int]:
-        """Ids that the language model writes after one sample's (L,) prompt; greedy, with a key/value cache."""
+        """Ids that the language model generates after one sample's (L,) prompt; greedy, with a KV cache."""
 
     # ------------------------------------------------------------ groups, frozen towers
 
     def group_of(self, name: str) -> str:
         """The learning-rate group of a parameter of ``vlm``, by its longest matching prefix.
 
-        LoRA puts ``base_layer`` and ``lora_`` below the module it adapts, so the prefix still matches.
+        LoRA inserts ``base_layer`` and ``lora_`` below the adapted module, so the prefix still matches.
 
         Raises:
             KeyError: no prefix matches.
@@ -272,7 +272,7 @@ class Backbone(nn.Module, ABC):
     def _of_groups(self, *groups: str) -> dict[str, nn.Parameter]:
         return {name: p for name, p in self.vlm.named_parameters() if self.group_of(name) in groups}
 
-    def _unseen(self) -> Sequence[nn.Parameter]:
+    def _photo_parameters(self) -> Sequence[nn.Parameter]:
         """Parameters that a step without photos does not use."""
         return list(self._of_groups("vision", "merger").values())
 
@@ -285,7 +285,7 @@ class Backbone(nn.Module, ABC):
     def _kept_states(
         self, cache: FeatureCache, pixels_PX: torch.Tensor, grids: Sequence[Grid], keys: Sequence[str | None]
     ) -> torch.Tensor:
-        """As tower_states, photo by photo, those that the cache has from there."""
+        """As tower_states, photo by photo, through the cache."""
         device = pixels_PX.device
         autocast = torch.is_autocast_enabled(device.type) and torch.get_autocast_dtype(device.type)
         facts = f"{self.family} {self.attention_backend} {device.type} {autocast} {self.vlm.config.to_json_string()}"

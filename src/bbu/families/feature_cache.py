@@ -1,10 +1,10 @@
-"""What a tower that does not learn makes of photos, on disk: computed once, read in every later epoch.
+"""On-disk cache of frozen vision features: computed once, read in every later epoch.
 
     FOLDER/<tower>/<photo>.safetensors      (P, D) states of one photo's patches before the merger
 
-``<tower>`` is a hash of weights, sizes, attention backend, dtype and kind of device; ``<photo>`` of patch values and
-grid (``ChatProcessorOutput.image_keys``). Each photo passes the tower by itself, so that what is kept does not depend,
-in its last bits, on the pack that it was first seen in.
+``<tower>`` is a hash of weights, sizes, attention backend, dtype and kind of device; ``<photo>`` is a hash of patch
+values and grid (``ChatProcessorOutput.image_keys``). Each photo passes the tower alone, so that not even the last bits
+of its features depend on the pack in which it was first seen.
 
 Shapes: P patch rows, D feature width.
 """
@@ -27,12 +27,12 @@ GIGABYTE = 1e9
 
 
 class FeatureCache:
-    """A folder that any number of processes read and write at once; files in it are whole.
+    """A folder that any number of processes may read and write at once; files are written atomically.
 
     Args:
-        folder: made when the first photo is kept.
+        folder: created with the first photo.
 
-    ``read``, ``written``: photos so far, of this process.
+    ``read``, ``written``: number of photos so far, in this process.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -42,11 +42,11 @@ class FeatureCache:
         self._hashed: tuple[tuple[tuple[int, int], ...], str] | None = None
 
     def tower(self, weights: Mapping[str, torch.Tensor], facts: str) -> str:
-        """The name of a tower.
+        """The cache key of a tower.
 
         Args:
-            weights: of all that features depend on. They are hashed once, and again only where one was written to.
-            facts: all else that features depend on.
+            weights: all weights that features depend on; hashed again only after one was written to.
+            facts: everything else that features depend on.
         """
         versions = tuple((weight.data_ptr(), weight._version) for weight in weights.values())
         if self._hashed is None or self._hashed[0] != versions:
@@ -54,7 +54,7 @@ class FeatureCache:
         return hashlib.sha256(f"{self._hashed[1]} {facts}".encode()).hexdigest()[:32]
 
     def get(self, tower: str, photo: str) -> torch.Tensor | None:
-        """(P, D) states, on the CPU; None where there are none. A file that is damaged counts as none."""
+        """(P, D) states on the CPU; None if they are not cached or the file is damaged."""
         try:
             states_PD = load_file(self._path(tower, photo))[_NAME]
         except (OSError, SafetensorError, KeyError):
@@ -63,11 +63,11 @@ class FeatureCache:
         return states_PD
 
     def put(self, tower: str, photo: str, states_PD: torch.Tensor) -> None:
-        """Keep states; a disk that takes no more is said once and does not end the run."""
+        """Write states; the first failed write gives a warning and disables writing, without ending the run."""
         if not self._writable:
             return
         try:
-            with atomic_file(self._path(tower, photo)) as file:  # of several writers the last wins; all write the same
+            with atomic_file(self._path(tower, photo)) as file:  # the last writer wins; all write the same
                 file.write_bytes(save({_NAME: states_PD.detach().cpu().contiguous()}))
             self.written += 1
         except OSError as error:
@@ -75,7 +75,7 @@ class FeatureCache:
             warnings.warn(f"{self.folder}: {error.strerror}; no more features are kept there", stacklevel=2)
 
     def describe(self) -> str:
-        """How many photos the folder holds and how large it is, of all towers."""
+        """Number of cached photos and their size, over all towers."""
         sizes = [path.stat().st_size for path in self.folder.glob("*/*.safetensors")]
         return f"{self.folder} holds {len(sizes)} photos, {sum(sizes) / GIGABYTE:.2f} GB"
 

@@ -1,7 +1,7 @@
-"""Photos → patch rows: transformers' Qwen2-VL image processor, number for number, at a third of its cost.
+"""Photos → patch rows: bit-identical to transformers' Qwen2-VL image processor, at a third of its cost.
 
-It unfolds each photo to planes before the resize and joins the photos' patches in one more copy. Here pixels stay
-interleaved for the resize, where torch is several times faster on them, and patches are written where they belong.
+That one separates the colour planes before the resize and concatenates the photos' patches in one more copy. Here
+pixels stay interleaved for the resize, which torch does several times faster, and patches go straight into the output.
 
 Shapes: P patch rows, X numbers of a patch row.
 """
@@ -21,11 +21,11 @@ if TYPE_CHECKING:
 
 
 class Patchifier:
-    """The pixels that an image processor would make.
+    """Makes the patch values of an image processor.
 
     Args:
-        image_processor: its patch sizes, filter and normalisation are used. What is not a Qwen2VLImageProcessor that
-            resizes, rescales and normalises is called itself.
+        image_processor: its patch sizes, filter and normalisation are used. Anything but a Qwen2VLImageProcessor that
+            resizes, rescales and normalises is called directly.
     """
 
     def __init__(self, image_processor: Any) -> None:
@@ -41,7 +41,7 @@ class Patchifier:
         if self.direct:
             self.repeats = int(image_processor.temporal_patch_size)
             self.interpolation = pil_torch_interpolation_mapping[image_processor.resample]
-            # 1 / rescale_factor goes into mean and deviation before they are applied, as there: the same roundings
+            # 1 / rescale_factor is folded into mean and deviation, as the image processor does: the same rounding
             whole = 1.0 / image_processor.rescale_factor
             self.mean_311 = (torch.tensor(image_processor.image_mean) * whole).view(3, 1, 1)
             self.deviation_311 = (torch.tensor(image_processor.image_std) * whole).view(3, 1, 1)
@@ -49,19 +49,19 @@ class Patchifier:
     def __call__(
         self, images: Sequence[Image.Image], plans: Sequence[ImageGeometry]
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Photos and their model sizes → (P, 3 · frames · patch²) float32 rows, (I, 3) int64 patches of each."""
+        """Photos and their model sizes → (P, 3 · frames · patch²) float32 rows, (I, 3) int64 patch grid of each."""
         if not self.direct:
             done = self.image_processor(images=list(images), return_tensors="pt")
             return done["pixel_values"], done["image_grid_thw"]
         grids = [(1, plan.model_height // self.patch, plan.model_width // self.patch) for plan in plans]
         counts = [rows * columns for _, rows, columns in grids]
         values = torch.empty(sum(counts), 3 * self.repeats * self.patch**2)
-        for image, plan, part in zip(images, plans, values.split(counts), strict=True):
-            self._write(image, plan, part)
+        for image, plan, rows in zip(images, plans, values.split(counts), strict=True):
+            self._write(image, plan, rows)
         return values, torch.tensor(grids, dtype=torch.long)
 
     def _write(self, image: Image.Image, plan: ImageGeometry, out: torch.Tensor) -> None:
-        """Patches in the order of transformers: by merge unit, then row and column in it; each frame is the photo."""
+        """Patches in transformers' order: by merge unit, then row and column in it; every frame repeats the photo."""
         from torchvision.transforms.v2 import functional as vision
 
         rgb = image if image.mode == "RGB" else image.convert("RGB")
@@ -76,11 +76,11 @@ class Patchifier:
 
 
 def units_to_raster(unit_rows: torch.Tensor, grids: Sequence[Grid], merge: int) -> torch.Tensor:
-    """(P,) for each patch in raster order the row where it lies, photos end to end.
+    """(P,) row index of each patch in raster order, photos end to end.
 
     Args:
-        unit_rows: where each merge × merge unit of patches lies, units in raster order; within a unit patches lie row
-            by row. ``torch.arange`` for the order that image processors write.
+        unit_rows: position of each merge × merge unit of patches, units in raster order; within a unit, patches go row
+            by row. ``torch.arange`` for the order of image processors.
     """
     rows, first_unit = [], 0
     inner = torch.arange(merge**2).reshape(merge, merge)
@@ -93,7 +93,7 @@ def units_to_raster(unit_rows: torch.Tensor, grids: Sequence[Grid], merge: int) 
 
 
 def units_to_picture(rows_PX: torch.Tensor, grid: Grid, patch: int, merge: int) -> torch.Tensor:
-    """A photo's patch rows in merge units → (3, Y, Z) pixels; the frames of a photo are all the same."""
+    """A photo's patch rows in merge units → (3, Y, Z) pixels; all frames of a photo are equal."""
     _, rows, columns = grid
     shape = (rows // merge, columns // merge, merge, merge, 3, -1, patch, patch)
     by_unit = rows_PX.view(shape)[:, :, :, :, :, 0]

@@ -1,4 +1,4 @@
-"""How a family's photos become patch rows: resize rule, grid, tokens, pixels. Imports torch only to cut patches."""
+"""How photos become patch rows: resize rule, grid, token counts, patches. Imports torch only to make patches."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ if TYPE_CHECKING:
 
 
 class PhotoPlan(ABC):
-    """What a photo of any size becomes, known from its size alone, and the patches themselves.
+    """A family's photo preprocessing: sizes and token counts follow from a photo's size alone.
 
     Can be pickled for loader processes.
 
     Attributes:
-        min_pixels, max_pixels: of a resized photo.
+        min_pixels, max_pixels: limits of a resized photo's area.
         patch_size: side of a patch in pixels of the resized photo.
-        patch_width: numbers in a patch row.
-        token_size: side in pixels of the square that one token of the coarsest vision level stands for.
+        patch_width: values in a patch row.
+        token_size: side in pixels of the square that a token of the coarsest vision level covers.
     """
 
     min_pixels: int
@@ -37,54 +37,54 @@ class PhotoPlan(ABC):
 
     @abstractmethod
     def plan(self, width: int, height: int) -> ImageGeometry:
-        """How a photo of this size maps to the model.
+        """How a photo of this size is resized for the model.
 
         Raises:
-            ValueError: the model cannot be shown such a photo.
+            ValueError: the model cannot process such a photo.
         """
 
     @abstractmethod
     def grid(self, geometry: ImageGeometry) -> Grid:
-        """Patches of a planned photo."""
+        """Patch grid (frames, rows, columns) of a planned photo."""
 
     @abstractmethod
     def text_tokens(self, patches: Any) -> Any:
-        """Image tokens in the text of photos of so many patches: a number, an array or a tensor alike."""
+        """Number of image tokens in the text for this many patches of a photo: int, array or tensor, elementwise."""
 
     @abstractmethod
     def most_patches(self, width: int, height: int) -> int:
-        """Most patches of any crop of a photo of this size, or of a quarter turn of one."""
+        """Upper bound of the patches of any crop of a photo of this size, also after a quarter turn."""
 
     @abstractmethod
     def longest_side(self, width: int, height: int, *, cropped: bool) -> int:
-        """Longest side in pixels of what the model sees of such a photo; with ``cropped`` of any crop of it."""
+        """Longest side of such a photo after the resize, in pixels; with ``cropped`` a bound for any crop of it."""
 
     @abstractmethod
     def patchify(
         self, images: Sequence[Image.Image], geometries: Sequence[ImageGeometry]
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Photos → (P, patch_width) float32 patch rows, (I, 3) int64 patches of each."""
+        """Photos → (P, patch_width) float32 patch rows, (I, 3) int64 patch grid of each."""
 
     @abstractmethod
     def facts(self) -> dict[str, str]:
-        """Everything that patch values depend on besides the photo and its size."""
+        """All settings that patch values depend on besides the photo and its size."""
 
     @abstractmethod
     def save(self, folder: Path) -> None:
-        """Write what the family's processor reads from a model folder."""
+        """Write the preprocessor files of a model folder."""
 
     def with_max_pixels(self, max_pixels: int) -> PhotoPlan:
-        """The same plan for larger or smaller photos, to reckon with."""
+        """A copy with another area limit, for estimates."""
         other = copy.copy(self)
         other.max_pixels = max_pixels
         return other
 
 
 class MergedPlan(PhotoPlan):
-    """Photos resized to multiples of patch × merge; merge × merge patches make a token (Qwen2-VL and its heirs).
+    """Resizes photos to multiples of patch × merge; merge × merge patches make a token (Qwen2-VL and successors).
 
     Args:
-        image_processor: a Qwen2VLImageProcessor of transformers, or one that is called alike; its sizes are set.
+        image_processor: transformers' Qwen2VLImageProcessor, or one with the same interface; its size limits are set.
     """
 
     def __init__(self, image_processor: Any, min_pixels: int, max_pixels: int) -> None:
@@ -106,7 +106,7 @@ class MergedPlan(PhotoPlan):
         return patches // self.merge**2
 
     def most_patches(self, width: int, height: int) -> int:
-        """A quarter turn has as many as the photo; a crop may have more than the shrunk whole."""
+        """A quarter turn does not change the number; a crop may have more than the shrunk whole photo."""
         factor = self.token_size
         plan = self.plan(width, height)
         tokens = plan.model_width * plan.model_height // factor**2
@@ -115,13 +115,13 @@ class MergedPlan(PhotoPlan):
 
     @property
     def _largest(self) -> int:
-        """Tokens of any photo that is shrunk to max_pixels: of one row, where it is very long."""
+        """Most tokens of any photo that is shrunk to max_pixels; a very long one may be a single row of tokens."""
         line = math.sqrt(self.max_pixels * MAX_ASPECT_RATIO) / self.token_size
         return math.floor(max(self.max_pixels / self.token_size**2, line))
 
     @property
     def _grown(self) -> int:
-        """Tokens of any photo that is enlarged to min_pixels: each side is rounded up, so (a + 1)(b + 1)."""
+        """Most tokens of any photo that is enlarged to min_pixels; sides are rounded up, hence (a + 1)(b + 1)."""
         side, shape = math.sqrt(max(self.min_pixels, 1)) / self.token_size, math.sqrt(MAX_ASPECT_RATIO)
         return math.floor(side**2 + side * (shape + 1 / shape) + 1)
 
@@ -130,7 +130,7 @@ class MergedPlan(PhotoPlan):
         longest = max(plan.model_width, plan.model_height)
         if not cropped:
             return longest
-        # a crop that is not shrunk, or a sliver that is enlarged to min_pixels
+        # a crop that is not shrunk, or a very long one that is enlarged to min_pixels
         sliver = math.sqrt(self.min_pixels * MAX_ASPECT_RATIO) + factor
         return max(longest, width + factor, height + factor, math.ceil(sliver))
 
@@ -162,9 +162,9 @@ def plan_resize(width: int, height: int, *, factor: int, min_pixels: int, max_pi
 
 
 def smart_resize(height: int, width: int, factor: int, min_pixels: int, max_pixels: int) -> tuple[int, int]:
-    """Model size of an image: sides are multiples of ``factor``, area within [min_pixels, max_pixels].
+    """Model size of an image: sides are multiples of ``factor`` (patch × merge), area in [min_pixels, max_pixels].
 
-    This must stay the rule of transformers' image processor, which cuts the patches. ``factor`` = patch × merge.
+    Must equal the rule of transformers' image processor, which makes the patches.
 
     Returns:
         (height, width) in pixels.
@@ -184,7 +184,7 @@ def smart_resize(height: int, width: int, factor: int, min_pixels: int, max_pixe
         shrink = math.sqrt(height * width / max_pixels)
         new_height = max(factor, math.floor(height / shrink / factor) * factor)
         new_width = max(factor, math.floor(width / shrink / factor) * factor)
-    elif new_height * new_width < max(min_pixels, 1):  # includes sides under half a factor, which round to 0
+    elif new_height * new_width < max(min_pixels, 1):  # including sides below factor / 2, which round to 0
         grow = math.sqrt(max(min_pixels, 1) / (height * width))
         new_height = math.ceil(height * grow / factor) * factor
         new_width = math.ceil(width * grow / factor) * factor

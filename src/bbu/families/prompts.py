@@ -1,8 +1,8 @@
-"""The only builder of conversations, for training and inference alike.
+"""The only builder of conversations, for both training and inference.
 
-system → (user with a photo → assistant JSON) for every teacher → user with the student's photo, after context
-photos if there are any → assistant JSON. The wording and everything else an answer depends on is a PromptSpec, which
-travels in the checkpoint.
+system → (user with a photo → assistant JSON) for every teacher → user with the student's photo, preceded by context
+photos if there are any → assistant JSON. A PromptSpec holds the wording and all else that an answer depends on; it is
+stored in the checkpoint.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ WORDING = {
     ),
 }
 
-# In front of the instruction of a turn with context photos; a model that is never shown any does not have it.
+# Precedes the instruction in a turn with context photos; absent from models that are trained without them.
 CONTEXT_NOTES = {
     "zh": "前面的照片来自同一站点，仅供参考；只回答最后一张照片。",
     "en": "The earlier photos of this turn show the same site, for reference; answer for the last photo only. ",
 }
 
-LARGEST = 1e6  # no coordinate is beyond; infinite ones and endless digits are malformed
+LARGEST = 1e6  # coordinates must be smaller; infinities and endless digits are malformed
 
 Message = dict[str, Any]
 
@@ -46,8 +46,8 @@ class PromptSpec:
     """Everything that a prompt and its answer depend on besides the photo.
 
     Args:
-        box_convention: how boxes are written as text: see Conversation.
-        context_note: said before the instruction where a turn has context photos; "" = the model knows none.
+        box_convention: how boxes are written as text, see Conversation.
+        context_note: precedes the instruction in turns with context photos; "" = trained without context photos.
     """
 
     language: str
@@ -63,7 +63,7 @@ class PromptSpec:
     def create(
         cls, language: str, conversation: Conversation, min_pixels: int, max_pixels: int, *, context: bool = False
     ) -> PromptSpec:
-        """The shipped wording for a language, zh or en; with ``context`` also that of context photos."""
+        """The shipped wording in a language, zh or en; with ``context`` including the note on context photos."""
         system, instruction = WORDING[language]
         template, boxes = conversation.template, conversation.box_convention
         note = CONTEXT_NOTES[language] if context else ""
@@ -72,7 +72,7 @@ class PromptSpec:
     def to_json(self) -> dict[str, Any]:
         facts = asdict(self)
         if not self.context_note:
-            del facts["context_note"]  # as checkpoints from before there were context photos have it
+            del facts["context_note"]  # keeps the hash of checkpoints without context photos
         return facts
 
     @property
@@ -82,7 +82,7 @@ class PromptSpec:
 
 
 def text_boxes(geometry: ImageGeometry, boxes: np.ndarray, convention: str) -> np.ndarray:
-    """(n, 4) displayed xyxy → (n, 4) whole numbers as written in an answer."""
+    """(n, 4) xyxy in displayed pixels → (n, 4) integers as written in an answer."""
     if convention == "model_pixels":
         scaled = geometry.boxes_to_model(boxes)
     elif convention == "norm1000":
@@ -93,7 +93,7 @@ def text_boxes(geometry: ImageGeometry, boxes: np.ndarray, convention: str) -> n
 
 
 def boxes_from_text(geometry: ImageGeometry, boxes: np.ndarray, convention: str) -> np.ndarray:
-    """(n, 4) numbers read from an answer → (n, 4) displayed xyxy."""
+    """(n, 4) numbers read from an answer → (n, 4) xyxy in displayed pixels."""
     boxes = np.asarray(boxes, dtype=np.float64).reshape(-1, 4)
     if convention == "model_pixels":
         return geometry.boxes_from_model(boxes)
@@ -101,19 +101,19 @@ def boxes_from_text(geometry: ImageGeometry, boxes: np.ndarray, convention: str)
 
 
 def answer_text(boxes: np.ndarray, descriptions: Sequence[str]) -> str:
-    """The assistant's JSON for boxes (n, 4) as written in text, in (y1, x1) order; no parts = ``[]``."""
+    """The assistant's JSON for (n, 4) boxes as written in text, in (y1, x1) order; no objects = ``[]``."""
     order = sorted(range(len(descriptions)), key=lambda i: (boxes[i][1], boxes[i][0], boxes[i][3], boxes[i][2]))
-    parts = [{"bbox_2d": [int(v) for v in boxes[i]], "label": descriptions[i]} for i in order]
-    return json.dumps(parts, ensure_ascii=False)
+    objects = [{"bbox_2d": [int(v) for v in boxes[i]], "label": descriptions[i]} for i in order]
+    return json.dumps(objects, ensure_ascii=False)
 
 
 def parse_answer(text: str) -> tuple[list[tuple[list[float], str]], int]:
-    """Boxes and labels of a generated answer, read tolerantly.
+    """Parse boxes and labels of a generated answer, tolerating malformed text.
 
     Returns:
-        The well-formed parts, and how many objects in the text were malformed or cut off.
+        The well-formed objects, and the number of malformed or truncated ones.
     """
-    parts: list[tuple[list[float], str]] = []
+    objects: list[tuple[list[float], str]] = []
     malformed = 0
     decoder = json.JSONDecoder()
     position = text.find("{")
@@ -130,11 +130,11 @@ def parse_answer(text: str) -> tuple[list[tuple[list[float], str]], int]:
             isinstance(box, list) and len(box) == 4 and all(type(v) in (int, float) and abs(v) < LARGEST for v in box)
         )
         if numbers and isinstance(label, str) and label and box[0] < box[2] and box[1] < box[3]:
-            parts.append(([float(v) for v in box], label))
+            objects.append(([float(v) for v in box], label))
         else:
             malformed += 1
         position = text.find("{", end)
-    return parts, malformed
+    return objects, malformed
 
 
 def build_messages(
@@ -144,21 +144,21 @@ def build_messages(
     student_answer: str | None,
     context_photos: int = 0,
 ) -> list[Message]:
-    """The conversation; each teacher's photo comes before the student's.
+    """The conversation as chat messages; teachers precede the student.
 
     Args:
-        student_answer: None at inference: the conversation stops where the model is to speak.
+        student_answer: None at inference: the conversation ends before the model's answer.
         context_photos: photos in the student's turn before the student's own.
 
     Raises:
-        SampleError: an answer contains one of the tokens that mark turns or photos, or there are context photos
-            and the model knows none.
+        SampleError: an answer contains a special token, or there are context photos and the model was trained
+            without any.
     """
-    apart = not conversation.system_in_first_turn
-    messages: list[Message] = [{"role": "system", "content": spec.system}] if apart else []
+    system_turn = not conversation.system_in_first_turn
+    messages: list[Message] = [{"role": "system", "content": spec.system}] if system_turn else []
     answers = [*teacher_answers, student_answer]
     for turn, answer in enumerate(answers):
-        opening = "" if apart or turn else f"{spec.system}\n"
+        opening = "" if system_turn or turn else f"{spec.system}\n"
         messages.append(_question(spec, opening, context_photos if turn == len(answers) - 1 else 0))
         if answer is not None:
             refuse_special_tokens(answer, conversation.special_tokens)
@@ -177,13 +177,13 @@ def _question(spec: PromptSpec, opening: str, context_photos: int) -> Message:
 
 
 def refuse_special_tokens(answer: str, special_tokens: Iterable[str], where: str = "") -> None:
-    """What is said must not end its turn or show a photo.
+    """Answers must not contain tokens that end a turn or stand for a photo.
 
     Args:
-        where: photo and colon, for the message.
+        where: prefix of the message, photo and colon.
 
     Raises:
-        SampleError: names the token.
+        SampleError: an answer does; the message names the token.
     """
     found = next((token for token in special_tokens if token in answer), None)
     if found:

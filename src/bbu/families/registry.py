@@ -1,6 +1,6 @@
-"""The families there are. A new one is one folder, one line here and its parity test (docs/add_a_backbone.md).
+"""The supported families. A new one is a folder, a line here and its parity test (docs/add_a_backbone.md).
 
-Loads no torch before a backbone is asked for.
+Imports torch only when a backbone class is requested.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Family:
-    """What is known of a family before its weights are.
+    """A family's class, sizes and limits, known without its weights.
 
     Args:
         backbone: ``module:class``.
-        sizes: dataclass of ``model.scratch``; every field has a default, ``vocab_size`` is one of them.
-        min_pixels, max_pixels: of a resized photo where the config says 0.
+        sizes: dataclass of ``model.scratch``; every field has a default, and one is ``vocab_size``.
+        min_pixels, max_pixels: limits of a resized photo's area, used if the config has 0.
     """
 
     backbone: str
@@ -42,7 +42,7 @@ DEFAULT_FAMILY = "qwen2_5_vl"
 
 
 def family_named(name: str) -> Family:
-    """A family of the table.
+    """Look up a family.
 
     Raises:
         ConfigError: unknown family.
@@ -53,7 +53,7 @@ def family_named(name: str) -> Family:
 
 
 def backbone_class(name: str) -> type[Backbone]:
-    """The class of a family.
+    """Import the backbone class of a family.
 
     Raises:
         ConfigError: unknown family.
@@ -62,10 +62,10 @@ def backbone_class(name: str) -> type[Backbone]:
 
 
 def scratch_sizes(name: str, options: Mapping[str, Any]) -> Any:
-    """``model.scratch`` as the family's sizes; what is left out has its default.
+    """``model.scratch`` as the family's sizes; missing keys take their defaults.
 
     Raises:
-        ConfigError: unknown family or key, or a value that is no size.
+        ConfigError: unknown family or key, or an invalid value.
     """
     sizes = family_named(name).sizes
     known = {item.name: item for item in dataclasses.fields(sizes)}

@@ -1,4 +1,4 @@
-"""Tokenizers: read one from disk, or train a small byte-level BPE on a data set's own text."""
+"""Tokenizers: load one, or train a small byte-level BPE on the text of a data set."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 def train_tokenizer(texts: Iterable[str], vocab_size: int, conversation: Conversation) -> PreTrainedTokenizerBase:
     """A byte-level BPE with the conversation's special tokens, at most ``vocab_size`` entries.
 
-    Any text can be encoded, seen or not: bytes are the alphabet.
+    It can encode any text, because its alphabet is the bytes.
     """
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast

@@ -1,4 +1,4 @@
-"""Use a trained model: one photo from Python, or many into a file."""
+"""Run a trained model: on photos from Python, or on many files."""
 
 from bbu.inference.model_folder import DetectionResult, ImageLike, Inference, TextResult
 

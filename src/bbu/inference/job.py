@@ -1,4 +1,4 @@
-"""The job of ``bbu predict``: a list of photos in, a file of predictions out, whatever their number."""
+"""``bbu predict``: streams any number of photos into one file of predictions."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any
 from bbu.data.photo import Photo
 from bbu.errors import UserError
 from bbu.inference import Inference
-from bbu.inference.loading import Look, Ready, Views, in_parallel, plan_looks
+from bbu.inference.loading import LoadedView, Views, ViewTask, in_parallel, plan_views
 from bbu.inference.operating_points import OperatingPoints
 from bbu.inference.partial import PartialRows
 from bbu.inference.predictor import Predictor, each_or_error
@@ -34,16 +34,16 @@ def predict_to_file(
     operating_points: OperatingPoints | None = None,
     workers: int = 0,
 ) -> tuple[int, int]:
-    """Predict photos into a JSONL file that appears whole, in the order given.
+    """Predict photos into a JSONL file, written atomically in the given order.
 
     Args:
-        settings: all that predictions depend on besides names and root; the same ones go on where they stopped.
+        settings: everything that predictions depend on besides names and root; a rerun with the same resumes.
         teachers: worked examples shown with every photo.
-        operating_points: predictions under their description's threshold are left out.
-        workers: processes that read, decode and resize photos; 0: none besides this one.
+        operating_points: predictions below their description's threshold are dropped.
+        workers: processes that read, decode and resize photos; 0 = this process does it.
 
     Returns:
-        photos, and how many of them failed.
+        number of photos, and how many of them failed.
 
     Raises:
         UserError: the output cannot be written.
@@ -56,11 +56,11 @@ def predict_to_file(
         if partial.begun:
             print(_begun(partial), file=sys.stderr)
         workers = workers if len(names) > inference.predictor.options.batch_size else 0
-        looks = plan_looks(names, image_root, inference.predictor, partial.is_done)
-        ready = in_parallel(Views(inference.processor, image_root, teachers), looks, workers)
+        tasks = plan_views(names, image_root, inference.predictor, partial.is_done)
+        loaded = in_parallel(Views(inference.processor, image_root, teachers), tasks, workers)
         bar = tqdm(total=len(names), initial=partial.done(), desc="predict", unit="photo", file=sys.stderr)
         with bar:
-            for index, row in predict_looks(inference.predictor, ready):
+            for index, row in predict_views(inference.predictor, loaded):
                 if operating_points is not None:
                     row = replace(row, predictions=operating_points.passed(row.predictions))
                 bar.update(not partial.is_done(index))
@@ -73,60 +73,65 @@ def predict_to_file(
 
 def _begun(partial: PartialRows) -> str:
     if partial.begun == "replaced":
-        return f"{partial.path}: of other settings; predicting all photos anew"
-    return f"going on: {partial.done()} of {partial.count} photos are done"
+        return f"{partial.path}: was made with other settings; predicting all photos again"
+    return f"resuming: {partial.done()} of {partial.count} photos are done"
 
 
-def predict_looks(predictor: Predictor, ready: Iterable[Ready]) -> Iterator[tuple[int, PredictionRow]]:
-    """(place in the input, row) of every photo, group by group; a photo with a view that fails has an error row."""
-    for _, group in groupby(ready, key=lambda item: item[0].group):
-        found: dict[int, list[tuple[Look, Found | str]]] = {}
+def predict_views(predictor: Predictor, loaded: Iterable[LoadedView]) -> Iterator[tuple[int, PredictionRow]]:
+    """(index in the input, row) of every photo, group by group; a photo with a failing view gets an error row."""
+    for _, group in groupby(loaded, key=lambda item: item[0].group):
+        found: dict[int, list[tuple[ViewTask, Found | str]]] = {}
         while pack := list(islice(group, predictor.options.batch_size)):
-            for look, items in _detect(predictor, pack):
-                found.setdefault(look.index, []).append((look, items))
-        for index, looks in found.items():
-            yield index, _row(predictor, looks)
+            for task, items in _detect(predictor, pack):
+                found.setdefault(task.index, []).append((task, items))
+        for index, tasks in found.items():
+            yield index, _row(predictor, tasks)
 
 
-def _detect(predictor: Predictor, pack: Sequence[Ready]) -> Iterator[tuple[Look, Found | str]]:
-    """One pack, each view with what it shows or what is wrong with it."""
-    yield from ((look, sample) for look, sample in pack if isinstance(sample, str))
-    good = [(look, sample) for look, sample in pack if not isinstance(sample, str)]
+def _detect(predictor: Predictor, pack: Sequence[LoadedView]) -> Iterator[tuple[ViewTask, Found | str]]:
+    """One pack: each view with its detections or an error message."""
+    yield from ((task, sample) for task, sample in pack if isinstance(sample, str))
+    good = [(task, sample) for task, sample in pack if not isinstance(sample, str)]
     found = each_or_error([sample for _, sample in good], predictor.detect)
-    yield from zip([look for look, _ in good], found, strict=True)
+    yield from zip([task for task, _ in good], found, strict=True)
 
 
-def _row(predictor: Predictor, looks: Sequence[tuple[Look, Found | str]]) -> PredictionRow:
-    name = written_name(looks[0][0].name)
-    problem = next((items for _, items in looks if isinstance(items, str)), None)
+def _row(predictor: Predictor, tasks: Sequence[tuple[ViewTask, Found | str]]) -> PredictionRow:
+    name = written_name(tasks[0][0].name)
+    problem = next((items for _, items in tasks if isinstance(items, str)), None)
     if problem is not None:
         return PredictionRow((name,), error=problem)
-    views = [look.view for look, _ in looks if look.view is not None]
-    merged = predictor.merge(views, [items for _, items in looks if not isinstance(items, str)])
+    views = [task.view for task, _ in tasks if task.view is not None]
+    merged = predictor.merge(views, [items for _, items in tasks if not isinstance(items, str)])
     return PredictionRow((name,), *views[0].photo, tuple(merged))
 
 
 def settings_of(inference: Inference, model: str | Path, *files: str | None) -> dict[str, Any]:
-    """All that predictions depend on besides the photos.
+    """Everything that predictions depend on besides the photos.
 
     Args:
         model: the folder that was loaded.
-        files: whose content matters too.
+        files: other files whose contents matter.
     """
     device = next(inference.model.parameters()).device.type
     contents = [content_hash(path) if path else None for path in (model, *files)]
     options = inference.predictor.options
-    words = digest(options.vocabulary.descriptions) if options.vocabulary else None
-    return {"contents": contents, "device": device, "words": words, "options": repr(replace(options, vocabulary=None))}
+    descriptions = digest(options.vocabulary.descriptions) if options.vocabulary else None
+    return {
+        "contents": contents,
+        "device": device,
+        "descriptions": descriptions,
+        "options": repr(replace(options, vocabulary=None)),
+    }
 
 
 def written_name(name: str) -> str:
-    """The name as UTF-8 can write it; a file name may hold bytes that are no text."""
+    """The name in valid UTF-8: file names may contain undecodable bytes."""
     return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
 def digest(names: Iterable[str]) -> str:
-    """SHA-256 of names in their order."""
+    """SHA-256 of names, in order."""
     return hashlib.sha256("\0".join(names).encode("utf-8", "surrogateescape")).hexdigest()
 
 

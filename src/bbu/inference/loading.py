@@ -1,7 +1,7 @@
-"""What is shown to the model, planned and made ready in worker processes, with only a few views in memory.
+"""Plans the views of photos and loads them in worker processes, with only a few views in memory.
 
-Photos of similar size share a pack, so that packs are even. What is in a pack depends on the list of photos alone, not
-on what is done already: a resumed prediction gives the same bits.
+Photos of similar size share a pack, so that packs are even. Packs depend on the list of photos alone, not on what is
+already done, so a resumed prediction gives the same bits.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ from bbu.inference.predictor import Predictor, prepare
 from bbu.inference.tiling import Size, View
 from bbu.records import resolve_image
 
-WINDOW = 512  # photos among which those of similar size are put together
-HEADERS_AT_ONCE = 8  # files whose size is read at the same time
+WINDOW = 512  # photos that are sorted by size together
+HEADERS_AT_ONCE = 8  # image headers read in parallel
 
 
 @dataclass(frozen=True)
-class Look:
-    """One view of one photo.
+class ViewTask:
+    """One view of one photo, to be loaded and predicted.
 
     Args:
-        index: place of the photo in the input.
-        group: photos that are predicted together.
-        view: None where the photo cannot be read; ``problem`` says why.
+        index: of the photo in the input.
+        group: number shared by photos that are predicted together.
+        view: None if the photo cannot be read; ``problem`` says why.
     """
 
     index: int
@@ -45,16 +45,16 @@ class Look:
     problem: str = ""
 
 
-Ready = tuple[Look, ChatProcessorOutput | str]  # a sample, or what is wrong with the photo
+LoadedView = tuple[ViewTask, ChatProcessorOutput | str]  # a sample, or an error message
 
 
-def plan_looks(
+def plan_views(
     names: Sequence[str], image_root: str, predictor: Predictor, is_done: Callable[[int], bool]
-) -> Iterator[Look]:
+) -> Iterator[ViewTask]:
     """The views of all photos, group by group; groups that are done are left out.
 
     Args:
-        is_done: whether the photo at this place of the input needs no prediction any more.
+        is_done: index in the input → whether that photo is already predicted.
     """
     size = predictor.options.batch_size
     with ThreadPoolExecutor(HEADERS_AT_ONCE) as pool:
@@ -63,27 +63,27 @@ def plan_looks(
             if all(map(is_done, window)):
                 continue
             sizes = pool.map(lambda index: _size_or_problem(image_root, names[index]), window)
-            looks = [_looks(index, names[index], size, predictor) for index, size in zip(window, sizes, strict=True)]
-            looks.sort(key=lambda some: (_cost(some, predictor.processor.spec.max_pixels), some[0].index))
-            for first in range(0, len(looks), size):
-                group = looks[first : first + size]
+            tasks = [_tasks(index, names[index], size, predictor) for index, size in zip(window, sizes, strict=True)]
+            tasks.sort(key=lambda some: (_cost(some, predictor.processor.spec.max_pixels), some[0].index))
+            for first in range(0, len(tasks), size):
+                group = tasks[first : first + size]
                 if not all(is_done(some[0].index) for some in group):
-                    yield from (_in_group(look, start + first) for some in group for look in some)
+                    yield from (_in_group(task, start + first) for some in group for task in some)
 
 
-def _looks(index: int, name: str, size: Size | str, predictor: Predictor) -> list[Look]:
+def _tasks(index: int, name: str, size: Size | str, predictor: Predictor) -> list[ViewTask]:
     if isinstance(size, str):
-        return [Look(index, 0, name, None, size)]
-    return [Look(index, 0, name, view) for view in predictor.views(size)]
+        return [ViewTask(index, 0, name, None, size)]
+    return [ViewTask(index, 0, name, view) for view in predictor.views(size)]
 
 
-def _in_group(look: Look, group: int) -> Look:
-    return Look(look.index, group, look.name, look.view, look.problem)
+def _in_group(task: ViewTask, group: int) -> ViewTask:
+    return ViewTask(task.index, group, task.name, task.view, task.problem)
 
 
-def _cost(looks: Sequence[Look], max_pixels: int) -> int:
-    """About the pixels that the model sees of a photo."""
-    return sum(min(look.view.size[0] * look.view.size[1], max_pixels) for look in looks if look.view)
+def _cost(tasks: Sequence[ViewTask], max_pixels: int) -> int:
+    """Approximate number of pixels that the model sees of a photo."""
+    return sum(min(task.view.size[0] * task.view.size[1], max_pixels) for task in tasks if task.view)
 
 
 def _size_or_problem(image_root: str, name: str) -> Size | str:
@@ -94,38 +94,38 @@ def _size_or_problem(image_root: str, name: str) -> Size | str:
 
 
 def photo_size(path: Path) -> Size:
-    """Width and height as displayed, from the file's header where it tells.
+    """Width and height as displayed, from the file's header if possible.
 
     Raises:
         ImageError: the photo cannot be read.
     """
     try:
         with Image.open(path) as image:
-            if image.format != "TIFF":  # Pillow turns these when it opens or when it loads them
+            if image.format != "TIFF":  # Pillow may rotate these on opening or on loading
                 return displayed_size(*image.size, exif_orientation(image))
-    except Exception:  # a header may be broken in any way; load_image says how
+    except Exception:  # a broken header raises anything; load_image reports it
         pass
     return load_image(path).size
 
 
-class Views(Dataset[Ready]):
-    """Look → what the model takes. The photo read last is kept: its other views come next."""
+class Views(Dataset[LoadedView]):
+    """View task → sample for the model. Keeps the last photo, because its other views come next."""
 
     def __init__(self, processor: ChatProcessor, image_root: str, teachers: Sequence[Photo]) -> None:
         self.processor, self.image_root, self.teachers = processor, image_root, teachers
         self._last: Photo | None = None
 
-    def __getitem__(self, look: Look) -> Ready:
-        if look.view is None:
-            return look, look.problem
+    def __getitem__(self, task: ViewTask) -> LoadedView:
+        if task.view is None:
+            return task, task.problem
         try:
-            return look, prepare(self.processor, self._photo(look.name, look.view.photo), look.view, self.teachers)
+            return task, prepare(self.processor, self._photo(task.name, task.view.photo), task.view, self.teachers)
         except UserError as error:
-            return look, str(error)
+            return task, str(error)
 
     def _photo(self, name: str, size: Size) -> Photo:
         if self._last is None or self._last.name != name:
-            self._last = None  # never two large photos at a time
+            self._last = None  # never two large photos in memory
             self._last = Photo(load_image(resolve_image(self.image_root, name)), name)
         if self._last.image.size != size:
             raise ImageError(f"{name}: its header says {size}, its pixels {self._last.image.size}; save it again")
@@ -133,7 +133,7 @@ class Views(Dataset[Ready]):
 
 
 def in_parallel(function: Dataset[Any], items: Iterable[Any], workers: int) -> Iterator[Any]:
-    """``function[item]`` for every item, in order, made ahead in worker processes; items are drawn as needed."""
+    """``function[item]`` for every item, in order, computed ahead in worker processes; items are read lazily."""
     return iter(DataLoader(function, batch_size=None, sampler=items, num_workers=workers, collate_fn=_as_it_is))
 
 

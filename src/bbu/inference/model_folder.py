@@ -1,4 +1,4 @@
-"""Use a trained model: boxes, words and scores for photos; the language model's own text for comparison."""
+"""Inference: boxes, descriptions and scores for photos; the language model's own text for comparison."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ class DetectionResult:
     Args:
         boxes: (n, 4) xyxy in pixels of the photo as given (files: after the EXIF transpose).
         captions: n descriptions.
-        scores: (n,) objectness × probability of the words.
-        objectness: (n,) how sure the model is that there is a part, whatever its state.
+        scores: (n,) objectness × probability of the description, calibrated if the folder has a calibration.
+        objectness: (n,) confidence in [0, 1] that there is an object, whatever its description.
     """
 
     boxes: np.ndarray
@@ -53,12 +53,13 @@ class DetectionResult:
 
 @dataclass(frozen=True)
 class TextResult:
-    """What the language model wrote by itself: boxes and captions without scores.
+    """An answer that the language model generated as text: boxes and captions without scores.
 
     Args:
-        malformed: objects in the text that could not be read.
-        tokens: written, the end token included.
-        finished: whether the model ended its answer, rather than being cut off.
+        boxes: (n, 4) xyxy in pixels of the photo.
+        malformed: number of objects in the text that could not be parsed.
+        tokens: number of generated tokens, end token included.
+        finished: whether the model ended its answer before the token limit.
     """
 
     boxes: np.ndarray
@@ -74,15 +75,15 @@ class Inference:
 
     Args:
         folder: a ``model`` folder of a run, or one of its checkpoints.
-        device: default CUDA where there is one.
+        device: default CUDA if available, else the CPU.
         precision: auto, fp32 or bf16 (of matrix products).
-        attention: backend, as in the config.
-        calibrated: apply the folder's calibration.json, where it has one.
+        attention: attention backend, as in the config.
+        calibrated: apply the folder's calibration.json, if it has one.
         descriptions: free, known (the folder's own list) or a file of them: docs/descriptions.md.
-        options: how the model is used; any of PredictOptions' fields can also be given by name (``max_detections=20``).
+        options: settings of prediction; any PredictOptions field can also be given by name (``max_detections=20``).
 
     Raises:
-        CheckpointError: the folder is incomplete or was tampered with.
+        CheckpointError: the folder is incomplete or was changed after training.
     """
 
     def __init__(
@@ -115,7 +116,7 @@ class Inference:
 
     @classmethod
     def as_configured(cls, folder: str | Path, config: Config) -> Inference:
-        """A model as a run's config uses it."""
+        """A model with the settings of a run's config."""
         evaluation = config.evaluation
         return cls(
             folder,
@@ -134,16 +135,16 @@ class Inference:
         teachers: Sequence[Row] = (),
         image_root: str = ".",
     ) -> DetectionResult | list[DetectionResult]:
-        """Find and describe the parts of one photo, or of many.
+        """Detect and describe the objects of one photo, or of many.
 
         Args:
             images: a photo (PIL or path), or a sequence of them; a sequence gives a list.
-            prompt: the instruction. None, or the one the model was trained with; another is refused, because
-                the model was not taught to follow it.
+            prompt: the instruction; None, or the one the model was trained with. The model cannot follow any other, so
+                others are refused.
             teachers: annotated rows shown as worked examples; their photos lie under ``image_root``.
 
         Raises:
-            CheckpointError: another prompt.
+            CheckpointError: not the prompt of training.
             ImageError: a photo cannot be read.
         """
         self._check_prompt(prompt)
@@ -172,7 +173,7 @@ class Inference:
     def predict_rows(
         self, names: Sequence[str], image_root: str, teachers: Sequence[Row] = ()
     ) -> Iterator[PredictionRow]:
-        """One prediction row a file; one that cannot be read becomes an error row."""
+        """One prediction row for each file, in order; an unreadable file gives an error row."""
         yield from self.predictor.predict_files(names, image_root, teacher_photos(teachers, image_root))
 
     def generate_text(
@@ -182,7 +183,7 @@ class Inference:
         image_root: str = ".",
         max_new_tokens: int = 1024,
     ) -> TextResult:
-        """The language model's own answer, token by token, parsed into boxes; for comparison."""
+        """The language model's own answer, generated as text and parsed into boxes; for comparison."""
         photo = _photo(image, 0)
         sample = self.processor.process_photos(teacher_photos(teachers, image_root), photo, with_answer=False)
         return self.write_answer(sample, max_new_tokens=max_new_tokens)
@@ -191,10 +192,10 @@ class Inference:
     def write_answer(
         self, sample: ChatProcessorOutput, *, max_new_tokens: int = 1024, min_new_tokens: int = 0
     ) -> TextResult:
-        """As ``generate_text``, for a prompt that is made already. Greedy, with a key/value cache.
+        """As ``generate_text``, for a prepared prompt. Greedy decoding with a KV cache.
 
         Args:
-            min_new_tokens: the answer does not end before; for timing.
+            min_new_tokens: the answer does not end earlier; for timing.
         """
         end = self.processor.end_token_id
         with self.predictor.precision():
@@ -207,10 +208,10 @@ class Inference:
                 min_new_tokens=min_new_tokens,
             )
         text = str(self.processor.tokenizer.decode(written, skip_special_tokens=True))
-        parts, malformed = parse_answer(text)
-        numbers = np.array([box for box, _ in parts], dtype=np.float64).reshape(-1, 4)
+        objects, malformed = parse_answer(text)
+        numbers = np.array([box for box, _ in objects], dtype=np.float64).reshape(-1, 4)
         boxes = boxes_from_text(sample.geometry, numbers, self.processor.spec.box_convention)
-        return TextResult(boxes, [label for _, label in parts], text, malformed, len(written), written[-1:] == [end])
+        return TextResult(boxes, [label for _, label in objects], text, malformed, len(written), written[-1:] == [end])
 
 
 def _photo(image: ImageLike, number: int) -> Photo:

@@ -1,4 +1,4 @@
-"""The score that a description must reach to be shown, read from what ``bbu thresholds`` writes."""
+"""Score thresholds for each description, as ``bbu thresholds`` writes them."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ class OperatingPoints:
 
     @classmethod
     def load(cls, path: str | Path) -> OperatingPoints:
-        """Read ``{"points": {description: {"threshold"}}, "default": {"threshold"}}``; other keys are not looked at.
+        """Read ``{"points": {description: {"threshold"}}, "default": {"threshold"}}``; other keys are ignored.
 
         Raises:
-            UserError: missing, not JSON, or a threshold that is no number in [0, 1].
+            UserError: missing, not JSON, or a threshold is not a number in [0, 1].
         """
         try:
             value = decode_json(Path(path).read_text(encoding="utf-8"), str(path))
@@ -41,12 +41,12 @@ class OperatingPoints:
         return cls(thresholds, _threshold(path, "default", value["default"]))
 
     def passed(self, items: Iterable[PredictedObject]) -> tuple[PredictedObject, ...]:
-        """Those that reach the threshold of their description."""
+        """The predictions that reach the threshold of their description."""
         return tuple(item for item in items if item.score >= self.thresholds.get(item.desc, self.default))
 
 
 def _threshold(path: str | Path, name: str, point: Any) -> float:
     found = point.get("threshold") if isinstance(point, dict) else None
     if isinstance(found, bool) or not isinstance(found, int | float) or not 0 <= found <= 1:
-        raise UserError(f"{path}: {name}.threshold must be a number in [0, 1], is {found!r}; write it anew")
+        raise UserError(f"{path}: {name}.threshold must be a number in [0, 1], is {found!r}; write it again")
     return float(found)

@@ -1,6 +1,6 @@
-"""Rows of a prediction that is under way: a file beside the output, from which a stopped one goes on.
+"""Rows of an unfinished prediction: a file beside the output, from which a rerun resumes.
 
-``.<output>.partial``: a first line with the settings, then one ``{"index", "row"}`` a line in the order of work.
+``.<output>.partial``: a first line with the settings, then a line ``{"index", "row"}`` for each row, in any order.
 """
 
 from __future__ import annotations
@@ -23,26 +23,26 @@ FORMAT = 1
 
 
 class PartialRows:
-    """Rows by their place in the input.
+    """Rows by their index in the input.
 
     Args:
-        output: where the whole is to appear.
-        settings: all that rows depend on; a partial file of other settings is not used.
-        count: rows of the whole.
+        output: the final file.
+        settings: everything that rows depend on; a partial file with other settings is replaced.
+        count: number of rows in the final file.
 
     Attributes:
-        begun: whether a partial file was there, and whether it could be used: "", "resumed" or "replaced".
-        failed: places whose row is an error; they are tried again.
+        begun: what became of an earlier partial file: "" (there was none), "resumed" or "replaced".
+        failed: indices whose row is an error; they are tried again.
 
     Raises:
-        UserError: nothing can be written there, or another prediction is writing it.
+        UserError: the output cannot be written, or another prediction is writing it.
     """
 
     def __init__(self, output: str | Path, settings: Mapping[str, Any], count: int) -> None:
         self.output, self.count, self.begun = Path(output), count, ""
         self.path = self.output.with_name(f".{self.output.name}.partial")
         self.failed: set[int] = set()
-        self._places: dict[int, int] = {}  # place in the input → byte in the file
+        self._offsets: dict[int, int] = {}  # index in the input → byte offset in the file
         header = json.dumps({"format": FORMAT, "count": count, **settings}, sort_keys=True, ensure_ascii=True) + "\n"
         try:
             if self.output.is_dir():
@@ -50,7 +50,7 @@ class PartialRows:
             self.output.parent.mkdir(parents=True, exist_ok=True)
             self._file: IO[bytes] = self.path.open("a+b")
             self._lock()
-            self._take_up(header.encode())
+            self._resume_or_begin(header.encode())
         except OSError as error:
             raise UserError(f"{self.output}: cannot be written: {error.strerror}") from None
 
@@ -61,8 +61,8 @@ class PartialRows:
             except BlockingIOError:
                 raise UserError(f"{self.path}: another prediction is writing {self.output}; wait for it") from None
 
-    def _take_up(self, header: bytes) -> None:
-        """Go on behind the last whole line of a file with this header, or begin one."""
+    def _resume_or_begin(self, header: bytes) -> None:
+        """Resume after the last complete line of a file with this header, or begin a new file."""
         self._file.seek(0)
         first = self._file.readline()
         if first != header:
@@ -82,41 +82,41 @@ class PartialRows:
                 break
             self._note(index, end, failed)
             end += len(line)
-        self.begun = "resumed" if self._places else ""
+        self.begun = "resumed" if self._offsets else ""
         self._file.truncate(end)
 
-    def _note(self, index: int, place: int, failed: bool) -> None:
-        self._places[index] = place
+    def _note(self, index: int, offset: int, failed: bool) -> None:
+        self._offsets[index] = offset
         (self.failed.add if failed else self.failed.discard)(index)
 
     def is_done(self, index: int) -> bool:
-        """Whether the row is there and no error."""
-        return index in self._places and index not in self.failed
+        """Whether the row is there and is not an error."""
+        return index in self._offsets and index not in self.failed
 
     def done(self) -> int:
-        """Rows that are there and no errors."""
-        return len(self._places) - len(self.failed)
+        """Number of rows that are there and are not errors."""
+        return len(self._offsets) - len(self.failed)
 
     def add(self, index: int, row: PredictionRow) -> None:
-        """Keep one row, on disk before this returns."""
+        """Append one row; it is flushed to the file before this returns."""
         line = json.dumps({"index": index, "row": row.to_json()}, ensure_ascii=False, allow_nan=False) + "\n"
         try:
-            place = self._file.seek(0, 2)
+            offset = self._file.seek(0, 2)
             self._file.write(line.encode())
             self._file.flush()
         except OSError as error:
-            raise UserError(f"{self.path}: cannot be written: {error.strerror}; run again to go on") from None
-        self._note(index, place, row.error is not None)
+            raise UserError(f"{self.path}: cannot be written: {error.strerror}; rerun to resume") from None
+        self._note(index, offset, row.error is not None)
 
     def finish(self) -> None:
-        """Write the output in the order of the input, and remove the partial file."""
+        """Write the output in input order and remove the partial file."""
         with atomic_writer(self.output) as stream:
             for index in range(self.count):
-                self._file.seek(self._places[index])
+                self._file.seek(self._offsets[index])
                 row = json.loads(self._file.readline())["row"]
                 stream.write(json.dumps(row, ensure_ascii=False) + "\n")
         self.path.unlink(missing_ok=True)
 
     def close(self) -> None:
-        """Let go of the file; without ``finish`` it stays."""
+        """Close the partial file; without ``finish`` it stays on disk."""
         self._file.close()

@@ -1,4 +1,4 @@
-"""Which photos are meant: a folder, a pattern, one file, a list, or the photos of records."""
+"""Lists photos from a folder, a glob pattern, a file, a list of paths, or records."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ WILDCARDS = "*?["
 
 
 def list_photos(source: str | Path) -> tuple[list[str], str]:
-    """Names of photos, in order, and the image root that they are relative to.
+    """Names of photos, in order, and the image root they are relative to.
 
     Args:
-        source: a folder (photos anywhere below it, by name), a glob pattern (``**`` reaches any depth; by name), a
-            ``.jsonl`` of records, a ``.txt`` with a path a line (as they stand, such as the frames of a video;
-            relative to the list's folder), or one photo.
+        source: a folder (searched recursively, sorted by name), a glob pattern (``**`` matches any depth; sorted), a
+            ``.jsonl`` of records, a ``.txt`` with one path on each line (order and repetitions are kept; relative to
+            the list's folder), or one photo.
 
     Raises:
-        UserError: nothing there, or no photo in it.
+        UserError: the source does not exist or has no photo.
     """
     path = Path(source)
     if path.is_dir():
@@ -64,7 +64,7 @@ def _listed(path: Path) -> list[str]:
 
 
 def _before_wildcards(pattern: Path) -> Path:
-    """The folder above the first part with a wildcard."""
+    """The folder above the first path component with a wildcard."""
     parts = pattern.parts
     first = next(number for number, part in enumerate(parts) if any(sign in part for sign in WILDCARDS))
     return Path(*parts[:first])

@@ -1,4 +1,4 @@
-"""A picture for every predicted photo: boxes, words and scores."""
+"""A picture for every predicted photo: boxes, descriptions and scores."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Numbered = tuple[int, PredictionRow]
 
 
 class Drawing(Dataset[bool]):
-    """A numbered row → whether its picture could be drawn; ``000001_<photo>.png``."""
+    """Numbered row → whether its photo could be read and drawn, as ``000001_<photo>.png``."""
 
     def __init__(self, image_root: str, folder: str | Path, threshold: float) -> None:
         self.image_root, self.folder, self.threshold = image_root, Path(folder), threshold
@@ -39,13 +39,13 @@ class Drawing(Dataset[bool]):
 def draw_file(
     predictions: str | Path, image_root: str, folder: str | Path, *, threshold: float, workers: int = 0
 ) -> tuple[int, int]:
-    """Draw all rows of a predictions file that are no errors.
+    """Draw all rows of a predictions file except error rows.
 
     Returns:
-        pictures drawn, and photos that could not be read any more.
+        pictures drawn, and photos that can no longer be read.
 
     Raises:
-        UserError: the folder cannot be written, or the typeface is missing.
+        UserError: the folder cannot be written, or the font is missing.
     """
     from tqdm import tqdm
 

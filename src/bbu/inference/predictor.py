@@ -1,4 +1,4 @@
-"""Photos in, predictions out: the one way from pixels to PredictedObject, in evaluation and in inference."""
+"""The only path from pixels to PredictedObject, for evaluation and inference."""
 
 from __future__ import annotations
 
@@ -25,25 +25,25 @@ from bbu.taxonomy import MirrorRules
 T = TypeVar("T")
 R = TypeVar("R")
 
-# A photo's path → what is shown before it: worked examples, and other photos of its site.
+# A photo's path → the photos shown before it: worked examples (teachers) and context photos of its site.
 Shown = Callable[[str], tuple[Sequence[Photo], Sequence[Photo]]]
 
 
 @dataclass(frozen=True)
 class PredictOptions:
-    """How a model is used.
+    """Settings of prediction.
 
     Args:
         batch_size: photos (or tiles) in a pack.
-        max_detections: most boxes a photo.
-        nms_iou: overlap with a surer box above which one is left out; 1 keeps all.
-        autocast: compute matrix products in this 16-bit dtype.
-        vocabulary: the only descriptions that may be given; None: any words.
-        tiles: look at overlapping tiles beside the whole photo.
-        flips: look at everything mirrored left to right too, where ``mirror`` allows it.
-        mirror: what a mirror does to words that name a side.
-        calibration: what scores are turned into, last of all.
-        min_score: predictions below it are left out.
+        max_detections: most boxes for each photo.
+        nms_iou: a box whose IoU with a higher-ranked one exceeds this is suppressed; 1 keeps all.
+        autocast: compute matrix products in this 16-bit dtype; None = float32.
+        vocabulary: the only allowed descriptions; None = free captions.
+        tiles: also predict overlapping tiles of each photo.
+        flips: also predict everything mirrored left to right, where ``mirror`` allows it.
+        mirror: how mirroring changes descriptions that name a side.
+        calibration: applied to the final scores.
+        min_score: predictions with a lower final score are dropped.
     """
 
     batch_size: int = 8
@@ -62,7 +62,7 @@ class Predictor:
     """A model with the processor it was trained with.
 
     Args:
-        options: how it is used; any of them can also be given by name.
+        options: settings; any field can also be given by name.
     """
 
     def __init__(
@@ -81,25 +81,25 @@ class Predictor:
 
         Args:
             teachers: the same worked examples for all.
-            shown: instead, what is shown with each photo.
+            shown: instead, the teachers and context of each photo.
         """
         views = [self.views(photo.image.size) for photo in photos]
-        looks = [(photo, view) for photo, some in zip(photos, views, strict=True) for view in some]
+        pairs = [(photo, view) for photo, some in zip(photos, views, strict=True) for view in some]
         found: list[list[PredictedObject]] = []
-        for first in range(0, len(looks), self.options.batch_size):
-            pack = looks[first : first + self.options.batch_size]
-            found += self.detect([prepare(self.processor, *look, teachers, shown) for look in pack])
+        for first in range(0, len(pairs), self.options.batch_size):
+            pack = pairs[first : first + self.options.batch_size]
+            found += self.detect([prepare(self.processor, *pair, teachers, shown) for pair in pack])
         results = iter(found)
         return [self.merge(some, [next(results) for _ in some]) for some in views]
 
     def views(self, size: Size) -> list[View]:
-        """What of a photo of this width and height is looked at; the whole photo first."""
+        """The views of a photo of this width and height; the whole photo first."""
         options = self.options
         flips = options.flips and options.mirror.allows("horizontal", ())
         return views_of(size, options.tiles, flips, self.processor.spec.max_pixels)
 
     def detect(self, samples: Sequence[ChatProcessorOutput]) -> list[list[PredictedObject]]:
-        """One pack through the model: what each view shows, in the view's pixels, best first."""
+        """One pack through the model → the detections of each view, in pixels of the view, best first."""
         options, training = self.options, self.model.training
         if training:  # setting the mode visits every module
             self.model.eval()
@@ -119,19 +119,19 @@ class Predictor:
                 self.model.train()
 
     def merge(self, views: Sequence[View], found: Sequence[Sequence[PredictedObject]]) -> list[PredictedObject]:
-        """What all views of a photo show, in the photo's pixels, with final scores, best first."""
+        """Merge the detections of a photo's views, in pixels of the photo, with final scores, best first."""
         options = self.options
         items = merge_views(views, found, options.mirror)
         if len(views) > 1:
-            surest = sorted(range(len(items)), key=lambda index: -items[index].objectness)[: options.max_detections]
-            items = [items[index] for index in sorted(surest)]
+            best = sorted(range(len(items)), key=lambda index: -items[index].objectness)[: options.max_detections]
+            items = [items[index] for index in sorted(best)]
         if options.calibration is not None:
             scores = options.calibration.apply([item.score for item in items]).tolist()
             items = [replace(item, score=score) for item, score in zip(items, scores, strict=True)]
         return [item for item in items if item.score >= options.min_score]
 
     def precision(self) -> contextlib.AbstractContextManager[object]:
-        """Within it matrix products are computed in the predictor's dtype."""
+        """Context in which matrix products use ``options.autocast``."""
         if self.options.autocast is None:
             return contextlib.nullcontext()
         return torch.autocast(next(self.model.parameters()).device.type, dtype=self.options.autocast)
@@ -141,7 +141,7 @@ class Predictor:
     def predict_files(
         self, names: Sequence[str], image_root: str, teachers: Sequence[Photo] = (), shown: Shown | None = None
     ) -> Iterator[PredictionRow]:
-        """One row a file, in order; a photo that cannot be read gives a row with its error. As predict_photos."""
+        """As predict_photos, from files: one row for each, in order; an unreadable photo gives an error row."""
         for first in range(0, len(names), self.options.batch_size):
             photos: list[Photo] = []
             errors: dict[str, str] = {}
@@ -165,7 +165,7 @@ class Predictor:
 
 
 def each_or_error(items: Sequence[T], work: Callable[[Sequence[T]], Sequence[R]]) -> list[R | str]:
-    """Work on a batch; if one item breaks it, one by one, so that only that item's result is an error's text."""
+    """Process a batch; if an item fails, process them one by one, so that only its own result is an error message."""
     try:
         return list(work(items)) if items else []
     except UserError as error:
@@ -177,14 +177,14 @@ def each_or_error(items: Sequence[T], work: Callable[[Sequence[T]], Sequence[R]]
 def prepare(
     processor: ChatProcessor, photo: Photo, view: View, teachers: Sequence[Photo] = (), shown: Shown | None = None
 ) -> ChatProcessorOutput:
-    """One view of a photo as the model takes it.
+    """One view of a photo as a sample for the model.
 
     Raises:
-        SampleError, ImageError: it cannot be shown to the model.
+        SampleError, ImageError: the view cannot be turned into one.
     """
     examples, context = shown(photo.name) if shown else (teachers, ())
-    look = Photo(view.of(photo.image), photo.name)
-    return processor.process_photos(examples, look, context=context, with_answer=False)
+    student = Photo(view.of(photo.image), photo.name)
+    return processor.process_photos(examples, student, context=context, with_answer=False)
 
 
 def teacher_photos(rows: Sequence[Row], image_root: str) -> list[Photo]:

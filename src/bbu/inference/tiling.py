@@ -1,4 +1,4 @@
-"""Several looks at one photo: overlapping tiles for small parts, mirror images for second thoughts, and one answer.
+"""Test-time augmentation: overlapping tiles for small objects, mirror images, and the merging of their detections.
 
 Tiles beside the whole photo follow slicing-aided inference (SAHI, Akyol et al. 2022, arXiv:2202.06934). Boxes are xyxy
 in displayed pixels, first of the view, then of the photo.
@@ -27,23 +27,23 @@ if TYPE_CHECKING:
 Window = tuple[int, int, int, int]  # x1, y1, x2, y2 in pixels of the photo
 Size = tuple[int, int]  # width, height
 
-SAME_IOU = 0.5  # two views' boxes with the same words that overlap by more are one part
-OTHER_IOU = 0.7  # with different words: only boxes that hardly differ; the surer one stays
-CUT_PIXELS, CUT_SHARE = 4.0, 0.01  # a box this near an inner border of its tile (or share of its side) is cut by it
-SMALLEST_TILE = 56  # pixels a side
+SAME_IOU = 0.5  # boxes of two views with the same description and a higher IoU are one object
+OTHER_IOU = 0.7  # the same for different descriptions; the higher score stays
+CUT_PIXELS, CUT_SHARE = 4.0, 0.01  # a box within so many pixels, or this fraction of the side, of an inner border
+SMALLEST_TILE = 56  # pixels
 
 
 @dataclass(frozen=True)
 class Tiles:
-    """How a photo is cut; the whole photo is always looked at too.
+    """How a photo is cut into tiles; the whole photo is always predicted too.
 
     Args:
-        columns, rows: of the grid; 0 and 0: as many as ``size`` asks for.
-        size: pixels a side of a tile at most, for a grid that is not given; 0: as large as the model sees unshrunk.
-        overlap: least share of a tile that its neighbour shows too; a part no longer than that is whole in one.
+        columns, rows: of the grid; 0 and 0 = derived from ``size``.
+        size: largest side of a tile in pixels, without a grid; 0 = the largest that the model sees without shrinking.
+        overlap: least fraction of a tile that its neighbour covers too; an object no longer than it is whole in a tile.
 
     Raises:
-        UserError: a value that makes no tiles.
+        UserError: a value is out of range, or both grid and size are given.
     """
 
     columns: int = 0
@@ -63,10 +63,10 @@ class Tiles:
 
     @classmethod
     def parse(cls, text: str, size: int = 0, overlap: float = overlap) -> Tiles:
-        """``auto`` or columns x rows, as in ``3x2``.
+        """Parse ``auto`` or columns x rows, as in ``3x2``.
 
         Raises:
-            UserError: neither, or a value that makes no tiles.
+            UserError: neither of them, or a value is out of range.
         """
         if text == "auto":
             return cls(size=size, overlap=overlap)
@@ -76,7 +76,7 @@ class Tiles:
         return cls(int(found[1]), int(found[2]), size, overlap)
 
     def windows(self, size: Size, max_pixels: int) -> list[Window]:
-        """The tiles of a photo, row by row; none where a single one would show all of it.
+        """The tiles of a photo, row by row; none if a single one would cover it.
 
         Args:
             size: width and height of the photo.
@@ -94,12 +94,12 @@ class Tiles:
         return tiles if len(tiles) > 1 else []
 
     def _cut(self, length: int, count: int) -> list[tuple[int, int]]:
-        """``count`` equal spans that share ``overlap`` of a span; fewer where a span would be too small."""
+        """``count`` equal spans that overlap by ``overlap`` of a span; fewer if a span would be too small."""
         count = max(1, min(count, length // SMALLEST_TILE))
         return _spans(length, count, math.ceil(length / (count - (count - 1) * self.overlap)))
 
     def _spread(self, length: int, side: int) -> list[tuple[int, int]]:
-        """As few spans of ``side`` as cover the length with that overlap."""
+        """The fewest spans of ``side`` that cover the length with this overlap."""
         step = side * (1 - self.overlap)
         count = 1 if length <= side else 1 + math.ceil((length - side) / step)
         return _spans(length, count, min(side, length))
@@ -113,12 +113,12 @@ def _spans(length: int, count: int, side: int) -> list[tuple[int, int]]:
 
 @dataclass(frozen=True)
 class View:
-    """A part of a photo as it is shown to the model.
+    """A window of a photo, possibly mirrored, as the model sees it.
 
     Args:
-        window: what is cut out.
-        photo: size of the photo.
-        mirrored: whether it is then flipped left to right.
+        window: the crop, in pixels of the photo.
+        photo: width and height of the photo.
+        mirrored: whether the crop is flipped left to right.
     """
 
     window: Window
@@ -127,11 +127,11 @@ class View:
 
     @property
     def size(self) -> Size:
-        """Width and height of what is shown."""
+        """Width and height of the window."""
         return self.window[2] - self.window[0], self.window[3] - self.window[1]
 
     def of(self, image: Image.Image) -> Image.Image:
-        """The view of a photo; the photo itself where it shows all of it as it is."""
+        """The pixels of the view; the same image object if the view is the whole photo."""
         from PIL import ImageOps
 
         if self.window != (0, 0, *self.photo):
@@ -139,7 +139,7 @@ class View:
         return ImageOps.mirror(image) if self.mirrored else image
 
     def to_photo(self, found: Sequence[PredictedObject]) -> list[PredictedObject]:
-        """Boxes of the view → boxes of the photo; words stay. Those that an inner border cuts are left out."""
+        """Boxes of the view → boxes of the photo. Boxes that touch an inner border are dropped; captions stay."""
         if not found:
             return []
         boxes = np.array([item.box for item in found], dtype=np.float64)
@@ -149,12 +149,12 @@ class View:
         cut, boxes = self._cut(boxes), boxes + np.array([left, top] * 2)
         return [
             replace(item, box=tuple(box.tolist()))
-            for item, box, gone in zip(found, boxes, cut, strict=True)
-            if not gone
+            for item, box, is_cut in zip(found, boxes, cut, strict=True)
+            if not is_cut
         ]
 
     def _cut(self, boxes: np.ndarray) -> np.ndarray:
-        """Which (n, 4) boxes of the unmirrored view touch a border behind which the photo goes on."""
+        """Which (n, 4) boxes of the unmirrored view touch a border that is not the photo's own."""
         left, top, right, bottom = self.window
         margins = np.maximum(CUT_PIXELS, CUT_SHARE * np.array(self.size))
         inner_low = np.array([left > 0, top > 0])
@@ -165,40 +165,40 @@ class View:
 
 
 def views_of(size: Size, tiles: Tiles | None, flips: bool, max_pixels: int) -> list[View]:
-    """What is looked at: the whole photo first, its tiles, and with ``flips`` each again as in a mirror."""
+    """The whole photo, then its tiles; with ``flips`` each of them also mirrored."""
     windows = [(0, 0, *size), *(tiles.windows(size, max_pixels) if tiles else ())]
     return [View(window, size, mirrored) for window in windows for mirrored in ((False, True) if flips else (False,))]
 
 
-# ---------------------------------------------------------------- one answer
+# ---------------------------------------------------------------- merging
 
 
 def merge_views(
     views: Sequence[View], found: Sequence[Sequence[PredictedObject]], rules: MirrorRules
 ) -> list[PredictedObject]:
-    """What all views of one photo show, in the photo's pixels, best score first.
+    """Merge the detections of a photo's views, in pixels of the photo, best score first.
 
     Args:
-        found: boxes of each view, in its pixels.
-        rules: what a mirror does to words.
+        found: detections of each view, in its own pixels.
+        rules: how mirroring changes descriptions that name a side.
     """
     windows: dict[Window, list[list[PredictedObject]]] = {}
     for view, items in zip(views, found, strict=True):
         windows.setdefault(view.window, []).append(view.to_photo(items))
     return merge_windows(
-        [fuse_mirrored(looks[0], looks[1], rules) if len(looks) > 1 else looks[0] for looks in windows.values()]
+        [fuse_mirrored(pair[0], pair[1], rules) if len(pair) > 1 else pair[0] for pair in windows.values()]
     )
 
 
 def fuse_mirrored(
     plain: Sequence[PredictedObject], mirrored: Sequence[PredictedObject], rules: MirrorRules
 ) -> list[PredictedObject]:
-    """One list from a view and its mirror image, both in the photo's pixels, the latter with the words it was given.
+    """Weighted boxes fusion (Solovyev et al. 2021, arXiv:1910.13302) of a view's detections and its mirror image's.
 
-    Weighted boxes fusion of two lists (Solovyev et al. 2021, arXiv:1910.13302): boxes with the same words that overlap
-    by more than SAME_IOU, best overlap first and one to one, become their mean, weighted by score; confidences are
-    means too, 0 standing for the look that does not see the part. Where ``unless_words`` keeps the photo from being
-    mirrored, since a description names a side, the plain list is returned.
+    Both are in pixels of the photo; ``mirrored`` still has the descriptions of the mirror image. Boxes with the same
+    description and an IoU above SAME_IOU are paired, best IoU first, and become their mean, weighted by score. Scores
+    are averaged, with 0 for a missing partner. If a description forbids mirroring (``unless_words``), ``plain`` is
+    returned.
     """
     if not rules.allows("horizontal", (item.desc for item in (*plain, *mirrored))):
         return list(plain)
@@ -211,7 +211,7 @@ def fuse_mirrored(
 
 
 def _pairs(one: Sequence[PredictedObject], other: Sequence[PredictedObject]) -> dict[int, int]:
-    """Boxes of ``one`` → boxes of ``other`` that are the same part."""
+    """Indices of ``one`` → indices of ``other`` that are the same object."""
     if not one or not other:
         return {}
     ones_R4, others_R4 = (np.array([item.box for item in items], dtype=np.float64) for items in (one, other))
@@ -229,20 +229,20 @@ def _pairs(one: Sequence[PredictedObject], other: Sequence[PredictedObject]) -> 
 
 
 def _mean(one: PredictedObject, other: PredictedObject) -> PredictedObject:
-    """One part from two looks at it; whatever else is said of it is the surer one's."""
+    """One object from two detections of it; everything but box and scores is taken from the higher-scored one."""
     total = one.score + other.score
-    share = one.score / total if total > 0 else 0.5  # first, since products with a minute score lose digits
-    box = (share * np.array(one.box) + (1 - share) * np.array(other.box)).tolist()
-    surer = one if one.score >= other.score else other
+    weight = one.score / total if total > 0 else 0.5  # divide first: products with a tiny score lose digits
+    box = (weight * np.array(one.box) + (1 - weight) * np.array(other.box)).tolist()
+    best = one if one.score >= other.score else other
     confidence = {name: (getattr(one, name) + getattr(other, name)) / 2 for name in ("score", "objectness")}
-    return replace(surer, box=tuple(box), **confidence)
+    return replace(best, box=tuple(box), **confidence)
 
 
 def merge_windows(groups: Sequence[Sequence[PredictedObject]]) -> list[PredictedObject]:
-    """One list, best score first, from boxes of the same photo seen through several windows.
+    """Merge detections of several windows of a photo, best score first.
 
-    A box goes where a surer one of another window overlaps it by more than SAME_IOU and has the same words, or by
-    more than OTHER_IOU. Boxes of one window leave each other alone: there, the model has told the parts apart.
+    A box is suppressed by a higher-scored one of another window with the same description and an IoU above SAME_IOU, or
+    with any description and an IoU above OTHER_IOU. Boxes of one window never suppress each other.
     """
     if len(groups) == 1:
         return sorted(groups[0], key=lambda item: -item.score)
@@ -250,12 +250,12 @@ def merge_windows(groups: Sequence[Sequence[PredictedObject]]) -> list[Predicted
         ((item, owner) for owner, group in enumerate(groups) for item in group), key=lambda pair: -pair[0].score
     )
     boxes = np.array([item.box for item, _ in ranked], dtype=np.float64).reshape(-1, 4)
-    words = np.array([item.desc for item, _ in ranked], dtype=object)
+    descs = np.array([item.desc for item, _ in ranked], dtype=object)
     owners = np.array([owner for _, owner in ranked])
     stays = np.ones(len(ranked), dtype=bool)
     for index in range(len(ranked)):
         if stays[index]:
             rest = slice(index + 1, None)
-            limit = np.where(words[rest] == words[index], SAME_IOU, OTHER_IOU)
+            limit = np.where(descs[rest] == descs[index], SAME_IOU, OTHER_IOU)
             stays[rest] &= (iou(boxes[index], boxes[rest]) <= limit) | (owners[rest] == owners[index])
     return [item for (item, _), kept in zip(ranked, stays, strict=True) if kept]

@@ -15,7 +15,8 @@ import math
 from collections import defaultdict
 from collections.abc import Callable
 from functools import cache
-from typing import Any
+from itertools import pairwise
+from typing import Any, NamedTuple
 
 import torch
 from torch.nn import functional as F
@@ -25,9 +26,19 @@ from transformers.masking_utils import sdpa_mask
 
 from bbu.errors import ConfigError
 
-AttentionBackend = Callable[..., torch.Tensor]
-
 CPU_SCORES = 2**20  # most scores that a CPU holds at once; they stay in its cache
+
+
+class Boundaries(NamedTuple):
+    """Segments of queries and of keys, as ``varlen_attention`` takes them and in the order of the kernels."""
+
+    cu_seqlens_q: torch.Tensor
+    cu_seqlens_k: torch.Tensor
+    max_seqlen_q: int
+    max_seqlen_k: int
+
+
+AttentionBackend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, Boundaries, bool, float], torch.Tensor]
 
 
 def varlen_attention(
@@ -56,17 +67,9 @@ def varlen_attention(
     if torch.is_autocast_enabled(device):  # rotary embeddings return float32
         dtype = torch.get_autocast_dtype(device)
         query_THE, key_TKvE, value_TKvE = query_THE.to(dtype), key_TKvE.to(dtype), value_TKvE.to(dtype)
-    return ATTENTION_BACKENDS[backend](
-        query_THE,
-        key_TKvE,
-        value_TKvE,
-        cu_seqlens_q,
-        cu_seqlens_k,
-        max_seqlen_q,
-        max_seqlen_k,
-        causal,
-        scale if scale is not None else query_THE.shape[-1] ** -0.5,
-    )
+    boundaries = Boundaries(cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k)
+    scale = scale if scale is not None else query_THE.shape[-1] ** -0.5
+    return ATTENTION_BACKENDS[backend](query_THE, key_TKvE, value_TKvE, boundaries, causal, scale)
 
 
 def dense_attention(
@@ -82,8 +85,7 @@ def dense_attention(
     if query.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
         dtype = torch.get_autocast_dtype("cpu")
     scores = query.shape[-2] * key.shape[-2]
-    short = scores <= CPU_SCORES
-    if query.device.type != "cpu" or dtype != torch.bfloat16 or not short:
+    if query.device.type != "cpu" or dtype != torch.bfloat16 or scores > CPU_SCORES:
         return F.scaled_dot_product_attention(query, key, value, is_causal=causal, scale=scale)
     scale = scale if scale is not None else query.shape[-1] ** -0.5
     at_once = max(1, CPU_SCORES // (scores * math.prod(query.shape[1:-2]) or 1))
@@ -111,15 +113,7 @@ def _repeat_heads(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -
 
 
 def _sdpa_backend(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    cu_q: torch.Tensor,
-    cu_k: torch.Tensor,
-    max_q: int,
-    max_k: int,
-    causal: bool,
-    scale: float,
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, boundaries: Boundaries, causal: bool, scale: float
 ) -> torch.Tensor:
     """torch's scaled_dot_product_attention, one batched call for all segments of one shape.
 
@@ -127,17 +121,16 @@ def _sdpa_backend(
     instead of one per window.
     """
     key, value = _repeat_heads(query, key, value)
-    bounds_q, bounds_k = cu_q.tolist(), cu_k.tolist()
+    segments = (pairwise(cu_seqlens.tolist()) for cu_seqlens in boundaries[:2])
     groups: dict[tuple[int, int], list[tuple[int, int]]] = defaultdict(list)
-    for index in range(len(bounds_q) - 1):
-        shape = (bounds_q[index + 1] - bounds_q[index], bounds_k[index + 1] - bounds_k[index])
-        if shape[0] > 0:
-            groups[shape].append((bounds_q[index], bounds_k[index]))
-    parts: list[torch.Tensor] = []
-    order: list[torch.Tensor] = []
+    for (start_q, stop_q), (start_k, stop_k) in zip(*segments, strict=True):
+        if stop_q > start_q:
+            groups[stop_q - start_q, stop_k - start_k].append((start_q, start_k))
+    parts, order = [], []
     for (length_q, length_k), starts in groups.items():
-        rows_q = _segment_rows([start for start, _ in starts], length_q, query.device)
-        rows_k = _segment_rows([start for _, start in starts], length_k, query.device)
+        starts_q, starts_k = torch.tensor(starts, device=query.device).T[..., None]
+        rows_q = starts_q + torch.arange(length_q, device=query.device)
+        rows_k = starts_k + torch.arange(length_k, device=query.device)
         if length_k == 0:
             attended = torch.zeros_like(_pick(query, rows_q))
         else:
@@ -157,11 +150,6 @@ def _pick(x: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
     return x.index_select(0, rows.flatten()).unflatten(0, rows.shape)
 
 
-def _segment_rows(starts: list[int], length: int, device: torch.device) -> torch.Tensor:
-    """(R, L) row indices of R segments of one length."""
-    return torch.tensor(starts, device=device)[:, None] + torch.arange(length, device=device)
-
-
 @cache
 def _torch_varlen() -> tuple[Callable[..., Any], frozenset[str]] | None:
     """torch.nn.attention.varlen.varlen_attn and its parameter names, or None where torch lacks it."""
@@ -173,15 +161,7 @@ def _torch_varlen() -> tuple[Callable[..., Any], frozenset[str]] | None:
 
 
 def _torch_varlen_backend(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    cu_q: torch.Tensor,
-    cu_k: torch.Tensor,
-    max_q: int,
-    max_k: int,
-    causal: bool,
-    scale: float,
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, boundaries: Boundaries, causal: bool, scale: float
 ) -> torch.Tensor:
     """The FlashAttention kernels inside torch (CUDA, 16-bit). The signature differs between releases."""
     found = _torch_varlen()
@@ -201,26 +181,16 @@ def _torch_varlen_backend(
         options["scale"] = scale
     elif scale != query.shape[-1] ** -0.5:
         query = query * (scale * query.shape[-1] ** 0.5)
-    return function(query, key, value, cu_q, cu_k, max_q, max_k, **options)  # type: ignore[no-any-return]
+    return function(query, key, value, *boundaries, **options)  # type: ignore[no-any-return]
 
 
 def _flash_attn_backend(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    cu_q: torch.Tensor,
-    cu_k: torch.Tensor,
-    max_q: int,
-    max_k: int,
-    causal: bool,
-    scale: float,
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, boundaries: Boundaries, causal: bool, scale: float
 ) -> torch.Tensor:
     """The optional flash-attn package (Dao 2023, arXiv:2307.08691)."""
     from flash_attn import flash_attn_varlen_func
 
-    return flash_attn_varlen_func(  # type: ignore[no-any-return]
-        query, key, value, cu_q, cu_k, max_q, max_k, causal=causal, softmax_scale=scale
-    )
+    return flash_attn_varlen_func(query, key, value, *boundaries, causal=causal, softmax_scale=scale)  # type: ignore[no-any-return]
 
 
 ATTENTION_BACKENDS: dict[str, AttentionBackend] = {
@@ -248,16 +218,16 @@ def choose_attention_backend(requested: str, device: torch.device, dtype: torch.
     if requested not in runs:
         raise ConfigError(f"model.attention: {requested!r} is not a backend; choose auto, {', '.join(runs)}")
     if not runs[requested]:
-        why = (
-            "flash-attn is not installed"
-            if requested == "flash_attn" and not has_package
-            else (f"it needs CUDA and a 16-bit dtype, this run has {device.type} and {dtype}")
-        )
+        why = f"it needs CUDA and a 16-bit dtype, this run has {device.type} and {dtype}"
+        if requested == "flash_attn" and not has_package:
+            why = "flash-attn is not installed"
         raise ConfigError(f"model.attention: {requested} cannot run here: {why}; use auto or sdpa")
     return requested
 
 
 # ---------------------------------------------------------------- transformers' text layers
+
+TEXT_BOUNDARIES = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k")  # transformers' names
 
 
 def implementation_name(backend: str) -> str:
@@ -273,26 +243,15 @@ def _make_text_attention(backend: str) -> Callable[..., tuple[torch.Tensor, None
         value: torch.Tensor,
         attention_mask: torch.Tensor | None,
         scaling: float | None = None,
-        cu_seq_lens_q: torch.Tensor | None = None,
-        cu_seq_lens_k: torch.Tensor | None = None,
-        max_length_q: int | None = None,
-        max_length_k: int | None = None,
         **kwargs: Any,
     ) -> tuple[torch.Tensor, None]:
         """(1, H, T, E) in transformers' layout → (1, T, H, E); without boundaries, transformers' own SDPA."""
-        if cu_seq_lens_q is None or cu_seq_lens_k is None or max_length_q is None or max_length_k is None:
+        given = [kwargs.pop(name, None) for name in TEXT_BOUNDARIES]
+        if any(value is None for value in given):
             return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
-        packed = varlen_attention(
-            *(x[0].transpose(0, 1) for x in (query, key, value)),
-            cu_seqlens_q=cu_seq_lens_q,
-            cu_seqlens_k=cu_seq_lens_k,
-            max_seqlen_q=max_length_q,
-            max_seqlen_k=max_length_k,
-            causal=True,
-            backend=backend,
-            scale=scaling,
-        )
-        return packed[None], None
+        heads = (x[0].transpose(0, 1) for x in (query, key, value))
+        options = Boundaries(*given)._asdict()
+        return varlen_attention(*heads, **options, causal=True, backend=backend, scale=scaling)[None], None
 
     return attend
 

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 
 class _RootMeanSquare(torch.autograd.Function):
-    """weight · x / √(mean x² + eps), computed in float32."""
+    """weight · x / √(mean x² + eps), computed in float32 (Zhang and Sennrich 2019, arXiv:1910.07467)."""
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, weight_D: torch.Tensor, eps: float) -> torch.Tensor:

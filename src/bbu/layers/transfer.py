@@ -12,9 +12,9 @@ import torch
 def to_device(
     values: Sequence[Any] | np.ndarray | torch.Tensor, device: torch.device, dtype: torch.dtype | None = None
 ) -> torch.Tensor:
-    """Host values as a tensor on the device.
+    """Host values as a tensor on the device, through a non-blocking copy.
 
-    ``torch.tensor(values, device=…)`` and ``.to(device)`` wait until the GPU has finished all queued work; a
-    non-blocking copy joins the queue. CUDA has read pageable memory when the call returns, so the source may change.
+    ``torch.tensor(values, device=…)`` and ``.to(device)`` wait until the GPU has finished all queued work; this copy is
+    queued. CUDA has read pageable memory when the call returns, so the source may change afterwards.
     """
     return torch.as_tensor(values, dtype=dtype).to(device, non_blocking=True)

@@ -50,14 +50,11 @@ def denoising_targets(target_boxes_N4: torch.Tensor, target_counts: Sequence[int
         target_boxes_N4: cxcywh in [0, 1], samples end to end.
         target_counts: targets of each sample.
     """
-    firsts = np.cumsum([0, *target_counts])
-    targets, negative, group = (
-        np.concatenate([np.zeros(0, dtype=np.int64), *columns])
-        for columns in zip(
-            *(_rows_of_sample(first, count, groups) for first, count in zip(firsts, target_counts, strict=False)),
-            strict=True,
-        )
-    )
+    counts, firsts = np.asarray(target_counts), np.cumsum([0, *target_counts])
+    sample = np.repeat(np.arange(len(counts)), 2 * groups * counts)  # of each row
+    group, place = np.divmod(np.arange(len(sample)) - 2 * groups * firsts[sample], 2 * counts[sample])
+    negative = (place >= counts[sample]).astype(np.int64)
+    targets = firsts[sample] + place % counts[sample]
     device = target_boxes_N4.device
     boxes_R4 = target_boxes_N4.index_select(0, to_device(targets, device))
     is_negative_R1 = to_device(negative, device)[:, None]
@@ -65,13 +62,6 @@ def denoising_targets(target_boxes_N4: torch.Tensor, target_counts: Sequence[int
     queries = DenoisingQueries(noisy_R4, [[2 * count] * groups for count in target_counts])
     positives = np.flatnonzero(negative == 0)
     return DenoisingTargets(queries, positives, targets[positives], groups)
-
-
-def _rows_of_sample(first: int, count: int, groups: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Target, 1 for a negative, and group of each of a sample's rows."""
-    targets = np.tile(first + np.arange(count), 2 * groups)
-    negative = np.tile(np.repeat((0, 1), count), groups)
-    return targets, negative, np.repeat(np.arange(groups), 2 * count)
 
 
 def _add_noise(boxes_R4: torch.Tensor, is_negative_R1: torch.Tensor, draws_R4: torch.Tensor) -> torch.Tensor:

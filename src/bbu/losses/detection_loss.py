@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch.nn import functional as F
+from torch.nn.utils.rnn import pad_sequence
 
 from bbu.geometry import cxcywh_to_xyxy, giou, iou
 from bbu.layers.transfer import to_device
@@ -91,11 +92,11 @@ def detection_sums(
     """
     target_boxes_N4 = target_boxes_N4.to(layer_boxes_KBQ4.dtype)
     layers = PredictionSet(layer_boxes_KBQ4, layer_objectness_KBQ)
-    proposals = PredictionSet(
-        _pad(proposal_boxes_S4, proposal_counts)[None],
-        _pad(proposal_objectness_S, proposal_counts)[None],
-        counts=proposal_counts,
+    boxes_BQ4, objectness_BQ = (  # zeros behind the samples with fewer proposals
+        pad_sequence(rows.split(list(proposal_counts)), batch_first=True)
+        for rows in (proposal_boxes_S4, proposal_objectness_S)
     )
+    proposals = PredictionSet(boxes_BQ4[None], objectness_BQ[None], proposal_counts)
     layer_matches, proposal_matches = hungarian_matcher(
         [layers, proposals], target_boxes_N4, target_counts, costs, names
     )
@@ -125,8 +126,3 @@ def _sums(
         counts_B1 = to_device(predicted.counts, objectness.device)[:, None]
         objectness = objectness * (torch.arange(objectness.shape[-1], device=objectness.device) < counts_B1)
     return l1, overlap, objectness.sum()
-
-
-def _pad(rows: torch.Tensor, counts: Sequence[int]) -> torch.Tensor:
-    """(S, …) samples end to end → (B, Q, …), zeros behind the shorter samples."""
-    return torch.nn.utils.rnn.pad_sequence(rows.split(list(counts)), batch_first=True)

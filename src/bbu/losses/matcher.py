@@ -147,8 +147,6 @@ def _solve(
     predicted: PredictionSet, tables: Sequence[np.ndarray], target_counts: Sequence[int], names: Sequence[str]
 ) -> np.ndarray:
     """(4, R) int64 pairs of one prediction set: layer, sample, prediction, target."""
-    first_target = np.cumsum([0, *target_counts])
-    found = [np.zeros((4, 0), dtype=np.int64)]
     for sample, table in enumerate(tables):
         if not np.isfinite(table).all():
             name = names[sample] if names else f"sample {sample}"
@@ -156,11 +154,11 @@ def _solve(
                 f"{name}: the matching cost is not finite, so the model's output or the boxes are not; "
                 "lower the learning rates or check the boxes of this photo"
             )
+    first_target = np.cumsum([0, *target_counts])
+    found = [np.zeros((4, 0), dtype=np.int64)]
     for layer in range(predicted.boxes.shape[0]):
         for sample, table in enumerate(tables):
             targets, predictions = linear_sum_assignment(table[layer])
-            pairs = np.empty((4, len(targets)), dtype=np.int64)
-            pairs[0], pairs[1], pairs[2] = layer, sample, predictions
-            pairs[3] = targets + first_target[sample]
-            found.append(pairs)
+            ours = np.full_like(targets, layer), np.full_like(targets, sample)
+            found.append(np.stack([*ours, predictions, targets + first_target[sample]]))
     return np.concatenate(found, axis=1)

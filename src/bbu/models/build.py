@@ -1,4 +1,4 @@
-"""From a config to a processor and a model."""
+"""Builds processor and model from a config."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def prompt_spec(config: Config) -> PromptSpec:
 
 
 def build_processor(config: Config, samples: Sequence[FewShotSample], image_root: str) -> ChatProcessor:
-    """Tokenizer (read, or trained on the samples' own text), photo plan and prompt."""
+    """ChatProcessor with its tokenizer (loaded, or trained on the samples' text), photo plan and prompt."""
     model, spec, family = config.model, prompt_spec(config), backbone_class(config.model.family)
     if model.tokenizer or model.path:
         tokenizer = load_tokenizer(model.tokenizer or model.path, family.conversation, model.trust_remote_code)
@@ -56,7 +56,7 @@ def build_processor(config: Config, samples: Sequence[FewShotSample], image_root
 
 
 def _training_text(samples: Sequence[FewShotSample], spec: PromptSpec) -> Iterable[str]:
-    """What a small tokenizer learns its merges from: the prompts and every answer of the training split."""
+    """Text that a small tokenizer is trained on: the prompts and every answer of the training split."""
     import numpy as np
 
     for sample in samples:
@@ -72,7 +72,7 @@ def build_model(
     """The model on the CPU, with its attention backend chosen for ``device`` and ``dtype``; seeded by config.seed.
 
     Args:
-        dtype: that attention will compute in; weights read from disk keep float32 unless DeepSpeed trains in bf16.
+        dtype: of attention; loaded weights are float32, or bfloat16 if DeepSpeed trains in bf16.
     """
     model = config.model
     family = backbone_class(model.family)
@@ -101,7 +101,7 @@ def build_model(
 
 
 def freeze(model: DetectionVLM, groups: Sequence[str]) -> None:
-    """Stop learning in whole parameter groups."""
+    """Freeze whole parameter groups."""
     for name, parameter in model.named_parameters():
         if model.group_of(name) in groups:
             parameter.requires_grad_(False)

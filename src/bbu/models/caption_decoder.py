@@ -12,12 +12,14 @@ V vocabulary entries, W width of the language model.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
+from bbu.config import DetectionConfig
 from bbu.layers.attention import dense_attention
 from bbu.models.memory import Memory, full_precision, sample_level, sine_embedding
 from bbu.models.vocabulary import DescriptionVocabulary
@@ -29,6 +31,8 @@ FIRST_BEAM = 4  # beam width of the first pass, which bounds what the exact pass
 PRUNED_MASS = 1e-6  # most probability mass, within the vocabulary, that is pruned; predictions have six decimals
 ROWS_AT_ONCE = 8192  # nodes of all captions together: bounds the memory of their keys and values
 LOGITS_AT_ONCE = 2**28  # 1 GB in float32
+
+KeyValue = tuple[torch.Tensor, torch.Tensor]
 
 
 @dataclass
@@ -48,14 +52,15 @@ class CaptionResult:
 
 @dataclass
 class _LayerCache:
-    key: torch.Tensor | None = None  # (R, H, L, E): a row for each caption, in a tree for each of its nodes
-    value: torch.Tensor | None = None
-    region: tuple[torch.Tensor, torch.Tensor] | None = None  # (C, H, Ce, E) keys and values, the same at every step
+    """Keys and values of a layer."""
+
+    tokens: KeyValue | None = None  # (R, H, L, E): a row for each caption, in a tree for each of its nodes
+    region: KeyValue | None = None  # (C, H, Ce, E), the same at every step
 
     def select(self, rows: torch.Tensor) -> None:
-        """Gather rows of keys and values, with repeats; regions belong to captions and stay."""
-        if self.key is not None and self.value is not None:
-            self.key, self.value = self.key[rows], self.value[rows]
+        """Gather rows of the tokens, with repeats; regions belong to captions and stay."""
+        if self.tokens is not None:
+            self.tokens = self.tokens[0][rows], self.tokens[1][rows]
 
 
 class CaptionLayer(nn.Module):
@@ -82,9 +87,9 @@ class CaptionLayer(nn.Module):
         """One row per caption; with a cache, a caption may have several rows, tree nodes that share its region."""
         query, key, value = (self._split(x) for x in self.self_qkv(self.norm_self(x_RLD)).chunk(3, dim=-1))
         if cache is not None:
-            if cache.key is not None and cache.value is not None:
-                key, value = torch.cat((cache.key, key), dim=2), torch.cat((cache.value, value), dim=2)
-            cache.key, cache.value = key, value
+            if cache.tokens is not None:
+                key, value = torch.cat((cache.tokens[0], key), dim=2), torch.cat((cache.tokens[1], value), dim=2)
+            cache.tokens = key, value
         attended = dense_attention(query, key, value, causal=cache is None)
         x_RLD = x_RLD + self.self_out(attended.transpose(1, 2).flatten(2))
         by_caption = x_RLD.flatten(0, 1).unflatten(0, (len(region_CCeD), -1)) if len(region_CCeD) else x_RLD
@@ -93,7 +98,7 @@ class CaptionLayer(nn.Module):
         x_RLD = x_RLD + self.region_out(attended.transpose(1, 2).flatten(2)).view_as(x_RLD)
         return x_RLD + self.mlp(self.norm_mlp(x_RLD))  # type: ignore[no-any-return]
 
-    def _region(self, region_CCeD: torch.Tensor, cache: _LayerCache | None) -> tuple[torch.Tensor, torch.Tensor]:
+    def _region(self, region_CCeD: torch.Tensor, cache: _LayerCache | None) -> KeyValue:
         """Keys and values of the region; a cache keeps them from the first step on."""
         if cache is not None and cache.region is not None:
             return cache.region
@@ -107,23 +112,22 @@ class CaptionDecoder(nn.Module):
     """Decodes captions of boxes.
 
     Args:
-        width: D of memory and queries.
+        config: a box is sampled on a grid of caption_region_cells × caption_region_cells; caption_max_tokens is the
+            longest caption, its end token included.
         lm_width: W of the language model's embedding.
-        layers, heads: number of decoder layers and attention heads.
-        region_cells: a box is sampled on a grid of region_cells × region_cells.
-        max_tokens: longest caption, its end token included.
     """
 
-    def __init__(self, width: int, lm_width: int, layers: int, heads: int, region_cells: int, max_tokens: int) -> None:
+    def __init__(self, config: DetectionConfig, lm_width: int) -> None:
         super().__init__()
-        self.region_cells, self.max_tokens = region_cells, max_tokens
+        width = config.width
+        self.region_cells, self.max_tokens = config.caption_region_cells, config.caption_max_tokens
         self.start = nn.Linear(width, width)
         self.from_embedding = nn.Linear(lm_width, width)
-        self.position = nn.Parameter(torch.randn(max_tokens, width) * 0.02)
+        self.position = nn.Parameter(torch.randn(self.max_tokens, width) * 0.02)
         self.region_value = nn.Linear(width, width)
         self.region_place = nn.Linear(width, width)
         self.norm_region = nn.LayerNorm(width)
-        self.layers = nn.ModuleList(CaptionLayer(width, heads) for _ in range(layers))
+        self.layers = nn.ModuleList(CaptionLayer(width, config.heads) for _ in range(config.caption_layers))
         self.norm_out = nn.LayerNorm(width)
         self.to_embedding = nn.Linear(width, lm_width)
 
@@ -145,7 +149,7 @@ class CaptionDecoder(nn.Module):
         return self.norm_region(region + self.region_place(pos_embed))  # type: ignore[no-any-return]
 
     def forward(
-        self, queries_CD: torch.Tensor, region_CCeD: torch.Tensor, token_ids_CL: torch.Tensor, embedding: nn.Embedding
+        self, queries_CD: torch.Tensor, region_CCeD: torch.Tensor, embedding: nn.Embedding, token_ids_CL: torch.Tensor
     ) -> torch.Tensor:
         """Teacher forcing: target ids → (C, L, W) states, state i predicting token i.
 
@@ -155,7 +159,9 @@ class CaptionDecoder(nn.Module):
         x_RLD = torch.cat((self.start(queries_CD)[:, None], tokens), dim=1) + self.position[: token_ids_CL.shape[1]]
         return self._run(x_RLD, region_CCeD, [None] * len(self.layers))
 
-    def _run(self, x_RLD: torch.Tensor, region_CCeD: torch.Tensor, caches: list[_LayerCache | None]) -> torch.Tensor:
+    def _run(
+        self, x_RLD: torch.Tensor, region_CCeD: torch.Tensor, caches: Sequence[_LayerCache | None]
+    ) -> torch.Tensor:
         for layer, cache in zip(self.layers, caches, strict=True):
             x_RLD = layer(x_RLD, region_CCeD, cache)
         return self.to_embedding(self.norm_out(x_RLD))  # type: ignore[no-any-return]
@@ -166,7 +172,7 @@ class CaptionDecoder(nn.Module):
     ) -> CaptionResult:
         """Greedy decoding of all captions in parallel with a KV cache."""
         captions = queries_CD.shape[0]
-        caches: list[_LayerCache | None] = [_LayerCache() for _ in self.layers]
+        caches = [_LayerCache() for _ in self.layers]
         token_ids = torch.full((captions, self.max_tokens), end_token_id, device=queries_CD.device)
         log_probs = full_precision(queries_CD).new_zeros(captions)
         cumulative_CL = log_probs[:, None].repeat(1, self.max_tokens)
@@ -234,7 +240,7 @@ class CaptionDecoder(nn.Module):
     ) -> torch.Tensor:
         """Beam search down the tree, depth by depth, all captions in parallel; prefixes below floor_C are pruned."""
         captions, leaves = len(queries_CD), len(vocabulary.descriptions)
-        caches: list[_LayerCache | None] = [_LayerCache() for _ in self.layers]
+        caches = [_LayerCache() for _ in self.layers]
         nodes_CNo = torch.zeros(captions, 1, dtype=torch.long, device=queries_CD.device)
         log_probs_CNo = full_precision(queries_CD).new_zeros(captions, 1)
         ends_CDe = log_probs_CNo.new_full((captions, leaves + 1), -torch.inf)  # last column: children that end nothing
@@ -262,7 +268,6 @@ class CaptionDecoder(nn.Module):
             parents = picked // tokens_CNoCh.shape[2]
             first_row = torch.arange(captions, device=parents.device)[:, None] * tokens_CNoCh.shape[1]
             for cache in caches:
-                assert cache is not None
                 cache.select((first_row + parents).flatten())
             tokens = tokens_CNoCh.flatten(1).gather(1, picked).flatten()
             x_RLD = (self.from_embedding(embedding(tokens)) + self.position[depth + 1])[:, None]

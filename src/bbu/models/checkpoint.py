@@ -1,11 +1,11 @@
-"""The one checkpoint layout, written and read here alone.
+"""The checkpoint layout, written and read only here.
 
 model/
   backbone/                     a standard Hugging Face folder: weights, tokenizer, image processor, template
   detection_head.safetensors    adapters, decoder, caption decoder
   bbu.json                      sizes, prompt, resize policy, coordinate convention, hashes
-  descriptions.json             the descriptions it was trained with; only in a published model
-  lora.safetensors              the weights that learn, not merged; only in checkpoints of a run with LoRA
+  descriptions.json             known descriptions; only in a published model
+  lora.safetensors              trainable backbone weights, unmerged; only in checkpoints of a run with LoRA
 """
 
 from __future__ import annotations
@@ -31,12 +31,8 @@ from bbu.models.acceleration.lora import has_lora, merged_state
 from bbu.models.wrapper import DetectionVLM
 
 FORMAT = 1
-HEAD_FILE, FACTS_FILE, BACKBONE_FOLDER, LORA_FILE = (
-    "detection_head.safetensors",
-    "bbu.json",
-    "backbone",
-    "lora.safetensors",
-)
+HEAD_FILE, LORA_FILE = "detection_head.safetensors", "lora.safetensors"
+FACTS_FILE, BACKBONE_FOLDER = "bbu.json", "backbone"
 FACTS = ("format", "prompt_hash", "vocabulary_hash", "pixels_hash", "family", "detection", "max_length")
 
 
@@ -47,7 +43,7 @@ def vocabulary_hash(processor: ChatProcessor) -> str:
 
 
 def pixels_hash(processor: ChatProcessor) -> str:
-    """SHA-256 of how pixels are scaled and cut: what the image processor does besides the resize of the prompt."""
+    """SHA-256 of the image processor's settings for scaling and patches; the prompt covers the resize."""
     return hashlib.sha256(json.dumps(processor.photo_plan.facts(), sort_keys=True).encode()).hexdigest()
 
 
@@ -57,7 +53,7 @@ def save_model(
     """Write the layout.
 
     Args:
-        state: ``model``'s state where a wrapper (DeepSpeed) keeps it; default: the model's own.
+        state: the model's state dict as gathered by a wrapper (DeepSpeed); default: the model's own.
     """
     folder.mkdir(parents=True, exist_ok=True)
     state = dict(model.state_dict() if state is None else state)
@@ -92,14 +88,14 @@ def _learned_backbone(model: DetectionVLM, backbone: Mapping[str, torch.Tensor])
 
 
 def read_facts(folder: Path) -> dict[str, Any]:
-    """bbu.json of a model folder, checked.
+    """Read and validate bbu.json of a model folder.
 
     Raises:
-        CheckpointError: missing, damaged, of another format, or its prompt was edited by hand.
+        CheckpointError: missing, damaged, in another format, or its prompt was edited by hand.
     """
     path = folder / FACTS_FILE
     if not path.is_file():
-        raise CheckpointError(f"{folder}: is no model folder: {FACTS_FILE} is missing")
+        raise CheckpointError(f"{folder}: is not a model folder: {FACTS_FILE} is missing")
     try:
         facts: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         spec = PromptSpec(**facts["prompt"])
@@ -147,7 +143,7 @@ def load_model(folder: Path, dtype: torch.dtype = torch.float32) -> DetectionVLM
     """A trained model, ready to predict.
 
     Raises:
-        CheckpointError: files are missing, damaged or do not fit each other.
+        CheckpointError: files are missing or damaged, or do not match.
     """
     facts = read_facts(folder)
     try:
@@ -156,13 +152,17 @@ def load_model(folder: Path, dtype: torch.dtype = torch.float32) -> DetectionVLM
         load_head(model, folder)
     except CheckpointError:
         raise
-    except Exception as error:  # safetensors, transformers and torch each raise their own kinds
+    except Exception as error:  # safetensors, transformers and torch all raise their own types
         raise CheckpointError(f"{folder}: cannot be loaded: {str(error).splitlines()[0]}") from None
     return model.eval()
 
 
 def load_head(model: DetectionVLM, folder: Path) -> None:
-    """Read adapters, decoder and caption decoder into a model."""
+    """Load adapters, decoder and caption decoder into a model.
+
+    Raises:
+        CheckpointError: the file is missing or does not fit the model.
+    """
     path = folder / HEAD_FILE
     if not path.is_file():
         raise CheckpointError(f"{folder}: {HEAD_FILE} is missing")

@@ -23,7 +23,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from bbu.layers.attention import varlen_attention
+from bbu.config import DetectionConfig
+from bbu.layers.attention import Boundaries, varlen_attention
 from bbu.layers.transfer import to_device
 from bbu.models.memory import Memory, full_precision, grid_centres, sample_level, sine_embedding
 
@@ -46,7 +47,8 @@ class BoxPrediction:
 
 @dataclass
 class HeadOutput:
-    """
+    """Predictions of the matching queries, the proposals and the denoising queries.
+
     Args:
         layers: (B, Q) predictions of each decoder layer, the last one final.
         proposals: (S,) predictions of all image tokens, samples end to end.
@@ -83,7 +85,7 @@ class QueryRows:
         samples_R: the sample of each query.
         matching, denoising: rows of the matching and of the denoising queries.
         order: gathers the rows from all matching queries followed by all denoising queries.
-        group_cu_seqlens: int32 boundaries of the groups within which self-attention runs.
+        groups: boundaries of the groups within which self-attention runs.
         sample_cu_seqlens: int32 boundaries of the samples.
     """
 
@@ -91,8 +93,7 @@ class QueryRows:
     matching: torch.Tensor
     denoising: torch.Tensor
     order: torch.Tensor
-    group_cu_seqlens: torch.Tensor
-    group_max_seqlen: int
+    groups: Boundaries
     sample_cu_seqlens: torch.Tensor
     sample_max_seqlen: int
 
@@ -104,13 +105,13 @@ class QueryRows:
         owners = np.repeat(np.arange(len(samples)), samples)
         is_matching = np.arange(len(owners)) - np.cumsum([0, *samples])[owners] < queries
         matching, denoising = np.flatnonzero(is_matching), np.flatnonzero(~is_matching)
+        ends = to_device([0, *accumulate(groups)], device, torch.int32)
         return cls(
             samples_R=to_device(owners, device),
             matching=to_device(matching, device),
             denoising=to_device(denoising, device),
             order=to_device(np.argsort(np.concatenate((matching, denoising))), device),
-            group_cu_seqlens=to_device([0, *accumulate(groups)], device, torch.int32),
-            group_max_seqlen=max(groups),
+            groups=Boundaries(ends, ends, max(groups), max(groups)),
             sample_cu_seqlens=to_device([0, *accumulate(samples)], device, torch.int32),
             sample_max_seqlen=max(samples),
         )
@@ -204,34 +205,22 @@ class DecoderLayer(nn.Module):
         self, queries_RD: torch.Tensor, pos_embed_RD: torch.Tensor, rows: QueryRows, backend: str
     ) -> torch.Tensor:
         query, key = self.self_query_key(queries_RD + pos_embed_RD).chunk(2, dim=-1)
-        attended = varlen_attention(
-            self._split(query),
-            self._split(key),
-            self._split(self.self_value(queries_RD)),
-            cu_seqlens_q=rows.group_cu_seqlens,
-            cu_seqlens_k=rows.group_cu_seqlens,
-            max_seqlen_q=rows.group_max_seqlen,
-            max_seqlen_k=rows.group_max_seqlen,
-            causal=False,
-            backend=backend,
-        )
-        return self.self_out(attended.flatten(1))  # type: ignore[no-any-return]
+        attended = self._attend(query, key, self.self_value(queries_RD), rows.groups, backend)
+        return self.self_out(attended)  # type: ignore[no-any-return]
 
     def _cross_attention(
         self, queries_RD: torch.Tensor, values_MD: torch.Tensor, rows: QueryRows, memory: Memory, backend: str
     ) -> torch.Tensor:
-        attended = varlen_attention(
-            self._split(self.cross_query(queries_RD)),
-            self._split(self.cross_key(memory.tokens_MD + memory.pos_embed_MD)),
-            self._split(values_MD),
-            cu_seqlens_q=rows.sample_cu_seqlens,
-            cu_seqlens_k=memory.cu_seqlens,
-            max_seqlen_q=rows.sample_max_seqlen,
-            max_seqlen_k=memory.max_seqlen,
-            causal=False,
-            backend=backend,
-        )
-        return self.cross_out(attended.flatten(1))  # type: ignore[no-any-return]
+        query, key = self.cross_query(queries_RD), self.cross_key(memory.tokens_MD + memory.pos_embed_MD)
+        samples = Boundaries(rows.sample_cu_seqlens, memory.cu_seqlens, rows.sample_max_seqlen, memory.max_seqlen)
+        return self.cross_out(self._attend(query, key, values_MD, samples, backend))  # type: ignore[no-any-return]
+
+    def _attend(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, boundaries: Boundaries, backend: str
+    ) -> torch.Tensor:
+        """Attention of all heads within segments, (…, D) each → (R, D)."""
+        heads = (self._split(x) for x in (query, key, value))
+        return varlen_attention(*heads, **boundaries._asdict(), causal=False, backend=backend).flatten(1)
 
     def _deformable_attention(
         self, queries_RD: torch.Tensor, values_MD: torch.Tensor, boxes_R4: torch.Tensor, rows: QueryRows, memory: Memory
@@ -254,22 +243,22 @@ class DetectionHead(nn.Module):
     """Memory → boxes and objectness of every decoder layer.
 
     Args:
-        width: D.
-        queries: Q, the most objects that can be detected in a photo.
-        layers, heads, points: number of decoder layers, of attention heads, of sampling points per head and level.
+        config: D is ``width``; Q is ``queries``, the most objects that can be detected in a photo; ``points`` are the
+            sampling points per head and level.
         levels: number of image levels in the memory.
     """
 
-    def __init__(self, width: int, queries: int, layers: int, heads: int, points: int, levels: int) -> None:
+    def __init__(self, config: DetectionConfig, levels: int) -> None:
         super().__init__()
-        self.width, self.queries = width, queries
+        width, queries = self.width, self.queries = config.width, config.queries
         self.proposal_head = BoxHead(width)
         self.query_from_token = nn.Linear(width, width)
         self.learned_queries = nn.Parameter(torch.randn(queries, width) * 0.02)
         self.learned_boxes = nn.Parameter(torch.randn(queries, 4) * 0.5)  # logits of cxcywh
         self.box_place = nn.Sequential(nn.Linear(2 * width, width), nn.GELU(), nn.Linear(width, width))
-        self.layers = nn.ModuleList(DecoderLayer(width, heads, points, levels) for _ in range(layers))
-        self.box_heads = nn.ModuleList(BoxHead(width) for _ in range(layers))
+        layers = range(config.layers)
+        self.layers = nn.ModuleList(DecoderLayer(width, config.heads, config.points, levels) for _ in layers)
+        self.box_heads = nn.ModuleList(BoxHead(width) for _ in layers)
 
     def forward(self, memory: Memory, backend: str, denoising_queries: DenoisingQueries | None = None) -> HeadOutput:
         """Detect objects in every sample of the memory. Denoising queries change ``denoising_layers`` only."""
@@ -311,11 +300,8 @@ class DetectionHead(nn.Module):
     def _image_rows(self, memory: Memory) -> torch.Tensor:
         """(S,) memory rows of the image tokens."""
         device = memory.tokens_MD.device
-        ranges = [
-            torch.arange(starts[0], starts[0] + count, device=device)
-            for starts, count in zip(memory.level_starts, memory.image_token_counts, strict=True)
-        ]
-        return torch.cat(ranges)
+        counts = zip(memory.level_starts, memory.image_token_counts, strict=True)
+        return torch.cat([torch.arange(starts[0], starts[0] + count, device=device) for starts, count in counts])
 
     def _propose(self, memory: Memory) -> BoxPrediction:
         tokens_SD = memory.tokens_MD[self._image_rows(memory)]
@@ -339,7 +325,6 @@ class DetectionHead(nn.Module):
             queries.append(torch.cat((from_tokens, self.learned_queries[taken:].to(from_tokens.dtype))))
             boxes.append(torch.cat((proposals.boxes[best].detach(), self.learned_boxes[taken:].sigmoid())))
             first += count
-        unused = (
-            self.learned_queries.sum() + self.learned_boxes.sum()
-        ) * 0  # every parameter needs a gradient in every step
+        # every parameter needs a gradient in every step
+        unused = (self.learned_queries.sum() + self.learned_boxes.sum()) * 0
         return torch.stack(queries) + unused, torch.stack(boxes)

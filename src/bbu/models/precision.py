@@ -19,7 +19,7 @@ def use_bf16(precision: str, device: torch.device) -> bool:
     AMX, where it is two to four times as fast.
 
     Raises:
-        ConfigError: bf16 requested on a GPU without it.
+        ConfigError: bf16 is requested on a GPU without it.
     """
     if precision == "fp32":
         return False

@@ -9,12 +9,14 @@ tree.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.nn.utils.rnn import pad_sequence
 
 from bbu.errors import UserError
 from bbu.families.prompts import refuse_special_tokens
@@ -79,9 +81,9 @@ class DescriptionVocabulary:
                     "leave it out or train with a larger model.detection.caption_max_tokens"
                 )
             by_ids.setdefault(ids, text)
-        children, depths = _grow(list(by_ids))
-        tokens_NoCh, nodes_NoCh = _tables(children)
-        counts = tuple(depths.count(depth) for depth in range(max(depths) + 1))
+        children, counts = _grow(list(by_ids))
+        tokens_NoCh = _table([list(below) for below in children], padding=0)
+        nodes_NoCh = _table([list(below.values()) for below in children], padding=-1)
         known = tuple(by_ids.values())
         return cls(known, tokens_NoCh, nodes_NoCh, counts, _number_paths(known))
 
@@ -103,45 +105,26 @@ class DescriptionVocabulary:
         return torch.stack(levels, dim=1).clamp(max=1)
 
 
-def _grow(sequences: Sequence[tuple[int, ...]]) -> tuple[list[dict[int, int]], list[int]]:
-    """Token → child of every inner node, breadth first, and the nodes' depths; child −1 − i ends sequence i."""
-    children: list[dict[int, int]] = [{}]
-    depths = [0]
-    node_of = [0] * len(sequences)
-    for depth in range(max(map(len, sequences))):
-        for number, ids in enumerate(sequences):
-            if depth >= len(ids):
-                continue
-            below = children[node_of[number]]
-            if depth == len(ids) - 1:
-                below[ids[depth]] = -1 - number
-                continue
-            if ids[depth] not in below:
-                below[ids[depth]] = len(children)
-                children.append({})
-                depths.append(depth + 1)
-            node_of[number] = below[ids[depth]]
-    return children, depths
+def _grow(sequences: Sequence[tuple[int, ...]]) -> tuple[list[dict[int, int]], tuple[int, ...]]:
+    """Token → child of every inner node, breadth first, and how many nodes each depth has; No + i ends sequence i."""
+    prefixes = (ids[:depth] for depth in range(max(map(len, sequences))) for ids in sequences if depth < len(ids))
+    nodes = {prefix: number for number, prefix in enumerate(dict.fromkeys(prefixes))}
+    children: list[dict[int, int]] = [{} for _ in nodes]
+    for number, ids in enumerate(sequences):
+        for depth, token in enumerate(ids):
+            is_end = depth == len(ids) - 1
+            children[nodes[ids[:depth]]][token] = len(nodes) + number if is_end else nodes[ids[: depth + 1]]
+    return children, tuple(Counter(map(len, nodes)).values())
 
 
-def _tables(children: Sequence[dict[int, int]]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Tokens and nodes of the children, (No, Ch) each."""
-    shape = len(children), max(map(len, children))
-    tokens_NoCh, nodes_NoCh = torch.zeros(shape, dtype=torch.long), torch.full(shape, -1)
-    for node, below in enumerate(children):
-        tokens_NoCh[node, : len(below)] = torch.tensor(list(below))
-        nodes_NoCh[node, : len(below)] = torch.tensor([c if c >= 0 else len(children) - 1 - c for c in below.values()])
-    return tokens_NoCh, nodes_NoCh
+def _table(rows: Sequence[Sequence[int]], padding: int) -> torch.Tensor:
+    return pad_sequence([torch.tensor(row) for row in rows], batch_first=True, padding_value=padding)
 
 
 def _number_paths(descriptions: Sequence[str]) -> torch.Tensor:
-    split = [split_path(desc) for desc in descriptions]
     numbers: dict[tuple[str, ...], int] = {}
-    paths_DeLv = torch.full((len(split), max(map(len, split))), -1)
-    for row, levels in enumerate(split):
-        for depth in range(len(levels)):
-            paths_DeLv[row, depth] = numbers.setdefault(levels[: depth + 1], len(numbers))
-    return paths_DeLv
+    prefixes = ([path[: end + 1] for end in range(len(path))] for path in map(split_path, descriptions))
+    return _table([[numbers.setdefault(prefix, len(numbers)) for prefix in row] for row in prefixes], padding=-1)
 
 
 def level_ends(ids: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> tuple[str, list[int]]:

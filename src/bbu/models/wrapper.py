@@ -18,7 +18,7 @@ from bbu.errors import SampleError
 from bbu.families.base import Backbone, BackboneOutput, Grid, VisionLevel
 from bbu.layers.transfer import to_device
 from bbu.models.caption_decoder import CaptionDecoder, CaptionResult
-from bbu.models.detection_head import BoxPrediction, DenoisingQueries, DetectionHead
+from bbu.models.detection_head import DenoisingQueries, DetectionHead, HeadOutput
 from bbu.models.memory import Memory, grid_centres, sine_embedding
 from bbu.models.pyramid import LocalPyramid, ResidualMLP
 from bbu.models.vocabulary import DescriptionVocabulary
@@ -27,29 +27,26 @@ Span = tuple[int, int]
 
 
 @dataclass
-class DetectionOutput:
+class DetectionOutput(HeadOutput):
     """Output of one forward pass.
 
     Args:
-        pred_boxes: (B, Q, 4) cxcywh in [0, 1], final layer.
-        pred_objectness: (B, Q) logits, final layer.
-        layers: predictions of every decoder layer; the last one equals the two above.
-        proposals: (S,) predictions of all image tokens, samples end to end; ``proposal_counts`` of each sample.
-        queries_BQD: final query states, from which captions start.
         hidden_TD: last hidden states of the language model, for the language loss.
         memory: the tokens that boxes and captions attend to.
-        denoising_layers: predictions of the denoising queries, (R,) for every decoder layer.
     """
 
-    pred_boxes: torch.Tensor
-    pred_objectness: torch.Tensor
-    layers: list[BoxPrediction]
-    proposals: BoxPrediction
-    proposal_counts: list[int]
-    queries_BQD: torch.Tensor
     hidden_TD: torch.Tensor
     memory: Memory
-    denoising_layers: list[BoxPrediction]
+
+    @property
+    def pred_boxes(self) -> torch.Tensor:
+        """(B, Q, 4) cxcywh in [0, 1], final layer."""
+        return self.layers[-1].boxes
+
+    @property
+    def pred_objectness(self) -> torch.Tensor:
+        """(B, Q) logits, final layer."""
+        return self.layers[-1].objectness
 
 
 class DetectionVLM(nn.Module):
@@ -68,17 +65,8 @@ class DetectionVLM(nn.Module):
         self.language_adapter = ResidualMLP(backbone.hidden_size, config.width)
         self.level_adapter = nn.Embedding(levels + 1, config.width)  # last row: text, which has no position
         self.local_pyramid = LocalPyramid(config.width, backbone.level_sides)
-        self.detection_head = DetectionHead(
-            config.width, config.queries, config.layers, config.heads, config.points, levels
-        )
-        self.caption_decoder = CaptionDecoder(
-            config.width,
-            backbone.hidden_size,
-            config.caption_layers,
-            config.heads,
-            config.caption_region_cells,
-            config.caption_max_tokens,
-        )
+        self.detection_head = DetectionHead(config, levels)
+        self.caption_decoder = CaptionDecoder(config, backbone.hidden_size)
 
     def forward(
         self,
@@ -116,17 +104,7 @@ class DetectionVLM(nn.Module):
         pictures = self._pictures(pixel_values, image_grid_thw, student_images)
         memory = self._build_memory(features, pictures, student_images, prompt_spans, photo_spans)
         detected = self.detection_head(memory, self.backbone.attention_backend, denoising_queries)
-        return DetectionOutput(
-            pred_boxes=detected.layers[-1].boxes,
-            pred_objectness=detected.layers[-1].objectness,
-            layers=detected.layers,
-            proposals=detected.proposals,
-            proposal_counts=detected.proposal_counts,
-            queries_BQD=detected.queries_BQD,
-            hidden_TD=features.hidden_TD,
-            memory=memory,
-            denoising_layers=detected.denoising_layers,
-        )
+        return DetectionOutput(**vars(detected), hidden_TD=features.hidden_TD, memory=memory)
 
     def _build_memory(
         self,
@@ -205,16 +183,15 @@ class DetectionVLM(nn.Module):
             samples_C, queries_C: sample and query index of each caption.
             token_ids_CL: target ids, padded; state i predicts token i.
         """
-        region, states = self._caption_inputs(output, samples_C, queries_C)
-        return self.caption_decoder(states, region, token_ids_CL, self.backbone.token_embedding)  # type: ignore[no-any-return]
+        inputs = self._caption_inputs(output, samples_C, queries_C)
+        return self.caption_decoder(*inputs, token_ids_CL)  # type: ignore[no-any-return]
 
     @torch.no_grad()
     def describe(
         self, output: DetectionOutput, samples_C: torch.Tensor, queries_C: torch.Tensor, end_token_id: int
     ) -> CaptionResult:
         """Decode captions for chosen queries, all in parallel."""
-        region, states = self._caption_inputs(output, samples_C, queries_C)
-        return self.caption_decoder.generate(states, region, self.backbone.token_embedding, end_token_id)
+        return self.caption_decoder.generate(*self._caption_inputs(output, samples_C, queries_C), end_token_id)
 
     @torch.no_grad()
     def score_descriptions(
@@ -226,17 +203,16 @@ class DetectionVLM(nn.Module):
         beam_width: int | None = None,
     ) -> torch.Tensor:
         """(C, De) log p of every description for chosen queries, see CaptionDecoder.score_descriptions."""
-        region, states = self._caption_inputs(output, samples_C, queries_C)
-        decoder, embedding = self.caption_decoder, self.backbone.token_embedding
-        return decoder.score_descriptions(states, region, embedding, vocabulary, beam_width)
+        inputs = self._caption_inputs(output, samples_C, queries_C)
+        return self.caption_decoder.score_descriptions(*inputs, vocabulary, beam_width)
 
     def _caption_inputs(
         self, output: DetectionOutput, samples_C: torch.Tensor, queries_C: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Region tokens (C, Ce, D) and query states (C, D)."""
+    ) -> tuple[torch.Tensor, torch.Tensor, nn.Embedding]:
+        """Query states (C, D), region tokens (C, Ce, D) and the embedding of the language model."""
         boxes_C4 = output.pred_boxes[samples_C, queries_C].detach()  # the caption loss does not move boxes
         region_CCeD = self.caption_decoder.regions(output.memory, samples_C, boxes_C4)
-        return region_CCeD, output.queries_BQD[samples_C, queries_C]
+        return output.queries_BQD[samples_C, queries_C], region_CCeD, self.backbone.token_embedding
 
     def group_of(self, name: str) -> str:
         """The learning-rate group of a parameter.

@@ -1,6 +1,6 @@
-"""Where the time of a training step goes: labels on its parts, its trace, a page of tables. Nothing is saved or scored.
+"""Profiler of a training step: labels its parts, records a trace and prints tables. Saves and scores nothing.
 
-The labels are put on from outside and only while a profile is taken, so that training itself pays nothing for them.
+Labels are attached from outside and only while profiling, so normal training pays nothing for them.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from bbu.config import Config
 from bbu.errors import UserError
-from bbu.jsonl import atomic_writer
+from bbu.jsonl import atomic_file, atomic_writer
 from bbu.losses import detection_loss
 from bbu.monitoring.trace import LABEL, STEP, Gap, Took, Trace, step_gaps, step_operations, step_parts
 from bbu.training import objective as objective_module
@@ -29,11 +29,11 @@ from bbu.training.trainer import BBUTrainer
 __all__ = ["Gap", "labelled_parts", "profile_config", "profile_step", "report", "step_gaps", "write_report"]
 
 FOLDER, TRACE_FILE, TABLE_FILE = "profile", "trace.json", "profile.txt"
-DEAREST, LONGEST = 10, 10  # operations and gaps in the tables
+DEAREST, LONGEST = 10, 10  # number of operations and gaps in the tables
 
 
 def profile_config(config: Config) -> Config:
-    """The config of the same training without what is seen, scored, saved or sent while it goes on."""
+    """The same training without evaluation, visual log, checkpoints, trackers and resuming."""
     changed = copy.deepcopy(config)
     changed.training.eval_every = changed.training.visual_every = changed.training.save_every = 0
     changed.training.report_to = []
@@ -42,12 +42,12 @@ def profile_config(config: Config) -> Config:
 
 
 def profile_step(trainer: BBUTrainer, folder: Path, warm_up: int = 3) -> Path:
-    """Train ``warm_up`` steps and one more, whose trace is written into ``folder``; no checkpoint is left.
+    """Train ``warm_up`` steps and trace the next one into ``folder``; writes no checkpoint.
 
-    A trainer is good for one profile: its weights have moved.
+    Use a trainer for one profile only, because training changes its weights.
 
     Raises:
-        UserError: the run has fewer steps.
+        UserError: the run has too few steps.
     """
     if trainer.args.max_steps <= warm_up:
         raise UserError(
@@ -67,12 +67,12 @@ def profile_step(trainer: BBUTrainer, folder: Path, warm_up: int = 3) -> Path:
 
 
 class StepTracer(TrainerCallback):
-    """Records the step after ``warm_up`` steps, from the end of one to the end of the next, and ends training."""
+    """Records the step after ``warm_up`` steps, from the end of the last one to its own end, then stops training."""
 
     def __init__(self, path: Path, warm_up: int) -> None:
         self.path, self.warm_up, self.recording = path, warm_up, False
         if not torch.cuda.is_available():
-            os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # it calls a machine without a GPU an error
+            os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # it reports a missing GPU as an error
         self.recorded = profile(
             schedule=schedule(wait=0, warmup=warm_up, active=1, repeat=1), on_trace_ready=self._write
         )
@@ -97,23 +97,21 @@ class StepTracer(TrainerCallback):
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if torch.cuda.is_available():
-            torch.cuda.synchronize()  # what was launched in a step is done in it
+            torch.cuda.synchronize()  # count a step's kernels in that step
         self.recorded.step()
         if state.global_step > self.warm_up:
             control.should_training_stop = True
 
     def close(self) -> None:
-        """Stop recording; a step that an error cut off is not written."""
+        """Stop recording; an incomplete step is not written."""
         if self.recording:
             self.recorded.on_trace_ready = None
             self.recorded.stop()
 
     def _write(self, recorded: profile) -> None:
-        """The trace appears whole or not at all."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        part = self.path.with_name(f".{self.path.name}")
-        recorded.export_chrome_trace(str(part))
-        os.replace(part, self.path)
+        """Write the trace atomically."""
+        with atomic_file(self.path) as temporary:
+            recorded.export_chrome_trace(str(temporary))
 
 
 # ---------------------------------------------------------------- labels
@@ -121,7 +119,7 @@ class StepTracer(TrainerCallback):
 
 @contextmanager
 def labelled_parts(trainer: BBUTrainer) -> Iterator[None]:
-    """While it is open, the parts of a trainer's steps carry record_function labels; afterwards all is as before."""
+    """Context in which the parts of a trainer's steps carry record_function labels."""
     objective = trainer.unwrapped
     model = objective.model
     places: list[tuple[Any, str, str]] = [
@@ -131,7 +129,7 @@ def labelled_parts(trainer: BBUTrainer) -> Iterator[None]:
         (trainer.accelerator, "clip_grad_norm_", "optimizer"),
         (model.backbone, "see", "tower"),
         (model.backbone, "read", "language model"),
-        (model, "_remember", "memory"),
+        (model, "_build_memory", "memory"),
         (model.detection_head, "forward", "head"),
         (objective_module, "detection_sums", "losses"),
         (detection_loss, "hungarian_matcher", "matching"),
@@ -146,7 +144,7 @@ def labelled_parts(trainer: BBUTrainer) -> Iterator[None]:
 
 @contextmanager
 def _labelled_calls(owner: Any, name: str, label: str) -> Iterator[None]:
-    """Calls of an object's or a module's attribute carry a label while it is open."""
+    """Context in which calls of an object's or module's attribute carry a label."""
     original, own = getattr(owner, name), name in vars(owner)
 
     @functools.wraps(original)
@@ -168,7 +166,7 @@ def _labelled_calls(owner: Any, name: str, label: str) -> Iterator[None]:
 
 
 def report(trace: Trace) -> str:
-    """The tables of a trace: parts of the step, dearest operations and, of a GPU, its gaps."""
+    """Tables of a trace: parts of the step, most expensive operations and, on a GPU, idle gaps."""
     parts, operations, gaps = step_parts(trace), step_operations(trace), step_gaps(trace)
     on_gpu = any(took.gpu_us for took in operations.values())
     tables = [_parts_table(parts, on_gpu), _operations_table(operations, on_gpu)]
@@ -178,7 +176,7 @@ def report(trace: Trace) -> str:
 
 
 def write_report(trace: Path) -> str:
-    """The tables, also written beside the trace."""
+    """``report``, also written beside the trace."""
     tables = report(trace)
     with atomic_writer(trace.with_name(TABLE_FILE)) as stream:
         stream.write(f"{tables}\n")
@@ -206,7 +204,7 @@ def _operations_table(operations: Mapping[str, Took], on_gpu: bool) -> str:
 
 
 def _gaps_table(gaps: Sequence[Gap], step_us: float) -> str:
-    """The longest gaps, below a line on all of them."""
+    """The longest gaps, below a summary of all of them."""
     idle = sum(gap.length_us for gap in gaps)
     longest = sorted(gaps, key=lambda gap: -gap.length_us)[:LONGEST]
     rows = [[gap.label, _ms(gap.start_us), _ms(gap.length_us)] for gap in longest]
@@ -223,7 +221,7 @@ def _share(part: float, whole: float) -> str:
 
 
 def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Columns as wide as their widest cell, the first to the left."""
+    """Aligned columns, the first one to the left."""
     widths = [max(len(row[column]) for row in (heads, *rows)) for column in range(len(heads))]
     return "\n".join(
         "  ".join([row[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True))])

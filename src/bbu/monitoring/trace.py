@@ -1,6 +1,6 @@
-"""What a training step's trace says: its parts, its operations, and the gaps in which a GPU had nothing to do.
+"""Analyses the trace of a training step: its parts, its operations and the idle gaps of the GPU.
 
-Reads torch.profiler's chrome trace JSON, so that a saved trace says the same again. All times in microseconds.
+Reads torch.profiler's chrome trace JSON, so saved traces can be analysed again. All times are in microseconds.
 """
 
 from __future__ import annotations
@@ -18,23 +18,23 @@ from bbu.errors import UserError
 
 Trace = dict[str, Any] | Path
 
-LABEL = "bbu/"  # starts the names of our labels in a trace
+LABEL = "bbu/"  # prefix of our labels in a trace
 STEP, REST = "step", "rest"
 STEP_MARK = "ProfilerStep"  # torch.profiler's own name for a step
 KERNELS, PARTS, OPERATIONS = "kernel", "user_annotation", "cpu_op"  # record_function makes user annotations
 LAUNCHES = ("cuda_runtime", "cuda_driver")
-SHORTEST_GAP_US = 10.0  # between two kernels that follow each other at once lie 1 to 3 µs
-BETWEEN = "Python"  # no operation is recorded: the interpreter is on its way to the next one
+SHORTEST_GAP_US = 10.0  # back-to-back kernels are 1 to 3 µs apart
+BETWEEN = "Python"  # no recorded operation: the interpreter is between two
 
 
 @dataclass(frozen=True)
 class Gap:
-    """A stretch of a step in which no kernel ran.
+    """A period of a step in which no kernel ran.
 
     Args:
         start_us: from the start of the step.
-        length_us: how long.
-        label: what the CPU did for most of it, as ``part: operation``.
+        length_us: duration.
+        label: what the CPU did during most of it, as ``part: operation``.
     """
 
     start_us: float
@@ -44,12 +44,12 @@ class Gap:
 
 @dataclass
 class Took:
-    """What a part or an operation took.
+    """Time of a part or an operation.
 
     Args:
-        cpu_us: of a part: from its start to its end; of an operation: without the operations inside it.
-        gpu_us: of the kernels that were launched meanwhile (of an operation: by itself).
-        calls: how often.
+        cpu_us: of a part: wall time; of an operation: self time, without nested operations.
+        gpu_us: of the kernels that it launched (an operation: directly).
+        calls: number of calls.
     """
 
     cpu_us: float = 0.0
@@ -59,7 +59,7 @@ class Took:
 
 @dataclass(frozen=True)
 class Event:
-    """Something with a length, on one thread of the CPU or one stream of the GPU.
+    """A period on a CPU thread or a GPU stream.
 
     Args:
         correlation: shared by a kernel and the call that launched it.
@@ -76,17 +76,17 @@ class Event:
 
 
 def read_events(trace: Trace) -> dict[str, list[Event]]:
-    """Category → events with a length.
+    """Category → events with a duration.
 
     Args:
         trace: chrome trace of torch.profiler, or its file (.json or .json.gz).
 
     Raises:
-        UserError: the file is missing or no trace.
+        UserError: the file is missing or not a trace.
     """
     name, content = ("the trace", trace) if isinstance(trace, dict) else (str(trace), _load(Path(trace)))
     if not isinstance(content, dict) or not isinstance(content.get("traceEvents"), list):
-        raise UserError(f"{name}: is no chrome trace: traceEvents is missing; write it with export_chrome_trace")
+        raise UserError(f"{name}: is not a chrome trace: traceEvents is missing; write it with export_chrome_trace")
     found: dict[str, list[Event]] = defaultdict(list)
     try:
         for item in content["traceEvents"]:
@@ -112,7 +112,7 @@ def _load(path: Path) -> Any:
 
 
 class Timeline:
-    """What was being done at a time: the innermost of nested events, thread by thread."""
+    """The innermost of nested events at any time, for each thread."""
 
     def __init__(self, events: Iterable[Event]) -> None:
         threads: dict[tuple[Any, Any], list[Event]] = defaultdict(list)
@@ -122,14 +122,14 @@ class Timeline:
         self.starts = {thread: [each.start for each in stretches] for thread, stretches in self.stretches.items()}
 
     def at(self, time: float, thread: tuple[Any, Any] = (0, 0)) -> str | None:
-        """The name of what a thread was doing; None = nothing recorded."""
+        """Name of the innermost event of a thread; None = nothing recorded."""
         place = bisect_right(self.starts.get(thread, []), time) - 1
         if place < 0 or self.stretches[thread][place].stop <= time:
             return None
         return self.stretches[thread][place].name
 
     def pieces(self, start: float, stop: float) -> Iterator[Event]:
-        """What lies within start … stop, over all threads, cut off at both ends."""
+        """Innermost events within start … stop, over all threads, clipped to it."""
         for thread, stretches in self.stretches.items():
             first = max(bisect_right(self.starts[thread], start) - 1, 0)
             for stretch in stretches[first : bisect_right(self.starts[thread], stop)]:
@@ -139,9 +139,9 @@ class Timeline:
 
 
 def _innermost(events: Iterable[Event]) -> list[Event]:
-    """Nested events of one thread → stretches in order of time that do not overlap, each with the innermost's name."""
+    """Nested events of one thread → disjoint periods in order of time, each named by its innermost event."""
     stretches: list[Event] = []
-    pending: list[Event] = []  # begun and not ended, the innermost last
+    pending: list[Event] = []  # open events, the innermost last
     reached = float("-inf")
 
     def advance(to: float) -> None:
@@ -170,20 +170,20 @@ def _is_step(event: Event) -> bool:
 
 
 def step_gaps(trace: Trace, *, shortest_us: float = SHORTEST_GAP_US) -> list[Gap]:
-    """The stretches of the traced steps in which no kernel ran, in order of time.
+    """The periods of the traced steps in which no kernel ran, in order of time.
 
-    A step goes from its mark in the trace (without one, from the first thing recorded) to the end of the mark or of
-    its last kernel, whichever is later. Kernels of all streams count together; copies and fills are no kernels.
+    A step begins with its mark in the trace (without one, with the first event) and ends with the mark or its last
+    kernel, whichever is later. Kernels of all streams count together; memory copies and fills are not kernels.
 
     Args:
         trace: chrome trace of torch.profiler, or its file (.json or .json.gz).
         shortest_us: shorter gaps are left out.
 
     Returns:
-        Nothing for a trace without kernels: that of a CPU.
+        Empty for a trace without kernels, such as a CPU's.
 
     Raises:
-        UserError: the file is missing or no trace.
+        UserError: the file is missing or not a trace.
     """
     events = read_events(trace)
     kernels, operations = events[KERNELS], [event for kind in (OPERATIONS, *LAUNCHES) for event in events[kind]]
@@ -192,7 +192,7 @@ def step_gaps(trace: Trace, *, shortest_us: float = SHORTEST_GAP_US) -> list[Gap
     recorded = [event for event in events[PARTS] if _is_step(event)] or [*events[PARTS], *operations, *kernels]
     start = min(event.start for event in recorded)
     stop = max(event.stop for event in (*recorded, *kernels))
-    # labels of parts follow one another over threads (a backward pass has its own), so they count as those of one
+    # parts never overlap, though on several threads (backward has its own): treat them as one thread
     parts = Timeline(replace(event, thread=(0, 0)) for event in events[PARTS] if not _is_step(event))
     doing = Timeline(operations)
     return [
@@ -203,7 +203,7 @@ def step_gaps(trace: Trace, *, shortest_us: float = SHORTEST_GAP_US) -> list[Gap
 
 
 def _idle(busy: Iterable[Event], start: float, stop: float) -> Iterator[tuple[float, float]]:
-    """What is left of start … stop without the events, which may overlap."""
+    """The periods of start … stop outside all events, which may overlap."""
     reached = start
     for event in sorted(busy, key=lambda event: event.start):
         if event.start > reached:
@@ -214,7 +214,7 @@ def _idle(busy: Iterable[Event], start: float, stop: float) -> Iterator[tuple[fl
 
 
 def _label(parts: Timeline, doing: Timeline, start: float, stop: float) -> str:
-    """``part: operation``: the part that took most of start … stop, and what took most of that."""
+    """``part: operation``: the longest part within start … stop, and the longest operation within it."""
     in_part: dict[str, list[Event]] = defaultdict(list)
     for piece in parts.pieces(start, stop):
         in_part[piece.name].append(piece)
@@ -236,13 +236,13 @@ def _length(events: Iterable[Event]) -> float:
 
 
 def step_parts(trace: Trace) -> dict[str, Took]:
-    """What each labelled part of the traced steps took, in order of time: ``step/forward/losses`` and so on.
+    """Times of the labelled parts of the traced steps, in order of time, by path: ``step/forward/losses`` and so on.
 
-    A part that others lie in also has a REST, so that what lies in it sums to it. Kernels count for the part in
-    which they were launched, by whichever thread; those whose launch was not recorded for the step alone.
+    A part with nested parts also has a REST, so that its children add up to it. A kernel counts for the part in
+    which it was launched, by any thread; without a recorded launch, for the step only.
 
     Raises:
-        UserError: the file is missing or no trace, or has no step mark.
+        UserError: the file is missing or not a trace, or has no step mark.
     """
     events = read_events(trace)
     marks = [replace(event, name=LABEL + STEP, thread=(0, 0)) for event in events[PARTS] if _is_step(event)]
@@ -264,7 +264,7 @@ def step_parts(trace: Trace) -> dict[str, Took]:
 
 
 def _with_paths(labels: Iterable[Event]) -> list[Event]:
-    """Labels in order of time, named by the labels around them too; those outside every step are left out."""
+    """Labels in order of time, named by their full path; those outside of steps are left out."""
     named = [
         replace(label, name="/".join(each.name.removeprefix(LABEL) for each in (*around, label)))
         for label, around in _with_enclosing(labels)
@@ -273,7 +273,7 @@ def _with_paths(labels: Iterable[Event]) -> list[Event]:
 
 
 def _with_enclosing(events: Iterable[Event]) -> Iterator[tuple[Event, list[Event]]]:
-    """Nested events of one thread in order of time, each with those around it, the outermost first."""
+    """Nested events of one thread in order of time, each with its enclosing events, outermost first."""
     around: list[Event] = []
     for event in sorted(events, key=lambda event: (event.start, -event.stop)):
         while around and around[-1].stop <= event.start:
@@ -283,7 +283,7 @@ def _with_enclosing(events: Iterable[Event]) -> Iterator[tuple[Event, list[Event
 
 
 def _with_rests(parts: dict[str, Took]) -> dict[str, Took]:
-    """Parts, each followed by those in it and by what none of them took."""
+    """Parts, each followed by its children and by the time that no child covers."""
     found: dict[str, Took] = {}
 
     def add(path: str) -> None:
@@ -300,10 +300,10 @@ def _with_rests(parts: dict[str, Took]) -> dict[str, Took]:
 
 
 def step_operations(trace: Trace) -> dict[str, Took]:
-    """What each operation of the traced steps took by itself, dearest first: by GPU time where kernels ran.
+    """Self times of the operations of the traced steps, most expensive first: by GPU time, then by CPU time.
 
     Raises:
-        UserError: the file is missing or no trace.
+        UserError: the file is missing or not a trace.
     """
     events = read_events(trace)
     marks = [event for event in events[PARTS] if _is_step(event)]
@@ -322,7 +322,7 @@ def step_operations(trace: Trace) -> dict[str, Took]:
 
 
 def _launched(events: dict[str, list[Event]]) -> Iterator[tuple[Event | None, Event]]:
-    """Every kernel after the call that launched it; None where that was not recorded."""
+    """(launching call, kernel) for every kernel; the call is None if it was not recorded."""
     calls = {event.correlation: event for kind in LAUNCHES for event in events[kind]}
     for kernel in events[KERNELS]:
         yield (calls.get(kernel.correlation) if kernel.correlation is not None else None), kernel

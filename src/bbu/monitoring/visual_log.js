@@ -2,7 +2,7 @@
 
 const LOOKS = DATA.looks;
 const STYLES = { agrees: "found", "wrong description": "wrong" }; // other states: missed, or a false positive
-const WORDS = { found: "agree", wrong: "wrong description", missed: "missed", fp: "false positive" };
+const STATES = { found: "agree", wrong: "wrong description", missed: "missed", fp: "false positive" };
 
 // ---- curves
 
@@ -114,7 +114,7 @@ function drawSide(side, photo, objects, title, extra) {
 
 const tally = (objects, styles) => styles.map((style) => {
   const count = objects.filter((object) => object.style === style).length;
-  return ["wrong", "fp"].includes(style) ? plural(count, WORDS[style]) : `${count} ${WORDS[style]}`;
+  return ["wrong", "fp"].includes(style) ? plural(count, STATES[style]) : `${count} ${STATES[style]}`;
 }).join(", ");
 
 function makePhoto(photo, number) {
@@ -172,8 +172,8 @@ function start() {
   startTheme();
   follow();
   drawCharts();
-  byId("keys").append(...Object.entries(WORDS).map(([style, words]) => html("span", { class: `key ${style}` },
-    svg("svg", { viewBox: "0 0 28 6", "aria-hidden": "true" }, svg("path", { class: `edge ${style}`, d: "M0 3H28" })), words)));
+  byId("keys").append(...Object.entries(STATES).map(([style, name]) => html("span", { class: `key ${style}` },
+    svg("svg", { viewBox: "0 0 28 6", "aria-hidden": "true" }, svg("path", { class: `edge ${style}`, d: "M0 3H28" })), name)));
   byId("failed").textContent = `${plural(DATA.failed, "update")} of this page failed; the first one's reason is in the run's output`;
   byId("failed").hidden = !DATA.failed;
   byId("progress").textContent = `step ${LOOKS.length ? LOOKS.at(-1).step : 0} of ${DATA.facts.max_steps}, one look every ${plural(DATA.facts.every, "step")}`;

@@ -11,6 +11,7 @@ import math
 import os
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from bbu.evaluation.pictures import draw_comparison
 from bbu.images import load_image
 from bbu.monitoring.visual_history import History, Look, read_page, thumbnail, write_page
 from bbu.monitoring.visual_probe import Probe, Seen
-from bbu.records import PredictionRow, Row, resolve_image
+from bbu.records import resolve_image
 
 PAGE = "training_log.html"
 TRACKED_LOOKS = 40  # looks whose pictures go to the trackers, about 200 kB each; scalars go at every look
@@ -111,7 +112,8 @@ class VisualLog(TrainerCallback):
             return
         try:
             old = read_page(self.path)
-            if [_annotation(photo) for photo in old.photos] != [_annotation(photo) for photo in self.history.photos]:
+            before, now = ([replace(photo, jpeg="") for photo in page.photos] for page in (old, self.history))
+            if before != now:
                 raise UserError(f"{self.path}: shows other photos")
         except UserError as error:
             kept = self.path.with_suffix(".old.html")
@@ -163,24 +165,15 @@ class VisualLog(TrainerCallback):
 
     def _pictures(self, seen: Seen) -> dict[str, bytes]:
         """Photo → JPEG of truth beside prediction; the page says why a photo could not be read."""
-        threshold = self.config.evaluation.score_threshold
-        return {
-            row.images[0]: _jpeg(row, found, self.probe.image_root, threshold)
-            for row, found in zip(self.probe.rows, seen.predictions, strict=True)
-            if found.error is None
-        }
-
-
-def _annotation(photo: Any) -> tuple[Any, ...]:
-    return photo.name, photo.width, photo.height, photo.objects
-
-
-def _jpeg(row: Row, found: PredictionRow, image_root: str, threshold: float) -> bytes:
-    image = load_image(resolve_image(image_root, row.images[0]))
-    picture = draw_comparison(image, row.objects, found.predictions, threshold=threshold)
-    stream = io.BytesIO()
-    picture.save(stream, format="JPEG", quality=PICTURE_QUALITY)
-    return stream.getvalue()
+        pictures = {}
+        for row, found in zip(self.probe.rows, seen.predictions, strict=True):
+            if found.error is None:
+                image = load_image(resolve_image(self.probe.image_root, row.images[0]))
+                threshold, stream = self.config.evaluation.score_threshold, io.BytesIO()
+                picture = draw_comparison(image, row.objects, found.predictions, threshold=threshold)
+                picture.save(stream, format="JPEG", quality=PICTURE_QUALITY)
+                pictures[row.images[0]] = stream.getvalue()
+        return pictures
 
 
 def _add_jpeg(board: Any, tag: str, jpeg: bytes, step: int) -> None:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from bbu.config.schema import VAL_METRICS
 from bbu.data.photo import open_photo
 from bbu.errors import UserError
 from bbu.evaluation import evaluate
@@ -24,7 +25,6 @@ from bbu.losses.matcher import MatchCosts, PredictionSet, hungarian_matcher
 from bbu.models.wrapper import DetectionOutput, DetectionVLM
 from bbu.records import PredictionRow, Row
 
-METRICS = ("AP", "AP50", "AP50_agnostic", "description_accuracy")
 UNMATCHED = -1  # there are more targets than queries
 
 
@@ -36,7 +36,7 @@ class Seen:
         predictions: one row per probe photo, in their order.
         queries: per photo the (N,) query matched to each target, UNMATCHED where none is left; None where the photo
             could not be read. See ``query_names``.
-        metrics: METRICS of the probe photos; None = undefined.
+        metrics: VAL_METRICS of the probe photos; None = undefined.
         seconds: duration of the look.
     """
 
@@ -84,7 +84,7 @@ class Probe:
             model.eval()
             queries = [self._matched(row) for row in self.rows]
         metrics = evaluate(self.rows, predictions, bootstrap_samples=0)
-        return Seen(predictions, queries, {name: metrics[name] for name in METRICS}, time.monotonic() - started)
+        return Seen(predictions, queries, {name: metrics[name] for name in VAL_METRICS}, time.monotonic() - started)
 
     @torch.no_grad()
     def _matched(self, row: Row) -> list[int] | None:
@@ -109,10 +109,8 @@ def matched_queries(output: DetectionOutput, target_boxes_N4: torch.Tensor, cost
     boxes_N4 = target_boxes_N4.to(output.pred_boxes)
     (matches,) = hungarian_matcher([last], boxes_N4, [len(boxes_N4)], costs)
     names_Q = query_names(output)
-    found = [UNMATCHED] * len(boxes_N4)
-    for target, query in zip(matches.targets.tolist(), matches.predictions.tolist(), strict=True):
-        found[target] = names_Q[query]
-    return found
+    matched = dict(zip(matches.targets.tolist(), matches.predictions.tolist(), strict=True))
+    return [names_Q[matched[target]] if target in matched else UNMATCHED for target in range(len(boxes_N4))]
 
 
 def query_names(output: DetectionOutput) -> list[int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from bbu.errors import UserError
 
@@ -27,7 +27,6 @@ class Limits:
     answer_seconds: float = 120  # waiting and predicting
 
 
-@dataclass(eq=False)
 class RequestError(UserError):
     """A request that is refused.
 
@@ -37,9 +36,6 @@ class RequestError(UserError):
         headers: to send with it.
     """
 
-    status: int
-    message: str
-    headers: Mapping[str, str] = field(default_factory=dict)
-
-    def __str__(self) -> str:
-        return self.message
+    def __init__(self, status: int, message: str, headers: Mapping[str, str] | None = None) -> None:
+        super().__init__(message)
+        self.status, self.headers = status, headers or {}

@@ -6,7 +6,6 @@ import ipaddress
 import signal
 import socket
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -39,9 +38,8 @@ def serve(folder: str | Path, *, host: str, port: int, precision: str = "auto", 
 
     with listen(host, port) as listener:  # before the model is loaded, so a taken port fails at once
         inference = Inference(folder, precision=precision)
-        limits = replace(Limits(), request_bytes=max_megabytes * MEGABYTE)
         name = "/".join(Path(folder).resolve().parts[-2:])
-        app = create_app(inference, name, host=host, limits=limits)
+        app = create_app(inference, name, host=host, limits=Limits(request_bytes=max_megabytes * MEGABYTE))
         config = uvicorn.Config(
             app,
             http="h11",

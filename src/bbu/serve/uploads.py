@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import io
+import math
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import PurePosixPath
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 from starlette.datastructures import FormData, UploadFile
@@ -26,9 +27,8 @@ if TYPE_CHECKING:
 
 FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF")  # those of bbu.images.IMAGE_SUFFIXES
 FIELDS = ("photo", "teachers", "teacher_photo")
-OPTIONS = ("threshold", "max_detections")
+OPTIONS = {"threshold": (float, 0, 1), "max_detections": (int, 1, 10_000)}  # of a query: type, least, most
 LONGEST_NAME = 200  # characters
-Number = TypeVar("Number", int, float)
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ async def read_question(request: Request, limits: Limits) -> Question:
         RequestError: anything wrong that shows without decoding photos; reading stops at the size limit.
         RecordError: rows of examples that break the contract.
     """
-    threshold, max_detections = _options(request.query_params)
+    options = _options(request.query_params)
     try:
         async with asyncio.timeout(limits.upload_seconds):
             limited = Request(request.scope, _limited(request, limits))
@@ -80,7 +80,7 @@ async def read_question(request: Request, limits: Limits) -> Question:
         raise RequestError(400, "the upload broke off; send it again") from None
     if not photo.data:
         raise RequestError(400, "the photo has no bytes; send it as field 'photo' of a form, or as the body")
-    return Question(photo, rows, shown, threshold, max_detections)
+    return Question(photo, rows, shown, **options)
 
 
 def _limited(request: Request, limits: Limits):  # type: ignore[no-untyped-def]
@@ -130,9 +130,7 @@ async def _text(form: FormData, limits: Limits) -> str:
     parts = form.getlist("teachers")
     if len(parts) > 1:
         raise RequestError(400, "form field 'teachers' occurs twice; send all rows in one")
-    if not parts:
-        return ""
-    part = parts[0]
+    part = parts[0] if parts else ""
     if isinstance(part, str):
         return part
     if (part.size or 0) > limits.text_bytes:
@@ -149,25 +147,22 @@ def file_name(sent: str) -> str:
     return "".join(letter for letter in name if letter.isprintable())[:LONGEST_NAME].strip() or "photo"
 
 
-def _options(query: Mapping[str, str]) -> tuple[float, int | None]:
+def _options(query: Mapping[str, str]) -> dict[str, Any]:
+    """The OPTIONS that a query sets, by name."""
     unknown = sorted(set(query) - set(OPTIONS))
     if unknown:
         raise RequestError(400, f"query {unknown[0][:60]!r} is not known; known are {', '.join(OPTIONS)}")
-    threshold = _number(query, "threshold", float, 0.0, 1.0)
-    max_detections = _number(query, "max_detections", int, 1, 10_000)
-    return threshold or 0.0, max_detections
-
-
-def _number(query: Mapping[str, str], name: str, kind: type[Number], low: Number, high: Number) -> Number | None:
-    if name not in query:
-        return None
-    try:
-        value = kind(query[name])
-    except ValueError:
-        value = None
-    if value is None or not low <= value <= high:  # NaN compares false
-        raise RequestError(400, f"query {name} must be a number from {low:g} to {high:g}, is {query[name][:60]!r}")
-    return value
+    options = {}
+    for name in query:
+        kind, low, high = OPTIONS[name]
+        try:
+            value = kind(query[name])
+        except ValueError:
+            value = math.nan
+        if not low <= value <= high:  # NaN compares false
+            raise RequestError(400, f"query {name} must be a number from {low:g} to {high:g}, is {query[name][:60]!r}")
+        options[name] = value
+    return options
 
 
 def parse_rows(text: str, limits: Limits) -> tuple[Row, ...]:
@@ -206,15 +201,16 @@ def open_photos(question: Question, limits: Limits) -> tuple[Photo, list[Photo]]
             413, f"{pixels / 1e6:.0f} million pixels are over the limit of {limits.pixels / 1e6:.0f}; shrink the photos"
         )
     images = [load_image(upload.data, upload.name) for upload in uploads]
-    for (row, _), image in zip(pairs, images[1:], strict=True):
+    teachers = []
+    for (row, upload), image in zip(pairs, images[1:], strict=True):
         if image.size != (row.width, row.height):
             raise RecordError(
                 f"teachers: {row.images[0][:LONGEST_NAME]}",
                 "width, height",
                 f"are {row.width}x{row.height}, the photo shows {image.width}x{image.height} (after EXIF)",
             )
-    taught = zip(pairs, images[1:], strict=True)
-    return Photo(images[0], question.photo.name), [Photo(image, up.name, row.objects) for (row, up), image in taught]
+        teachers.append(Photo(image, upload.name, row.objects))
+    return Photo(images[0], question.photo.name), teachers
 
 
 def _pairs(question: Question) -> list[tuple[Row, Upload]]:

@@ -1,4 +1,4 @@
-"""The main job in five stages: prepare → train → predict → score → draw. Each writes into the run's folder.
+"""The whole job in stages: prepare → train → calibrate → predict → score → draw, in the run's folder.
 
 <output_dir>/config.yaml  data/  checkpoint-N/  model/  train_log.jsonl  training_log.html
              val_predictions.jsonl  predictions.jsonl  metrics.json  pictures/  report.html
@@ -33,7 +33,7 @@ __all__ = [
 
 
 def run_job(config: Config) -> int:
-    """The whole job. Under torchrun every rank trains; the first one goes on to predict, score and draw."""
+    """Run all stages. Under torchrun every rank trains; the main rank alone does the rest."""
     from bbu.evaluation import summary_table
 
     started = time.monotonic()

@@ -1,4 +1,4 @@
-"""Rows for a run: read, or drawn and converted."""
+"""Prepares the rows of a run: reads records, converts annotations, or draws the demo's photos first."""
 
 from __future__ import annotations
 
@@ -17,27 +17,27 @@ from bbu.taxonomy import Taxonomy
 
 @dataclass(frozen=True)
 class PreparedData:
-    """Where a run's rows and photos are."""
+    """Folder of a run's rows, and root of its photos."""
 
     folder: Path
     image_root: str
 
     def rows(self, split: str) -> list[Row]:
-        """Rows of a split; empty where it does not exist."""
+        """Rows of a split; empty if it does not exist."""
         path = self.folder / f"{split}.jsonl"
         return read_rows(path) if path.is_file() else []
 
     def samples(self, split: str) -> list[FewShotSample]:
-        """Samples of a split, with the teachers written into them."""
+        """Samples of a split, with the teachers and context written into them."""
         path = self.folder / f"{split}.jsonl"
         return read_samples(path) if path.is_file() else []
 
 
 def prepare(config: Config, *, make: bool = True) -> PreparedData:
-    """Make sure that the rows exist: read, or draw and convert.
+    """Make sure that the rows exist.
 
     Args:
-        make: False where another rank has made them already.
+        make: False if another rank has already made them.
 
     Raises:
         UserError: the source is missing or malformed.
@@ -64,7 +64,7 @@ def prepare(config: Config, *, make: bool = True) -> PreparedData:
 
 
 def _draw(config: Config, raw: Path) -> None:
-    """Draw the demo's photos, unless the same ones lie there already."""
+    """Draw the demo's photos, unless the same ones are there already."""
     from data_conversion.cabinet_photos import draw_data_set
 
     photos = dict(config.data.source.photos)
@@ -81,7 +81,7 @@ def _draw(config: Config, raw: Path) -> None:
 
 
 def taxonomy_of(config: Config) -> Taxonomy:
-    """The words of the config's labelling project."""
+    """The taxonomy of the config's labelling project."""
     from data_conversion.taxonomies import load_taxonomy
 
     return load_taxonomy(config.data.source.taxonomy) if config.data.source.taxonomy else Taxonomy()
@@ -103,7 +103,6 @@ def _convert(config: Config, raw: Path, records: Path) -> None:
         on_error=source.on_error,
         splits=source.splits or None,
         images=source.images,
-        max_pixels=source.image_max_pixels,
         frame=source.frame,
         progress=True,
     )

@@ -1,4 +1,4 @@
-"""Profile one training step of a run: data, model and trainer as training makes them, and nothing published."""
+"""Profiles one training step with the run's own data, model and trainer; publishes nothing."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from bbu.training.distributed import world_size
 
 
 def profile(config: Config, warm_up: int) -> tuple[str, Path]:
-    """Prepare, build, train a few steps and trace one.
+    """Prepare, build, train ``warm_up`` steps and trace the next one.
 
     Returns:
-        The tables, and the folder that holds them and the trace.
+        The tables as text, and the folder with them and the trace.
 
     Raises:
-        UserError: started with several processes, or in the folder of a run with other data.
+        UserError: there are several processes, or the output folder belongs to a run with other data.
     """
     from bbu.monitoring.profiling import FOLDER, profile_config, profile_step, write_report
     from bbu.training.trainer import training_arguments
@@ -34,7 +34,7 @@ def profile(config: Config, warm_up: int) -> tuple[str, Path]:
 
 
 def _check_data(config: Config) -> None:
-    """Preparing replaces the rows in the output folder: those of a run must come out the same."""
+    """Refuse a folder whose run has other data: preparing would replace its rows."""
     from omegaconf import OmegaConf
 
     path = Path(config.output_dir) / "config.yaml"

@@ -1,9 +1,9 @@
-"""The run context: what a run knows, in one object that the stages hand on; heavy parts are built when asked for."""
+"""Run: the context that all stages share. Expensive members are built on first use."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -14,9 +14,8 @@ from bbu.errors import ConfigError
 from bbu.families.cost import CostModel
 from bbu.records import FewShotSample, Row
 from bbu.stages.preparation import PreparedData, prepare, taxonomy_of
-from bbu.stages.shown import photo_hashes, shown_photos
 from bbu.taxonomy import Taxonomy
-from bbu.training.distributed import start_group_of_one, world_size
+from bbu.training.distributed import rank, start_group_of_one, world_size
 
 if TYPE_CHECKING:
     import torch
@@ -32,14 +31,15 @@ MODEL_FOLDER = "model"
 
 @dataclass
 class Run:
-    """A config with its prepared rows, and everything that follows from the two.
+    """A config with its prepared rows, and everything derived from them.
 
-    ``watched``: the rows that are predicted while it trains, of the split ``watched_split`` ("" = none).
+    ``watched``: rows predicted during training, by evaluation and visual log; from ``watched_split`` ("" = none).
     """
 
     config: Config
     data: PreparedData
     ranks: int = field(default_factory=world_size)
+    rank: int = field(default_factory=rank)
 
     @property
     def output(self) -> Path:
@@ -83,10 +83,10 @@ class Run:
 
     @cached_property
     def taxonomy(self) -> Taxonomy:
-        """The words of the labelling project."""
+        """The taxonomy of the labelling project."""
         return taxonomy_of(self.config)
 
-    # ------------------------------------------------------------ what is watched
+    # ------------------------------------------------------------ predicted during training
 
     @cached_property
     def watched_split(self) -> str:
@@ -101,13 +101,48 @@ class Run:
 
     @cached_property
     def watched_shown(self) -> Shown | None:
-        """What is shown with each watched photo."""
-        return shown_photos(self.config, self.data, self.watched, self.hashes) if self.watched_split else None
+        """Teachers and context of each watched photo."""
+        return self.shown_with(self.watched, self.hashes) if self.watched_split else None
 
     @cached_property
     def hashes(self) -> Mapping[str, int]:
-        """Perceptual hashes of the photos that teachers are chosen for and among in training."""
-        return photo_hashes(self.config, self.data, training=True, split=self.watched_split)
+        """Path → perceptual hash, of training photos, watched photos and their possible teachers."""
+        return self.hashes_of(training=True, split=self.watched_split)
+
+    # ------------------------------------------------------------ teachers of predicted photos
+
+    def hashes_of(self, *, training: bool, split: str) -> dict[str, int]:
+        """Path → perceptual hash, of students and possible teachers; empty if no teachers are shown.
+
+        Args:
+            training: whether to include the training photos.
+            split: to be predicted; "" = none.
+        """
+        from bbu.data.sampling.episodes import most_teachers
+        from bbu.data.sampling.similarity import hash_photos
+
+        data, episodes = self.data, self.config.data.episodes
+        splits = {"train", episodes.pool} if training and most_teachers(episodes) else set()
+        if split and self.config.evaluation.teachers:
+            splits |= {split, episodes.pool}
+        names = [sample.student.images[0] for name in sorted(splits) for sample in data.samples(name)]
+        return hash_photos(names, data.image_root, self.output / "data" / "photo_hashes.jsonl")
+
+    def shown_with(self, rows: Sequence[Row], hashes: Mapping[str, int]) -> Shown | None:
+        """Teachers and context of each photo that is predicted; None = neither is shown."""
+        from bbu.data.sampling.episodes import EvaluationEpisodes, TeacherPool, pool_rows
+
+        data, episodes, count = self.data, self.config.data.episodes, self.config.evaluation.teachers
+        if not count and not episodes.context_photos:
+            return None
+        pool = None
+        if count:
+            teachers = pool_rows(episodes, self.students, data.rows("teacher"), "evaluation.teachers")
+            pool = TeacherPool(teachers, hashes, episodes.near_duplicate_bits)
+        shown = EvaluationEpisodes(episodes, rows, pool, count, data.image_root)
+        if shown.left_out and self.rank == 0:
+            print(f"{shown.left_out} possible teachers left out: they show photos that are predicted", flush=True)
+        return shown
 
     # ------------------------------------------------------------ machine
 
@@ -179,11 +214,11 @@ class Run:
 
     @cached_property
     def packs(self) -> PackedRun | None:
-        """Planned packs, which set the stream's length; None where a pack is the next samples."""
+        """Planned packs, which set the stream's length; None if a pack is simply the next samples."""
         return self.plan_packs(self.model.backbone.cost())
 
     def plan_packs(self, cost: CostModel) -> PackedRun | None:
-        """As ``packs``; ``cost`` balances ranks and changes neither lengths nor the number of packs."""
+        """As ``packs``; ``cost`` only balances ranks: it affects neither lengths nor the number of packs."""
         from bbu.data.packing.lengths import LengthMeter, StreamLengths
         from bbu.data.packing.planner import Budgets, PackedRun
 
@@ -209,13 +244,13 @@ def open_run(config: Config, ranks: int | None = None) -> Run:
     """Prepare the rows of a config.
 
     Args:
-        ranks: of the run that is reckoned with; None = those there are.
+        ranks: number of ranks to plan for; None = those of this run.
     """
     return Run(config, prepare(config), ranks or world_size())
 
 
 def ready_device(config: Config) -> Any:
-    """The device of this process, set up as the config asks."""
+    """The device of this process, after applying the config's thread and DeepSpeed settings."""
     import torch
 
     from bbu.models.precision import compute_device
@@ -224,7 +259,7 @@ def ready_device(config: Config) -> Any:
         torch.set_num_threads(config.training.threads)
     device = compute_device()
     if device.type == "cpu":
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # DeepSpeed looks for CUDA tools otherwise, and warns
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else DeepSpeed looks for CUDA tools and warns
     if config.training.deepspeed:
         start_group_of_one()
     return device

@@ -1,4 +1,4 @@
-"""What happens with the published model: calibrate, predict, score, draw."""
+"""Stages after training, with the published model: calibrate, predict, score, draw."""
 
 from __future__ import annotations
 
@@ -11,27 +11,26 @@ from pathlib import Path
 from typing import Any
 
 from bbu.errors import ConfigError, UserError
-from bbu.jsonl import write_jsonl
+from bbu.jsonl import write_json, write_jsonl
 from bbu.records import PredictionRow, Row, read_predictions
 from bbu.stages.run import Run
-from bbu.stages.shown import photo_hashes, shown_photos
 
 
 def calibrate(run: Run) -> None:
-    """Fit the published model's scores on val, before it predicts anything else; writes model/calibration.json.
+    """Calibrate the published model's scores on val; writes model/calibration.json.
 
-    Also writes val_predictions.jsonl, with the calibrated scores that the model gives from now on. Without a val
-    split, or where it teaches nothing, the model stays uncalibrated and a line says so.
+    Also writes val_predictions.jsonl, with calibrated scores. If there is no val split, or calibration cannot be fitted
+    on it, the model stays uncalibrated and a printed line says so.
     """
     from bbu.evaluation.calibration import CALIBRATION_FILE, calibrated_row, fit_calibration
 
     file = run.model_folder / CALIBRATION_FILE
-    file.unlink(missing_ok=True)  # it is fitted on what the model says without it
+    file.unlink(missing_ok=True)  # the fit needs uncalibrated scores
     rows, kind = run.val, run.config.evaluation.calibration
     if kind == "none":
         return
     if not any(row.objects for row in rows):
-        print("scores are not calibrated: there is no val split with parts in it", flush=True)
+        print("scores are not calibrated: there is no val split with objects", flush=True)
         return
     found = list(_predict_split(run, "val", rows))
     try:
@@ -52,24 +51,24 @@ def predict(run: Run) -> Path:
 
 
 def _predict_split(run: Run, split: str, rows: Sequence[Row]) -> Iterable[PredictionRow]:
-    """Predictions of the published model, one row a photo, with a progress bar."""
+    """Predictions of the published model, one row for each photo, with a progress bar."""
     from tqdm import tqdm
 
     from bbu.inference import Inference
 
-    config, data = run.config, run.data
-    shown = shown_photos(config, data, rows, photo_hashes(config, data, training=False, split=split))
+    config = run.config
+    shown = run.shown_with(rows, run.hashes_of(training=False, split=split))
     inference = Inference.as_configured(run.model_folder, config)
     if config.data.episodes.context_photos and not inference.processor.spec.context_note:
         raise ConfigError("data.episodes.context_photos: the model was not trained with context photos; set it to 0")
-    found = inference.predictor.predict_files([row.images[0] for row in rows], data.image_root, shown=shown)
+    found = inference.predictor.predict_files([row.images[0] for row in rows], run.data.image_root, shown=shown)
     bar: Iterable[PredictionRow] = tqdm(found, total=len(rows), desc=f"predict {split}", unit="photo", file=sys.stderr)
     return bar
 
 
 def score(run: Run) -> dict[str, Any]:
     """Score predictions.jsonl against the evaluation split; writes metrics.json."""
-    from bbu.evaluation import evaluate, write_metrics
+    from bbu.evaluation import evaluate
 
     config, output = run.config, run.output
     seen = Counter(item.desc for row in run.students for item in row.objects)
@@ -86,12 +85,12 @@ def score(run: Run) -> dict[str, Any]:
     if summary.is_file():
         metrics.update(json.loads(summary.read_text(encoding="utf-8")))
     metrics.update(split=config.evaluation.split, config=config.name, seed=config.seed)
-    write_metrics(output / "metrics.json", metrics)
+    write_json(output / "metrics.json", metrics)
     return metrics
 
 
 def draw(run: Run) -> list[Path]:
-    """Truth beside prediction for a few photos, and the page of all; writes pictures/ and report.html."""
+    """Draw ground truth beside predictions; writes pictures/ (some photos) and report.html (all)."""
     from bbu.evaluation.page import write_report
     from bbu.evaluation.pictures import save_pictures
 

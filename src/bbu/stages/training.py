@@ -1,4 +1,4 @@
-"""Train a run and publish its model. Runs on every rank."""
+"""Trains a run and publishes its model. Runs on every rank."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bbu.config import Config
+from bbu.config.schema import VAL_METRICS
 from bbu.errors import ConfigError, UserError
 from bbu.jsonl import atomic_writer, write_json, write_jsonl
 from bbu.records import PredictionRow, Row
@@ -36,26 +37,26 @@ def train(config: Config) -> Run:
     args = training_arguments(config, use_cpu=device.type == "cpu", bf16=bf16, has_val=True)
     with main_first():
         run = Run(config, prepare(config, make=is_main()))
-        _ = run.hashes  # the main rank writes them down, the others read them
+        _ = run.hashes  # the main rank caches them, the others read the cache
     if args.eval_strategy != "no" and not any(row.objects for row in run.val):
         raise ConfigError(
             "training.eval_every: there is no val split with objects; set data.source.val_fraction, or eval_every=0"
         )
     _ = run.model, run.stream
-    if is_main():
+    if run.rank == 0:
         _describe(run)
     with main_first():
         _ = run.packs
     trainer = build_trainer(run, args)
     started = time.monotonic()
     trainer.train(resume_from_checkpoint=_resume_from(config, run.output))
-    if is_main():
+    if run.rank == 0:
         _finish(run, trainer, time.monotonic() - started)
     return run
 
 
 def _check_output(config: Config, output: Path) -> None:
-    """A fresh run does not mix with the checkpoints of an earlier one."""
+    """A fresh run must not mix with the checkpoints of an earlier one."""
     from bbu.training.recovery import STATE_FILE
 
     old = [path for path in sorted(output.glob("checkpoint-*")) if (path / STATE_FILE).is_file()]
@@ -63,7 +64,7 @@ def _check_output(config: Config, output: Path) -> None:
         return
     if not config.training.overwrite:
         raise ConfigError(
-            f"{output} holds {old[-1].name} of an earlier run; go on from it with training.resume=true, replace it "
+            f"{output} holds {old[-1].name} of an earlier run; continue it with training.resume=true, replace it "
             "with training.overwrite=true, or set another output_dir"
         )
     for path in old:
@@ -71,7 +72,7 @@ def _check_output(config: Config, output: Path) -> None:
 
 
 def _quiet_trackers(config: Config) -> None:
-    """W&B without an account keeps its run in the output folder instead of asking for a login."""
+    """W&B and TensorBoard write into the output folder; W&B without an account works offline, without asking."""
     if "wandb" in config.training.report_to:
         os.environ.setdefault("WANDB_DIR", config.output_dir)
         os.environ.setdefault("WANDB_PROJECT", "bbu")
@@ -83,7 +84,7 @@ def _quiet_trackers(config: Config) -> None:
 
 
 def _describe(run: Run) -> None:
-    """A few lines before the bar starts; also keeps the resolved config."""
+    """Save the resolved config and print a summary of the run."""
     from omegaconf import OmegaConf
 
     from bbu.data.sampling.order import balance_table, effective_balance
@@ -107,14 +108,14 @@ def _describe_features(cache: Any, views: bool) -> None:
     print(f"features: {cache.describe()}", flush=True)
     if views:
         print(
-            "features: data.augment changes photos, and a changed one is not kept: only those that it leaves alone "
-            "come from the cache (val; teachers with data.augment.teachers=none)",
+            "features: photos changed by data.augment are not cached; the cache serves unchanged ones only "
+            "(val; teachers with data.augment.teachers=none)",
             flush=True,
         )
 
 
 def build_trainer(run: Run, args: TrainingArguments) -> BBUTrainer:
-    """The trainer of a run, with the visual log where one is asked for."""
+    """The trainer of a run, with the visual log if the config enables it."""
     import torch
 
     from bbu.inference.predictor import Predictor
@@ -136,7 +137,7 @@ def build_trainer(run: Run, args: TrainingArguments) -> BBUTrainer:
 
         found = predict_rows(predictor, run.watched, run.data.image_root, run.watched_shown)
         metrics = evaluate(run.watched, found, bootstrap_samples=0)
-        return {name: metrics[name] for name in ("AP", "AP50", "AP50_agnostic", "description_accuracy")}
+        return {name: metrics[name] for name in VAL_METRICS}
 
     trainer = BBUTrainer(
         DetectionObjective(run.model, config.loss),
@@ -148,7 +149,7 @@ def build_trainer(run: Run, args: TrainingArguments) -> BBUTrainer:
         photos_per_epoch=round(run.stream.order.epoch_length),
         packs=run.packs,
     )
-    if config.training.visual_every and is_main():
+    if config.training.visual_every and run.rank == 0:
         _watch(run, predictor, trainer)
     return trainer
 
@@ -169,7 +170,7 @@ def _watch(run: Run, predictor: Predictor, trainer: BBUTrainer) -> None:
 def predict_rows(
     predictor: Predictor, rows: Sequence[Row], root: str, shown: Shown | None = None
 ) -> list[PredictionRow]:
-    """Predictions for annotated rows, each rank doing its share and all getting the whole."""
+    """Predictions for annotated rows; ranks predict a shard each, and all of them get all predictions."""
     names = [row.images[0] for row in rows]
     return gather(list(predictor.predict_files(names[rank() :: world_size()], root, shown=shown)))
 
@@ -186,7 +187,7 @@ def _resume_from(config: Config, output: Path) -> str | None:
 
 
 def _finish(run: Run, trainer: BBUTrainer, seconds: float) -> None:
-    """Publish the best (or last) checkpoint as the run's model, with the descriptions it knows; keep the log."""
+    """Publish the best (or last) checkpoint with its known descriptions; write the log and a summary."""
     from bbu.models.vocabulary import known_descriptions
     from bbu.training.recovery import newest_checkpoint, publish
 

@@ -1,1 +1,1 @@
-"""Training: the objective in one forward, the trainer, parameter groups, checkpoints."""
+"""Training: objective, trainer, parameter groups, distributed helpers, checkpoint recovery."""

@@ -1,4 +1,4 @@
-"""What a person sees while it trains."""
+"""Trainer callbacks: the progress bar, and an evaluation after the last step."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from tqdm import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from bbu.losses.weighting import TERMS
+from bbu.training.distributed import is_main
 
 SHORT_NAMES = {
     "teacher_lm": "teach",
@@ -21,9 +22,9 @@ SHORT_NAMES = {
 
 
 class ProgressBar(TrainerCallback):
-    """One bar with the weighted loss terms and the time left; the main rank alone shows it.
+    """A bar with the weighted loss terms and the time left, on the main rank only.
 
-    Where the output is no terminal, a line every tenth of the run instead of a moving bar.
+    If stderr is not a terminal, the bar is refreshed every 15 to 30 seconds only.
     """
 
     def __init__(self) -> None:
@@ -32,7 +33,7 @@ class ProgressBar(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        if state.is_world_process_zero:
+        if is_main():
             quiet = not sys.stderr.isatty()
             self.bar = tqdm(
                 total=state.max_steps,
@@ -80,14 +81,14 @@ class ProgressBar(TrainerCallback):
         self.close()
 
     def close(self) -> None:
-        """End the bar's line, so that what is printed next starts on its own."""
+        """End the bar's line, so that the next output starts on a new one."""
         if self.bar is not None:
             self.bar.close()
             self.bar = None
 
 
 class EvaluateAtEnd(TrainerCallback):
-    """The last step is evaluated too, whatever the interval."""
+    """Evaluates after the last step too, whatever the interval."""
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if state.global_step >= state.max_steps and args.eval_strategy != "no":

@@ -1,4 +1,4 @@
-"""Ranks: which process this is, and what all of them agree on. Nothing else asks for rank or world size."""
+"""Distributed helpers. No other file reads rank or world size."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ T = TypeVar("T")
 
 
 def _group() -> Any:
-    """torch.distributed where a process group runs, else None; loads no torch."""
+    """torch.distributed if a process group is initialised, else None; never imports torch."""
     torch_ = sys.modules.get("torch")
     running = torch_ is not None and torch_.distributed.is_available() and torch_.distributed.is_initialized()
     return torch_.distributed if running and torch_ is not None else None
 
 
 def rank() -> int:
-    """Number of this process, from 0."""
+    """Rank of this process, from 0."""
     group = _group()
     return int(group.get_rank() if group else os.environ.get("RANK", "0"))
 
 
 def world_size() -> int:
-    """How many processes train together."""
+    """Number of processes that train together."""
     group = _group()
     return int(group.get_world_size() if group else os.environ.get("WORLD_SIZE", "1"))
 
@@ -42,13 +42,13 @@ def processes_to_start() -> int:
 
 
 def is_main() -> bool:
-    """Whether this is the process that writes and prints."""
+    """Whether this is rank 0, the one that writes and prints."""
     return rank() == 0
 
 
 @contextmanager
 def main_first() -> Iterator[None]:
-    """The main rank goes through the block before the others, who then find what it made."""
+    """The main rank runs the block before the others, which then find the files it wrote."""
     group = _group() if world_size() > 1 else None
     try:
         if group and not is_main():
@@ -60,14 +60,14 @@ def main_first() -> Iterator[None]:
 
 
 def sum_over_ranks(values: torch.Tensor) -> torch.Tensor:
-    """The elementwise sum of all ranks' tensors, in place."""
+    """Elementwise sum of the tensors of all ranks, in place."""
     if world_size() > 1:
         _group().all_reduce(values)
     return values
 
 
 def gather(mine: Sequence[T]) -> list[T]:
-    """Items that were dealt out as ``items[rank::world_size]`` → all of them, in order, on every rank."""
+    """Items sharded as ``items[rank::world_size]`` → all items, in order, on every rank."""
     if world_size() == 1:
         return list(mine)
     shards: list[list[T]] = [[] for _ in range(world_size())]
@@ -82,10 +82,10 @@ def merge_shards(shards: Sequence[Sequence[T]]) -> list[T]:
 
 
 def start_group_of_one() -> None:
-    """What a process group needs to know where torchrun has not said it (DeepSpeed wants a group in any case)."""
+    """Set torchrun's environment variables for a single process, because DeepSpeed always needs a process group."""
     if "RANK" in os.environ:
         return
-    with socket.socket() as free:  # a fixed port would stop a second run on this machine
+    with socket.socket() as free:  # a fixed port would block a second run on this machine
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
     alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}

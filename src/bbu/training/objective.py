@@ -1,7 +1,7 @@
-"""One forward: model → match → captions of matched queries → sums of every loss term.
+"""One forward: model → matching → captions of matched queries → the sum of each loss term.
 
-DDP, ZeRO and FSDP hook a single forward, so all of it happens in this one, and every parameter takes part
-in every step. The trainer divides the sums by global counts, weights and joins them.
+DDP, ZeRO and FSDP hook a single forward, so everything happens in this one, and every parameter takes part in every
+step. The trainer divides the sums by global counts, weights them and adds them up.
 
 Shapes: T packed tokens, D feature width.
 """
@@ -26,7 +26,7 @@ from bbu.models.wrapper import DetectionOutput, DetectionVLM
 
 
 class DetectionObjective(nn.Module):
-    """What is handed to the Trainer."""
+    """Model and losses as the one module that is handed to the Trainer."""
 
     def __init__(self, model: DetectionVLM, config: LossConfig) -> None:
         super().__init__()
@@ -34,7 +34,7 @@ class DetectionObjective(nn.Module):
         self.loss_config = config
 
     def forward(self, **batch: Any) -> dict[str, torch.Tensor]:
-        """A batch from a collator → the sum of each term in losses.weighting.TERMS, scalars with gradients."""
+        """Batch from a collator → the sum of each term in losses.weighting.TERMS, as scalars with gradients."""
         batch = unpad(batch)
         target_boxes = batch["boxes"].to(next(self.parameters()).device, non_blocking=True)
         groups = self.loss_config.denoising_groups
@@ -66,7 +66,7 @@ class DetectionObjective(nn.Module):
     def _compute_teacher_student_losses(
         self, output: DetectionOutput, batch: dict[str, Any]
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Language loss sums over the teachers' answers and over the students', told apart by their spans."""
+        """Sums of the language loss over the teachers' and over the students' answers, separated by their spans."""
         labels = batch["labels"][0].to(output.hidden_TD.device)
         head = self.model.backbone.lm_head_weight
         teacher_spans = [span for spans in batch["teacher_spans"] for span in spans]
@@ -77,12 +77,12 @@ class DetectionObjective(nn.Module):
         )
 
     def _caption_sum(self, output: DetectionOutput, batch: dict[str, Any], matches: Matches) -> torch.Tensor:
-        """Caption loss sum over matched queries, targets in the order of the matches."""
+        """Sum of the caption loss over matched queries, with targets in the order of the matches."""
         captions = [batch["caption_ids"][target] for target in matches.host[3].tolist()]
         lengths = np.array([len(ids) for ids in captions], dtype=np.int64)
         supervised = np.arange(lengths.max(initial=1)) < lengths[:, None]
         targets = np.concatenate([np.zeros(0, dtype=np.int64), *captions])
-        inputs = np.zeros(supervised.shape, dtype=np.int64)  # what stands behind the end of a caption is not learned
+        inputs = np.zeros(supervised.shape, dtype=np.int64)  # positions after the end of a caption are not supervised
         inputs[supervised] = targets
         device = output.hidden_TD.device
         states = self.model.describe_states(output, matches.samples, matches.predictions, to_device(inputs, device))

@@ -1,4 +1,4 @@
-"""Five learning rates: every trainable parameter in exactly one of vision, merger, llm, detection, adapter."""
+"""Parameter groups with their own learning rates: vision, merger, llm, detection, adapter."""
 
 from __future__ import annotations
 
@@ -11,27 +11,27 @@ from bbu.models.wrapper import DetectionVLM
 
 
 def assign_groups(model: DetectionVLM) -> dict[str, dict[str, nn.Parameter]]:
-    """Group → parameter name → trainable parameter; a tied weight appears once.
+    """Group → parameter name → trainable parameter; each is in exactly one group, a tied weight appears once.
 
     Raises:
-        KeyError: some parameters belong to no group; the message lists their names.
+        KeyError: parameters belong to no group; the message lists their names.
     """
     groups: dict[str, dict[str, nn.Parameter]] = {group: {} for group in GROUP_NAMES}
-    homeless = []
+    ungrouped = []
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
         try:
             groups[model.group_of(name)][name] = parameter
         except KeyError:
-            homeless.append(name)
-    if homeless:
-        raise KeyError(f"parameters without a learning-rate group: {', '.join(homeless)}")
+            ungrouped.append(name)
+    if ungrouped:
+        raise KeyError(f"parameters without a learning-rate group: {', '.join(ungrouped)}")
     return groups
 
 
 def optimizer_groups(model: DetectionVLM, rates: LearningRates, weight_decay: float) -> list[dict[str, Any]]:
-    """Groups for AdamW: matrices decay, vectors (norms, biases) do not."""
+    """Groups for AdamW: weight decay applies to matrices, not to vectors (norms, biases)."""
     result: list[dict[str, Any]] = []
     for group, parameters in assign_groups(model).items():
         matrices = [p for p in parameters.values() if p.ndim > 1]

@@ -1,7 +1,7 @@
-"""Training checkpoints: finding one, going on from it, and publishing its model.
+"""Training checkpoints: find the newest, resume from it, publish its model.
 
 A checkpoint is a model folder (bbu.models.checkpoint) with the trainer's own state beside it. ``trainer_state.json`` is
-written last: a folder without it was cut off. With planned packs, ``packs.json`` says what the plan follows from.
+written last: a folder without it is incomplete. With planned packs, ``packs.json`` stores what the plan depends on.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ PACKS_FILE = "packs.json"
 
 
 def load_for_training(model: DetectionVLM, folder: Path) -> None:
-    """Put a checkpoint's weights into a model that is being trained, LoRA weights unmerged."""
+    """Load a checkpoint's weights into a model in training, LoRA weights unmerged."""
     load_head(model, folder)
     if has_lora(model):
         learned = load_file(folder / LORA_FILE)
@@ -45,34 +45,34 @@ def newest_checkpoint(output_dir: Path) -> Path | None:
 
 
 def check_packs(checkpoint: Path, state: Mapping[str, int | str]) -> None:
-    """The packs of a run that goes on are those it had: with others it would see samples twice, or never.
+    """A resumed run must have the packs it began with: with others it would see samples twice or never.
 
     Args:
-        state: of the packs planned now, see PackedRun.state; empty where none are.
+        state: PackedRun.state of the packs planned now; empty if packs are not planned.
 
     Raises:
-        CheckpointError: names what differs.
+        CheckpointError: the packs differ; the message names the setting.
     """
     path = checkpoint / PACKS_FILE
     saved = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     if bool(saved) != bool(state):
         had = "had planned packs" if saved else "had none"
         raise CheckpointError(
-            f"{checkpoint}: its run {had} (training.pack_tokens, pack_pixels, pack_images); do likewise"
+            f"{checkpoint}: its run {had} (training.pack_tokens, pack_pixels, pack_images); restore these keys"
         )
     for key, value in state.items():
         if saved.get(key) == value:
             continue
         if key == "lengths":
             raise CheckpointError(f"{checkpoint}: the samples had other lengths; restore data, prompt and augmentation")
-        raise CheckpointError(f"{checkpoint}: its run had {key} {saved.get(key)}, not {value}; go on with that")
+        raise CheckpointError(f"{checkpoint}: its run had {key} {saved.get(key)}, not {value}; restore it")
 
 
 def publish(checkpoint: Path, target: Path, descriptions: Sequence[str] = ()) -> None:
-    """Copy the model part of a training checkpoint to ``target``; it appears whole or not at all.
+    """Copy the model of a training checkpoint to ``target``, through a temporary folder.
 
     Args:
-        descriptions: those that the model knows; written beside it if there are any.
+        descriptions: known to the model; written beside it if there are any.
     """
     temporary = target.with_name(f".{target.name}.new")
     shutil.rmtree(temporary, ignore_errors=True)

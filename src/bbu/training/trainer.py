@@ -1,4 +1,4 @@
-"""BBUTrainer: transformers' Trainer with sums and global counts, five learning rates and our checkpoints."""
+"""BBUTrainer: transformers' Trainer with globally normalised loss terms, five learning rates and our checkpoints."""
 
 from __future__ import annotations
 
@@ -23,20 +23,19 @@ from bbu.layers.transfer import to_device
 from bbu.losses.weighting import TERMS, count_terms, max_one, term_weights, weigh
 from bbu.models.checkpoint import save_model
 from bbu.training.callbacks import EvaluateAtEnd, ProgressBar
-from bbu.training.distributed import sum_over_ranks, world_size
+from bbu.training.distributed import is_main, sum_over_ranks, world_size
 from bbu.training.objective import DetectionObjective
 from bbu.training.param_groups import optimizer_groups
 from bbu.training.recovery import PACKS_FILE, check_packs, load_for_training
 
 Evaluator = Callable[[], dict[str, float | None]]
-BEST_METRIC = "AP50"
 
 
 class BBUTrainer(Trainer):
     """Trains a DetectionObjective.
 
-    Every term is a sum divided by its count over the whole optimizer step (all accumulated batches, all
-    ranks), so the gradient is the same however the step is cut (docs/critical_fixes.md).
+    Every loss term is a sum divided by its count over the whole optimizer step (all accumulated batches, all ranks),
+    so the gradient does not depend on how the step is cut into batches and ranks (docs/critical_fixes.md).
 
     Args:
         objective: model and losses in one forward.
@@ -44,8 +43,8 @@ class BBUTrainer(Trainer):
         stream: training samples of the whole run, in order.
         processor: saved with the model.
         evaluator: scores the model on val; its metrics are logged as ``eval_…``.
-        photos_per_epoch: to tell epochs in the log.
-        packs: of the whole run, over all ranks; None = each is the next ``batch_size`` samples.
+        photos_per_epoch: converts steps to epochs in the log.
+        packs: planned packs of the whole run, over all ranks; None = a pack is the next ``batch_size`` samples.
     """
 
     def __init__(
@@ -67,32 +66,32 @@ class BBUTrainer(Trainer):
             model=objective,
             args=args,
             train_dataset=stream,
-            eval_dataset=[] if args.eval_strategy != "no" else None,  # the evaluator has the photos
+            eval_dataset=[] if args.eval_strategy != "no" else None,  # only has to exist: the evaluator has the photos
             data_collator=collator,
         )
         self.run_config, self.processor, self.evaluator = config, processor, evaluator
         self.photos_per_epoch, self.packs = photos_per_epoch, packs
         self.weights = term_weights(config.loss)
-        self.model_accepts_loss_kwargs = True  # our loss is normalised over the accumulated batches already
-        self.loss_is_scaled_for_ga = True  # the same, as newer transformers ask it
+        self.model_accepts_loss_kwargs = True  # our loss is already normalised over accumulated batches
+        self.loss_is_scaled_for_ga = True  # the same, in newer transformers
         self.remove_callback(PrinterCallback)  # ours shows the weighted terms
         self.add_callback(EvaluateAtEnd())
         self.progress = ProgressBar()
         self.add_callback(self.progress)
         self._logged = torch.zeros(len(TERMS) + 1, dtype=torch.float64)
         self._logged_steps = 0
-        self._rates: dict[str, float] = {}  # of the step being taken; the scheduler has moved on when it is logged
+        self._rates: dict[str, float] = {}  # of the current step; the scheduler has advanced before it is logged
 
     @property
     def unwrapped(self) -> DetectionObjective:
-        """The objective without what accelerate wrapped around it."""
+        """The objective without the wrappers of accelerate."""
         return self.accelerator.unwrap_model(self.model)  # type: ignore[no-any-return]
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
-        """As the Trainer's; an error leaves no half-drawn bar behind.
+        """As the Trainer's; closes the progress bar on errors too.
 
         Raises:
-            CheckpointError: the run to go on with had other packs.
+            CheckpointError: the run to resume had other packs.
         """
         checkpoint = kwargs.get("resume_from_checkpoint")
         if checkpoint:
@@ -105,7 +104,7 @@ class BBUTrainer(Trainer):
     # ------------------------------------------------------------ data and loss
 
     def get_train_dataloader(self) -> DataLoader[Any]:
-        """The stream is in order already; a planned pack is one index of it, and accelerate deals them to the ranks."""
+        """The stream is ordered already; a planned pack is one index of it, and accelerate deals these to the ranks."""
         stream: Any = self.train_dataset
         loader = DataLoader(
             stream,
@@ -121,7 +120,7 @@ class BBUTrainer(Trainer):
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
     ) -> tuple[list[Any], torch.Tensor]:
-        """The batches of one optimizer step and, in the order of TERMS, the counts of all of them on all ranks."""
+        """The batches of one optimizer step and its counts in the order of TERMS, summed over batches and ranks."""
         batches = []
         for _ in range(num_batches):
             batch = next(epoch_iterator, None)
@@ -143,13 +142,13 @@ class BBUTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> Any:
-        """Forward, divide by the step's counts, weigh, join.
+        """Forward, then divide each term by the step's count, weight it and sum.
 
         Args:
             num_items_in_batch: counts in the order of TERMS; None = this batch is the whole step.
 
         Returns:
-            The scalar to backpropagate, times the number of ranks (data parallelism averages over them);
+            The scalar to backpropagate, times the world size (data parallelism averages over ranks);
             with ``return_outputs`` also the weighted components.
         """
         sums = model(**inputs)
@@ -165,7 +164,7 @@ class BBUTrainer(Trainer):
     def _remember_components(
         self, components: dict[str, torch.Tensor], sums: dict[str, torch.Tensor], counts: dict[str, Any]
     ) -> None:
-        """Add to what the next log line reports; stays on the device."""
+        """Accumulate the components for the next log line, on the device."""
         plain = (sums["teacher_lm"] + sums["student_lm"]) / max_one(counts["teacher_lm"] + counts["student_lm"])
         values = torch.stack([components[term].detach().double() for term in TERMS] + [plain.detach().double()])
         self._logged = self._logged.to(values.device)
@@ -180,7 +179,7 @@ class BBUTrainer(Trainer):
             logs["lm_loss"] = means[-1]
             self._logged.zero_()
             self._logged_steps = 0
-            logs.pop("learning_rate", None)  # transformers' is that of the first group alone
+            logs.pop("learning_rate", None)  # transformers logs the first group's only
             logs.update({f"learning_rate/{group}": rate for group, rate in self._rates.items()})
         epoch = self.state.epoch
         self.state.epoch = self.state.global_step * self._samples_per_step / max(self.photos_per_epoch, 1)
@@ -217,12 +216,12 @@ class BBUTrainer(Trainer):
         return metrics
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Write the model folder in place of transformers' files."""
+        """Write our model folder instead of transformers' files."""
         state = None
-        if self.is_deepspeed_enabled:  # every rank takes part
+        if self.is_deepspeed_enabled:  # a collective call
             state = self.accelerator.get_state_dict(self.deepspeed)
             state = {name.removeprefix("model."): value for name, value in state.items()}
-        if not self.args.should_save:
+        if not is_main():
             return
         folder = Path(output_dir or self.run_config.output_dir)
         save_model(folder, self.unwrapped.model, self.processor, state)
@@ -230,13 +229,13 @@ class BBUTrainer(Trainer):
             write_json(folder / PACKS_FILE, self.packs.state())
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        """Read the model folder. Private, but transformers looks for files of its own and has no public hook."""
+        """Read our model folder. A private override: transformers expects its own files and has no public hook."""
         if not self.is_deepspeed_enabled:  # DeepSpeed restores the weights with its optimizer
             load_for_training(self.unwrapped.model, Path(resume_from_checkpoint))
 
 
 def training_arguments(config: Config, *, use_cpu: bool, bf16: bool, has_val: bool) -> TrainingArguments:
-    """Our config in transformers' words."""
+    """The config as transformers' TrainingArguments."""
     training = config.training
     evaluating = bool(training.eval_every) and has_val
     save_every = training.eval_every if evaluating and training.select_best else training.save_every
@@ -263,7 +262,7 @@ def training_arguments(config: Config, *, use_cpu: bool, bf16: bool, has_val: bo
         save_strategy="steps",
         save_steps=save_every or training.max_steps,
         save_total_limit=training.keep_checkpoints,
-        metric_for_best_model=BEST_METRIC if evaluating and training.select_best else None,
+        metric_for_best_model=training.select_best if evaluating and training.select_best else None,
         greater_is_better=True if evaluating and training.select_best else None,
         load_best_model_at_end=False,
         report_to=list(training.report_to) or "none",
@@ -272,19 +271,19 @@ def training_arguments(config: Config, *, use_cpu: bool, bf16: bool, has_val: bo
         dataloader_num_workers=config.data.workers,
         dataloader_persistent_workers=config.data.workers > 0,
         dataloader_pin_memory=not use_cpu,
-        accelerator_config={"non_blocking": not use_cpu},  # from pinned memory, while the device still works
+        accelerator_config={"non_blocking": not use_cpu},  # pinned memory is copied while the device computes
         remove_unused_columns=False,
         label_names=[],
         ddp_find_unused_parameters=False,
         deepspeed=_deepspeed_settings(training.deepspeed),
     )
-    # one process, one GPU: never nn.DataParallel, which would split a pack; private, no public argument says it
+    # one GPU per process: nn.DataParallel would split a pack; private, because no public argument prevents it
     args._n_gpu = min(args.n_gpu, 1)
     return args
 
 
 def _deepspeed_settings(path: str) -> dict[str, Any] | None:
-    """The DeepSpeed JSON, read before transformers sees it: what it cannot read, it half remembers."""
+    """The DeepSpeed JSON, read here because transformers keeps partial state when its own reading fails."""
     if not path:
         return None
     if not Path(path).is_file():

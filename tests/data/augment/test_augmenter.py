@@ -1,4 +1,4 @@
-"""Random views: parts stay with their pixels, words with their sides, and the seed decides, not order or process."""
+"""Random views: boxes follow their pixels, sides in descriptions are swapped, and the seed alone decides."""
 
 from __future__ import annotations
 
@@ -41,11 +41,11 @@ def view(config: AugmentConfig, shown: Photo, seed: int = 0, progress: float = 0
     return Augmenter(config, seed, **options).for_sample(0, 0, progress)([shown])[0]
 
 
-def box(x1: float, y1: float, x2: float, y2: float, desc: str = "part") -> ObjectRow:
+def box(x1: float, y1: float, x2: float, y2: float, desc: str = "object") -> ObjectRow:
     return ObjectRow(desc, "bbox_2d", (x1, y1, x2, y2))
 
 
-# ---------------------------------------------------------------- parts and pixels
+# ---------------------------------------------------------------- objects and pixels
 
 
 def painted(size: tuple[int, int], ring: np.ndarray) -> Image.Image:
@@ -56,7 +56,7 @@ def painted(size: tuple[int, int], ring: np.ndarray) -> Image.Image:
 
 
 def lit(image: Image.Image) -> tuple[float, np.ndarray]:
-    """Area of the light in pixels, and the point in its middle, counted from the photo's corner."""
+    """Area of the bright pixels, and their centre measured from the photo's corner."""
     light = np.asarray(image, dtype=np.float64).mean(axis=-1) / 255
     across, down = np.arange(image.width) + 0.5, np.arange(image.height) + 0.5
     return light.sum(), np.array([(light.sum(0) * across).sum(), (light.sum(1) * down).sum()]) / light.sum()
@@ -68,12 +68,12 @@ def middle(ring: np.ndarray) -> np.ndarray:
 
 
 @given(st.integers(0, 10**6), st.integers(40, 90), st.integers(40, 90))
-def test_the_middle_of_a_polygon_is_where_its_light_went(seed: int, width: int, height: int) -> None:
+def test_a_polygon_follows_its_pixels(seed: int, width: int, height: int) -> None:
     ring = np.array([[0.3 * width, 0.35 * height], [0.7 * width, 0.4 * height], [0.45 * width, 0.7 * height]])
     image = painted((width, height), ring)
     ground = replace(MOVES, crop=0.0, object_crop=0.0, scale=0.2)
-    part = ObjectRow("part", "poly", tuple(ring.ravel().tolist()))
-    shown = view(ground, Photo(image, "a.png", (part,)), seed)
+    item = ObjectRow("object", "poly", tuple(ring.ravel().tolist()))
+    shown = view(ground, Photo(image, "a.png", (item,)), seed)
     light = Image.fromarray((np.asarray(shown.image) * (np.asarray(shown.image) != GROUND)).astype(np.uint8))
     moved = np.array(shown.objects[0].points).reshape(-1, 2)
     area, centre = lit(light)
@@ -86,7 +86,7 @@ def test_the_middle_of_a_polygon_is_where_its_light_went(seed: int, width: int, 
     "config",
     [AugmentConfig(1.0), AugmentConfig(0.0, 1.0), AugmentConfig(0.0, 0.0, True), AugmentConfig(0.5, 0.5, True, crop=1)],
 )
-def test_a_box_holds_exactly_the_pixels_of_its_part(config: AugmentConfig) -> None:
+def test_a_box_encloses_exactly_the_pixels_of_its_object(config: AugmentConfig) -> None:
     pixels = np.zeros((40, 60, 3), dtype=np.uint8)
     pixels[5:17, 20:33] = 255
     for seed in range(40):
@@ -96,10 +96,10 @@ def test_a_box_holds_exactly_the_pixels_of_its_part(config: AugmentConfig) -> No
         assert shown.objects[0].box == held
 
 
-def test_a_turned_box_is_the_box_around_its_corners_and_a_polygon_stays_itself() -> None:
+def test_a_rotated_box_encloses_its_corners_and_a_polygon_stays_exact() -> None:
     ring = (20.0, 10.0, 40.0, 10.0, 40.0, 30.0, 20.0, 30.0)
-    parts = box(20, 10, 40, 30), ObjectRow("poly", "poly", ring), ObjectRow("line", "line", ring[:4])
-    shown = view(AugmentConfig(rotate=30), photo((60, 40), *parts), seed=3)
+    objects = box(20, 10, 40, 30), ObjectRow("poly", "poly", ring), ObjectRow("line", "line", ring[:4])
+    shown = view(AugmentConfig(rotate=30), photo((60, 40), *objects), seed=3)
     assert shown.to_canvas is not None
     there = transform_points(np.array(ring).reshape(-1, 2), shown.to_canvas)
     np.testing.assert_allclose(np.array(shown.objects[1].points).reshape(-1, 2), there)
@@ -109,8 +109,8 @@ def test_a_turned_box_is_the_box_around_its_corners_and_a_polygon_stays_itself()
     assert (x2 - x1) * (y2 - y1) > 20 * 20  # it grows
 
 
-def test_boxes_move_as_torchvisions_and_its_key_points_do_not_fit_them() -> None:
-    """Why points go through maps of our own: a flip of torchvision's sends the edge of a photo to a pixel's middle."""
+def test_boxes_move_like_torchvisions_boxes_and_unlike_its_key_points() -> None:
+    """Why points go through our own maps: torchvision's flip sends the edge of a photo to a pixel centre."""
     from torchvision import tv_tensors
     from torchvision.transforms.v2 import functional
 
@@ -125,7 +125,7 @@ def test_boxes_move_as_torchvisions_and_its_key_points_do_not_fit_them() -> None
     assert transform_points(np.array([[0.0, 0.0]]), exif_affine(2, 60, 40)).tolist() == [[60.0, 0.0]]
 
 
-def test_what_turns_and_zoom_leave_empty_is_the_neutral_ground() -> None:
+def test_rotation_and_zoom_fill_empty_areas_with_neutral_grey() -> None:
     white = Photo(Image.new("RGB", (60, 40), "white"), "a.png")
     shown = [np.asarray(view(AugmentConfig(scale=0.9), white, seed).image) for seed in range(20)]
     assert any((pixels[0, 0] == GROUND).all() for pixels in shown)
@@ -145,26 +145,26 @@ def test_a_crop_has_the_area_asked_for_and_lies_in_the_photo(seed: int) -> None:
 
 
 @given(st.integers(0, 10**6), st.booleans())
-def test_no_crop_loses_every_part(seed: int, centred: bool) -> None:
+def test_no_crop_drops_every_object(seed: int, centred: bool) -> None:
     config = AugmentConfig(crop=0.0 if centred else 1.0, object_crop=float(centred), crop_area=[0.05, 0.2], rotate=30)
     assert view(config, photo((90, 60), box(2, 2, 8, 8), box(80, 50, 88, 58)), seed).objects
 
 
 @given(st.integers(0, 10**6))
-def test_a_crop_around_a_part_holds_all_of_it(seed: int) -> None:
+def test_a_crop_around_an_object_contains_all_of_it(seed: int) -> None:
     shown = view(AugmentConfig(object_crop=1.0, crop_area=[0.05, 0.3]), photo((90, 60), box(3, 7, 60, 21)), seed)
     x1, y1, x2, y2 = shown.objects[0].box
     assert (x2 - x1, y2 - y1) == (57, 14) and shown.image.size != (90, 60)
 
 
-def test_crops_around_parts_choose_all_parts_alike() -> None:
-    parts = [box(5, 5, 9, 9, "a"), box(60, 40, 64, 44, "b"), box(80, 5, 84, 9, "c")]
+def test_crops_around_objects_choose_objects_uniformly() -> None:
+    objects = [box(5, 5, 9, 9, "a"), box(60, 40, 64, 44, "b"), box(80, 5, 84, 9, "c")]
     config = AugmentConfig(object_crop=1.0, crop_area=[0.02, 0.02])
-    seen = Counter(item.desc for seed in range(600) for item in view(config, photo((90, 60), *parts), seed).objects)
+    seen = Counter(item.desc for seed in range(600) for item in view(config, photo((90, 60), *objects), seed).objects)
     assert all(count / 600 == pytest.approx(1 / 3, abs=0.06) for count in seen.values()) and len(seen) == 3
 
 
-def test_a_sliver_is_never_cropped_into_one_that_the_model_refuses() -> None:
+def test_a_crop_never_exceeds_the_aspect_ratio_limit() -> None:
     from bbu.families.photo_plan import smart_resize
 
     for seed in range(200):
@@ -176,8 +176,8 @@ def test_a_sliver_is_never_cropped_into_one_that_the_model_refuses() -> None:
 
 
 def words(config: AugmentConfig, *descs: str, seed: int = 0, rules: MirrorRules | None = None) -> list[str]:
-    parts = [box(5, 5, 20, 20, desc) for desc in descs]
-    return [item.desc for item in view(config, photo((60, 40), *parts), seed, mirror=rules).objects]
+    objects = [box(5, 5, 20, 20, desc) for desc in descs]
+    return [item.desc for item in view(config, photo((60, 40), *objects), seed, mirror=rules).objects]
 
 
 def test_a_mirrored_photo_says_right_where_it_said_left() -> None:
@@ -187,7 +187,7 @@ def test_a_mirrored_photo_says_right_where_it_said_left() -> None:
     assert words(AugmentConfig(1.0, 1.0), "top left") == ["bottom right"]
 
 
-def test_where_words_may_not_be_mirrored_the_photo_is_not() -> None:
+def test_a_photo_is_not_mirrored_if_its_descriptions_forbid_it() -> None:
     rules = MirrorRules(horizontal="unless_words", vertical="forbid", turn="unless_words")
     everything = AugmentConfig(1.0, 1.0, True)
     for seed in range(20):
@@ -198,7 +198,7 @@ def test_where_words_may_not_be_mirrored_the_photo_is_not() -> None:
         assert words(everything, "left screw", seed=seed, rules=rules) == ["left screw"]
 
 
-def test_a_half_turn_swaps_both_and_a_quarter_turn_waits_for_words_without_sides() -> None:
+def test_a_half_turn_swaps_both_sides_and_a_quarter_turn_needs_descriptions_without_sides() -> None:
     turns = AugmentConfig(quarter_turns=True)
     told = Counter(words(turns, "top left", seed=seed)[0] for seed in range(100))
     assert set(told) == {"top left", "bottom right"}
@@ -219,7 +219,7 @@ def test_a_half_turn_swaps_both_and_a_quarter_turn_waits_for_words_without_sides
         AugmentConfig(jpeg=1.0),
     ],
 )  # fmt: skip
-def test_light_and_colour_change_pixels_and_not_places(config: AugmentConfig) -> None:
+def test_photometric_changes_move_no_box(config: AugmentConfig) -> None:
     before = photo((60, 40), box(5, 6, 20, 30))
     after = view(config, before, seed=1)
     assert after.image.size == before.image.size and after.image.mode == "RGB"
@@ -227,7 +227,7 @@ def test_light_and_colour_change_pixels_and_not_places(config: AugmentConfig) ->
     assert after.objects is before.objects and after.to_canvas is before.to_canvas
 
 
-def test_grey_is_grey_blur_is_smoother_and_jpeg_is_near() -> None:
+def test_grey_has_no_colour_blur_smooths_and_jpeg_stays_close() -> None:
     before = photo((64, 48))
 
     def rough(image: Image.Image) -> float:
@@ -273,8 +273,8 @@ def test_without_augmentation_the_photos_themselves_come_back() -> None:
     assert view(never, shown[0]) is shown[0]
 
 
-def test_runs_that_name_a_seed_keep_the_views_they_had() -> None:
-    """The first five operations draw and act as they did when they were the only ones."""
+def test_a_fixed_seed_gives_the_stored_views() -> None:
+    """The first five operations draw and act as in releases without the others."""
     for seed in range(40):
         before = photo((30, 20), box(4, 5, 9, 11))
         turn, across, down, brightness, contrast = np.random.default_rng((seed, 3, 0, 0, 0)).random(5)
@@ -299,7 +299,7 @@ def test_each_operation_draws_from_a_stream_of_its_own() -> None:
 
 
 @pytest.mark.parametrize("other", [AugmentConfig(brightness=0.3), AugmentConfig(blur=1.0), AugmentConfig(jpeg=1.0)])
-def test_turning_light_on_leaves_the_moves_as_they_were(other: AugmentConfig) -> None:
+def test_enabling_photometric_changes_does_not_change_turns_and_flips(other: AugmentConfig) -> None:
     shown = photo((60, 40), box(5, 6, 20, 30))
     for seed in range(15):
         moved = view(MOVES, shown, seed)
@@ -307,7 +307,7 @@ def test_turning_light_on_leaves_the_moves_as_they_were(other: AugmentConfig) ->
         assert (both.to_canvas, both.objects) == (moved.to_canvas, moved.objects)
 
 
-def test_turning_a_crop_on_leaves_turn_and_zoom_as_they_were() -> None:
+def test_enabling_a_crop_does_not_change_rotation_and_zoom() -> None:
     shown = photo((60, 40), box(5, 6, 20, 30))
     for seed in range(15):
         plain = view(AugmentConfig(rotate=10, scale=0.2), shown, seed).to_canvas
@@ -316,7 +316,7 @@ def test_turning_a_crop_on_leaves_turn_and_zoom_as_they_were() -> None:
         assert (plain[0], plain[1], plain[3], plain[4]) == (cropped[0], cropped[1], cropped[3], cropped[4])
 
 
-def test_each_choice_is_as_likely_as_it_says() -> None:
+def test_each_operation_has_its_configured_probability() -> None:
     shown = photo((6, 4))
     views = [view(AugmentConfig(0.25, 0.75, crop=0.0), shown, seed).to_canvas or () for seed in range(1500)]
     assert sum(affine[0] < 0 for affine in views) / 1500 == pytest.approx(0.25, abs=0.04)
@@ -325,7 +325,7 @@ def test_each_choice_is_as_likely_as_it_says() -> None:
     assert len(turns) == 4 and all(count / 1500 == pytest.approx(0.25, abs=0.04) for count in turns.values())
 
 
-def test_all_eight_ways_to_turn_and_mirror_are_reached() -> None:
+def test_all_eight_orientations_occur() -> None:
     shown = photo((30, 20))
     assert len({view(AugmentConfig(0.5, 0.5, True), shown, seed).image.tobytes() for seed in range(200)}) == 8
 
@@ -361,7 +361,7 @@ def test_teachers_get_views_of_their_own_the_students_or_none() -> None:
     assert [item.to_canvas == (1, 0, 0, 0, 1, 0) for item in untouched] == [True, True, False]
 
 
-def test_with_the_same_view_one_photos_words_forbid_the_flip_for_all() -> None:
+def test_with_the_same_view_one_description_forbids_the_flip_for_all_photos() -> None:
     rules = MirrorRules(horizontal="unless_words")
     shown = [photo((60, 40), box(5, 6, 20, 30, desc), seed=at) for at, desc in enumerate(("left", "screw"))]
     for teachers, flipped in (("same", [False, False]), ("independent", [False, True])):
@@ -401,12 +401,12 @@ def test_strength_rises_over_the_run_and_scales_chances_and_ranges() -> None:
         ("blur_sigma=[nan,1]", "data.augment.blur_sigma: must be two numbers, [from, to]"),
         ("jpeg_quality=[50,101]", "data.augment.jpeg_quality: must be two numbers, [from, to]"),
         ("min_visible=1.5", "data.augment.min_visible: must lie between 0 and 1, is 1.5"),
-        ("paste_parts=0", "data.augment.paste_parts: must be at least 1, is 0"),
+        ("paste_objects=0", "data.augment.paste_objects: must be at least 1, is 0"),
         ("curriculum.full_at=2", "data.augment.curriculum.full_at: must lie between 0 and 1, is 2"),
         ("teachers=all", "data.augment.teachers: 'all' is not one of independent, same, none"),
     ],
 )
-def test_a_value_that_cannot_be_is_named_with_its_key_and_range(project: Path, override: str, says: str) -> None:
+def test_an_invalid_value_is_an_error_with_its_key_and_range(project: Path, override: str, says: str) -> None:
     with pytest.raises(ConfigError) as caught:
         load_config(str(project / "configs" / "demo.yaml"), [f"data.augment.{override}"])
     assert says in str(caught.value)
@@ -414,7 +414,7 @@ def test_a_value_that_cannot_be_is_named_with_its_key_and_range(project: Path, o
 
 @pytest.mark.parametrize("name", ["flip_horizontal", "saturation", "sharpness", "grey", "blur", "jpeg", "crop",
                                   "object_crop", "mosaic", "copy_paste", "paste_margin", "paste_cover"])  # fmt: skip
-def test_every_chance_and_share_lies_between_0_and_1(project: Path, name: str) -> None:
+def test_every_probability_and_fraction_lies_between_0_and_1(project: Path, name: str) -> None:
     for value in ("-0.1", "1.1"):
         with pytest.raises(ConfigError, match=rf"data\.augment\.{name}: must lie between 0 and 1, is {value}"):
             load_config(str(project / "configs" / "demo.yaml"), [f"data.augment.{name}={value}"])

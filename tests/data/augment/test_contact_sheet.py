@@ -1,4 +1,4 @@
-"""The contact sheet: one row a photo, one column an epoch, drawn from the very views of training."""
+"""The contact sheet: a row for each photo, a column for each epoch, and exactly the views of training."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_photos_are_spread_over_the_rows_with_a_column_for_each_epoch(
     assert (cell(other, 0) != cell(one, 0)).any() and len(wide) > len(one)
 
 
-def test_a_view_is_shown_with_the_parts_where_they_went(make_row: Callable[..., Row], photo_folder: Path) -> None:
+def test_outlines_follow_the_objects_in_every_view(make_row: Callable[..., Row], photo_folder: Path) -> None:
     Image.new("RGB", (400, 300), (90, 90, 90)).save(photo_folder / "a.png")
     row = make_row("a.png", [ObjectRow("标签/left", "bbox_2d", (20.0, 40.0, 100.0, 120.0))], (400, 300))
     pixels = sheet([row], photo_folder, AugmentConfig(flip_horizontal=1.0))
@@ -57,14 +57,14 @@ def test_a_view_is_shown_with_the_parts_where_they_went(make_row: Callable[..., 
         assert columns.max() >= x2 * CELL / 400 - 2
 
 
-def test_words_stand_below_each_photo(make_row: Callable[..., Row], photo_folder: Path) -> None:
+def test_a_legend_below_each_photo_lists_its_descriptions(make_row: Callable[..., Row], photo_folder: Path) -> None:
     bare, named = (sheet([make_row(f"{count}.png", count, (112, 84))], photo_folder) for count in (0, 4))
-    assert len(named) == len(bare) + 3 * LINE_HEIGHT  # "no parts", or a line for each description
+    assert len(named) == len(bare) + 3 * LINE_HEIGHT  # "no objects", or a line for each description
     below = named[GAP + LINE_HEIGHT + CELL * 3 // 4 :, GAP : GAP + CELL]
     assert (below != PAPER).any(axis=-1).sum() > 800
 
 
-def test_a_sheet_of_nothing_and_a_file_of_another_kind_are_refused(tmp_path: Path) -> None:
+def test_a_sheet_without_photos_and_an_unsupported_suffix_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no training photo to show; check data\.source"):
         sheet([], tmp_path)
     with pytest.raises(UserError, match=r"sheet\.gif: a sheet is written as \.png or \.jpg"):

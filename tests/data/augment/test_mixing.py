@@ -1,4 +1,4 @@
-"""Mosaic and copy-paste: whose pixels lie in a box, what may be hidden, and that no answer of the sample leaks in."""
+"""Mosaic and copy-paste: boxes contain their objects, little is hidden, and no answer of the sample leaks in."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from PIL import Image
 
 from bbu.config import AugmentConfig, CurriculumConfig
 from bbu.data.augment import Augmenter
-from bbu.data.augment.parts import share_inside
+from bbu.data.augment.objects import share_inside
 from bbu.data.photo import Photo, open_photo
 from bbu.errors import ConfigError, ImageError
 from bbu.records import ObjectRow, Row
@@ -26,7 +26,7 @@ PASTE = AugmentConfig(copy_paste=1.0, paste_margin=0.0, paste_cover=0.0)
 
 @pytest.fixture
 def pool(photo_folder: Path) -> list[Row]:
-    """Four black photos of different sizes with two parts in a colour of their own, which is the description."""
+    """Four black photos of different sizes with two objects each, in one colour, which is their description."""
     rows = []
     for number, (name, colour) in enumerate(COLOURS.items()):
         width, height = 200 + 20 * number, 160 - 10 * number
@@ -35,8 +35,8 @@ def pool(photo_folder: Path) -> list[Row]:
         for box in boxes:
             image.paste(colour, box)
         image.save(photo_folder / f"{name}.png")
-        parts = tuple(ObjectRow(name, "bbox_2d", tuple(map(float, box))) for box in boxes)
-        rows.append(Row((f"{name}.png",), parts, width, height))
+        objects = tuple(ObjectRow(name, "bbox_2d", tuple(map(float, box))) for box in boxes)
+        rows.append(Row((f"{name}.png",), objects, width, height))
     return rows
 
 
@@ -50,7 +50,7 @@ def colour_inside(photo: Photo, item: ObjectRow) -> np.ndarray:
     return np.asarray(photo.image, dtype=float)[y1:y2, x1:x2].reshape(-1, 3).mean(axis=0)
 
 
-def test_every_box_of_a_mosaic_is_full_of_its_own_colour(pool: list[Row], photo_folder: Path) -> None:
+def test_every_box_of_a_mosaic_contains_its_own_object(pool: list[Row], photo_folder: Path) -> None:
     seen: Counter[str] = Counter()
     for seed in range(30):
         shown = mixed(MOSAIC, pool, photo_folder, seed)
@@ -60,13 +60,11 @@ def test_every_box_of_a_mosaic_is_full_of_its_own_colour(pool: list[Row], photo_
             x1, y1, x2, y2 = item.box
             assert 0 <= x1 < x2 <= 200 and 0 <= y1 < y2 <= 160
             difference = np.abs(colour_inside(shown, item) - COLOURS[item.desc])
-            assert difference.max() < 60  # resizing greys the outermost pixels of small parts
+            assert difference.max() < 60  # resizing greys the outermost pixels of small objects
     assert set(seen) == set(COLOURS)
 
 
-def test_all_light_of_a_mosaic_lies_in_boxes_but_for_parts_that_were_dropped(
-    pool: list[Row], photo_folder: Path
-) -> None:
+def test_all_objects_of_a_mosaic_lie_in_boxes_unless_they_were_dropped(pool: list[Row], photo_folder: Path) -> None:
     for seed in range(20):
         shown = mixed(replace(MOSAIC, min_visible=0.0), pool, photo_folder, seed)
         light = np.asarray(shown.image).max(axis=-1) > 127
@@ -76,7 +74,7 @@ def test_all_light_of_a_mosaic_lies_in_boxes_but_for_parts_that_were_dropped(
         assert not light.any()
 
 
-def test_pasted_parts_lie_where_their_box_says_and_hide_nothing(pool: list[Row], photo_folder: Path) -> None:
+def test_pasted_objects_lie_in_their_boxes_and_hide_nothing(pool: list[Row], photo_folder: Path) -> None:
     pasted = 0
     for seed in range(40):
         shown = mixed(PASTE, pool, photo_folder, seed)
@@ -88,29 +86,29 @@ def test_pasted_parts_lie_where_their_box_says_and_hide_nothing(pool: list[Row],
     assert pasted > 20
 
 
-def test_a_piece_hides_no_more_of_a_part_than_it_may(pool: list[Row], photo_folder: Path) -> None:
+def test_a_pasted_piece_hides_at_most_paste_cover_of_an_object(pool: list[Row], photo_folder: Path) -> None:
     hidden = []
     for seed in range(60):
-        shown = mixed(replace(PASTE, paste_cover=0.5, paste_parts=1), pool, photo_folder, seed)
+        shown = mixed(replace(PASTE, paste_cover=0.5, paste_objects=1), pool, photo_folder, seed)
         for item in shown.objects[2:]:
             x1, y1, x2, y2 = (round(value) for value in item.box)
             hidden += [share_inside(old, (x1, y1), (x2 - x1, y2 - y1)) for old in shown.objects[:2]]
     assert 0.1 < max(hidden) <= 0.51
 
 
-def test_a_margin_brings_the_neighbours_that_lie_in_it_and_fades(photo_folder: Path) -> None:
+def test_a_margin_includes_neighbouring_objects_and_fades_out(photo_folder: Path) -> None:
     image = Image.new("RGB", (200, 200), "white")
     image.paste((200, 0, 0), (80, 80, 120, 120))
     image.save(photo_folder / "source.png")
     Image.new("RGB", (200, 200)).save(photo_folder / "target.png")
-    part, inner = (ObjectRow(name, "bbox_2d", points) for name, points in
+    rare, inner = (ObjectRow(name, "bbox_2d", points) for name, points in
                    (("rare", (80.0, 80.0, 120.0, 120.0)), ("inner", (90.0, 90.0, 100.0, 100.0))))  # fmt: skip
     far = ObjectRow("line", "line", (0.0, 0.0, 200.0, 0.0))
-    rows = [Row(("target.png",), (), 200, 200), Row(("source.png",), (part, inner, far), 200, 200)]
-    config = AugmentConfig(copy_paste=1.0, paste_margin=0.5, paste_parts=1)
+    rows = [Row(("target.png",), (), 200, 200), Row(("source.png",), (rare, inner, far), 200, 200)]
+    config = AugmentConfig(copy_paste=1.0, paste_margin=0.5, paste_objects=1)
     alone = [item for item in (mixed(config, rows, photo_folder, seed) for seed in range(60)) if item.objects]
-    both = next(item for item in alone if {part.desc for part in item.objects} == {"rare", "inner"})
-    assert all("line" not in [part.desc for part in item.objects] for item in alone)
+    both = next(item for item in alone if {other.desc for other in item.objects} == {"rare", "inner"})
+    assert all("line" not in [other.desc for other in item.objects] for item in alone)
     x1, y1, x2, y2 = (round(value) for value in both.objects[0].box)
     pixels = np.asarray(both.image.convert("L"), dtype=float)
     out = round(0.25 * (x2 - x1))  # half the margin: full light from here on
@@ -130,7 +128,7 @@ def test_rare_descriptions_are_pasted_as_often_as_common_ones(photo_folder: Path
     assert drawn["rare"] / drawn.total() == pytest.approx(20 / 21, abs=0.05)  # weights 1/1 and 1/20
 
 
-def test_teachers_stay_whole_and_their_photos_do_not_come_into_the_student(pool: list[Row], photo_folder: Path) -> None:
+def test_teachers_are_never_mixed_or_mixed_into_the_student(pool: list[Row], photo_folder: Path) -> None:
     teacher, student = open_photo(photo_folder, pool[1]), open_photo(photo_folder, pool[0])
     for config in (PASTE, MOSAIC):
         for number in range(20):
@@ -142,13 +140,13 @@ def test_teachers_stay_whole_and_their_photos_do_not_come_into_the_student(pool:
                 assert shown[1] is student  # two other photos are too few
 
 
-def test_the_last_share_of_a_run_is_calm(pool: list[Row], photo_folder: Path) -> None:
+def test_close_mosaic_ends_mixing_for_the_last_fraction_of_a_run(pool: list[Row], photo_folder: Path) -> None:
     config = replace(MOSAIC, copy_paste=1.0, curriculum=CurriculumConfig(close_mosaic=0.2))
     assert mixed(config, pool, photo_folder, progress=0.79).to_canvas is None
     assert mixed(config, pool, photo_folder, progress=0.8).to_canvas is not None
 
 
-def test_mixing_leaves_the_views_draws_as_they_were(pool: list[Row], photo_folder: Path) -> None:
+def test_mixing_does_not_change_the_random_draws_of_views(pool: list[Row], photo_folder: Path) -> None:
     turned = AugmentConfig(0.5, 0.5, True)
     for seed in range(10):
         plain = mixed(turned, pool, photo_folder, seed)
@@ -158,7 +156,7 @@ def test_mixing_leaves_the_views_draws_as_they_were(pool: list[Row], photo_folde
         assert again.objects == both.objects and again.image.tobytes() == both.image.tobytes()
 
 
-def test_without_photos_to_mix_in_it_is_an_error_that_names_the_key(pool: list[Row]) -> None:
+def test_mixing_without_other_photos_is_an_error_that_names_the_key(pool: list[Row]) -> None:
     with pytest.raises(ConfigError, match=r"data\.augment\.mosaic: needs 4 training photos, there are 3"):
         Augmenter(MOSAIC, 0, pool=pool[:3])
     with pytest.raises(ConfigError, match=r"data\.augment\.copy_paste: no training photo has"):

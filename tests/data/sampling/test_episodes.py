@@ -102,7 +102,7 @@ def test_a_sample_with_teachers_and_context_of_its_own_keeps_them() -> None:
 # ---------------------------------------------------------------- how many, and from what
 
 
-def test_numbers_of_teachers_come_in_their_shares() -> None:
+def test_numbers_of_teachers_follow_their_weights() -> None:
     students = [row(f"s{number}") for number in range(100)]
     samples = draw(EpisodesConfig({0: 5, 1: 3, 3: 2}), students, [row(f"t{n}") for n in range(5)], epochs=30)
     counts = Counter(len(sample.teachers) for epoch in samples for sample in epoch)
@@ -111,8 +111,8 @@ def test_numbers_of_teachers_come_in_their_shares() -> None:
     assert set(counts) == {0, 1, 3}
 
 
-def test_equal_shares_at_random_draw_what_they_always_drew() -> None:
-    """Runs of earlier versions (0 to K teachers, all numbers alike) come out the same."""
+def test_equal_weights_give_the_stored_draws() -> None:
+    """Seeded runs of earlier releases (0 to K teachers, equal weights) draw the same."""
     students, pool = [row(f"{number}") for number in range(6)], [row(f"{number}") for number in range(3, 9)]
     for epoch, samples in enumerate(draw(EpisodesConfig({0: 1, 1: 1, 2: 1}), students, pool, epochs=3)):
         for number, sample in enumerate(samples):

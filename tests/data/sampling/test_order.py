@@ -72,7 +72,7 @@ def test_repeat_factors_equal_the_definition_taken_literally(rows: list[Row], th
     np.testing.assert_allclose(expected_views(rows, SamplingConfig("repeat_factor", level, threshold)), expected)
 
 
-def test_fractions_are_rounded_at_random_and_right_on_average() -> None:
+def test_repeat_factors_are_rounded_stochastically_and_right_on_average() -> None:
     rows = rows_of((90, ["a"]), (9, ["b"]), (1, ["c"]))
     config = SamplingConfig("repeat_factor", threshold=0.2)  # b: sqrt(0.2 / 0.09) = 1.49, c: sqrt(20) = 4.47
     factors = expected_views(rows, config)
@@ -88,7 +88,7 @@ def test_fractions_are_rounded_at_random_and_right_on_average() -> None:
 
 
 def test_the_rare_state_of_a_screw_is_seen_more_often_as_the_formula_says() -> None:
-    """475 correct against 8 incorrect, each of the 8 on a photo of its own: f = 8 / 483, t = 0.1 → 2.457 views."""
+    """475 correct against 8 incorrect, each of the 8 on its own photo: f = 8 / 483, t = 0.1 → 2.457 views."""
     correct, incorrect = "螺丝连接点/BBU安装螺丝/连接正确", "螺丝连接点/BBU安装螺丝/连接错误"
     rows = rows_of((475, [correct]), (8, [incorrect]))
     factor = np.sqrt(0.1 * 483 / 8)
@@ -108,10 +108,10 @@ def test_the_rare_state_of_a_screw_is_seen_more_often_as_the_formula_says() -> N
 
 @pytest.mark.parametrize("method", METHODS)
 @given(rows=DATA_SETS)
-def test_the_expected_share_is_what_many_epochs_show(method: str, rows: list[Row]) -> None:
+def test_the_expected_fraction_matches_many_epochs(method: str, rows: list[Row]) -> None:
     config = SamplingConfig(method, threshold=0.5)
     views = expected_views(rows, config)
-    assert (views > 0).all(), "every photo is seen, also those without parts"
+    assert (views > 0).all(), "every photo is seen, also those without objects"
     seen = np.bincount([photo for epoch in epochs(rows, config, 60) for photo in epoch], minlength=len(rows)) / 60
     spread = np.sqrt(views / 60)  # of a mean of 60 counts, at most that of a Poisson variable
     assert (np.abs(seen - views) <= 6 * spread + 0.1).all()
@@ -139,7 +139,7 @@ def test_a_position_is_the_same_whenever_it_is_asked(method: str) -> None:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_every_view_of_a_photo_in_an_epoch_has_a_number_of_its_own(method: str) -> None:
-    """What is drawn beside a photo (its view, its teachers) is drawn anew when it comes again."""
+    """A repeated photo gets a new view and new teachers each time."""
     rows = rows_of((9, ["a"]), (1, ["b"]))
     order = EpochOrder(rows, SamplingConfig(method, threshold=1.0), 5)
     draws = [order.at(position) for position in range(300)]
@@ -155,7 +155,7 @@ def test_uniform_epochs_show_every_photo_once_in_the_order_that_the_seed_always_
         assert photos == np.random.default_rng((17, 1, epoch)).permutation(7).tolist()
 
 
-def test_class_aware_draws_every_class_alike_and_the_photos_of_a_class_alike() -> None:
+def test_class_aware_draws_classes_uniformly_and_photos_of_a_class_uniformly() -> None:
     rows = rows_of((50, ["a"]), (5, ["b"]), (1, ["c"]), (4, []))
     counts = np.bincount([photo for epoch in epochs(rows, SamplingConfig("class_aware"), 200) for photo in epoch])
     drawn = [counts[:50].sum(), counts[50:55].sum(), counts[55], counts[56:].sum()]
@@ -163,7 +163,7 @@ def test_class_aware_draws_every_class_alike_and_the_photos_of_a_class_alike() -
     np.testing.assert_allclose(counts[50:55] / counts[50:55].sum(), 0.2, atol=0.04)
 
 
-def test_the_table_shows_the_rarest_and_the_commonest_and_counts_the_rest() -> None:
+def test_the_table_shows_the_rarest_and_the_most_frequent_and_counts_the_rest() -> None:
     rows = rows_of(*((number + 1, [f"kind {number}"]) for number in range(9)))
     lines = balance_table(effective_balance(rows, SamplingConfig("repeat_factor")), limit=6).splitlines()
     assert len(lines) == 8 and [line.split()[-1] for line in lines[1:5]] == ["0", "1", "2", "3"]
@@ -171,7 +171,7 @@ def test_the_table_shows_the_rarest_and_the_commonest_and_counts_the_rest() -> N
     assert "no more" not in balance_table([]) and len(balance_table([]).splitlines()) == 1
 
 
-def test_real_labels_come_out_more_even(shared_dir: Path, tmp_path: Path) -> None:
+def test_sampling_balances_real_labels(shared_dir: Path, tmp_path: Path) -> None:
     from data_conversion.pipeline import convert
 
     convert("pascal_voc", shared_dir / "data" / "bccd_voc", tmp_path / "rows", taxonomy=None)

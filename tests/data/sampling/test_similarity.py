@@ -1,4 +1,4 @@
-"""Alike photos have alike hashes; hashes are made once and kept; label sets are compared as sets."""
+"""Similar photos have similar hashes; hashes are cached; label sets are compared by Jaccard distance."""
 
 from __future__ import annotations
 
@@ -44,8 +44,8 @@ def test_hamming_counts_bits_and_is_a_distance(a: int, b: int, c: int) -> None:
 
 
 @given(st.lists(LABELS, min_size=1, max_size=5), LABELS)
-def test_distances_of_label_sets_are_those_of_their_definition(sets: list[frozenset[str]], one: frozenset[str]) -> None:
-    """Jaccard 1912: the share of the members of both that only one has; two empty sets are the same."""
+def test_jaccard_distances_match_their_definition(sets: list[frozenset[str]], one: frozenset[str]) -> None:
+    """Jaccard 1912: 1 - |A and B| / |A or B|; two empty sets are equal."""
     table = np.array([[letter in labels for letter in "abcde"] for labels in (*sets, one)])
     expected = [len(labels ^ one) / max(len(labels | one), 1) for labels in sets]
     np.testing.assert_allclose(jaccard_distances(table[:-1], table[-1]), expected, atol=1e-12)
@@ -63,7 +63,7 @@ def test_a_photo_saved_again_is_a_near_duplicate_and_another_photo_is_not(shared
 
 
 def test_a_copy_has_distance_0(make_photo: Callable[..., Path], photo_folder: Path, tmp_path: Path) -> None:
-    """So an exclusion by hash is also one by equal bytes."""
+    """Hence excluding by hash also excludes byte-identical copies."""
     (photo_folder / "copy.png").write_bytes(make_photo("a.png").read_bytes())
     found = hash_photos(["a.png", "copy.png"], photo_folder, tmp_path / "hashes.jsonl")
     assert found["a.png"] == found["copy.png"]

@@ -60,7 +60,7 @@ CASES: dict[str, tuple[Callable[[Any], None], str]] = {
     "NaN": (rows("bad.jpg,nan,1,9,9,x"), "bad.csv:2: x1: must be a pixel coordinate, is nan"),
     "infinity": (rows("bad.jpg,1,1,1e999,9,x"), "bad.csv:2: x2: must be a pixel coordinate, is inf"),
     "a gigantic corner": (rows("bad.jpg,1,1,9," + "9" * 5000 + ",x"), "bad.csv:2: y2: must be a pixel coordinate"),
-    "nothing to see beside a part": (
+    "nothing to see beside an object": (
         rows("bad.jpg,,,,,", "bad.jpg,1,1,9,9,x"),
         "bad.csv:2: desc: is empty: nothing to see, but bad.csv:3 has an object",
     ),

@@ -42,7 +42,7 @@ def file(**changes: Any) -> Callable[[Any], None]:
     return text(document(shape(), **{"image": "bad.jpg", **changes}))
 
 
-def part(**changes: Any) -> Callable[[Any], None]:
+def second_shape(**changes: Any) -> Callable[[Any], None]:
     return text(document(shape(), shape(**changes), image="bad.jpg"))
 
 
@@ -84,28 +84,40 @@ CASES: dict[str, tuple[Callable[[Any], None], str]] = {
     "shapes a mapping": (file(shapes={}), "shapes: must be a list, is dict"),
     "shapes null": (file(shapes=None), "shapes: must be a list, is NoneType"),
     "a shape is text": (file(shapes=["x"]), r"shapes\[0\]: must be a JSON object, is str"),
-    "a label is a number": (part(label=3), r"shapes\[1\].label: must be text, is int"),
-    "half a surrogate pair": (part(label="\ud83d"), r"shapes\[1\].label: holds a broken character"),
-    "a description is a list": (part(description=["x"]), r"shapes\[1\].description: must be text, is list"),
-    "flags a list": (part(flags=["x"]), r"shapes\[1\].flags: must be a JSON object, is list"),
-    "a flag is text": (part(flags={"loose": "yes"}), r"shapes\[1\].flags.loose: must be true or false, is str"),
-    "an unknown shape": (part(shape_type="cuboid"), r"shapes\[1\].shape_type: must be one of rectangle.*'cuboid'"),
-    "a shape type is a list": (part(shape_type=["line"]), "shape_type: must be one of"),
-    "points missing": (part(points=None), r"shapes\[1\].points: must be a list, is NoneType"),
-    "a rectangle of one point": (part(points=[[1, 1]]), "a rectangle needs 2 or 4 points, has 1"),
-    "a rectangle of three points": (part(points=[[1, 1], [9, 1], [9, 9]]), "a rectangle needs 2 or 4 points, has 3"),
+    "a label is a number": (second_shape(label=3), r"shapes\[1\].label: must be text, is int"),
+    "half a surrogate pair": (second_shape(label="\ud83d"), r"shapes\[1\].label: holds a broken character"),
+    "a description is a list": (second_shape(description=["x"]), r"shapes\[1\].description: must be text, is list"),
+    "flags a list": (second_shape(flags=["x"]), r"shapes\[1\].flags: must be a JSON object, is list"),
+    "a flag is text": (second_shape(flags={"loose": "yes"}), r"shapes\[1\].flags.loose: must be true or false, is str"),
+    "an unknown shape": (
+        second_shape(shape_type="cuboid"),
+        r"shapes\[1\].shape_type: must be one of rectangle.*'cuboid'",
+    ),
+    "a shape type is a list": (second_shape(shape_type=["line"]), "shape_type: must be one of"),
+    "points missing": (second_shape(points=None), r"shapes\[1\].points: must be a list, is NoneType"),
+    "a rectangle of one point": (second_shape(points=[[1, 1]]), "a rectangle needs 2 or 4 points, has 1"),
+    "a rectangle of three points": (
+        second_shape(points=[[1, 1], [9, 1], [9, 9]]),
+        "a rectangle needs 2 or 4 points, has 3",
+    ),
     "a circle of three points": (
-        part(shape_type="circle", points=[[1, 1], [9, 1], [9, 9]]),
+        second_shape(shape_type="circle", points=[[1, 1], [9, 1], [9, 9]]),
         "a circle needs 2 points, has 3",
     ),
-    "a polygon of two points": (part(shape_type="polygon"), "a polygon needs at least 3 points, has 2"),
-    "a line of one point": (part(shape_type="line", points=[[1, 1]]), "a line needs at least 2 points, has 1"),
-    "a point of three numbers": (part(points=[[1, 1, 1], [9, 9]]), r"points\[0\]: must be a point \[x, y\], has 3"),
-    "a point is a number": (part(points=[1, 9]), r"points\[0\]: must be a list, is int"),
-    "a coordinate is text": (part(points=[["1", 1], [9, 9]]), r"points\[0\]\[0\]: must be a number, is '1'"),
-    "a coordinate is true": (part(points=[[True, 1], [9, 9]]), r"points\[0\]\[0\]: must be a number, is True"),
-    "a coordinate is NaN": (part(points=[[float("nan"), 1], [9, 9]]), "NaN is not valid JSON"),
-    "a coordinate overflows": (part(points=[[1, 1], [9, 10**400]]), r"points\[1\]\[1\]: must be a pixel coordinate"),
+    "a polygon of two points": (second_shape(shape_type="polygon"), "a polygon needs at least 3 points, has 2"),
+    "a line of one point": (second_shape(shape_type="line", points=[[1, 1]]), "a line needs at least 2 points, has 1"),
+    "a point of three numbers": (
+        second_shape(points=[[1, 1, 1], [9, 9]]),
+        r"points\[0\]: must be a point \[x, y\], has 3",
+    ),
+    "a point is a number": (second_shape(points=[1, 9]), r"points\[0\]: must be a list, is int"),
+    "a coordinate is text": (second_shape(points=[["1", 1], [9, 9]]), r"points\[0\]\[0\]: must be a number, is '1'"),
+    "a coordinate is true": (second_shape(points=[[True, 1], [9, 9]]), r"points\[0\]\[0\]: must be a number, is True"),
+    "a coordinate is NaN": (second_shape(points=[[float("nan"), 1], [9, 9]]), "NaN is not valid JSON"),
+    "a coordinate overflows": (
+        second_shape(points=[[1, 1], [9, 10**400]]),
+        r"points\[1\]\[1\]: must be a pixel coordinate",
+    ),
     "a number of 5,000 digits": (text('{"shapes": [' + "9" * 5000 + "]}"), "is not valid JSON"),
     "a width of zero": (file(imageWidth=0), "image.width: must be a whole number of pixels above 0, is 0"),
     "half a size": (file(imageHeight=None), "image.height: must be a number, is None"),

@@ -42,7 +42,7 @@ def descriptions(draw: st.DrawFn) -> str:
 
 @st.composite
 def objects(draw: st.DrawFn, width: int, height: int, kinds: tuple[str, ...]) -> ExportObject:
-    """A part inside the photo; a box is at least half a pixel wide and high."""
+    """An object inside the photo; a box is at least half a pixel wide and high."""
     kind = draw(st.sampled_from(kinds))
     x, y = st.floats(0, width), st.floats(0, height)
     if kind == "bbox_2d":
@@ -64,10 +64,10 @@ def export_photos(
     for number in range(draw(st.integers(1, 4))):
         folders = draw(st.lists(st.sampled_from(FOLDERS), max_size=3))
         width, height = draw(st.integers(1, largest)), draw(st.integers(1, largest))
-        parts = draw(st.lists(objects(width, height, kinds), max_size=4))
+        drawn = draw(st.lists(objects(width, height, kinds), max_size=4))
         image = "/".join([*folders, f"p {number}.{draw(st.sampled_from(['jpg', 'PNG', 'rf.7.jpeg']))}"])
         summary = draw(st.none() | st.just("words"))
-        photos.append(ExportPhoto(image, width, height, tuple(parts), draw(SPLITS), summary))
+        photos.append(ExportPhoto(image, width, height, tuple(drawn), draw(SPLITS), summary))
     return photos
 
 
@@ -91,11 +91,11 @@ def out_and_in(name: str, photos: list[ExportPhoto]) -> tuple[ExportLosses, dict
 
 
 def in_pixels(item: SourceImage, photo: ExportPhoto) -> list[tuple[str, str, tuple[float, ...]]]:
-    """(description, kind, points in displayed pixels) of every part; none may have been dropped."""
-    assert all(isinstance(part, RawObject) for part in item.objects), item.objects
+    """(description, kind, points in displayed pixels) of every object; none may have been dropped."""
+    assert all(isinstance(obj, RawObject) for obj in item.objects), item.objects
     sides = (photo.width, photo.height) if item.relative else (1, 1)
-    parts = [part for part in item.objects if isinstance(part, RawObject)]
-    return [(p.desc, p.kind, tuple(v * sides[i % 2] for i, v in enumerate(p.points))) for p in parts]
+    read = [obj for obj in item.objects if isinstance(obj, RawObject)]
+    return [(p.desc, p.kind, tuple(v * sides[i % 2] for i, v in enumerate(p.points))) for p in read]
 
 
 @st.composite

@@ -31,14 +31,14 @@ TILTED = [[20, 5], [40, 15], [35, 25], [15, 15]]
         (geometry("LineString", [[5, 5], [40, 5]]), "line", [5, 5, 40, 5]),
     ],
 )
-def test_every_geometry_type(source: Any, part: Any, raw: Any, kind: str, points: list[float]) -> None:
-    source.bbu("a", [part(geometry=raw)])
+def test_every_geometry_type(source: Any, bbu_object: Any, raw: Any, kind: str, points: list[float]) -> None:
+    source.bbu("a", [bbu_object(geometry=raw)])
     source.convert()
     assert source.objects() == [{"desc": "标签/可读", kind: points}]
 
 
-def test_a_ring_along_the_axes_within_half_a_pixel_is_a_box(source: Any, part: Any) -> None:
-    source.bbu("a", [part(geometry=geometry("Quad", [[10, 10.3], [30, 10], [30.2, 20], [10, 20]]))])
+def test_a_ring_along_the_axes_within_half_a_pixel_is_a_box(source: Any, bbu_object: Any) -> None:
+    source.bbu("a", [bbu_object(geometry=geometry("Quad", [[10, 10.3], [30, 10], [30.2, 20], [10, 20]]))])
     source.convert()
     assert source.objects()[0]["bbox_2d"] == [10, 10, 30.2, 20]
 
@@ -72,45 +72,45 @@ def test_a_ring_along_the_axes_within_half_a_pixel_is_a_box(source: Any, part: A
         ({"content": {"label": "wire"}}, "线缆"),
     ],
 )
-def test_both_label_schemes_end_in_the_same_words(
-    source: Any, part: Any, bbu_taxonomy: Any, properties: dict[str, Any], desc: str
+def test_both_label_schemes_end_in_the_same_description(
+    source: Any, bbu_object: Any, bbu_taxonomy: Any, properties: dict[str, Any], desc: str
 ) -> None:
-    source.bbu("a", [part(None, **properties)])
+    source.bbu("a", [bbu_object(None, **properties)])
     source.convert(taxonomy=bbu_taxonomy)
     assert [item["desc"] for item in source.objects()] == [desc]
 
 
-def test_english_is_read_when_the_taxonomy_is_english(source: Any, part: Any) -> None:
+def test_english_is_read_when_the_taxonomy_is_english(source: Any, bbu_object: Any) -> None:
     from bbu.taxonomy import Taxonomy
 
-    source.bbu("a", [part("标签", content={"label": "label/readable"})])
+    source.bbu("a", [bbu_object("标签", content={"label": "label/readable"})])
     source.convert(taxonomy=Taxonomy(language="en"))
     assert source.objects()[0]["desc"] == "label/readable"
 
 
-def test_an_unknown_question_is_dropped_by_name(source: Any, part: Any) -> None:
-    source.bbu("a", [part(), part(None, content={"bbu_brand": "华为", "bbu_colour": "白"})])
+def test_an_unknown_question_is_dropped_by_name(source: Any, bbu_object: Any) -> None:
+    source.bbu("a", [bbu_object(), bbu_object(None, content={"bbu_brand": "华为", "bbu_colour": "白"})])
     report = source.convert()
     assert report.dropped == {("bbu/华为", "unknown_question"): 1}
     assert "bbu_colour" in source.lines("invalid_objects.jsonl")[0]["detail"]
 
 
-def test_broken_characters_are_spelt_out_in_the_lists(source: Any, part: Any) -> None:
-    unread = part(None, content={"label": "label/readable", "\ud83d": "x"})
-    unknown = part(None, content={"bbu_brand": "\ud83d", "\ud83d": "x"})
-    source.bbu("a", [part("标签/可读", (40, 10, 60, 20)), unread, unknown], ascii_only=True)
+def test_broken_characters_are_spelt_out_in_the_lists(source: Any, bbu_object: Any) -> None:
+    unread = bbu_object(None, content={"label": "label/readable", "\ud83d": "x"})
+    unknown = bbu_object(None, content={"bbu_brand": "\ud83d", "\ud83d": "x"})
+    source.bbu("a", [bbu_object("标签/可读", (40, 10, 60, 20)), unread, unknown], ascii_only=True)
     report = source.convert()
     assert report.notes == {r"content key not read: \ud83d": 2}
     assert report.dropped == {(r"bbu/\ud83d", "unknown_question"): 1}
 
 
-def test_a_key_beside_a_complete_label_is_noted(source: Any, part: Any) -> None:
-    source.bbu("a", [part(None, content={"label": "label/readable", "colour": "white"})])
+def test_a_key_beside_a_complete_label_is_noted(source: Any, bbu_object: Any) -> None:
+    source.bbu("a", [bbu_object(None, content={"label": "label/readable", "colour": "white"})])
     assert source.convert().notes == {"content key not read: colour": 1}
 
 
-def test_data_list_holds_two_corners_in_any_direction(source: Any, part: Any) -> None:
-    properties = part("挡风板")["properties"]
+def test_data_list_holds_two_corners_in_any_direction(source: Any, bbu_object: Any) -> None:
+    properties = bbu_object("挡风板")["properties"]
     items = [{"coordinates": [[30, 20], [10, 5.25]], "properties": properties}]
     source.photo("a.jpg")
     source.write("a.json", json.dumps({"dataList": items, "info": {"width": 80, "height": 60}}))
@@ -118,9 +118,9 @@ def test_data_list_holds_two_corners_in_any_direction(source: Any, part: Any) ->
     assert source.objects() == [{"desc": "挡风板", "bbox_2d": [10, 5.25, 30, 20]}]
 
 
-def test_photos_are_found_at_any_depth_and_the_first_folder_is_the_split(source: Any, part: Any) -> None:
+def test_photos_are_found_at_any_depth_and_the_first_folder_is_the_split(source: Any, bbu_object: Any) -> None:
     for name in ("train/a", "train/deep/er/b", "val/c", "test/d"):
-        source.bbu(name, [part()])
+        source.bbu(name, [bbu_object()])
     report = source.convert()
     assert [row.images for row in source.rows("train")] == [("train/a.jpg",), ("train/deep/er/b.jpg",)]
     assert [row.images for row in source.rows("val")] == [("val/c.jpg",)]
@@ -128,39 +128,39 @@ def test_photos_are_found_at_any_depth_and_the_first_folder_is_the_split(source:
     assert report.photos_written == 4
 
 
-def test_a_photo_in_no_split_folder_goes_to_train_and_is_noted(source: Any, part: Any) -> None:
+def test_a_photo_in_no_split_folder_goes_to_train_and_is_noted(source: Any, bbu_object: Any) -> None:
     for name in ("extra/a", "val/c"):
-        source.bbu(name, [part()])
+        source.bbu(name, [bbu_object()])
     report = source.convert()
     assert [row.images for row in source.rows("train")] == [("extra/a.jpg",)]
     assert report.notes == {"photos_without_split_put_in_train": 1}
 
 
-def test_a_photo_without_json_is_counted_and_does_not_stop_a_strict_conversion(source: Any, part: Any) -> None:
-    source.bbu("a", [part()])
+def test_a_photo_without_json_is_counted_and_does_not_stop_a_strict_conversion(source: Any, bbu_object: Any) -> None:
+    source.bbu("a", [bbu_object()])
     source.photo("lonely.JPEG")
     report = source.convert(on_error="fail")
     assert report.photos_skipped == {"no_annotation": 1}
     assert source.lines("invalid_samples.jsonl")[0]["source"] == "lonely.JPEG"
 
 
-def test_the_output_may_lie_inside_the_source_and_is_not_read_again(source: Any, part: Any) -> None:
-    source.bbu("a", [part()])
+def test_the_output_may_lie_inside_the_source_and_is_not_read_again(source: Any, bbu_object: Any) -> None:
+    source.bbu("a", [bbu_object()])
     source.out = source.root / "converted"
     first = source.convert()
     assert source.convert() == first
 
 
-def test_hidden_files_are_no_annotations(source: Any, part: Any) -> None:
-    source.bbu("a", [part()])
+def test_hidden_files_are_no_annotations(source: Any, bbu_object: Any) -> None:
+    source.bbu("a", [bbu_object()])
     source.write("._a.json", b"\x00\x05\x16\x07")
     source.write(".checkpoints/b.json", "{")
     assert source.convert().photos_read == 1
 
 
-def test_a_byte_order_mark_and_a_missing_size_are_fine(source: Any, part: Any, document: Any) -> None:
+def test_a_byte_order_mark_and_a_missing_size_are_fine(source: Any, bbu_object: Any, document: Any) -> None:
     source.photo("a.jpg")
-    source.write("a.json", b"\xef\xbb\xbf" + json.dumps(document([part()], size=None)).encode())
+    source.write("a.json", b"\xef\xbb\xbf" + json.dumps(document([bbu_object()], size=None)).encode())
     source.convert()
     assert (source.rows()[0].width, source.rows()[0].height) == (80, 60)
 
@@ -171,8 +171,8 @@ def test_an_empty_photo_is_a_row_without_objects(source: Any) -> None:
     assert source.objects() == []
 
 
-def test_repeated_ids_are_noted_and_exact_copies_dropped(source: Any, part: Any) -> None:
-    source.bbu("a", [part(objectId=7), part(objectId=7), part("挡风板", objectId=7)])
+def test_repeated_ids_are_noted_and_exact_copies_dropped(source: Any, bbu_object: Any) -> None:
+    source.bbu("a", [bbu_object(objectId=7), bbu_object(objectId=7), bbu_object("挡风板", objectId=7)])
     report = source.convert()
     assert report.notes == {"repeated_object_id": 2}
     assert report.dropped == {("标签/可读", "duplicate"): 1}

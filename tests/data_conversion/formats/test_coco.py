@@ -53,11 +53,11 @@ def one_photo(source: Any, *annotations: Any, categories: Any = CATEGORIES, **ch
 
 
 def shapes(item: SourceImage) -> list[tuple[str, tuple[float, ...]]]:
-    return [(part.kind, part.points) for part in item.objects if isinstance(part, RawObject)]
+    return [(obj.kind, obj.points) for obj in item.objects if isinstance(obj, RawObject)]
 
 
 def reasons(item: SourceImage) -> list[str]:
-    return [part.reason for part in item.objects if isinstance(part, Dropped)]
+    return [obj.reason for obj in item.objects if isinstance(obj, Dropped)]
 
 
 # ---------------------------------------------------------------- files
@@ -109,7 +109,7 @@ def test_lists_may_come_in_any_order_after_a_byte_order_mark_with_any_ids(source
     source.write("x.json", b"\xef\xbb\xbf" + json.dumps(value, indent=1).encode())
     for name in "abc":
         source.photo(f"{name}.jpg")
-    assert [(item.image, [part.field for part in item.objects]) for item in read(source)] == [
+    assert [(item.image, [obj.field for obj in item.objects]) for item in read(source)] == [
         ("a.jpg", ["annotations[1]"]),
         ("b.jpg", ["annotations[0]", "annotations[3]"]),
         ("c.jpg", ["annotations[2]"]),
@@ -168,7 +168,7 @@ def test_one_polygon_is_a_polygon_unless_it_is_a_box(source: Any, segmentation: 
     assert shapes(item) == [(kind, points)] and not item.notes
 
 
-def test_a_part_in_several_pieces_is_its_box_and_noted(source: Any) -> None:
+def test_an_object_in_several_pieces_is_its_box_and_noted(source: Any) -> None:
     item = one_photo(source, annotation(segmentation=[TRIANGLE, [50, 5, 60, 5, 60, 15]], bbox=[10, 5, 50, 15]))
     assert (shapes(item), item.notes) == ([("bbox_2d", (10, 5, 60, 20))], (SEVERAL_POLYGONS,))
 
@@ -187,8 +187,8 @@ def test_a_mask_is_the_box_of_its_pixels(
     counts = coded["counts"].decode() if compressed else np.diff(edges, prepend=0).tolist()
     root = tmp_path_factory.getbasetemp() / "masks"
     (root / "annotations").mkdir(parents=True, exist_ok=True)
-    part = annotation(segmentation={"size": [height, width], "counts": counts})
-    (root / "annotations" / "a.json").write_text(document([image("a.jpg", width=width, height=height)], [part]))
+    obj = annotation(segmentation={"size": [height, width], "counts": counts})
+    (root / "annotations" / "a.json").write_text(document([image("a.jpg", width=width, height=height)], [obj]))
     (item,) = iter_records(root)
     assert isinstance(item, SourceImage) and item.notes == (MASK,)
     y, x = np.nonzero(pixels_HW)
@@ -244,18 +244,18 @@ def test_out_and_in_again(photos: list[ExportPhoto]) -> None:
     for photo in photos:
         item = found[photo_place(photo.image, photo.split)]
         assert (item.split, item.summary, item.size) == (photo.split, photo.summary, (photo.width, photo.height))
-        read_again = [part for part in in_pixels(item, photo)]
-        assert [desc for desc, _, _ in read_again] == [part.desc for part in photo.objects]
-        for part, (_, kind, points) in zip(photo.objects, read_again, strict=True):
-            box = enclosing_box(part.points)
-            lines += part.kind == "line"
-            if part.kind == "line":
+        read_again = [obj for obj in in_pixels(item, photo)]
+        assert [desc for desc, _, _ in read_again] == [obj.desc for obj in photo.objects]
+        for obj, (_, kind, points) in zip(photo.objects, read_again, strict=True):
+            box = enclosing_box(obj.points)
+            lines += obj.kind == "line"
+            if obj.kind == "line":
                 box = thicken(box, photo.width, photo.height)
             assert enclosing_box(points) == pytest.approx(box, abs=0.02)
             # Four points at the corners of a box are a box.
-            assert kind == ("poly" if part.kind == "poly" else "bbox_2d") or len(part.points) == 8
+            assert kind == ("poly" if obj.kind == "poly" else "bbox_2d") or len(obj.points) == 8
             if kind == "poly":
-                assert points == pytest.approx(part.points, abs=0.01)
+                assert points == pytest.approx(obj.points, abs=0.01)
     assert losses == (Counter({"line written as its box": lines}) if lines else Counter())
 
 
@@ -304,11 +304,11 @@ def test_boxes_of_real_photos_are_the_same_for_pycocotools(shared_dir: Path, tmp
         data = load(tmp_path / f"coco/annotations/instances_{split}.json")
         for number, entry in data.imgs.items():
             found = data.loadAnns(data.getAnnIds(imgIds=number))
-            assert all(part["area"] == part["bbox"][2] * part["bbox"][3] for part in found)
-            boxes = [(data.cats[part["category_id"]]["name"], *part["bbox"]) for part in found]
+            assert all(obj["area"] == obj["bbox"][2] * obj["bbox"][3] for obj in found)
+            boxes = [(data.cats[obj["category_id"]]["name"], *obj["bbox"]) for obj in found]
             seen[entry["file_name"]] = sorted((name, x, y, x + w, y + h) for name, x, y, w, h in boxes)
     expected = {
-        item.image: sorted((part.desc, *part.points) for part in item.objects if isinstance(part, RawObject))
+        item.image: sorted((obj.desc, *obj.points) for obj in item.objects if isinstance(obj, RawObject))
         for item in pascal_voc.iter_records(voc)
         if isinstance(item, SourceImage)
     }

@@ -22,7 +22,7 @@ def read(source: Any) -> list[SourceImage]:
     return [item for item in items if isinstance(item, SourceImage)]
 
 
-def test_a_row_is_a_part_in_displayed_pixels(source: Any) -> None:
+def test_a_row_is_an_object_in_displayed_pixels(source: Any) -> None:
     good(source)
     source.photo("good.jpg", size=(60, 80), orientation=6)
     source.convert("csv")
@@ -49,8 +49,8 @@ def test_rows_of_a_photo_need_not_stand_together(source: Any) -> None:
     lines = ["b.jpg,1,1,9,9,x", "a.jpg,1,1,9,9,x", "", ",,,,,", 'b.jpg,2,2,9,9,"y\nz"', "b.jpg,3,3,9,9,z"]
     source.write("t.csv", HEADER + "\n".join(lines))
     b, a = read(source)
-    assert (b.image, [part.field for part in b.objects]) == ("images/b.jpg", ["line 2", "line 6", "line 8"])
-    assert (a.image, [part.field for part in a.objects]) == ("images/a.jpg", ["line 3"])
+    assert (b.image, [obj.field for obj in b.objects]) == ("images/b.jpg", ["line 2", "line 6", "line 8"])
+    assert (a.image, [obj.field for obj in a.objects]) == ("images/a.jpg", ["line 3"])
 
 
 def test_an_empty_row_is_a_photo_with_nothing_to_see(source: Any) -> None:
@@ -78,11 +78,11 @@ def test_a_file_name_may_be_the_split(source: Any) -> None:
     assert [item.split for item in read(source)] == ["train", "val"]
 
 
-def test_useless_parts_are_dropped_by_reason(source: Any) -> None:
+def test_useless_objects_are_dropped_by_reason(source: Any) -> None:
     source.photo("a.jpg")
     source.write("t.csv", HEADER + "a.jpg,1,1,9,9,\na.jpg,9,1,1,9,x\na.jpg,1,9,9,9,x\na.jpg,1,1,9,9,x\n")
     (item,) = read(source)
-    reasons = [part.reason for part in item.objects if isinstance(part, Dropped)]
+    reasons = [obj.reason for obj in item.objects if isinstance(obj, Dropped)]
     assert reasons == ["no_description", "inverted_box", "zero_area"] and len(item.objects) == 4
 
 
@@ -91,22 +91,22 @@ TEXT = st.text(st.characters(exclude_categories=("Cc", "Cs", "Cn")), min_size=1)
 
 @settings(max_examples=60, deadline=None)
 @given(
-    parts=st.lists(st.tuples(st.sampled_from("abc"), st.floats(0, 40), st.floats(41, 80), TEXT), min_size=1),
+    objects=st.lists(st.tuples(st.sampled_from("abc"), st.floats(0, 40), st.floats(41, 80), TEXT), min_size=1),
     delimiter=st.sampled_from(",;\t"),
 )
 def test_what_python_writes_is_read_again(
-    tmp_path_factory: pytest.TempPathFactory, parts: list[tuple[str, float, float, str]], delimiter: str
+    tmp_path_factory: pytest.TempPathFactory, objects: list[tuple[str, float, float, str]], delimiter: str
 ) -> None:
     root = tmp_path_factory.getbasetemp() / "written"
     root.mkdir(exist_ok=True)
     with (root / "t.csv").open("w", encoding="utf-8", newline="") as stream:
         writer = csv.writer(stream, delimiter=delimiter)
         writer.writerow(HEADER.strip().split(","))
-        writer.writerows([f"{name}.jpg", low, low, high, high, desc] for name, low, high, desc in parts)
+        writer.writerows([f"{name}.jpg", low, low, high, high, desc] for name, low, high, desc in objects)
     found = {item.image[0]: item.objects for item in iter_records(root) if isinstance(item, SourceImage)}
-    for name in {name for name, *_ in parts}:
-        wanted = [(desc, (low, low, high, high)) for other, low, high, desc in parts if other == name]
-        assert [(part.desc, part.points) for part in found[name] if isinstance(part, RawObject)] == wanted
+    for name in {name for name, *_ in objects}:
+        wanted = [(desc, (low, low, high, high)) for other, low, high, desc in objects if other == name]
+        assert [(obj.desc, obj.points) for obj in found[name] if isinstance(obj, RawObject)] == wanted
 
 
 SOUND = 'image,x1,y1,x2,y2,desc,split\na.jpg,1,1,9,9,"标签, x",train\nb.jpg,,,,,,val\na.jpg,2,2,9,9,y,\n'

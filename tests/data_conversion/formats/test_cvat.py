@@ -42,12 +42,12 @@ def attribute(name: str, value: str) -> str:
 
 def test_shapes_in_file_order(read: Any) -> None:
     item = read(f'<polyline label="线缆" points="1.5,2;30,40.25"/>{BOX}<polygon label="x" points="0,0;40,0;40,60"/>')
-    assert [(part.desc, part.kind, part.points) for part in item.objects] == [
+    assert [(obj.desc, obj.kind, obj.points) for obj in item.objects] == [
         ("线缆", "line", (1.5, 2, 30, 40.25)),
         ("label", "bbox_2d", (8, 6, 28, 36)),
         ("x", "poly", (0, 0, 40, 0, 40, 60)),
     ]
-    assert [part.field for part in item.objects] == ["image[0].polyline[0]", "image[0].box[0]", "image[0].polygon[0]"]
+    assert [obj.field for obj in item.objects] == ["image[0].polyline[0]", "image[0].box[0]", "image[0].polygon[0]"]
     assert (item.displayed, item.size, item.summary, item.notes) == (True, (80, 60), None, ())
 
 
@@ -85,7 +85,7 @@ def test_attributes_are_further_levels(read: Any) -> None:
         + attribute("turns", "3")
         + "</box>",
     )
-    assert [part.desc for part in read(shape).objects] == ["label/未拧紧/rusty/3"]
+    assert [obj.desc for obj in read(shape).objects] == ["label/未拧紧/rusty/3"]
 
 
 def test_tags_are_about_the_photo(read: Any) -> None:
@@ -106,8 +106,8 @@ def test_what_cannot_be_used_is_dropped_by_name(read: Any) -> None:
         '<polyline label="x" points="1,1"/>'
         '<box xtl="1" ytl="1" xbr="9" ybr="9"><attribute name="state">loose</attribute></box>'
     )
-    assert all(isinstance(part, Dropped) for part in item.objects)
-    assert [part.reason for part in item.objects if isinstance(part, Dropped)] == [
+    assert all(isinstance(obj, Dropped) for obj in item.objects)
+    assert [obj.reason for obj in item.objects if isinstance(obj, Dropped)] == [
         *["unsupported_shape"] * 5,
         "inverted_box",
         *["zero_area"] * 3,
@@ -136,7 +136,10 @@ def test_the_same_name_in_two_subsets_is_two_photos_and_several_files_are_read(s
     source.write("2.xml", export(image("b c.jpg", "")))
     report = source.convert("cvat")
     assert [row.images[0] for row in source.rows()] == ["images/Test/a.jpg", "images/Train/a.jpg", "images/b c.jpg"]
-    assert {name: part["photos"] for name, part in report.splits.items() if part["photos"]} == {"train": 2, "test": 1}
+    assert {name: split["photos"] for name, split in report.splits.items() if split["photos"]} == {
+        "train": 2,
+        "test": 1,
+    }
     assert report.notes["no_shapes"] == 1 and report.photos_skipped == {"no_annotation": 1}
 
 
@@ -181,14 +184,16 @@ def shapes(draw: st.DrawFn) -> tuple[str, RawObject]:
 
 
 @settings(max_examples=60, deadline=None)
-@given(parts=st.lists(shapes(), max_size=6))
-def test_whatever_cvat_writes_is_read_as_it_is(tmp_path_factory: pytest.TempPathFactory, parts: list[Any]) -> None:
+@given(objects=st.lists(shapes(), max_size=6))
+def test_whatever_cvat_writes_is_read_as_it_is(tmp_path_factory: pytest.TempPathFactory, objects: list[Any]) -> None:
     root = tmp_path_factory.getbasetemp() / "cvat_shapes"
     root.mkdir(exist_ok=True)
-    (root / "annotations.xml").write_text(export(image("a.jpg", "".join(text for text, _ in parts))), encoding="utf-8")
+    (root / "annotations.xml").write_text(
+        export(image("a.jpg", "".join(text for text, _ in objects))), encoding="utf-8"
+    )
     (item,) = iter_records(root)
-    assert isinstance(item, SourceImage) and len(item.objects) == len(parts)
-    for found, (_, wanted) in zip(item.objects, parts, strict=True):
+    assert isinstance(item, SourceImage) and len(item.objects) == len(objects)
+    for found, (_, wanted) in zip(item.objects, objects, strict=True):
         if isinstance(found, Dropped):
             x1, y1, x2, y2 = enclosing_box(wanted.points)
             assert not wanted.desc or (found.reason == "zero_area" and (x1 == x2 or y1 == y2))

@@ -68,8 +68,8 @@ def read(root: Path) -> list[SourceImage]:
     return [item for item in items if isinstance(item, SourceImage)]
 
 
-def parts(item: SourceImage) -> list[tuple[str, tuple[float, ...]]]:
-    return [(part.desc, part.points) for part in item.objects if isinstance(part, RawObject)]
+def objects_of(item: SourceImage) -> list[tuple[str, tuple[float, ...]]]:
+    return [(obj.desc, obj.points) for obj in item.objects if isinstance(obj, RawObject)]
 
 
 def tree(folder: Path) -> dict[str, bytes]:
@@ -86,7 +86,7 @@ def test_a_saved_data_set_is_read_row_by_row(tmp_path: Path, objects: Any) -> No
     assert [item.image for item in items] == ["00000000.jpg", "00000001.jpg", "00000002.jpg"]
     assert [item.content for item in items] == [photo(n) for n in range(3)]
     assert [item.summary for item in items] == ["dusty", None, "clean"]
-    assert all(parts(item) == [("screw/loose", (10, 10, 30, 20))] for item in items)
+    assert all(objects_of(item) == [("screw/loose", (10, 10, 30, 20))] for item in items)
     assert all((item.source, item.split, item.displayed) == ("state.json", None, True) for item in items)
 
 
@@ -156,7 +156,7 @@ def test_rows_that_cannot_be_used_are_named_and_the_others_read(tmp_path: Path) 
     ]
     last = items[-1]
     assert isinstance(last, SourceImage) and last.image == "00000004.jpg"
-    reasons = [part.reason for part in last.objects if isinstance(part, Dropped)]
+    reasons = [obj.reason for obj in last.objects if isinstance(obj, Dropped)]
     assert reasons == ["no_description", "no_description", "zero_area", "inverted_box"]
 
 
@@ -166,7 +166,7 @@ def test_a_crowd_is_dropped_and_other_columns_and_keys_are_noted(tmp_path: Path)
     )
     (tmp_path / "metadata.jsonl").write_text(json.dumps({**good_row, "image_id": 5}))
     (item,) = read(tmp_path)
-    assert [part.reason for part in item.objects if isinstance(part, Dropped)] == ["crowd"]
+    assert [obj.reason for obj in item.objects if isinstance(obj, Dropped)] == ["crowd"]
     assert item.notes == ("object key not read: z", "object key not read: z", "column not read: image_id")
 
 
@@ -218,7 +218,7 @@ def test_parquet_shards_of_a_split_go_on_counting(tmp_path: Path) -> None:
     assert [item.image for item in items[:40]] == [f"train/{number:08d}.jpg" for number in range(40)]
     assert (items[40].image, items[40].split) == ("validation/00000000.jpg", "val")
     assert {item.split for item in items[:40]} == {"train"} and len(items) == 41
-    assert all(parts(item) == [("screw/loose", (10, 10, 30, 20))] for item in items)
+    assert all(objects_of(item) == [("screw/loose", (10, 10, 30, 20))] for item in items)
     assert items[21].objects[0].field == "rows[1].objects.bbox[0]"
     assert items[21].source == "data/train-00001-of-00002.parquet"
 
@@ -298,7 +298,7 @@ def test_the_three_kinds_of_metadata_say_the_same(source: Any) -> None:
         else:
             parquet.write_table(pyarrow.Table.from_pylist(rows), folder / "metadata.parquet")
         items = read(folder)
-        found.append([(item.image, parts(item), item.summary, item.size, item.displayed) for item in items])
+        found.append([(item.image, objects_of(item), item.summary, item.size, item.displayed) for item in items])
     assert found[0] == [
         ("a.jpg", [("RBC", (10, 10, 30, 20))], "dusty", (80, 60), False),
         ("b.jpg", [], None, (80, 60), False),

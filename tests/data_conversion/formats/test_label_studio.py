@@ -1,4 +1,4 @@
-"""Label Studio: percent and rotation, words given to regions, which results count, photos found; and written back."""
+"""Label Studio: percent and rotation, text given to regions, which results count, photos found; and written back."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def test_words_given_to_a_region_are_further_levels_in_order(read: Any) -> None:
         words("taxonomy", [["by hand", "twice"]]),
         words("choices", []),
     )
-    assert [part.desc for part in item.objects] == ["screw/BBU/loose,rusty/left of it/checked/by hand/twice"]
+    assert [obj.desc for obj in item.objects] == ["screw/BBU/loose,rusty/left of it/checked/by hand/twice"]
     assert item.summary is None
 
 
@@ -110,7 +110,7 @@ def test_several_labels_are_attributes_of_one_level(read: Any) -> None:
 
 def test_a_rectangle_and_its_labels_in_two_results(read: Any) -> None:
     item = read({**rectangle(), "type": "rectangle"}, words("labels", ["x"]))
-    assert [part.desc for part in item.objects] == ["x"]
+    assert [obj.desc for obj in item.objects] == ["x"]
 
 
 def test_words_without_a_region_are_about_the_photo(read: Any) -> None:
@@ -140,8 +140,8 @@ def test_what_cannot_be_used_is_dropped_by_name(read: Any) -> None:
         },
         {"type": "relation", "from_id": "a", "to_id": "b"},
     )
-    assert all(isinstance(part, Dropped) for part in item.objects)
-    reasons = [part.reason for part in item.objects if isinstance(part, Dropped)]
+    assert all(isinstance(obj, Dropped) for obj in item.objects)
+    reasons = [obj.reason for obj in item.objects if isinstance(obj, Dropped)]
     assert reasons == [
         *["unsupported_shape"] * 4,
         "zero_area",
@@ -182,7 +182,7 @@ def annotation(label: str, **changes: Any) -> dict[str, Any]:
 )
 def test_which_of_several_annotations_counts(read: Any, annotations: list[Any], label: str) -> None:
     item = read(annotations=annotations)
-    assert [part.desc for part in item.objects] == [label]
+    assert [obj.desc for obj in item.objects] == [label]
     assert ("several_annotations" in item.notes) == (label != "kept")
 
 
@@ -200,7 +200,7 @@ def test_a_task_that_nobody_labelled_is_counted_and_its_predictions_are_not_labe
 
 def test_predictions_are_read_from_a_file_made_for_import(read: Any) -> None:
     item = read(annotations=None, predictions=[{"result": [rectangle("x")], "score": 0.5}, {"result": []}])
-    assert ([part.desc for part in item.objects], item.notes) == (["x"], ("predictions_read",))
+    assert ([obj.desc for obj in item.objects], item.notes) == (["x"], ("predictions_read",))
 
 
 @pytest.mark.parametrize(
@@ -240,7 +240,7 @@ def test_under_which_key_the_photo_is(read: Any, data: dict[str, str]) -> None:
     assert read({**rectangle(), **source_key}, data=data).image == "a.jpg"
 
 
-def test_splits_several_files_a_byte_order_mark_and_no_parts(source: Any) -> None:
+def test_splits_several_files_a_byte_order_mark_and_no_objects(source: Any) -> None:
     for name in ("a", "b"):
         source.photo(f"{name}.jpg")
     first = {**task("a.jpg"), "data": {"image": "a.jpg", "split": "val"}}
@@ -268,18 +268,18 @@ def close(found: Any, wanted: Any) -> bool:
 
 @settings(max_examples=60, deadline=None)
 @given(photos=ways.export_photos())
-def test_out_and_in_gives_the_same_parts_splits_and_summaries(photos: list[ExportPhoto]) -> None:
+def test_out_and_in_gives_the_same_objects_splits_and_summaries(photos: list[ExportPhoto]) -> None:
     losses, found = ways.out_and_in("label_studio", photos)
     lines = 0
     for photo in photos:
         item = found[f"images/{photo.image}"]
-        parts = ways.in_pixels(item, photo)
-        assert (item.split, item.summary, len(parts)) == (photo.split, photo.summary, len(photo.objects))
-        for (desc, kind, points), part in zip(parts, photo.objects, strict=True):
-            box = part.kind == "line"
+        objects = ways.in_pixels(item, photo)
+        assert (item.split, item.summary, len(objects)) == (photo.split, photo.summary, len(photo.objects))
+        for (desc, kind, points), obj in zip(objects, photo.objects, strict=True):
+            box = obj.kind == "line"
             lines += box
-            wanted = thicken(enclosing_box(part.points), photo.width, photo.height) if box else part.points
-            assert (desc, kind) == (part.desc, "bbox_2d" if box else part.kind)
+            wanted = thicken(enclosing_box(obj.points), photo.width, photo.height) if box else obj.points
+            assert (desc, kind) == (obj.desc, "bbox_2d" if box else obj.kind)
             assert close(points, wanted)
     assert losses["line written as its box"] == lines
     assert set(losses) <= {"line written as its box"}
@@ -328,12 +328,12 @@ def test_labels_without_scores_are_pre_annotations_too(tmp_path: Path) -> None:
 
 
 def test_a_flat_line_becomes_a_box_that_can_be_seen_and_odd_characters_break_nothing(tmp_path: Path) -> None:
-    parts = (ExportObject("wire", "line", (10, 30, 70, 30)), ExportObject("a\x01b", "bbox_2d", (0, 0, 9, 9)))
-    losses = write_records(iter([one_photo(*parts)]), tmp_path)
+    objects = (ExportObject("wire", "line", (10, 30, 70, 30)), ExportObject("a\x01b", "bbox_2d", (0, 0, 9, 9)))
+    losses = write_records(iter([one_photo(*objects)]), tmp_path)
     assert NOT_IN_XML.search("a\x01b") and sum(losses.values()) == 2 and losses["line written as its box"] == 1
     ElementTree.parse(tmp_path / "label_config.xml")
     (item,) = (found for found in iter_records(tmp_path) if isinstance(found, SourceImage))
-    assert [part.desc for part in item.objects if not isinstance(part, Dropped)] == ["wire", "a\x01b"]
+    assert [obj.desc for obj in item.objects if not isinstance(obj, Dropped)] == ["wire", "a\x01b"]
     assert item.objects[0].points == pytest.approx((10, 29, 70, 31), abs=1e-3)  # type: ignore[union-attr]
 
 

@@ -93,7 +93,7 @@ def test_points_are_displayed_pixels(source: Any, orientation: int) -> None:
 def test_the_path_is_label_then_flags_then_text(source: Any, changes: Any, desc: str) -> None:
     put(source, shape(**changes))
     source.convert("labelme")
-    assert [part["desc"] for part in source.objects()] == [desc]
+    assert [obj["desc"] for obj in source.objects()] == [desc]
 
 
 @pytest.mark.parametrize("label", ["", "  ", None])
@@ -200,21 +200,21 @@ def test_what_is_written_is_read_again_exactly(photos: list[ExportPhoto]) -> Non
     for photo in photos:
         item = found[photo.image]
         assert (item.size, item.notes) == ((photo.width, photo.height), ())
-        assert in_pixels(item, photo) == [(part.desc, part.kind, part.points) for part in photo.objects]
+        assert in_pixels(item, photo) == [(obj.desc, obj.kind, obj.points) for obj in photo.objects]
         if photo.split is None or photo.split == item.split:
             continue
         losses["split not kept"] -= 1
-    parts = [part for photo in photos for part in photo.objects]
+    objects = [obj for photo in photos for obj in photo.objects]
     losses["summary not kept"] -= sum(photo.summary is not None for photo in photos)
-    losses["score not kept"] -= sum(part.score is not None for part in parts)
+    losses["score not kept"] -= sum(obj.score is not None for obj in objects)
     assert not +losses and not -losses
 
 
 def test_a_written_file_has_the_keys_that_labelme_asks_for(tmp_path: Path) -> None:
-    parts = tuple(
+    objects = tuple(
         ExportObject(f"螺丝/{kind}", kind, (1, 2, 30.5, 40, 5, 6)[: 4 + 2 * (kind == "poly")]) for kind in SHAPES
     )
-    assert not write_records(iter([ExportPhoto("x/a.b.jpg", 80, 60, parts)]), tmp_path)
+    assert not write_records(iter([ExportPhoto("x/a.b.jpg", 80, 60, objects)]), tmp_path)
     text = (tmp_path / "x" / "a.b.json").read_text(encoding="utf-8")
     value = json.loads(text)
     assert "螺丝/bbox_2d" in text

@@ -48,7 +48,7 @@ def test_image_sets_are_the_splits(source: Any, voc_object: Any) -> None:
     source.write("ImageSets/Main/val.txt", "b\r\n\n")
     source.write("ImageSets/Main/test.txt", "\ufeffc")
     report = source.convert("pascal_voc")
-    assert {name: part["photos"] for name, part in report.splits.items()} == {
+    assert {name: split["photos"] for name, split in report.splits.items()} == {
         "train": 1,
         "val": 1,
         "test": 1,
@@ -93,7 +93,7 @@ def test_without_a_file_name_the_stem_does(source: Any, voc_object: Any) -> None
 def test_the_real_bccd_data_set_loses_only_its_two_empty_boxes(bccd: Path, tmp_path: Path) -> None:
     report = convert("pascal_voc", bccd, tmp_path / "out", taxonomy=None)
     assert report.photos_read == report.photos_written == 364
-    assert {name: part["photos"] for name, part in report.splits.items()} == {
+    assert {name: split["photos"] for name, split in report.splits.items()} == {
         "train": 205,
         "val": 87,
         "test": 72,
@@ -106,7 +106,7 @@ def test_the_real_bccd_data_set_loses_only_its_two_empty_boxes(bccd: Path, tmp_p
     assert vocabulary["all"] == {"RBC": 4153, "WBC": 372, "Platelets": 361}
     merged = {"train": "train+val", "test": "test"}
     again = convert("pascal_voc", bccd, tmp_path / "merged", taxonomy=None, splits=merged, max_teachers=4)
-    assert {name: part["photos"] for name, part in again.splits.items()} == {
+    assert {name: split["photos"] for name, split in again.splits.items()} == {
         "train": 288,
         "val": 0,
         "test": 72,
@@ -125,19 +125,19 @@ def test_what_is_written_is_read_again_as_boxes(photos: list[ExportPhoto]) -> No
         item = found[photo_place(photo.image, photo.split)]
         assert (item.split, item.size) == (photo.split or "train", (photo.width, photo.height))
         again = in_pixels(item, photo)
-        assert [desc for desc, _, _ in again] == [part.desc for part in photo.objects]
-        for (_, kind, points), part in zip(again, photo.objects, strict=True):
-            box = enclosing_box(part.points)
-            box = thicken(box, photo.width, photo.height) if part.kind == "line" else box
+        assert [desc for desc, _, _ in again] == [obj.desc for obj in photo.objects]
+        for (_, kind, points), obj in zip(again, photo.objects, strict=True):
+            box = enclosing_box(obj.points)
+            box = thicken(box, photo.width, photo.height) if obj.kind == "line" else box
             narrow = max(0.0, 1.001 - min(box[2] - box[0], box[3] - box[1]))
             assert kind == "bbox_2d"
             assert points == pytest.approx(box, abs=narrow + 1e-3)
-            if part.kind == "bbox_2d":  # which the strategy makes half a pixel wide and more
-                assert points == pytest.approx(part.points, abs=0.502)
-    parts = [part for photo in photos for part in photo.objects]
-    assert losses["line written as its box"] == sum(part.kind == "line" for part in parts)
-    assert losses["polygon written as its box"] == sum(part.kind == "poly" for part in parts)
-    assert losses["score not kept"] == sum(part.score is not None for part in parts)
+            if obj.kind == "bbox_2d":  # which the strategy makes half a pixel wide and more
+                assert points == pytest.approx(obj.points, abs=0.502)
+    objects = [obj for photo in photos for obj in photo.objects]
+    assert losses["line written as its box"] == sum(obj.kind == "line" for obj in objects)
+    assert losses["polygon written as its box"] == sum(obj.kind == "poly" for obj in objects)
+    assert losses["score not kept"] == sum(obj.score is not None for obj in objects)
     assert losses["summary not kept"] == sum(photo.summary is not None for photo in photos)
     assert losses["photo without a split written to train"] == sum(photo.split is None for photo in photos)
 
@@ -150,8 +150,8 @@ def corners(path: Path) -> list[list[str | None]]:
 
 def test_corners_count_from_one_and_keep_their_fractions(tmp_path: Path) -> None:
     boxes = [(0, 0, 80, 60), (10.25, 0.5, 30.123456, 20), (9, 9, 10, 10), (79.2, 59, 80, 60)]
-    parts = tuple(ExportObject("x", "bbox_2d", box) for box in boxes)
-    losses = write_records(iter([ExportPhoto("a.jpg", 80, 60, parts, "train")]), tmp_path)
+    objects = tuple(ExportObject("x", "bbox_2d", box) for box in boxes)
+    losses = write_records(iter([ExportPhoto("a.jpg", 80, 60, objects, "train")]), tmp_path)
     assert corners(tmp_path / "Annotations" / "a.xml") == [
         ["1", "1", "80", "60"],
         ["11.25", "1.5", "30.1235", "20"],
@@ -188,8 +188,8 @@ def test_what_xml_cannot_hold_is_an_error_that_names_the_photo(tmp_path: Path, t
     assert not list(tmp_path.rglob("*.xml"))
 
 
-def parts_of(item: SourceImage) -> list[RawObject]:
-    return [part for part in item.objects if isinstance(part, RawObject)]
+def objects_of(item: SourceImage) -> list[RawObject]:
+    return [obj for obj in item.objects if isinstance(obj, RawObject)]
 
 
 def test_the_real_bccd_data_set_written_and_read_again_is_the_same(bccd: Path, tmp_path: Path) -> None:
@@ -198,7 +198,7 @@ def test_the_real_bccd_data_set_written_and_read_again_is_the_same(bccd: Path, t
         ExportPhoto(
             item.image.removeprefix("JPEGImages/"),
             *(item.size or (640, 480)),
-            tuple(ExportObject(part.desc, part.kind, part.points) for part in parts_of(item)),
+            tuple(ExportObject(obj.desc, obj.kind, obj.points) for obj in objects_of(item)),
             item.split,
         )
         for item in items.values()
@@ -208,7 +208,7 @@ def test_the_real_bccd_data_set_written_and_read_again_is_the_same(bccd: Path, t
     assert list(again) == list(items) and len(items) == 364
     for image, item in items.items():
         assert (again[image].split, again[image].size) == (item.split, item.size)
-        assert [(p.desc, p.points) for p in parts_of(again[image])] == [(p.desc, p.points) for p in parts_of(item)]
+        assert [(p.desc, p.points) for p in objects_of(again[image])] == [(p.desc, p.points) for p in objects_of(item)]
     assert sum(len(item.objects) for item in again.values()) == 4888 - 2
 
 

@@ -34,7 +34,7 @@ def test_a_slash_in_a_phrase_is_no_level(source: Any) -> None:
     write(source, [image()], [photo(1, region(phrase=" silver/gray mouse "), region(phrase="a cat, asleep"))])
     (item,) = iter_records(source.root)
     assert isinstance(item, SourceImage) and item.notes == (SLASH_IN_PHRASE,)
-    assert [part.desc for part in item.objects if isinstance(part, RawObject)] == [
+    assert [obj.desc for obj in item.objects if isinstance(obj, RawObject)] == [
         "silver／gray mouse",
         "a cat, asleep",
     ]
@@ -55,11 +55,11 @@ def test_without_photos_the_place_is_that_of_the_address(source: Any) -> None:
 
 
 def test_useless_regions_are_dropped_by_reason(source: Any) -> None:
-    parts = [region(), region(phrase=" "), region(width=0), region(height=-1)]
-    write(source, [image()], [photo(1, *parts)])
+    objects = [region(), region(phrase=" "), region(width=0), region(height=-1)]
+    write(source, [image()], [photo(1, *objects)])
     (item,) = iter_records(source.root)
     assert isinstance(item, SourceImage)
-    reasons = [part.reason for part in item.objects if isinstance(part, Dropped)]
+    reasons = [obj.reason for obj in item.objects if isinstance(obj, Dropped)]
     assert reasons == ["no_description", "zero_area", "inverted_box"] and len(item.objects) == 4
 
 
@@ -75,16 +75,16 @@ def test_a_photo_without_an_entry_of_regions_is_not_annotated_and_one_with_none_
 def test_every_phrase_of_the_real_files_is_read(shared_dir: Path) -> None:
     items = list(iter_records(shared_dir / "data" / "vg_regions_text"))
     photos = [item for item in items if isinstance(item, SourceImage)]
-    parts = [(part, item.size) for item in photos for part in item.objects]
-    assert len(items) == len(photos) == 100 and len(parts) == 7278
-    assert all(isinstance(part, RawObject) and size for part, size in parts)
-    boxes = [(part.points, size) for part, size in parts if isinstance(part, RawObject) and size]
+    objects = [(obj, item.size) for item in photos for obj in item.objects]
+    assert len(items) == len(photos) == 100 and len(objects) == 7278
+    assert all(isinstance(obj, RawObject) and size for obj, size in objects)
+    boxes = [(obj.points, size) for obj, size in objects if isinstance(obj, RawObject) and size]
     # SOURCE.md counts four boxes outside: by a corner beyond an edge of the declared size, all left of 0.
     outside = [box for box, (width, height) in boxes if min(box) < 0 or box[2] > width or box[3] > height]
     assert [box[0] for box in outside] == [-2, -2, -1, -1] and all(box[2] > 0 for box in outside)
     assert sum(note == SLASH_IN_PHRASE for item in photos for note in item.notes) == 3
     assert photos[0].image == "VG_100K_2/1.jpg" and photos[0].size == (800, 600)
-    assert parts[0][0] == RawObject("the clock is green in colour", "bbox_2d", (421, 57, 503, 196), "[0].regions[0]")
+    assert objects[0][0] == RawObject("the clock is green in colour", "bbox_2d", (421, 57, 503, 196), "[0].regions[0]")
 
 
 FILES = {

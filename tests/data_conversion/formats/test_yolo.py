@@ -162,7 +162,7 @@ def test_without_entries_every_photo_is_read_and_folders_are_the_splits(source: 
     source.photo(".hidden/a.jpg")
     found = read(source)
     assert {item.split for item in found.values()} == {"train", "val", "test", None}
-    assert {part.desc for item in found.values() for part in item.objects} == {"y"}  # type: ignore[union-attr]
+    assert {obj.desc for item in found.values() for obj in item.objects} == {"y"}  # type: ignore[union-attr]
 
 
 def test_labels_that_no_entry_reaches_are_counted(source: Any) -> None:
@@ -197,7 +197,7 @@ def test_names_are_read_as_they_are_written(source: Any, names: str, known: dict
     source.write("data.yaml", f"names: {names}\ntrain: images/train")
     source.write("labels/train/good.txt", "".join(f"{number} .5 .5 .5 .5\n" for number in known))
     (item,) = read(source).values()
-    assert [part.desc for part in item.objects] == list(known.values())  # type: ignore[union-attr]
+    assert [obj.desc for obj in item.objects] == list(known.values())  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize(
@@ -270,7 +270,7 @@ def test_the_real_screws_lose_nothing(screws: Path, tmp_path: Path) -> None:
 
     items = [item for item in iter_records(screws) if isinstance(item, SourceImage)]
     assert Counter(item.split for item in items) == {"train": 210, "val": 20, "test": 10}
-    counts = Counter((str(item.split), part.desc) for item in items for part in item.objects)  # type: ignore[union-attr]
+    counts = Counter((str(item.split), obj.desc) for item in items for obj in item.objects)  # type: ignore[union-attr]
     assert counts == count_by_hand(screws)
     assert counts.total() == 683
     assert sum(count for (split, _), count in counts.items() if split == "val") == 53
@@ -297,9 +297,9 @@ def test_the_real_screws_written_and_read_again_are_the_same(screws: Path) -> No
     assert not losses
     for photo in photos:
         again = in_pixels(found[photo_place(photo.image, photo.split)], photo)
-        assert [desc for desc, _, _ in again] == [part.desc for part in photo.objects]
-        for (_, _, points), part in zip(again, photo.objects, strict=True):
-            assert points == pytest.approx(part.points, abs=1e-4)
+        assert [desc for desc, _, _ in again] == [obj.desc for obj in photo.objects]
+        for (_, _, points), obj in zip(again, photo.objects, strict=True):
+            assert points == pytest.approx(obj.points, abs=1e-4)
 
 
 # ---------------------------------------------------------------- writing
@@ -309,25 +309,25 @@ def test_the_real_screws_written_and_read_again_are_the_same(screws: Path) -> No
 @given(export_photos())
 def test_what_is_written_is_read_again(photos: list[ExportPhoto]) -> None:
     losses, found = out_and_in("yolo", photos)
-    parts = [part for photo in photos for part in photo.objects]
-    polygons = any(part.kind == "poly" for part in parts)
+    objects = [obj for photo in photos for obj in photo.objects]
+    polygons = any(obj.kind == "poly" for obj in objects)
     for photo in photos:
         item = found[photo_place(photo.image, photo.split)]
         assert item.split == (photo.split or "train")
         again = in_pixels(item, photo)
-        assert [desc for desc, _, _ in again] == [part.desc for part in photo.objects]
-        for (_, kind, points), part in zip(again, photo.objects, strict=True):
+        assert [desc for desc, _, _ in again] == [obj.desc for obj in photo.objects]
+        for (_, kind, points), obj in zip(again, photo.objects, strict=True):
             assert kind == ("poly" if polygons else "bbox_2d")
-            if part.kind == "poly":
-                assert points == pytest.approx(part.points, abs=1e-4)
+            if obj.kind == "poly":
+                assert points == pytest.approx(obj.points, abs=1e-4)
             else:
-                box = enclosing_box(part.points)
-                box = thicken(box, photo.width, photo.height) if part.kind == "line" else box
+                box = enclosing_box(obj.points)
+                box = thicken(box, photo.width, photo.height) if obj.kind == "line" else box
                 assert enclosing_box(points) == pytest.approx(box, abs=1e-4)
-    assert losses["line written as its box"] == sum(part.kind == "line" for part in parts)
-    boxes = sum(part.kind != "poly" for part in parts)
+    assert losses["line written as its box"] == sum(obj.kind == "line" for obj in objects)
+    boxes = sum(obj.kind != "poly" for obj in objects)
     assert losses["box written as a polygon of four corners"] == (boxes if polygons else 0)
-    assert losses["score not kept"] == sum(part.score is not None for part in parts)
+    assert losses["score not kept"] == sum(obj.score is not None for obj in objects)
     assert losses["summary not kept"] == sum(photo.summary is not None for photo in photos)
     assert losses["photo without a split written to train"] == sum(photo.split is None for photo in photos)
 
@@ -343,18 +343,18 @@ def test_boxes_of_huge_photos_survive_to_a_thousandth_of_a_pixel(
     for photo in photos:
         label = folder / photo_place(photo.image, photo.split).replace("images/", "labels/", 1)
         rows = [line.split() for line in label.with_suffix(".txt").read_text(encoding="utf-8").splitlines()]
-        assert [names[int(row[0])] for row in rows] == [part.desc for part in photo.objects]
-        for row, part in zip(rows, photo.objects, strict=True):
+        assert [names[int(row[0])] for row in rows] == [obj.desc for obj in photo.objects]
+        for row, obj in zip(rows, photo.objects, strict=True):
             cx, cy, width, height = (float(text) for text in row[1:])
-            x1, y1, x2, y2 = part.points
+            x1, y1, x2, y2 = obj.points
             assert [cx * photo.width, width * photo.width] == pytest.approx([(x1 + x2) / 2, x2 - x1], abs=1e-3)
             assert [cy * photo.height, height * photo.height] == pytest.approx([(y1 + y2) / 2, y2 - y1], abs=1e-3)
 
 
 def test_data_yaml_is_readable_and_labels_lie_in_labels(tmp_path: Path) -> None:
-    part = ExportObject("螺丝连接点/BBU安装螺丝/安装正确", "bbox_2d", (0, 0, 40, 30))
+    obj = ExportObject("螺丝连接点/BBU安装螺丝/安装正确", "bbox_2d", (0, 0, 40, 30))
     photos = [
-        ExportPhoto("images/a.jpg", 80, 60, (part,), "val"),
+        ExportPhoto("images/a.jpg", 80, 60, (obj,), "val"),
         ExportPhoto("b.jpg", 80, 60, (), "train"),
     ]
     assert not write_records(iter(photos), tmp_path)
@@ -377,12 +377,12 @@ def test_photos_that_would_share_a_label_file_are_an_error(tmp_path: Path) -> No
 
 
 def test_rounding_outside_the_photo_is_cut_because_readers_refuse_it(tmp_path: Path) -> None:
-    parts = (
+    objects = (
         ExportObject("x", "bbox_2d", (-0.5, 0, 80.5, 60)),
         ExportObject("x", "bbox_2d", (80, 0, 80.5, 60)),
         ExportObject("x", "poly", (-0.4, 0, 80.4, 0, 40, 60.5)),
     )
-    losses = write_records(iter([ExportPhoto("a.jpg", 80, 60, parts, "train")]), tmp_path)
+    losses = write_records(iter([ExportPhoto("a.jpg", 80, 60, objects, "train")]), tmp_path)
     assert losses["object without area inside the photo not written"] == 1
     rows = [line.split() for line in (tmp_path / "labels/train/a.txt").read_text().splitlines()]
     assert all(0 <= float(text) <= 1 for row in rows for text in row[1:])

@@ -19,7 +19,7 @@ from bbu.layers import attention
 from bbu.models.acceleration.compiling import compile_parts, compiled_graphs
 from bbu.models.wrapper import DetectionVLM
 from bbu.training.objective import DetectionObjective
-from tests.tiny import FAMILIES, mixed_samples, pack, tiny_config, tiny_model, tiny_processor, tiny_sample
+from tests.tiny import DEFAULT, FAMILIES, mixed_samples, pack, tiny_config, tiny_model, tiny_processor, tiny_sample
 
 every_family = pytest.mark.parametrize("family", FAMILIES)
 compiler = pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="there is no C++ compiler")
@@ -94,9 +94,9 @@ def test_packs_of_other_shapes_are_not_compiled_anew_and_names_stay(family: str)
 
 def test_without_a_compiler_it_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "which", lambda name: None)
-    compile_parts(tiny_model(FAMILIES[0]), [])
+    compile_parts(tiny_model(DEFAULT), [])
     with pytest.raises(ConfigError, match=r"model\.compile: needs a C\+\+ compiler"):
-        compile_parts(tiny_model(FAMILIES[0]), ["decoder"])
+        compile_parts(tiny_model(DEFAULT), ["decoder"])
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,8 @@
 """Random views of training photos; every box, polygon, line and description changes with its pixels.
 
-augmenter.py: what is done to which photo, and when. draws.py: random numbers. views.py: turns, flips, zoom, crops.
-colours.py: light, colour, sharpness. mixing.py: mosaic and copy-paste. parts.py: where a part goes, and the rule for
-parts at a border. See docs/augmentation.md.
+augmenter.py: augments the photos of a sample. draws.py: per-photo random streams. views.py: turns, flips, zoom, crops.
+colours.py: light, colour, sharpness. mixing.py: mosaic and copy-paste. objects.py: where objects go, and the rule for
+objects at a border. See docs/augmentation.md.
 """
 
 from bbu.data.augment.augmenter import Augmenter

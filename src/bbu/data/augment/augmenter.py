@@ -27,8 +27,8 @@ class Augmenter:
 
     Order: mosaic, copy-paste, quarter turn, flips, zoom, crop, light and colour. Mosaic and copy-paste change the
     student only: worked examples are whole photos at inference too. Flips and turns swap the words for sides in
-    descriptions, or do not happen, as the mirror rules say. A part that keeps less than ``config.min_visible``
-    of its area (a line: of its length) is dropped, others are cut to the canvas (bbu.data.augment.parts).
+    descriptions, or do not happen, as the mirror rules say. An object that keeps less than ``config.min_visible``
+    of its area (a line: of its length) is dropped, others are cut to the canvas (bbu.data.augment.objects).
 
     Args:
         config: which changes, and how likely.

@@ -1,4 +1,4 @@
-"""Light, colour, sharpness and the marks of JPEG: pixels change, places do not."""
+"""Photometric augmentation: light, colour, sharpness and JPEG artefacts. Boxes do not move."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ _ADJUSTED = ("brightness", "contrast", "saturation", "sharpness")  # by a factor
 
 
 def change_colours(image: Image.Image, config: AugmentConfig, draws: Draws, strength: float) -> Image.Image:
-    """The photo in another light; the image itself where nothing happens.
+    """The photo with random photometric changes; the same image object where none applies.
 
-    Light comes first, then the lens, then the file, as in a camera.
+    The order is that of a camera: light, lens, file.
     """
     from torchvision.transforms.v2 import functional
 
@@ -30,7 +30,7 @@ def change_colours(image: Image.Image, config: AugmentConfig, draws: Draws, stre
     if config.grey and draws.number("grey") < config.grey * strength:
         image = functional.rgb_to_grayscale(image, num_output_channels=3)
     if config.blur and (random := draws.stream("blur")).random() < config.blur * strength:
-        # Pillow's own: in whole numbers, so the same with any number of threads, and faster than v2's convolution
+        # Pillow blurs in integers: the same result with any number of threads, and faster than v2's convolution
         least, most = config.blur_sigma
         image = image.filter(ImageFilter.GaussianBlur(random.uniform(least, most)))
     if config.jpeg and (random := draws.stream("jpeg")).random() < config.jpeg * strength:

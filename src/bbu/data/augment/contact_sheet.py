@@ -1,7 +1,7 @@
-"""A sheet of training photos as augmentation makes them: a row for each photo, a column for each epoch.
+"""Contact sheet of augmented training photos: a row for each photo, a column for each epoch.
 
-Outlines carry the number of their description, and the words stand below: written on a photo with many parts they
-would hide it. One photo keeps its numbers and colours in all its views, so that a swapped word is easily seen.
+Outlines carry the number of their description, and a legend below lists the descriptions: text on a photo with many
+objects would hide it. Numbers and colours are the same in all views of a photo, so a swapped word is easy to spot.
 """
 
 from __future__ import annotations
@@ -36,15 +36,15 @@ def draw_contact_sheet(
     photos: int = 6,
     epochs: Mapping[int, float],
 ) -> Image.Image:
-    """Photos as they are and as the model gets them (before its resize) when they have no teachers.
+    """Photos beside their random views, as the model gets them (before its resize) without teachers.
 
     Args:
-        rows: all training photos, in the order of training; those shown are spread evenly over them.
-        photos: at most so many.
-        epochs: number of an epoch → share of the run that is done by then; a column each.
+        rows: all training photos, in the order of the data; the ones shown are spread evenly over them.
+        photos: maximum number of photos.
+        epochs: epoch number → fraction of the run that is done by then, in [0, 1]; a column each.
 
     Raises:
-        UserError: no photo, the typeface is missing, or a photo cannot be read.
+        UserError: there is no photo, the font is missing, or a photo cannot be read.
     """
     count = min(photos, len(rows))
     if not count:
@@ -61,10 +61,10 @@ def draw_contact_sheet(
 
 
 def save_contact_sheet(sheet: Image.Image, path: str | Path) -> None:
-    """Write a PNG or a JPEG, whole or not at all.
+    """Write a PNG or JPEG file atomically.
 
     Raises:
-        UserError: another suffix, or the file cannot be written.
+        UserError: an unsupported suffix, or the file cannot be written.
     """
     path = Path(path)
     kind = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG"}.get(path.suffix.lower())
@@ -81,7 +81,7 @@ def _line(photos: Sequence[Photo], titles: Sequence[str], colours: Mapping[str, 
     """A photo and its views, side by side."""
     descs = list(dict.fromkeys(item.desc for photo in photos for item in photo.objects))
     numbers = {desc: number for number, desc in enumerate(descs, start=1)}
-    colours = palette_for(descs, colours)  # with the words that a mirror has brought
+    colours = palette_for(descs, colours)  # including descriptions that a flip has created
     cells = [_cell(photo, title, numbers, colours) for photo, title in zip(photos, titles, strict=True)]
     line = Image.new("RGB", (len(cells) * (CELL + GAP), max(cell.height for cell in cells)), PAPER)
     for column, cell in enumerate(cells):
@@ -99,14 +99,14 @@ def _stack(lines: Sequence[Image.Image]) -> Image.Image:
 
 
 def _cell(photo: Photo, title: str, numbers: Mapping[str, int], colours: Mapping[str, Colour]) -> Image.Image:
-    """Title, photo with numbered outlines, and the words that the numbers stand for."""
+    """Title, photo with numbered outlines, and the legend of the numbers."""
     counts = Counter(item.desc for item in photo.objects)
     scale = min(CELL / photo.image.width, TALLEST / photo.image.height)
     size = max(1, round(photo.image.width * scale)), max(1, round(photo.image.height * scale))
     field = max(size[1], 3 * LINE_HEIGHT)  # a sliver of a photo still gets room for its numbers
     cell = Image.new("RGB", (CELL, LINE_HEIGHT + field + 4 + max(1, len(counts)) * LINE_HEIGHT), PAPER)
     draw = ImageDraw.Draw(cell)
-    side = f"{title}  {photo.image.width}x{photo.image.height}, {len(photo.objects)} parts"
+    side = f"{title}  {photo.image.width}x{photo.image.height}, {len(photo.objects)} objects"
     draw.text((0, LINE_HEIGHT / 2), side, fill=INK, font=cjk_font(TEXT), anchor="lm")
     draw.rectangle((0, LINE_HEIGHT, CELL - 1, LINE_HEIGHT + field - 1), fill=FIELD)
     corner = (CELL - size[0]) // 2, LINE_HEIGHT + (field - size[1]) // 2
@@ -119,12 +119,12 @@ def _cell(photo: Photo, title: str, numbers: Mapping[str, int], colours: Mapping
     tagged = [numbers[item.desc] for item in photo.objects]
     tones = [colours[prefix(item.desc, 1)] for item in photo.objects]
     _draw_numbers(draw, outlines, tagged, tones, (0, LINE_HEIGHT, CELL, LINE_HEIGHT + field))
-    _draw_words(draw, counts, numbers, colours, LINE_HEIGHT + field + 4)
+    _draw_legend(draw, counts, numbers, colours, LINE_HEIGHT + field + 4)
     return cell
 
 
 def _outline(item: ObjectRow, scale: float, corner: tuple[int, int]) -> list[Point]:
-    """A part's points in its cell."""
+    """An object's outline in pixels of its cell."""
     x1, y1, x2, y2 = item.box
     flat = (x1, y1, x2, y1, x2, y2, x1, y2) if item.kind == "bbox_2d" else item.points
     return [(corner[0] + x * scale, corner[1] + y * scale) for x, y in zip(flat[::2], flat[1::2], strict=True)]
@@ -149,17 +149,17 @@ def _draw_numbers(
         draw.text(middle, str(number), fill=tone, font=font, anchor="mm")
 
 
-def _draw_words(
+def _draw_legend(
     draw: ImageDraw.ImageDraw,
     counts: Mapping[str, int],
     numbers: Mapping[str, int],
     colours: Mapping[str, Colour],
     top: int,
 ) -> None:
-    """Number, a stroke in the part's colour, words, and how many there are."""
+    """One line for each description: number, colour, description and object count."""
     font = cjk_font(TEXT)
     if not counts:
-        draw.text((0, top + LINE_HEIGHT / 2), "no parts", fill=INK, font=font, anchor="lm")
+        draw.text((0, top + LINE_HEIGHT / 2), "no objects", fill=INK, font=font, anchor="lm")
     for at, desc in enumerate(sorted(counts, key=numbers.__getitem__)):
         y = top + (at + 0.5) * LINE_HEIGHT
         draw.text((20, y), str(numbers[desc]), fill=INK, font=font, anchor="rm")

@@ -1,4 +1,4 @@
-"""Random numbers for one photo: a stream for each operation, so that turning one on leaves the others' draws alone."""
+"""Per-photo random streams: one for each operation, so that enabling an operation does not change the others' draws."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from functools import cached_property
 
 import numpy as np
 
-# These five are drawn together, always all of them; the operations below have a stream each. Append only:
-# another place or number is another view for every run that names a seed.
+# These five are always drawn together from one stream; each operation below has a stream of its own. Append only:
+# changing a position or number changes the views of every run with a fixed seed.
 _FIRST = ("quarter_turns", "flip_horizontal", "flip_vertical", "brightness", "contrast")
 _STREAMS = {
     "saturation": 1, "hue": 2, "sharpness": 3, "blur": 4, "grey": 5, "jpeg": 6, "rotate": 7, "scale": 8, "crop": 9,
@@ -16,17 +16,17 @@ _STREAMS = {
 
 
 class Draws:
-    """What chance says about one photo.
+    """The random numbers of one photo.
 
     Args:
-        key: run seed, the augmentation's own number, epoch, sample number, place in the sample.
+        key: run seed, stream number of augmentation, epoch, sample number, index of the photo in its sample.
     """
 
     def __init__(self, key: tuple[int, ...]) -> None:
         self.key = key
 
     def stream(self, operation: str) -> np.random.Generator:
-        """The operation's random numbers, from their beginning."""
+        """A fresh generator at the start of the operation's stream."""
         return np.random.default_rng((*self.key, _STREAMS[operation]))
 
     def number(self, operation: str) -> float:
@@ -36,7 +36,7 @@ class Draws:
         return float(self._first[_FIRST.index(operation)])
 
     def spread(self, operation: str, width: float) -> float:
-        """The same number, spread over [-width, width)."""
+        """``number`` mapped to [-width, width)."""
         return width * (2 * self.number(operation) - 1)
 
     @cached_property

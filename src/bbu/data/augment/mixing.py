@@ -1,4 +1,4 @@
-"""Mosaic and copy-paste: pixels and parts of other training photos in a student's photo."""
+"""Mosaic and copy-paste: pixels and objects of other training photos in a student's photo."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from bbu.config import AugmentConfig
-from bbu.data.augment.parts import Size, place_parts, share_inside
+from bbu.data.augment.objects import Size, place_objects, share_inside
 from bbu.data.photo import Photo, open_photo
 from bbu.errors import ConfigError
 from bbu.geometry import Affine
@@ -30,33 +30,33 @@ class Mixer:
     """Photos of the training pool, as a source of tiles and pieces.
 
     Args:
-        config: how many parts, which margin, how much may be hidden.
+        config: how many objects, which margin, how much may be hidden.
         pool: rows of training photos; those with one image are used.
         image_root: folder that their paths are relative to.
 
     Raises:
-        ConfigError: an operation is on and the pool has no photos (parts) for it.
+        ConfigError: an operation is on and the pool has no photos (objects) for it.
     """
 
     def __init__(self, config: AugmentConfig, pool: Sequence[Row], image_root: str | Path) -> None:
         self.config, self.image_root = config, image_root
         self.pool = [row for row in pool if len(row.images) == 1]
         # the box around a cable is mostly other things, so lines are not cut out
-        parts = [(at, item) for at, row in enumerate(self.pool) for item in row.objects if item.kind != "line"]
+        objects = [(at, item) for at, row in enumerate(self.pool) for item in row.objects if item.kind != "line"]
         if config.mosaic and len(self.pool) < _TILES:
             raise ConfigError(
                 f"data.augment.mosaic: needs {_TILES} training photos, there are {len(self.pool)}; set it to 0"
             )
-        if config.copy_paste and not parts:
+        if config.copy_paste and not objects:
             raise ConfigError(
                 "data.augment.copy_paste: no training photo has a box or a polygon to cut out; set it to 0"
             )
-        self._by_words: dict[str, list[tuple[int, ObjectRow]]] = {}
-        for at, item in parts:
-            self._by_words.setdefault(item.desc, []).append((at, item))
-        counts = Counter(item.desc for _, item in parts)
-        self._words = list(self._by_words)
-        rarity = np.array([1 / counts[desc] for desc in self._words])
+        self._by_description: dict[str, list[tuple[int, ObjectRow]]] = {}
+        for at, item in objects:
+            self._by_description.setdefault(item.desc, []).append((at, item))
+        counts = Counter(item.desc for _, item in objects)
+        self._descriptions = list(self._by_description)
+        rarity = np.array([1 / counts[desc] for desc in self._descriptions])
         self._rarity = rarity / rarity.sum() if len(rarity) else rarity
 
     # ------------------------------------------------------------ mosaic
@@ -79,7 +79,7 @@ class Mixer:
             size = (right - left, bottom - top)
             image, affine = _filling(tiles[place].image, size, random)
             canvas.paste(image, (left, top))
-            objects += place_parts(tiles[place].objects, affine, size, self.config.min_visible, (left, top))
+            objects += place_objects(tiles[place].objects, affine, size, self.config.min_visible, (left, top))
         if photo.objects and not objects:
             return photo
         return replace(photo, image=canvas, objects=tuple(objects), to_canvas=None)
@@ -94,15 +94,15 @@ class Mixer:
     # ------------------------------------------------------------ copy-paste
 
     def paste(self, photo: Photo, random: np.random.Generator, avoid: Collection[str]) -> Photo:
-        """The photo with parts of others in it; itself where none finds a place.
+        """The photo with objects of others in it; itself where none finds a place.
 
-        A description is drawn by 1 / (how often it occurs in the pool), then one of its parts. Other parts that are
+        A description is drawn by 1 / (how often it occurs in the pool), then one of its objects. Other objects that are
         cut out with it come along under the same rule as in a crop. Pieces fade in over half their margin, or the
         model would learn to look for edges (Dwibedi et al. 2017, arXiv:1708.01642).
         """
         image, objects = photo.image, list(photo.objects)
         for _ in range(self.draw_pieces(random)):
-            row, item = self._draw_part(random)
+            row, item = self._draw_object(random)
             zoom = random.uniform(*_ZOOM) * np.sqrt(np.prod(image.size) / (row.width * row.height))
             if row.images[0] in avoid:
                 continue
@@ -114,12 +114,12 @@ class Mixer:
                 image = image.copy()
             fade = self.config.paste_margin * max(_sides(item.box)) * zoom / 2
             image.paste(piece.image, corner, _faded(piece.image.size, fade))
-            objects += place_parts(piece.objects, (1, 0, 0, 0, 1, 0), piece.image.size, 0.0, corner)
+            objects += place_objects(piece.objects, (1, 0, 0, 0, 1, 0), piece.image.size, 0.0, corner)
         return photo if image is photo.image else replace(photo, image=image, objects=tuple(objects), to_canvas=None)
 
     def draw_pieces(self, random: np.random.Generator) -> int:
         """How many pieces are tried."""
-        return int(random.integers(1, self.config.paste_parts + 1))
+        return int(random.integers(1, self.config.paste_objects + 1))
 
     def piece_rows(self) -> list[Row]:
         """For every object that can be pasted the row of its photo, with it and the objects cut out along with it."""
@@ -130,17 +130,17 @@ class Mixer:
                 if item.kind != "line":
                     left, top, right, bottom = self._window(row, item)
                     shift, size = (1.0, 0.0, -float(left), 0.0, 1.0, -float(top)), (right - left, bottom - top)
-                    kept = tuple(other for other in row.objects if place_parts([other], shift, size, least))
+                    kept = tuple(other for other in row.objects if place_objects([other], shift, size, least))
                     rows.append(replace(row, objects=kept))
         return rows
 
-    def _draw_part(self, random: np.random.Generator) -> tuple[Row, ObjectRow]:
-        same = self._by_words[self._words[int(random.choice(len(self._words), p=self._rarity))]]
+    def _draw_object(self, random: np.random.Generator) -> tuple[Row, ObjectRow]:
+        same = self._by_description[self._descriptions[int(random.choice(len(self._descriptions), p=self._rarity))]]
         at, item = same[int(random.integers(len(same)))]
         return self.pool[at], item
 
     def _cut_out(self, row: Row, item: ObjectRow, zoom: float, limit: Size) -> Photo | None:
-        """A part with its margin and what else lies there; None where that is too large for the photo ``limit``."""
+        """An object with its margin and what else lies there; None where that is too large for the photo ``limit``."""
         left, top, right, bottom = self._window(row, item)
         size = max(1, round((right - left) * zoom)), max(1, round((bottom - top) * zoom))
         if size[0] > _LARGEST * limit[0] or size[1] > _LARGEST * limit[1]:
@@ -149,10 +149,10 @@ class Mixer:
         image = _resized(whole.image.crop((left, top, right, bottom)), size)
         x, y = size[0] / (right - left), size[1] / (bottom - top)
         affine: Affine = (x, 0.0, -x * left, 0.0, y, -y * top)
-        return Photo(image, whole.name, place_parts(whole.objects, affine, size, self.config.min_visible))
+        return Photo(image, whole.name, place_objects(whole.objects, affine, size, self.config.min_visible))
 
     def _window(self, row: Row, item: ObjectRow) -> tuple[int, int, int, int]:
-        """Left, top, right and bottom of a part's piece, in whole pixels of its photo."""
+        """Left, top, right and bottom of an object's piece, in whole pixels of its photo."""
         x1, y1, x2, y2 = item.box
         margin = self.config.paste_margin * max(x2 - x1, y2 - y1)
         right, bottom = min(row.width, int(np.ceil(x2 + margin))), min(row.height, int(np.ceil(y2 + margin)))
@@ -181,7 +181,7 @@ def _sides(box: tuple[float, float, float, float]) -> tuple[float, float]:
 def _free_corner(
     random: np.random.Generator, piece: Size, photo: Size, objects: Sequence[ObjectRow], cover: float
 ) -> tuple[int, int] | None:
-    """A place where the piece hides at most the share ``cover`` of every part; None if a few tries find none."""
+    """A place where the piece hides at most the share ``cover`` of every object; None if a few tries find none."""
     for _ in range(_TRIES):
         corner = int(random.integers(photo[0] - piece[0] + 1)), int(random.integers(photo[1] - piece[1] + 1))
         if all(share_inside(item, corner, piece) <= cover for item in objects):

@@ -1,7 +1,7 @@
-"""Turns, flips, zoom and crops: pixels by torchvision's transforms v2 on Pillow images, parts by the same affine map.
+"""Turns, flips, zoom and crops: torchvision's transforms v2 move the pixels, affine maps the objects.
 
-Both count from the edge of the photo, not from the middle of its first pixel: tests/data/augment/test_augmenter.py
-paints parts and looks where their pixels went.
+Both measure from the edge of the photo, not from the centre of its first pixel; tests/data/augment/test_augmenter.py
+paints objects and checks where their pixels went.
 """
 
 from __future__ import annotations
@@ -15,26 +15,26 @@ import numpy as np
 
 from bbu.config import AugmentConfig
 from bbu.data.augment.draws import Draws
-from bbu.data.augment.parts import Size, place_parts
+from bbu.data.augment.objects import Size, place_objects
 from bbu.data.photo import Photo
 from bbu.geometry import IDENTITY, MAX_ASPECT_RATIO, Affine, compose, exif_affine
 from bbu.records import ObjectRow
 from bbu.taxonomy import MirrorRules
 
-# What a photo that is turned or shrunk leaves empty. The image processor subtracts the mean colour of CLIP's
-# training photos (Radford et al. 2021: 0.481, 0.458, 0.408), so this is next to 0 for the model.
+# Fills the area that a rotated or shrunk photo leaves empty. The image processor subtracts the mean colour of CLIP's
+# training photos (Radford et al. 2021: 0.481, 0.458, 0.408), so the model sees almost 0 here.
 GROUND = (123, 117, 104)
-_TRIES = 5  # at a crop that keeps a part
-_ASPECT = 4 / 3  # a crop's shape is the photo's, up to so much wider or narrower
+_TRIES = 5  # attempts at a crop that keeps an object
+_ASPECT = 4 / 3  # a crop's aspect ratio is the photo's times 3/4 to 4/3
 
 
 @dataclass(frozen=True)
 class Mirrors:
-    """Which turns and flips a photo may go through.
+    """Which turns and flips a photo allows.
 
     Args:
-        rules: of the data set's words.
-        descs: descriptions that decide; those of the whole sample, where its photos go through the same.
+        rules: the taxonomy's mirror rules.
+        descs: descriptions that must allow it; of the whole sample where all its photos get the same view.
     """
 
     rules: MirrorRules
@@ -45,20 +45,20 @@ class Mirrors:
 
 
 def change_view(photo: Photo, config: AugmentConfig, mirrors: Mirrors, draws: Draws, strength: float) -> Photo:
-    """The photo turned, mirrored, zoomed and cropped, each as chance and ``config`` say; itself where none happens."""
+    """The photo randomly turned, flipped, zoomed and cropped; the same object where none applies."""
     photo = _turn_and_flip(photo, config, mirrors, draws, strength)
     if config.rotate or config.scale or config.crop or config.object_crop:
         photo = _zoom_and_crop(photo, config, draws, strength)
     return photo
 
 
-# ---------------------------------------------------------------- turns and flips: nothing is lost
+# ---------------------------------------------------------------- turns and flips: lossless
 
 
 def _turn_and_flip(photo: Photo, config: AugmentConfig, mirrors: Mirrors, draws: Draws, strength: float) -> Photo:
     quarters, rest = divmod(4 * draws.number("quarter_turns"), 1)
     if config.quarter_turns and quarters and rest < strength:
-        # a half turn is both flips; a quarter turn makes sides of top and bottom, which no other word mends
+        # a half turn equals both flips; after a quarter turn top and bottom are sides, which no word swap can express
         changes = ("horizontal", "vertical") if quarters == 2 else ("turn",)
         if mirrors.allow(changes):
             photo = _turn(photo, int(quarters), changes, mirrors.rules)
@@ -70,7 +70,7 @@ def _turn_and_flip(photo: Photo, config: AugmentConfig, mirrors: Mirrors, draws:
 
 
 def _turn(photo: Photo, quarters: int, changes: Iterable[str], rules: MirrorRules) -> Photo:
-    """Turned clockwise."""
+    """Rotated clockwise by ``quarters`` times 90 degrees."""
     from torchvision.transforms.v2 import functional
 
     image = functional.rotate(photo.image, -90 * quarters, expand=True)
@@ -88,7 +88,7 @@ def _flip(photo: Photo, mirror: str, rules: MirrorRules) -> Photo:
 
 
 def _moved(photo: Photo, image: Any, affine: Affine, rules: MirrorRules, changes: Iterable[str]) -> Photo:
-    objects = place_parts(photo.objects, affine, image.size, 0.0)
+    objects = place_objects(photo.objects, affine, image.size, 0.0)
     for mirror in changes:
         if mirror != "turn":
             objects = tuple(replace(item, desc=rules.swap(item.desc, mirror)) for item in objects)
@@ -100,13 +100,13 @@ def _changed(photo: Photo, image: Any, objects: tuple[ObjectRow, ...], affine: A
     return replace(photo, image=image, objects=objects, to_canvas=to_canvas)
 
 
-# ---------------------------------------------------------------- zoom and crop: parts may leave
+# ---------------------------------------------------------------- zoom and crop: objects may be lost
 
 
 def _zoom_and_crop(photo: Photo, config: AugmentConfig, draws: Draws, strength: float) -> Photo:
-    """Turned by a few degrees and zoomed about the middle, then cropped; each left out if it lost the last part.
+    """Rotated by a few degrees and zoomed about the centre, then cropped; skips a step that would drop all objects.
 
-    Parts are cut once, by the last canvas, whose border lies inside all others.
+    Objects are clipped once, by the last canvas, whose border lies inside all others.
     """
     from torchvision.transforms.v2 import InterpolationMode, functional
 
@@ -114,7 +114,7 @@ def _zoom_and_crop(photo: Photo, config: AugmentConfig, draws: Draws, strength: 
     angle = draws.spread("rotate", config.rotate * strength) if config.rotate else 0.0
     zoom = 1 + (draws.spread("scale", config.scale * strength) if config.scale else 0.0)
     warp = about_the_middle(image.size, angle, zoom)
-    left = place_parts(objects, warp, image.size, config.min_visible)
+    left = place_objects(objects, warp, image.size, config.min_visible)
     if (angle or zoom != 1) and (left or not objects):
         image = functional.affine(
             image, angle, [0, 0], zoom, [0, 0], interpolation=InterpolationMode.BILINEAR, fill=list(GROUND)
@@ -125,12 +125,12 @@ def _zoom_and_crop(photo: Photo, config: AugmentConfig, draws: Draws, strength: 
         x, y, width, height = window
         image = functional.crop(image, y, x, height, width)
         affine = compose(affine, (1, 0, -x, 0, 1, -y))
-        objects = place_parts(photo.objects, affine, (width, height), config.min_visible)
+        objects = place_objects(photo.objects, affine, (width, height), config.min_visible)
     return photo if image is photo.image else _changed(photo, image, objects, affine)
 
 
 def about_the_middle(size: Size, degrees: float, zoom: float) -> Affine:
-    """Map of a clockwise turn and a zoom that keep the middle of a photo where it is."""
+    """Affine map of a clockwise rotation and a zoom about the centre of a photo."""
     x, y = size[0] / 2, size[1] / 2
     cos, sin = zoom * math.cos(math.radians(degrees)), zoom * math.sin(math.radians(degrees))
     return (cos, -sin, x - cos * x + sin * y, sin, cos, y - sin * x - cos * y)
@@ -139,10 +139,10 @@ def about_the_middle(size: Size, degrees: float, zoom: float) -> Affine:
 def _draw_window(
     photo: Photo, affine: Affine, config: AugmentConfig, draws: Draws, strength: float
 ) -> tuple[int, int, int, int] | None:
-    """Left, top, width and height of a crop that keeps a part if there is one; None for no crop."""
-    around_a_part, anywhere = draws.stream("object_crop"), draws.stream("crop")
-    if around_a_part.random() < config.object_crop * strength and photo.objects:
-        random, centred = around_a_part, True
+    """Left, top, width and height of a crop that keeps an object if there is one; None for no crop."""
+    around_object, anywhere = draws.stream("object_crop"), draws.stream("crop")
+    if around_object.random() < config.object_crop * strength and photo.objects:
+        random, centred = around_object, True
     elif anywhere.random() < config.crop * strength:
         random, centred = anywhere, False
     else:
@@ -151,13 +151,13 @@ def _draw_window(
         held = None
         if centred:
             chosen = photo.objects[int(random.integers(len(photo.objects)))]
-            placed = place_parts([chosen], affine, photo.image.size, config.min_visible)
+            placed = place_objects([chosen], affine, photo.image.size, config.min_visible)
             if not placed:
                 continue
             held = placed[0].box
         x, y, width, height = _window(random, photo.image.size, config.crop_area, held)
         shifted = compose(affine, (1, 0, -x, 0, 1, -y))
-        if not photo.objects or place_parts(photo.objects, shifted, (width, height), config.min_visible):
+        if not photo.objects or place_objects(photo.objects, shifted, (width, height), config.min_visible):
             return x, y, width, height
     return None
 
@@ -165,14 +165,14 @@ def _draw_window(
 def _window(
     random: np.random.Generator, size: Size, area: Sequence[float], around: tuple[float, ...] | None
 ) -> tuple[int, int, int, int]:
-    """A random window of the photo, with the whole box ``around`` in it."""
-    share, shape = random.uniform(area[0], area[1]), _ASPECT ** random.uniform(-1, 1)
-    wanted = np.array(size) * np.sqrt([share * shape, share / shape])
-    low, high = np.array(size), np.zeros(2, dtype=int)  # nothing to hold
+    """A random window of the photo that contains the whole box ``around``."""
+    fraction, shape = random.uniform(area[0], area[1]), _ASPECT ** random.uniform(-1, 1)
+    wanted = np.array(size) * np.sqrt([fraction * shape, fraction / shape])
+    low, high = np.array(size), np.zeros(2, dtype=int)  # no box to contain
     if around is not None:
         low = np.floor(around[:2]).astype(int).clip(0, size)
         high = np.ceil(around[2:]).astype(int).clip(0, size)
     sides = np.ceil(np.maximum(wanted, high - low)).astype(int).clip(1, size)
-    sides = np.maximum(sides, -(-sides[::-1] // MAX_ASPECT_RATIO)).clip(1, size)  # rounding must make no sliver
+    sides = np.maximum(sides, -(-sides[::-1] // MAX_ASPECT_RATIO)).clip(1, size)  # keep rounding within the ratio
     x, y = random.integers(np.maximum(high - sides, 0), np.minimum(low, size - sides) + 1)
     return int(x), int(y), int(sides[0]), int(sides[1])

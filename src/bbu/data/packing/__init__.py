@@ -1,1 +1,1 @@
-"""Which samples share a pack, and how long each will be."""
+"""Planned packs, and the sample lengths that they are planned from."""

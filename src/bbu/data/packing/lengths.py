@@ -32,8 +32,8 @@ if TYPE_CHECKING:
     from bbu.data.dataset import TrainingStream
 
 BATCH = 4096  # answers given to the tokenizer at a time, which shares them out over all cores
-# An answer that loses its last part, or whose parts change places, ends in other punctuation: at most so many tokens
-# more, since a description's own last signs may have been one token with what follows.
+# An answer that loses its last object, or whose objects change places, ends in other punctuation: at most so many
+# tokens more, since a description's own last signs may have been one token with what follows.
 ENDING = 4
 _CROPS = ("crop", "object_crop")
 _MOVES = ("flip_horizontal", "flip_vertical", "quarter_turns", "rotate", "scale", *_CROPS, "mosaic", "copy_paste")
@@ -45,7 +45,7 @@ class LengthMeter:
     Args:
         processor: tokenizer, prompt and resize policy.
         augment: what may happen to photos; None = nothing.
-        mirror: what flips do to words.
+        mirror: what flips do to descriptions.
     """
 
     def __init__(
@@ -91,14 +91,14 @@ class LengthMeter:
         return found
 
     def _answer(self, row: Row) -> str:
-        """As ChatProcessor writes it; where parts may move, with the longest numbers and words they can get."""
+        """As ChatProcessor writes it; with the longest numbers and descriptions that moved objects can get."""
         boxes = np.array([item.box for item in row.objects], dtype=np.float64).reshape(-1, 4)
         written = text_boxes(self.plan(row), boxes, self.processor.spec.box_convention)
         descs = [item.desc for item in row.objects]
         if self.moves:
             widest = max(self.widest_number(row), self.widest_host)
             written = np.where(written < 0, -widest, widest)
-            descs = [self._longest_words(desc) for desc in descs]
+            descs = [self._longest_description(desc) for desc in descs]
         return answer_text(written, descs)
 
     def widest_number(self, row: Row) -> int:
@@ -108,9 +108,9 @@ class LengthMeter:
             largest = self.processor.photo_plan.longest_side(row.width, row.height, cropped=self.crops)
         return int(10 ** len(str(largest)) - 1)
 
-    def _longest_words(self, desc: str) -> str:
+    def _longest_description(self, desc: str) -> str:
         """The description or a mirror image of it, whichever has most tokens."""
-        if desc not in self._words:
+        if desc not in self._longest:
             images = [desc]
             for mirror, amount in (
                 ("horizontal", self.augment.flip_horizontal),
@@ -118,11 +118,11 @@ class LengthMeter:
             ):
                 images += [self.mirror.swap(image, mirror) for image in images if amount]
             counts = [len(ids) for ids in self._encode([f'"{image}"' for image in images])]
-            self._words[desc] = images[counts.index(max(counts))]
-        return self._words[desc]
+            self._longest[desc] = images[counts.index(max(counts))]
+        return self._longest[desc]
 
     @cached_property
-    def _words(self) -> dict[str, str]:
+    def _longest(self) -> dict[str, str]:
         return {}
 
     # ------------------------------------------------------------ photos

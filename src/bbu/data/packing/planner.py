@@ -1,4 +1,4 @@
-"""Which samples make a pack, and which packs a step: full packs under hard budgets, ranks that finish together.
+"""Planned packs: full packs within hard budgets, dealt to ranks so that they finish together.
 
 A plan is a function of (seed, epoch, lengths) alone. Needs no torch.
 """
@@ -18,20 +18,20 @@ from bbu.errors import SampleError
 if TYPE_CHECKING:
     from bbu.config import TrainingConfig
 
-PACK_STREAM = 5  # of random numbers; 1 is the order's, 2 draws teachers, 3 is the augmentation's, 4 draws context
-LEVELS = 1 << 14  # units that a pack's free room is counted in, at most (but for a cap of more photos)
-SIZE_CLASS = 1.1  # samples of one size within 10 % come in random order
+PACK_STREAM = 5  # random stream; 1 is the order's, 2 the teachers', 3 the augmentation's, 4 the context's
+LEVELS = 1 << 14  # most size units of a pack, unless the budget has more photos
+SIZE_CLASS = 1.1  # samples in one 10 % size class are shuffled
 
 Pack = tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class Budgets:
-    """The most that a pack may hold; 0 = no limit.
+    """Upper limits of a pack; 0 = no limit.
 
     Args:
         tokens: text and image tokens.
-        pixels: of all its photos, after the resize.
+        pixels: sum over its photos, after the resize.
         images: photos.
     """
 
@@ -41,18 +41,18 @@ class Budgets:
 
     @classmethod
     def of(cls, training: TrainingConfig) -> Budgets:
-        """Those that a config sets."""
+        """The budgets of a config."""
         return cls(training.pack_tokens, training.pack_pixels, training.pack_images)
 
     @property
     def limits(self) -> dict[str, int]:
-        """Those that are set."""
+        """The budgets that are set, by name."""
         return {field.name: getattr(self, field.name) for field in fields(self) if getattr(self, field.name)}
 
 
 @dataclass(frozen=True)
 class Lengths:
-    """What samples take of the budgets, (R,) int64 each, and ``cost`` (R,) float64: their share of a step's time."""
+    """Sizes of samples, (R,) int64 for each budget, and their relative compute ``cost``, (R,) float64."""
 
     tokens: np.ndarray
     pixels: np.ndarray
@@ -63,11 +63,11 @@ class Lengths:
         return len(self.tokens)
 
     def take(self, places: np.ndarray) -> Lengths:
-        """Those of some samples."""
+        """Lengths of the samples at these indices."""
         return Lengths(*(getattr(self, field.name)[places] for field in fields(self)))
 
     def joined(self, other: Lengths) -> Lengths:
-        """These, then the others."""
+        """These lengths followed by the others."""
         pairs = ((getattr(self, field.name), getattr(other, field.name)) for field in fields(self))
         return Lengths(*(np.concatenate(pair) for pair in pairs))
 
@@ -76,37 +76,36 @@ class Lengths:
 
 
 def fill_packs(lengths: Lengths, budgets: Budgets, random: np.random.Generator) -> list[list[int]]:
-    """Best fit, large samples first (Johnson 1974): each goes into the fullest pack that has room for it.
+    """Best-fit decreasing bin packing (Johnson 1974): each sample goes into the fullest pack with room for it.
 
-    A sample's size is the largest of its shares of the budgets. Sizes add up to at least what any one budget sees,
-    so a pack within 1 is within all of them.
+    A sample's size is its largest fraction of any budget, so a pack whose sizes sum to at most 1 keeps every budget.
 
     Args:
-        lengths: every sample fits into a pack of its own.
-        random: order of samples of about the same size, so that packs differ from epoch to epoch.
+        lengths: every sample must fit into a pack of its own.
+        random: shuffles samples of similar size, so that packs differ from epoch to epoch.
 
     Returns:
-        Packs of sample numbers; every sample is in exactly one.
+        Packs of sample indices; every sample is in exactly one.
     """
     if not len(lengths) or not budgets.limits:
         raise ValueError("a plan needs samples and at least one budget")
     whole = _units(budgets)
-    parts = [-(-getattr(lengths, name) * whole // limit) for name, limit in budgets.limits.items()]  # rounded up
-    sizes = np.maximum(np.max(parts, axis=0), 1)
+    units = [-(-getattr(lengths, name) * whole // limit) for name, limit in budgets.limits.items()]  # rounded up
+    sizes = np.maximum(np.max(units, axis=0), 1)
     classes = np.floor(np.log(sizes) / np.log(SIZE_CLASS))
     order = np.lexsort((random.random(len(sizes)), -classes))
     return _best_fit(order.tolist(), sizes.tolist(), whole)
 
 
 def _units(budgets: Budgets) -> int:
-    """How many units a pack is counted in: small budgets must not lose by rounding up, 3 photos are 3 of 3."""
+    """Size units of a pack: rounding up must not waste small budgets, so 3 of 3 photos fill a pack exactly."""
     if budgets.images:
         return budgets.images * max(1, LEVELS // budgets.images)
     return min(budgets.tokens or LEVELS, LEVELS)
 
 
 def _best_fit(order: Sequence[int], sizes: Sequence[int], whole: int) -> list[list[int]]:
-    """Packs are found by their free room: one bit for each, so a search is a shift and a lowest set bit."""
+    """Finds a pack by its free room in a bit mask: a search is a shift and a lowest set bit."""
     packs: list[list[int]] = []
     by_room: list[list[list[int]]] = [[] for _ in range(whole + 1)]
     open_rooms = 0  # bit r: some pack has room r
@@ -133,11 +132,11 @@ def _best_fit(order: Sequence[int], sizes: Sequence[int], whole: int) -> list[li
 
 @dataclass(frozen=True)
 class Plan:
-    """Packs of sample numbers, in order.
+    """Packs of sample indices, in order.
 
     Args:
-        packs: a whole number of steps; pack i is for rank i % ranks.
-        left: samples of the packs that do not make a whole step.
+        packs: a whole number of steps; pack i belongs to rank i % ranks.
+        left: samples of the packs that do not fill a step.
     """
 
     packs: list[list[int]]
@@ -149,11 +148,11 @@ def plan_steps(
 ) -> Plan:
     """Packs of all samples, dealt so that the ranks of a step have about the same cost.
 
-    Packs of like cost make a step; within it every other round of ranks goes backwards. The steps come in random
-    order. Up to ranks · accumulation - 1 packs are left, the emptiest.
+    Packs of similar cost form a step and are dealt to its ranks in snake order. The steps are shuffled. Up to
+    ranks · accumulation - 1 packs, the emptiest, are left over.
 
     Args:
-        old: how many samples, the first ones, were left by an earlier plan: they are the last to be left again.
+        old: number of leading samples that an earlier plan left over; they are the last to be left over again.
     """
     packs = fill_packs(lengths, budgets, random)
     owner = np.empty(len(lengths), dtype=np.int64)
@@ -162,7 +161,7 @@ def plan_steps(
     is_old = np.bincount(owner[:old], minlength=len(packs)) > 0
     per_step = ranks * accumulation
     spare = len(packs) % per_step
-    ranked = np.lexsort((cost, is_old))  # the cheapest of the new ones are the emptiest
+    ranked = np.lexsort((cost, is_old))  # the cheapest new packs are the emptiest
     left, kept = ranked[:spare], ranked[spare:]
     steps = kept[np.argsort(-cost[kept], kind="stable")].reshape(-1, accumulation, ranks)
     steps[:, 1::2] = steps[:, 1::2, ::-1].copy()
@@ -171,17 +170,16 @@ def plan_steps(
 
 
 class PackedRun:
-    """The packs of a whole run: tuples of stream positions, ``ranks`` at a time, from the first step to the last.
+    """The packs of a whole run: tuples of stream positions in training order, one pack for each rank in turn.
 
-    Epochs are planned one after the other as they are reached. The packs of an epoch that do not make a whole step
-    are planned again with the next epoch, so every position comes exactly once, and late by at most one plan unless
-    an epoch has less than a step. Read again from the start, and past what was trained on, it gives the same packs,
-    as long as ``state`` is the same: that is what a checkpoint keeps.
+    Each epoch is planned when it is reached. Packs that do not fill a step are planned again with the next epoch, so
+    every position comes exactly once, at most one plan late unless an epoch has less than a step. Re-iterating yields
+    the same packs while ``state()`` is unchanged; a checkpoint stores it.
 
     Args:
-        epoch: first position of an epoch → lengths of its samples, which lie at the positions from there on.
-        steps: of the run.
-        name: photo at a position, for messages.
+        epoch: first position of an epoch → lengths of its samples, which lie at consecutive positions.
+        steps: optimizer steps of the run.
+        name: position → photo, for messages.
     """
 
     def __init__(
@@ -204,7 +202,7 @@ class PackedRun:
         return self.packs
 
     def state(self) -> dict[str, int | str]:
-        """All that the packs follow from, lengths as a SHA-256 of the first epoch's."""
+        """Everything that the packs depend on; lengths as a SHA-256 of the first epoch's."""
         sizes = np.stack([self._first.tokens, self._first.pixels, self._first.images])
         return {
             "seed": self.seed,
@@ -216,7 +214,7 @@ class PackedRun:
 
     @cached_property
     def samples_per_pack(self) -> float:
-        """Mean of the first epoch's packs."""
+        """Mean over the packs of the first epoch."""
         random = np.random.default_rng((self.seed, PACK_STREAM, 0))
         return len(self._first) / len(fill_packs(self._first, self.budgets, random))
 

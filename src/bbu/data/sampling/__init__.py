@@ -1,1 +1,1 @@
-"""Which photos come when, and what is shown with them."""
+"""Order of the training photos, and the teachers and context shown with them."""

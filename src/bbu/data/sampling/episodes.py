@@ -1,7 +1,7 @@
-"""Episodes: which worked examples (teachers) and which photos of the same site (context) go with a photo.
+"""Episodes: which worked examples (teachers) and which photos of the same site (context) accompany a photo.
 
-A choice is a function of (seed, epoch, sample number) alone. A photo's teachers are never the photo itself nor a near
-duplicate of it: their answers would be its own. Needs no torch.
+A choice is a function of (seed, epoch, sample number) alone. A photo's teachers are never the photo itself or a near
+duplicate of it, whose answer would leak its own. Needs no torch.
 
 Shapes: R rows, Ca categories.
 """
@@ -24,18 +24,18 @@ from bbu.records import FewShotSample, Row, situations
 if TYPE_CHECKING:
     from bbu.data.photo import Photo
 
-# Separate streams of random numbers, so that changing one choice leaves the others as they were.
+# Separate random streams, so that changing one choice does not change the others.
 TEACHER_STREAM, CONTEXT_STREAM = 2, 4  # 1 is the order's, 3 the augmentation's
 
 
 class TeacherPool:
-    """Annotated photos, and the ways to choose worked examples among them.
+    """Annotated photos from which worked examples are chosen.
 
     Args:
         rows: the pool, in order.
-        hashes: perceptual hash of each photo by its path; one without a hash is compared by path only.
-        near_duplicate_bits: a photo whose hash differs in at most so many bits is the same photo.
-        rarity: label → how many training photos have it; default: how many of the pool.
+        hashes: path → perceptual hash; a photo without a hash is compared by path only.
+        near_duplicate_bits: photos whose hashes differ in at most this many bits count as the same photo.
+        rarity: label → number of training photos with it; default: number in the pool.
     """
 
     def __init__(
@@ -53,19 +53,19 @@ class TeacherPool:
         self._traits_RCa = _table(traits, sorted(frozenset().union(*traits)))
         self._hashes_R = np.array([hashes.get(row.images[0], 0) for row in rows], dtype=np.uint64)
         self._known_R = np.array([row.images[0] in hashes for row in rows], dtype=bool)
-        self._sizes_N2 = np.log([(row.width, row.height) for row in rows]).reshape(-1, 2)
+        self._sizes_R2 = np.log([(row.width, row.height) for row in rows]).reshape(-1, 2)
         self._place: defaultdict[str, list[int]] = defaultdict(list)
         for number, row in enumerate(rows):
             self._place[row.images[0]].append(number)
 
     def others(self, student: Row) -> np.ndarray:
-        """Numbers of the rows that may be shown with a photo, in pool order."""
+        """Indices of the rows that may be shown with a photo, in pool order."""
         allowed = ~(self._known_R & (self._distances(student) <= self.bits))
         allowed[self._place.get(student.images[0], [])] = False
         return allowed.nonzero()[0]
 
     def _distances(self, student: Row) -> np.ndarray:
-        """(R,) bits in which hashes differ from the student's; all of them where a hash is missing."""
+        """(R,) Hamming distances to the student's hash; HASH_BITS where a hash is missing."""
         own = self.hashes.get(student.images[0])
         if own is None:
             return np.full(len(self.rows), HASH_BITS)
@@ -75,8 +75,8 @@ class TeacherPool:
         """At most ``count`` rows.
 
         Args:
-            how: label_cover, variety, nearest, or random: the first in order.
-            order: numbers of the rows to choose from; the first wins where the way of choosing finds no difference.
+            how: label_cover, variety, nearest or random (the first in order).
+            order: indices of the rows to choose from; earlier rows win ties.
             wanted: labels that label_cover covers first.
         """
         if how == "label_cover":
@@ -90,8 +90,8 @@ class TeacherPool:
         return tuple(self.rows[number] for number in found)
 
     def _cover(self, order: np.ndarray, count: int, wanted: frozenset[str]) -> list[int]:
-        """Greedily: a row with the rarest wanted label not yet shown, of those the one with most wanted labels,
-        then most new ones; when nothing wanted is left, the row with most new labels."""
+        """Greedy: among rows with the rarest wanted label not yet shown, the one with most wanted labels, then with
+        most new labels; once all wanted labels are shown, the row with most new labels."""
         wanted_Ca = np.array([name in wanted for name in self.names], dtype=bool)
         shown_Ca = np.zeros(len(self.names), dtype=bool)
         chosen: list[int] = []
@@ -108,7 +108,7 @@ class TeacherPool:
         return chosen
 
     def _vary(self, order: np.ndarray, count: int) -> list[int]:
-        """The first in order, then always the row whose nearest chosen one is farthest: labels and situations."""
+        """Farthest-point sampling from the first in order, by Jaccard distance of labels and situations."""
         chosen = order[: min(count, 1)].tolist()
         nearest = np.full(len(order), np.inf)
         while len(chosen) < min(count, len(order)):
@@ -120,13 +120,13 @@ class TeacherPool:
 
     def _near(self, student: Row, order: np.ndarray, count: int) -> list[int]:
         """Most similar hash first, then most similar size and shape."""
-        size = np.abs(self._sizes_N2[order] - np.log((student.width, student.height))).sum(1)
+        size = np.abs(self._sizes_R2[order] - np.log((student.width, student.height))).sum(1)
         ranks = np.lexsort((np.arange(len(order)), size.round(9), self._distances(student)[order]))
         return order[ranks[:count]].tolist()
 
 
 def _table(sets: Sequence[frozenset[str]], names: Sequence[str]) -> np.ndarray:
-    """(R, Ca) boolean: which set has which member."""
+    """(R, Ca) boolean membership table."""
     column = {name: number for number, name in enumerate(names)}
     table = np.zeros((len(sets), len(names)), dtype=bool)
     for row, members in enumerate(sets):
@@ -138,21 +138,21 @@ def _table(sets: Sequence[frozenset[str]], names: Sequence[str]) -> np.ndarray:
 
 
 def most_teachers(config: EpisodesConfig) -> int:
-    """The largest number of teachers that has a share; 0 = none are shown."""
-    return max((count for count, share in config.counts.items() if share > 0), default=0)
+    """The largest number of teachers with a weight above 0; 0 = none are shown."""
+    return max((count for count, weight in config.counts.items() if weight > 0), default=0)
 
 
 class Episodes:
-    """Gives training samples their teachers and context; samples that bring their own keep them.
+    """Draws teachers and context for training samples; samples that bring their own keep them.
 
     Args:
         students: training photos.
-        teachers: rows of teacher.jsonl; not looked at where the pool is train.
-        hashes: perceptual hashes of students and pool by path.
+        teachers: rows of teacher.jsonl; unused if the pool is train.
+        hashes: path → perceptual hash, of students and pool.
         seed: run seed.
 
     Raises:
-        ConfigError: teachers are asked for and the pool is empty.
+        ConfigError: teachers are requested but the pool is empty.
     """
 
     def __init__(
@@ -164,8 +164,8 @@ class Episodes:
         seed: int,
     ) -> None:
         self.config, self.seed = config, seed
-        self.counts = sorted(count for count, share in config.counts.items() if share > 0)
-        self.shares = np.array([config.counts[count] for count in self.counts])
+        self.counts = sorted(count for count, weight in config.counts.items() if weight > 0)
+        self.weights = np.array([config.counts[count] for count in self.counts])
         self.pool: TeacherPool | None = None
         if most_teachers(config):
             rows = pool_rows(config, students, teachers, "data.episodes.counts")
@@ -174,7 +174,7 @@ class Episodes:
         self.groups = _groups(students) if config.context_photos else {}
 
     def complete(self, sample: FewShotSample, epoch: int, number: int) -> FewShotSample:
-        """The sample as it is shown as ``number`` in ``epoch``."""
+        """The sample with the teachers and context drawn for ``number`` in ``epoch``."""
         teachers = sample.teachers or self._draw_teachers(sample.student, epoch, number)
         context = sample.context or self._draw_context(sample.student, teachers, epoch, number)
         return FewShotSample(sample.student, teachers, context)
@@ -183,10 +183,10 @@ class Episodes:
         if self.pool is None:
             return ()
         random = np.random.default_rng((self.seed, TEACHER_STREAM, epoch, number))
-        if (self.shares == self.shares[0]).all():
-            count = self.counts[random.integers(0, len(self.counts))]  # the numbers that equal shares always drew
+        if (self.weights == self.weights[0]).all():
+            count = self.counts[random.integers(0, len(self.counts))]  # keeps the draws of earlier releases
         else:
-            count = self.counts[random.choice(len(self.counts), p=self.shares / self.shares.sum())]
+            count = self.counts[random.choice(len(self.counts), p=self.weights / self.weights.sum())]
         others = self.pool.others(student)
         order = others[random.permutation(len(others))]
         return self.pool.choose(self.config.choose, student, order, count, student.labels)
@@ -203,7 +203,7 @@ def pool_rows(config: EpisodesConfig, students: Sequence[Row], teachers: Sequenc
     """The rows that teachers are chosen from.
 
     Raises:
-        ConfigError: there are none; ``key`` asked for them.
+        ConfigError: there are none although ``key`` requests teachers.
     """
     rows = students if config.pool == "train" else teachers
     if not rows:
@@ -215,7 +215,7 @@ def pool_rows(config: EpisodesConfig, students: Sequence[Row], teachers: Sequenc
 
 
 def _groups(rows: Sequence[Row]) -> dict[str | None, list[Row]]:
-    """Group → its photos, in order; photos without a group are in none."""
+    """Group → its photos, in order; photos without a group are left out."""
     groups: dict[str | None, list[Row]] = {}
     for row in rows:
         if row.group is not None:
@@ -225,25 +225,25 @@ def _groups(rows: Sequence[Row]) -> dict[str | None, list[Row]]:
 
 # ---------------------------------------------------------------- evaluation
 
-OPEN_PHOTOS = 8  # kept decoded (12 megapixels are 36 MB each); neighbours in a split share teachers and context
+OPEN_PHOTOS = 8  # decoded photos in memory, 36 MB each at 12 megapixels; neighbours in a split share them
 
 
 class EvaluationEpisodes:
-    """What is shown with each photo of a split that is predicted: ``(teachers, context)`` by the photo's path.
+    """Teachers and context for the photos of an evaluated split: photo path → ``(teachers, context)``.
 
-    No label of the split is looked at, and nothing of the split is a teacher: rows of the pool that show one of its
-    photos (path or near duplicate) are left out. Teachers are the same for every photo, except the nearest ones.
+    No label of the split is used. Rows of the pool that show one of its photos (same path or a near duplicate) are
+    left out. Every photo gets the same teachers, except with ``nearest``.
 
     Args:
-        config: way of choosing; random means label_cover here, because a score should not hang on luck.
+        config: how to choose; random means label_cover here, so that scores do not depend on chance.
         rows: the split.
-        pool: where teachers come from; None = none are shown.
-        teachers: how many.
+        pool: source of the teachers; None = none are shown.
+        teachers: their number.
         image_root: folder of the photos.
 
     Raises:
         ConfigError: every row of the pool shows a photo of the split.
-        ImageError, SampleError: a teacher's photo cannot be read or is not of its record's size.
+        ImageError, SampleError: a teacher's photo cannot be read, or its size is not the record's.
     """
 
     def __init__(
@@ -266,7 +266,7 @@ class EvaluationEpisodes:
         return len(self.pool.rows) - len(self._allowed) if self.pool else 0
 
     def __call__(self, name: str) -> tuple[list[Photo], list[Photo]]:
-        """Teachers and context of one photo; a context photo that cannot be read is left to its own prediction."""
+        """Teachers and context of one photo; skips unreadable context photos, whose own predictions report them."""
         row = self.rows[name]
         teachers = self._same if self._same is not None else self._teachers_of(row)
         others = [other for other in self.groups.get(row.group, ()) if other.images != row.images]

@@ -1,6 +1,6 @@
-"""How often each training photo is seen: evenly, or rare descriptions more often. Needs no torch.
+"""How often each training photo is shown: uniformly, or rare descriptions more often. Needs no torch.
 
-Position i of a run → epoch and photo, from the seed alone. An epoch has as many positions as the method makes it.
+Position i of a run → epoch and photo, from the seed alone. The sampling method decides the length of an epoch.
 """
 
 from __future__ import annotations
@@ -15,29 +15,29 @@ from bbu.config import SamplingConfig
 from bbu.records import Row
 from bbu.taxonomy import prefix
 
-ORDER_STREAM = 1  # of random numbers; 2 draws teachers, 3 is the augmentation's, 4 draws context
-NO_PARTS = ""  # the class of a photo without parts
+ORDER_STREAM = 1  # random stream; 2 is the teachers', 3 the augmentation's, 4 the context's
+NO_OBJECTS = ""  # the class of a photo without objects
 
 
 def class_of(desc: str, level: int) -> str:
-    """The first ``level`` levels of a description; 0 = the whole."""
+    """The first ``level`` levels of a description; 0 = all of it."""
     return prefix(desc, level) if level else desc
 
 
 def expected_views(rows: Sequence[Row], config: SamplingConfig) -> np.ndarray:
-    """(Ph,) how often a photo is seen in an epoch, on average; their sum is the epoch's mean length.
+    """(Ph,) expected views of each photo in an epoch; their sum is the expected length of the epoch.
 
-    - uniform: once.
+    - uniform: 1.
     - repeat_factor (LVIS, Gupta et al. 2019, arXiv:1908.03195): max over the photo's classes c of
-      max(1, sqrt(threshold / f_c)), with f_c the share of photos that hold c; a photo without parts once.
-    - class_aware: N draws of a class, each as likely, then of a photo that holds it, each as likely. Photos
-      without parts are a class of their own.
+      max(1, sqrt(threshold / f_c)), with f_c the fraction of photos with c; 1 for a photo without objects.
+    - class_aware: Ph draws of a class, uniformly, each then of a photo with that class, uniformly. Photos without
+      objects are a class of their own.
     """
     held = [_classes(row, config.level) for row in rows]
-    photos = Counter(name for names in held for name in names)  # class → photos that hold it
+    photos = Counter(name for names in held for name in names)  # class → number of photos with it
     if config.method == "repeat_factor":
         factors = {name: max(1.0, (config.threshold * len(rows) / count) ** 0.5) for name, count in photos.items()}
-        factors[NO_PARTS] = 1.0
+        factors[NO_OBJECTS] = 1.0
         return np.array([max(factors[name] for name in names) for names in held])
     if config.method == "class_aware":
         draws = len(rows) / max(len(photos), 1)  # of each class
@@ -46,8 +46,8 @@ def expected_views(rows: Sequence[Row], config: SamplingConfig) -> np.ndarray:
 
 
 def _classes(row: Row, level: int) -> list[str]:
-    """The different classes in a photo, in an order of their own."""
-    return sorted({class_of(item.desc, level) for item in row.objects}) or [NO_PARTS]
+    """The distinct classes of a photo, sorted."""
+    return sorted({class_of(item.desc, level) for item in row.objects}) or [NO_OBJECTS]
 
 
 @dataclass(frozen=True)
@@ -55,9 +55,9 @@ class Draw:
     """One position of a run.
 
     Args:
-        photo: number of the row.
-        number: tells this view of the photo from the others of its epoch, for what is drawn at random beside it;
-            the first view has the photo's own number.
+        photo: index of the row.
+        number: identifies this view within its epoch and seeds its other random draws; a photo's first view has the
+            photo's own index.
     """
 
     epoch: int
@@ -66,7 +66,7 @@ class Draw:
 
 
 class EpochOrder:
-    """Which photo is at which position; a function of (seed, position), however the positions are asked for.
+    """Which photo is at which position: a function of (seed, position), in whatever order positions are read.
 
     Args:
         rows: training photos.
@@ -80,36 +80,36 @@ class EpochOrder:
         for photo, row in enumerate(rows):
             for name in _classes(row, config.level):
                 holders[name].append(photo)
-        self._holders = [holders[name] for name in sorted(holders)]  # photos of each class
-        self._edges = [0]  # positions at which epochs begin, as far as asked for
-        self._last: tuple[int, np.ndarray, np.ndarray] | None = None  # of the epoch being read
+        self._holders = [holders[name] for name in sorted(holders)]  # photos with each class
+        self._starts = [0]  # first position of each epoch, extended on demand
+        self._last: tuple[int, np.ndarray, np.ndarray] | None = None  # cache of the epoch being read
 
     @property
     def epoch_length(self) -> float:
-        """Mean number of positions of an epoch."""
+        """Expected number of positions in an epoch."""
         return float(self.views.sum())
 
     def at(self, position: int) -> Draw:
-        """What is shown at a position of the run, counted from 0."""
+        """The photo at a position of the run, counted from 0."""
         if self.config.method != "repeat_factor":
             epoch, place = divmod(position, self.photos)
         else:
             epoch = self._epoch_of(position)
-            place = position - self._edges[epoch]
+            place = position - self._starts[epoch]
         if self._last is None or self._last[0] != epoch:
             order = self._order(epoch)
             self._last = (epoch, order, order + self.photos * _occurrences(order))
         return Draw(epoch, int(self._last[1][place]), int(self._last[2][place]))
 
     def _epoch_of(self, position: int) -> int:
-        """Epochs of repeated photos differ in length, so they are counted from the run's beginning, once."""
-        while self._edges[-1] <= position:
-            repeats = self._repeats(np.random.default_rng((self.seed, ORDER_STREAM, len(self._edges) - 1)))
-            self._edges.append(self._edges[-1] + int(repeats.sum()))
-        return int(np.searchsorted(self._edges, position, side="right")) - 1
+        """Epochs with repeat factors differ in length, so their starts are accumulated from the first epoch on."""
+        while self._starts[-1] <= position:
+            repeats = self._repeats(np.random.default_rng((self.seed, ORDER_STREAM, len(self._starts) - 1)))
+            self._starts.append(self._starts[-1] + int(repeats.sum()))
+        return int(np.searchsorted(self._starts, position, side="right")) - 1
 
     def _order(self, epoch: int) -> np.ndarray:
-        """Numbers of the photos of one epoch, in order."""
+        """Indices of the photos of one epoch, in order."""
         random = np.random.default_rng((self.seed, ORDER_STREAM, epoch))
         if self.config.method == "repeat_factor":
             return random.permutation(np.repeat(np.arange(self.photos), self._repeats(random)))
@@ -121,13 +121,13 @@ class EpochOrder:
         return random.permutation(self.photos)
 
     def _repeats(self, random: np.random.Generator) -> np.ndarray:
-        """(Ph,) whole repeats of an epoch: the fraction of a factor is the chance of one more."""
+        """(Ph,) repeats in an epoch: the expected views, stochastically rounded."""
         whole = np.floor(self.views)
         return (whole + (random.random(self.photos) < self.views - whole)).astype(np.int64)
 
 
 def _occurrences(order: np.ndarray) -> np.ndarray:
-    """0 where a photo comes for the first time, then 1, 2, …"""
+    """0 at a photo's first occurrence, then 1, 2, …"""
     seen: Counter[int] = Counter()
     found = np.empty(len(order), dtype=np.int64)
     for place, photo in enumerate(order.tolist()):
@@ -136,12 +136,12 @@ def _occurrences(order: np.ndarray) -> np.ndarray:
     return found
 
 
-# ---------------------------------------------------------------- what it does to the balance
+# ---------------------------------------------------------------- class balance
 
 
 @dataclass(frozen=True)
 class Balance:
-    """One class: photos and objects that have it, and its share of all objects seen, evenly and as sampled."""
+    """One class: photos and objects with it, and its fraction of all objects shown, uniformly and as sampled."""
 
     name: str
     photos: int
@@ -151,7 +151,7 @@ class Balance:
 
 
 def effective_balance(rows: Sequence[Row], config: SamplingConfig) -> list[Balance]:
-    """Every description at ``config.level``, the rarest first: its expected share of the objects that are seen."""
+    """The classes at ``config.level``, rarest first, with their expected fractions of the objects shown."""
     views = expected_views(rows, config)
     photos, objects = Counter[str](), Counter[str]()
     seen: defaultdict[str, float] = defaultdict(float)
@@ -169,7 +169,7 @@ def effective_balance(rows: Sequence[Row], config: SamplingConfig) -> list[Balan
 
 
 def balance_table(balance: Sequence[Balance], limit: int = 6) -> str:
-    """The rarest and the commonest classes as lines: photos, objects, share of seen objects before and after."""
+    """The rarest and the most frequent classes as text: photos, objects, fraction of shown objects before and after."""
     shown = list(balance) if len(balance) <= limit else [*balance[: limit - 2], *balance[-2:]]
     lines = ["photos objects  share → sampled"]
     lines += [

@@ -1,4 +1,4 @@
-"""How alike two photos are: by their pixels (perceptual hash) and by what they show (label sets). Needs no torch.
+"""Similarity of photos: perceptual hashes of their pixels, Jaccard distances of their label sets. Needs no torch.
 
 Shapes: R rows, Ca categories.
 """
@@ -27,7 +27,7 @@ HASH_BITS = 64
 def photo_hash(image: Image.Image) -> int:
     """64-bit perceptual hash (pHash of the ImageHash library): signs of the 8 x 8 lowest DCT coefficients.
 
-    Re-encoding, resizing and brightness change few of its bits; turning or mirroring a photo changes about half.
+    Re-encoding, resizing and brightness change few bits; rotating or mirroring a photo changes about half.
     """
     import imagehash
 
@@ -38,28 +38,28 @@ def photo_hash(image: Image.Image) -> int:
 
 
 def hamming(a: int, b: int) -> int:
-    """How many bits of two hashes differ, 0 to 64."""
+    """Number of bits in which two hashes differ, 0 to 64."""
     return (a ^ b).bit_count()
 
 
 def jaccard_distances(sets_RCa: np.ndarray, one_Ca: np.ndarray) -> np.ndarray:
-    """(R,) distances of sets (rows of a boolean table of members) to one: 0 = the same, 1 = nothing in common."""
+    """(R,) Jaccard distances of sets (rows of a boolean membership table) to one set: 0 = equal, 1 = disjoint."""
     union = (sets_RCa | one_Ca).sum(1)
     return 1 - (sets_RCa & one_Ca).sum(1) / np.maximum(union, 1) - (union == 0)
 
 
 def hash_photos(names: Iterable[str], image_root: str | Path, cache: Path) -> dict[str, int]:
-    """Hashes of photo files, read from the cache where size and time of a file are those of then.
+    """Hashes of photo files, read from the cache while a file's size and mtime are unchanged.
 
-    A photo is decoded once in its life (about 4 ms for 640 x 480, 0.1 s for 12 megapixels), on all cores: Pillow
-    lets go of Python's lock while it decodes. The cache is written whole or not at all, and only if something is new.
+    A photo is decoded only once (about 4 ms for 640 x 480, 0.1 s for 12 megapixels), on all cores: Pillow releases the
+    GIL while it decodes. The cache is written atomically, and only if something is new.
 
     Args:
         names: image paths relative to ``image_root``.
         cache: JSON lines of image, size in bytes, mtime_ns and hash in hexadecimal.
 
     Returns:
-        Name → hash. A photo that cannot be read is left out: whoever opens it next says what is wrong with it.
+        Name → hash. A photo that cannot be read is left out; whoever opens it next reports the error.
     """
     wanted = dict.fromkeys(names)
     known = _read_cache(cache)
@@ -84,7 +84,7 @@ def _entry(name: str, image_root: str | Path, known: dict[str, Any] | None) -> d
 
 
 def _read_cache(cache: Path) -> dict[str, dict[str, Any]]:
-    """What can be made again needs no care: a damaged cache counts as none."""
+    """Entries by image; a damaged cache counts as empty, because it can be rebuilt."""
     try:
         entries = [entry for _, entry in iter_json_lines(cache)]
         if all(int(entry["phash"], 16) >= 0 and entry["size"] >= 0 and entry["mtime_ns"] for entry in entries):

@@ -123,9 +123,9 @@ function drawReliability(name) {
   }
   const bars = bins.map(({ count, confidence, accuracy, low, high }) => {
     if (!count) return null;
-    const words = `${plural(count, "prediction")}, mean ${name} ${decimals(confidence)}, precision ${decimals(accuracy)}`;
+    const summary = `${plural(count, "prediction")}, mean ${name} ${decimals(confidence)}, precision ${decimals(accuracy)}`;
     return svg("g", {},
-      svg("title", {}, words),
+      svg("title", {}, summary),
       svg("rect", { class: "bar", x: across(low) + 2, width: across(high) - across(low) - 4,
         y: upward(accuracy), height: upward(0) - upward(accuracy) }),
       svg("path", { class: "expected", d: `M${at(low, confidence)}L${at(high, confidence)}` }),
@@ -142,8 +142,8 @@ function drawReliability(name) {
 
 function fillReliabilityChoice() {
   const choice = byId("reliability-choice");
-  const words = { score: "score: box and description", objectness: "objectness: box, class-agnostic" };
-  for (const name of Object.keys(DATA.calibration)) choice.append(html("option", { value: name }, words[name] ?? name));
+  const meanings = { score: "score: box and description", objectness: "objectness: box, class-agnostic" };
+  for (const name of Object.keys(DATA.calibration)) choice.append(html("option", { value: name }, meanings[name] ?? name));
   choice.addEventListener("change", () => drawReliability(choice.value));
   drawReliability(choice.value);
 }

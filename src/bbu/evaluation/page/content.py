@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -19,7 +18,7 @@ import numpy as np
 
 from bbu.evaluation.coco import tables_of
 from bbu.evaluation.descriptions import level_count, prefix
-from bbu.evaluation.matching import MATCH_IOU, FlatDetections, RankBy, Ranking, any_object, flatten, rank
+from bbu.evaluation.matching import MATCH_IOU, FlatDetections, Matched, RankBy, Ranking, any_object, rank
 from bbu.evaluation.pairing import Photo
 from bbu.records import Row
 
@@ -28,42 +27,24 @@ CURVES_SHOWN = 200  # of one level; the most frequent descriptions
 Curve = dict[str, Any]
 
 
-@dataclass(frozen=True)
-class Scored:
-    """Paired photos, matched once for everything on the page.
+def worst_first(described: Matched, threshold: float) -> list[str]:
+    """Names of the photos, those with most missed objects and false positives first.
 
     Args:
-        photos: in order of name.
-        flat: the same photos as flat detections.
-        described: the detections that the scorer counts, ``max_detections`` per photo and description.
-        right_Dt: whether each of these takes an object of its own description.
+        described: the detections that the scorer counts, matched by description.
         threshold: score from which a detection counts.
     """
-
-    photos: tuple[Photo, ...]
-    flat: FlatDetections
-    described: Ranking
-    right_Dt: np.ndarray
-    threshold: float
-
-    @classmethod
-    def of(cls, photos: Sequence[Photo], max_detections: int, threshold: float) -> Scored:
-        flat = flatten(photos)
-        described = rank(flat, str, "score", max_detections)
-        return cls(tuple(photos), flat, described, described.match((MATCH_IOU,))[0] >= 0, threshold)
-
-    def worst_first(self) -> list[str]:
-        """Names of the photos, those with most missed objects and false positives first."""
-        confident_Dt = self.described.confidence_Dt >= self.threshold
-        found_Dt, wrong_Dt = confident_Dt & self.right_Dt, confident_Dt & ~self.right_Dt
-        places = (self.flat.truth_photo_Gt, self.described.photo_Dt[found_Dt], self.described.photo_Dt[wrong_Dt])
-        truth_Ph, found_Ph, wrong_Ph = (np.bincount(where, minlength=len(self.photos)) for where in places)
-        order = np.argsort(found_Ph - truth_Ph - wrong_Ph, kind="stable")
-        return [self.photos[place].name for place in order]
+    ranking, right_Dt = described.ranking, described.right_Dt
+    confident_Dt = ranking.confidence_Dt >= threshold
+    found, wrong = (ranking.photo_Dt[confident_Dt & kind_Dt] for kind_Dt in (right_Dt, ~right_Dt))
+    names, places = ranking.flat.names, (ranking.flat.truth_photo_Gt, found, wrong)
+    truth_Ph, found_Ph, wrong_Ph = (np.bincount(where, minlength=len(names)) for where in places)
+    return [names[place] for place in np.argsort(found_Ph - truth_Ph - wrong_Ph, kind="stable")]
 
 
 def page_content(
-    scored: Scored,
+    photos: Sequence[Photo],
+    described: Matched,
     rows: Mapping[str, Row],
     problems: Mapping[str, str],
     errors: Mapping[str, str],
@@ -72,28 +53,31 @@ def page_content(
     """Content of the page.
 
     Args:
+        photos: in order of name.
+        described: the detections that the scorer counts, matched by description.
         rows: photo name → annotated row, for polygons and lines.
         problems: photo name → why it is not shown.
         errors: photo name → why it was not predicted.
         metrics: the result of ``evaluate``.
     """
-    number = {desc: code for code, desc in enumerate(scored.flat.vocabulary)}
+    flat = described.ranking.flat
+    number = {desc: code for code, desc in enumerate(flat.vocabulary)}
     reasons = {"problem": problems, "error": errors}
-    photos = [
+    shown = [
         _photo(photo, rows[photo.name], number)
         | {"found": found}
         | {key: texts[photo.name] for key, texts in reasons.items() if photo.name in texts}
-        for photo, found in zip(scored.photos, _predictions(scored, number), strict=True)
+        for photo, found in zip(photos, _predictions(photos, described.ranking, number), strict=True)
     ]
     return {
         "threshold": metrics["score_threshold"],
-        "descriptions": list(scored.flat.vocabulary),
+        "descriptions": list(flat.vocabulary),
         "targetPrecision": metrics["target_precision"],
         "scored": {
             number[desc]: [row["AP50"], row["recall_at_precision"]] for desc, row in metrics["per_description"].items()
         },
-        "photos": photos,
-        "curves": curves(scored.flat, metrics["max_detections"]),
+        "photos": shown,
+        "curves": curves(flat, metrics["max_detections"]),
         "calibration": metrics["calibration"],
         "confusions": [
             [number[row["annotated"]], -1 if row["predicted"] is None else number[row["predicted"]], row["count"]]
@@ -118,16 +102,16 @@ def _photo(photo: Photo, row: Row, number: Mapping[str, int]) -> dict[str, Any]:
     return content
 
 
-def _predictions(scored: Scored, number: Mapping[str, int]) -> list[list[list[Any]]]:
+def _predictions(photos: Sequence[Photo], ranking: Ranking, number: Mapping[str, int]) -> list[list[list[Any]]]:
     """Per photo and detection: [x1, y1, x2, y2, number of the description, score, [overlapped objects, best last]]."""
-    flat, truth_before, found_before = scored.flat, 0, 0
+    flat, truth_before, found_before = ranking.flat, 0, 0
     near: list[list[int]] = [[] for _ in flat.photo_Dt]
     # among equal overlaps COCO takes the last box
     for pair in np.lexsort((flat.pair_truth_Op, flat.pair_iou_Op)):
         near[flat.pair_prediction_Op[pair]].append(int(flat.pair_truth_Op[pair]))
     content = []
-    kept = set(scored.described.prediction_Dt.tolist())
-    for photo in scored.photos:
+    kept = set(ranking.prediction_Dt.tolist())
+    for photo in photos:
         found: list[list[Any]] = []
         items = zip(photo.boxes_Dt4.tolist(), photo.descs, photo.scores_Dt.tolist(), strict=True)
         for place, (box, desc, score) in enumerate(items, start=found_before):
@@ -159,8 +143,8 @@ def curves(flat: FlatDetections, max_detections: int) -> list[Curve]:
         count: Counter[str] = Counter()
         for desc, times in truth.items():
             count[label(desc)] += times
-        commonest = sorted(count, key=lambda name: (-count[name], name))[:CURVES_SHOWN]
-        found += [{"group": group, "name": name, "points": _rounded(precision[name])} for name in commonest]
+        frequent = sorted(count, key=lambda name: (-count[name], name))[:CURVES_SHOWN]
+        found += [{"group": group, "name": name, "points": _rounded(precision[name])} for name in frequent]
     return found
 
 

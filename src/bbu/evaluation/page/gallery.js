@@ -152,21 +152,21 @@ function drawDetail() {
 }
 
 function objectLine(photo, object, i) {
-  const words = (index, list) => DATA.descriptions[list[index][DESC]];
-  const truth = object.truth < 0 ? null : words(object.truth, photo.truth);
-  const said = object.said < 0 ? null : words(object.said, photo.found);
+  const described = (index, list) => DATA.descriptions[list[index][DESC]];
+  const truth = object.truth < 0 ? null : described(object.truth, photo.truth);
+  const said = object.said < 0 ? null : described(object.said, photo.found);
   const text = object.state === "wrong"
     ? [html("span", {}, truth), html("span", { class: "called" }, html("i", {}, "called "), said)]
     : [html("span", {}, truth ?? said)];
   return html("li", {}, html("button", { type: "button", class: object.state, "aria-pressed": "false",
     click: () => lookAt(shown.zoom === i ? null : i) },
-  html("b", { class: "tag" }, String(i + 1)), html("span", { class: "words" }, text,
+  html("b", { class: "tag" }, String(i + 1)), html("span", { class: "description" }, text,
     html("span", { class: "note" }, svg("svg", { viewBox: "0 0 30 6", "aria-hidden": "true" },
       svg("path", { class: `edge ${object.state}`, d: "M1 3H29" })), LABELS[object.state])),
   html("span", { class: "score" }, object.said < 0 ? "" : decimals(photo.found[object.said][SCORE], 2))));
 }
 
-// Zoom to a object, or show the whole photo.
+// Zoom to an object, or show the whole photo.
 function lookAt(i) {
   shown.zoom = i;
   const canvas = byId("canvas");

@@ -10,8 +10,8 @@ from PIL import Image
 
 from bbu.drawing.pages import jpeg_base64
 from bbu.errors import UserError
-from bbu.images import load_image
-from bbu.records import Row, resolve_image
+from bbu.evaluation.pictures import open_displayed
+from bbu.records import Row
 
 SMALL, LARGE = 320, 1280  # pixels of the longer side, in the gallery and in the detail view
 SMALL_QUALITY, LARGE_QUALITY = 72, 80  # JPEG
@@ -38,39 +38,24 @@ class Embedded:
 def embed_photos(rows: Iterable[Row], image_root: str | Path, budget: int = PAGE_BUDGET) -> Embedded:
     """Read each photo once, as training does, and keep it while the budget lasts, in the order of ``rows``."""
     embedded, used, large_used = Embedded(), 0, 0
-    full = False
-    for row in rows:
+    left = iter(rows)
+    for row in left:
         name = row.images[0]
-        if full:
-            embedded.problems[name] = OVER_BUDGET
-            continue
         try:
-            image = _displayed(row, image_root)
+            image = open_displayed(row, image_root)
         except UserError as error:
             embedded.problems[name] = str(error)
             continue
         small = _jpeg(image, SMALL, SMALL_QUALITY)
-        full = used + len(small) > budget
-        if full:
-            embedded.problems[name] = OVER_BUDGET
-            continue
+        if used + len(small) > budget:
+            embedded.problems |= {late.images[0]: OVER_BUDGET for late in (row, *left)}
+            break
         embedded.small[name], used = small, used + len(small)
         if max(image.size) > SMALL and large_used < LARGE_SHARE * budget:
             large = _jpeg(image, LARGE, LARGE_QUALITY)
             if large_used + len(large) <= LARGE_SHARE * budget and used + len(large) <= budget:
                 embedded.large[name], used, large_used = large, used + len(large), large_used + len(large)
     return embedded
-
-
-def _displayed(row: Row, image_root: str | Path) -> Image.Image:
-    name = row.images[0]
-    image = load_image(resolve_image(image_root, name), name)
-    if image.size != (row.width, row.height):
-        raise UserError(
-            f"{name}: is {image.width}x{image.height} pixels as displayed, its row says {row.width}x{row.height}; "
-            "use the photos that the rows were converted with"
-        )
-    return image
 
 
 def _jpeg(image: Image.Image, longest: int, quality: int) -> str:

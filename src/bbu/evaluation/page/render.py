@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from bbu.drawing.pages import render_page
-from bbu.evaluation.page.content import Scored, page_content
-from bbu.evaluation.page.photos import SMALL, Embedded, embed_photos
+from bbu.evaluation.matching import Matched, flatten, rank
+from bbu.evaluation.page.content import page_content, worst_first
+from bbu.evaluation.page.photos import SMALL, embed_photos
 from bbu.evaluation.pairing import pair
 from bbu.evaluation.report import HEADLINES, headlines, number
 from bbu.jsonl import atomic_writer
@@ -48,19 +49,14 @@ def write_report(
         UserError: rows that cannot be paired, or a file that cannot be written.
     """
     photos = pair(truth, predictions).photos
-    scored = Scored.of(photos, metrics["max_detections"], metrics["score_threshold"])
+    described = Matched.at(rank(flatten(photos), str, "score", metrics["max_detections"]))
     rows = {row.images[0]: row for row in truth}
-    embedded = embed_photos([rows[name] for name in scored.worst_first()], image_root)  # the worst get the room
+    worst = [rows[name] for name in worst_first(described, metrics["score_threshold"])]  # they get the room
+    embedded = embed_photos(worst, image_root)
     errors = {row.images[0]: row.error for row in predictions if row.error is not None}
-    content = page_content(scored, rows, embedded.problems, errors, metrics)
-    with atomic_writer(path) as stream:
-        stream.write(_render(content, embedded, metrics, title))
-    return PageSummary(len(photos), len(embedded.small), len(embedded.large))
-
-
-def _render(content: Mapping[str, Any], embedded: Embedded, metrics: Mapping[str, Any], title: str) -> str:
+    content = page_content(photos, described, rows, embedded.problems, errors, metrics)
     places = {photo["name"]: place for place, photo in enumerate(content["photos"])}
-    return render_page(
+    page = render_page(
         TEMPLATE,
         style="page.css",
         scripts=SCRIPTS,
@@ -74,6 +70,9 @@ def _render(content: Mapping[str, Any], embedded: Embedded, metrics: Mapping[str
         small=[(places[name], photo) for name, photo in embedded.small.items()],
         large=[(places[name], photo) for name, photo in embedded.large.items()],
     )
+    with atomic_writer(path) as stream:
+        stream.write(page)
+    return PageSummary(len(photos), len(embedded.small), len(embedded.large))
 
 
 def _figure(metrics: Mapping[str, Any], key: str, label: str) -> dict[str, str]:

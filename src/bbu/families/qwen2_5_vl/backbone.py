@@ -1,4 +1,4 @@
-"""Qwen2.5-VL (Bai et al. 2025, arXiv:2502.13923) behind the backbone protocol.
+"""Qwen2.5-VL (Bai et al. 2025, arXiv:2502.13923) as a Backbone.
 
 Shapes: T packed tokens, D feature width, P patch rows, S image tokens, X numbers of a patch row.
 """
@@ -26,16 +26,16 @@ from bbu.layers.attention import implementation_name, varlen_attention
 from bbu.layers.lean_layers import make_lean
 from bbu.layers.transfer import to_device
 
-# Standard deviation of fresh weights. The published 0.02 suits widths of thousands; at a few hundred it leaves
-# every layer nearly silent. 0.06 is about 1 / sqrt(width), which keeps a layer's output as large as its input.
+# Standard deviation of random weights. The published 0.02 suits widths of thousands; at a few hundred, activations
+# nearly vanish. 0.06 is about 1 / sqrt(width), which keeps a layer's output as large as its input.
 SCRATCH_INIT = 0.06
 
 
 class PackedVisionAttention(Qwen2_5_VLVisionAttention):
-    """The tower's attention through our backends.
+    """The tower's attention through our attention backends.
 
-    The stock layer splits its windows in a Python loop unless the implementation's name has "flash" in
-    it, and a custom name with "flash" is refused, so the tower needs this seam of its own.
+    The stock layer loops over its windows in Python unless the implementation's name contains "flash", and transformers
+    refuses custom names with "flash"; hence this subclass.
     """
 
     attention_backend = "sdpa"
@@ -71,9 +71,9 @@ class PackedVisionAttention(Qwen2_5_VLVisionAttention):
 
 
 class PatchProjection(nn.Conv3d):
-    """The tower's first layer as the matrix product that it is: its kernel covers exactly one patch.
+    """The tower's first layer as a matrix product, because its kernel covers exactly one patch.
 
-    A CPU takes a sixth of the convolution's time for it.
+    On a CPU it takes a sixth of the convolution's time.
     """
 
     def forward(self, patches: torch.Tensor) -> torch.Tensor:
@@ -140,7 +140,7 @@ class Qwen25VL(Backbone):
                 "rope_parameters": {
                     "rope_type": "default",
                     "rope_theta": 10000.0,
-                    # the three sections share half of the head width, as in the published [16, 24, 24] of 64
+                    # the three sections add up to half of the head width, like the published [16, 24, 24]
                     "mrope_section": [head_width // 2 - 2 * third, third, third],
                 },
                 "bos_token_id": token_ids["<|endoftext|>"],
@@ -223,24 +223,24 @@ class Qwen25VL(Backbone):
     # ------------------------------------------------------------ work
 
     def tower_states(self, pixels_PX: torch.Tensor, grids: Sequence[Grid]) -> torch.Tensor:
-        """States after the blocks, in the order of the tower's attention windows, which do not cross photos."""
+        """States after the last block, in window order; attention windows do not cross photos."""
         tower = self.vlm.model.visual
         plan = _tower_plan(tower, tuple(grids))
         plan = {k: to_device(v, pixels_PX.device) if isinstance(v, torch.Tensor) else v for k, v in plan.items()}
         rows, units = len(pixels_PX), plan["window_index"]
         states_PD = tower.permute_input_for_window_attn(tower.patch_embed(pixels_PX), units, rows)
-        turns = tower.rotary_pos_emb(states_PD, plan["position_ids"])
-        turns = tuple(tower.permute_input_for_window_attn(turn, units, rows) for turn in turns)
+        rotary = tower.rotary_pos_emb(states_PD, plan["position_ids"])
+        rotary = tuple(tower.permute_input_for_window_attn(each, units, rows) for each in rotary)
         for number, block in enumerate(tower.blocks):
-            edges = ("cu_seqlens", "max_seqlen")
+            names = ("cu_seqlens", "max_seqlen")
             if number not in tower.fullatt_block_indexes:
-                edges = ("cu_window_seqlens", "max_window_seqlen")
-            cu_seqlens, max_seqlen = (plan[name] for name in edges)
-            states_PD = block(states_PD, cu_seqlens=cu_seqlens, max_seqlen=max_seqlen, position_embeddings=turns)
+                names = ("cu_window_seqlens", "max_window_seqlen")
+            cu_seqlens, max_seqlen = (plan[name] for name in names)
+            states_PD = block(states_PD, cu_seqlens=cu_seqlens, max_seqlen=max_seqlen, position_embeddings=rotary)
         return states_PD  # type: ignore[no-any-return]
 
     def levels_of(self, states_PD: torch.Tensor, grids: Sequence[Grid]) -> list[VisionLevel]:
-        """Patches before the merger, and merged tokens; both in raster order."""
+        """Patch states before the merger, and merged tokens; both in raster order."""
         tower, device = self.vlm.model.visual, states_PD.device
         merge = tower.spatial_merge_size
         unit_rows = torch.argsort(_tower_plan(tower, tuple(grids))["window_index"])
@@ -266,7 +266,7 @@ class Qwen25VL(Backbone):
         hidden_1TD = self.vlm.model.language_model(
             inputs_embeds=embeds_1TD,
             position_ids=position_ids,
-            attention_mask={"full_attention": None, "sliding_attention": None},  # the boundaries below are the mask
+            attention_mask={"full_attention": None, "sliding_attention": None},  # cu_seqlens is the mask
             use_cache=False,
             cu_seq_lens_q=cu_seqlens,
             cu_seq_lens_k=cu_seqlens,
@@ -301,11 +301,11 @@ class Qwen25VL(Backbone):
 
 
 def _tower_plan(tower: Any, grids: tuple[Grid, ...]) -> dict[str, Any]:
-    """What the tower derives from the grids, on the CPU."""
+    """Window order, sequence boundaries and positions that the tower derives from the grids, on the CPU."""
     return _plan_of(grids, tower.spatial_merge_size, tower.window_size, tower.patch_size)
 
 
-@lru_cache(maxsize=4)  # asked for twice a step
+@lru_cache(maxsize=4)  # called twice per step
 def _plan_of(grids: tuple[Grid, ...], merge: int, window: int, patch: int) -> dict[str, Any]:
     grid_thw = torch.tensor(grids)
     window_index, cu_windows = get_vision_window_index(grid_thw, merge, window, patch)
@@ -323,11 +323,11 @@ def _plan_of(grids: tuple[Grid, ...], merge: int, window: int, patch: int) -> di
 def mrope_positions(token_ids: Sequence[int], grids: Sequence[Grid], image_token_id: int, merge: int) -> torch.Tensor:
     """(3, L) multimodal rotary positions of one sample (Qwen2-VL, Wang et al. 2024, arXiv:2409.12191).
 
-    Text counts up on all three axes; the tokens of an image share the frame axis and count rows and
-    columns from where the text stopped; text goes on after the longest side of the image.
+    Text counts up on all three axes (frame, row, column). Image tokens count frames, rows and columns from the end of
+    the preceding text. The next text starts after the longest side of the image.
 
     Raises:
-        ValueError: the image tokens do not fit the grids.
+        ValueError: image tokens and grids do not match.
     """
     ids = torch.as_tensor(token_ids)
     positions = torch.zeros(3, len(ids), dtype=torch.long)

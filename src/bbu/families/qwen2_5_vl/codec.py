@@ -1,4 +1,4 @@
-"""Qwen2.5-VL's conversation, sizes from scratch and cost. Needs no torch."""
+"""Qwen2.5-VL's chat format, model.scratch sizes and compute cost. Needs no torch."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Qwen25VLSizes:
     """Sizes of a randomly initialised model, the keys of ``model.scratch``.
 
     Raises:
-        ConfigError: a size that is not positive, or one that is no multiple of what divides it.
+        ConfigError: a size is not a multiple of its divisor, such as width and number of heads.
     """
 
     vision_width: int = 192
@@ -51,20 +51,20 @@ class Qwen25VLSizes:
     vocab_size: int = 800  # upper bound; the byte-level BPE is trained on the training text
 
     def __post_init__(self) -> None:
-        for whole, part, times in (
+        for size, divisor, times in (
             ("vision_width", "vision_heads", 4),  # rows and columns, each a sine and a cosine
             ("text_width", "text_heads", 2),
             ("text_heads", "text_kv_heads", 1),
         ):
-            if getattr(self, whole) % (times * getattr(self, part)):
+            if getattr(self, size) % (times * getattr(self, divisor)):
                 raise ConfigError(
-                    f"model.scratch.{whole} ({getattr(self, whole)}) must be a multiple of "
-                    f"{f'{times} x ' if times > 1 else ''}model.scratch.{part} ({getattr(self, part)})"
+                    f"model.scratch.{size} ({getattr(self, size)}) must be a multiple of "
+                    f"{f'{times} x ' if times > 1 else ''}model.scratch.{divisor} ({getattr(self, divisor)})"
                 )
 
 
 def cost_of(config: Any) -> CostModel:
-    """FLOPs of a sample, from the model's config."""
+    """CostModel of a transformers config."""
     text, vision = config.text_config, config.vision_config
     heads, layers, width = text.num_attention_heads, text.num_hidden_layers, text.hidden_size
     head = getattr(text, "head_dim", None) or width // heads
@@ -77,7 +77,7 @@ def cost_of(config: Any) -> CostModel:
     window = (vision.window_size // vision.patch_size) ** 2  # patches
     return CostModel(
         token=2.0 * layers * (projections + 3 * width * text.intermediate_size),
-        token_pair=2.0 * layers * heads * head,  # 4 for scores and sums, half of it hidden by the causal mask
+        token_pair=2.0 * layers * heads * head,  # 4 for scores and weighted sums, halved by the causal mask
         patch=2.0 * (pixels * narrow + depth * block + merger) + 4.0 * (depth - whole) * narrow * window,
         patch_pair=4.0 * whole * narrow,
     )

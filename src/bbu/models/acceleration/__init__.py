@@ -1,1 +1,1 @@
-"""The same model in less time or memory."""
+"""Optional ways to train the same model in less time or memory."""

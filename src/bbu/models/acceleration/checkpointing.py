@@ -1,4 +1,4 @@
-"""Activations computed again in the backward pass instead of kept: all of a block's, or the cheap ones."""
+"""Activation checkpointing: full, or selective recomputation of the cheap activations."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint
 
 from bbu.families.base import Backbone
 
-# Fused attention, by the names that torch and the flash-attn package give their operators. Attention from single
-# products (float64, short bfloat16 rows on a CPU) is computed again: its scores are larger than what they come from.
+# Fused attention, by operator names in torch and flash-attn. Attention from separate products (float64, short bfloat16
+# rows on a CPU) is recomputed, because its scores are larger than its inputs.
 ATTENTION = ("_scaled_dot_product_", "_varlen_attn", "_flash_attn_varlen_forward")
 PRODUCTS = (torch.ops.aten.mm.default, torch.ops.aten.addmm.default)
 
 
 def checkpoint_activations(backbone: Backbone, how: str) -> None:
-    """Recompute in the backward pass what each block of tower and language model computed.
+    """Recompute activations of each block of tower and language model in the backward pass.
 
     Args:
-        how: ``full`` keeps a block's input alone; ``selective`` also what ``_policy`` says, which costs little time.
+        how: ``full`` keeps only a block's input; ``selective`` also what ``_policy`` saves, which costs little time.
     """
     options: dict[str, Any] = {"use_reentrant": False}
     if how == "selective":
@@ -28,15 +28,15 @@ def checkpoint_activations(backbone: Backbone, how: str) -> None:
     newer = getattr(backbone.vlm, "activation_checkpointing_enable", None)
     if newer is not None:
         newer(activation_checkpointing_kwargs=options)
-    else:  # its name in older releases of transformers
+    else:  # older releases of transformers
         backbone.vlm.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)
 
 
 def _policy(context: Any, operator: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
-    """Keep what attention and products with weights give; norms, activations and rotations are cheap.
+    """Save the outputs of attention and of weight products; norms, activations and rotary embeddings are cheap.
 
-    Products that come out narrower than they went in are not kept. A block's last one is among them, and what nothing
-    in the block comes after is not computed again; the others, keys and values of grouped heads, are small.
+    Products with an output narrower than their input are not saved: a block's last one is never recomputed, because
+    nothing in the block depends on it, and the others (keys and values of grouped heads) are small.
     """
     if operator in PRODUCTS:
         left, right = args[-2:]

@@ -1,6 +1,6 @@
-"""torch.compile for the blocks that most of a step is spent in. Shapes differ from pack to pack, so they stay symbols.
+"""torch.compile for the blocks that take most of a step. Shapes differ from pack to pack, so they are dynamic.
 
-Modules are compiled in place: names of parameters, checkpoints and low-rank weights do not change.
+Modules are compiled in place, so parameter names, checkpoints and LoRA weights do not change.
 """
 
 from __future__ import annotations
@@ -15,24 +15,24 @@ from bbu.errors import ConfigError
 from bbu.layers import attention
 from bbu.models.wrapper import DetectionVLM
 
-RECOMPILATIONS = 8  # of one piece of code; a piece that asks for more runs as it is
+RECOMPILATIONS = 8  # of one code object; beyond that it runs uncompiled
 
 
 def compile_parts(model: DetectionVLM, parts: Sequence[str], backend: str = "inductor") -> None:
-    """Compile the blocks of some parts at their first use.
+    """Compile the blocks of some parts of the model on first use.
 
     Args:
         parts: any of ``COMPILED_PARTS`` of the configuration.
-        backend: torch's name of what graphs are handed to.
+        backend: name of a torch.compile backend.
 
     Raises:
-        ConfigError: there is no C++ compiler, which torch.compile calls on any device.
+        ConfigError: there is no C++ compiler, which torch.compile needs on any device.
     """
     if not parts:
         return
     if not any(shutil.which(name) for name in ("g++", "clang++")):
         raise ConfigError(
-            "model.compile: needs a C++ compiler (g++ or clang++) and finds none; install one, or empty it"
+            "model.compile: needs a C++ compiler (g++ or clang++) and finds none; install one, or set model.compile=[]"
         )
     torch._dynamo.config.recompile_limit = RECOMPILATIONS
     _keep_attention_whole()
@@ -42,7 +42,7 @@ def compile_parts(model: DetectionVLM, parts: Sequence[str], backend: str = "ind
 
 
 def compiled_graphs() -> int:
-    """How many graphs have been compiled so far; recompilations count."""
+    """Number of graphs compiled so far, recompilations included."""
     return int(torch._dynamo.utils.counters["stats"]["unique_graphs"])
 
 
@@ -55,7 +55,7 @@ def _blocks(model: DetectionVLM, part: str) -> Sequence[nn.Module]:
 
 
 def _keep_attention_whole() -> None:
-    """Attention backends are called, not traced: they loop over edges, and every pack would be compiled anew."""
+    """Exclude attention backends from tracing: they loop over sequences, so every pack would recompile."""
     for name, backend in attention.ATTENTION_BACKENDS.items():
         if not getattr(backend, "_torchdynamo_disable", False):
             attention.ATTENTION_BACKENDS[name] = torch.compiler.disable(backend)

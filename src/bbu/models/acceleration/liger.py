@@ -1,7 +1,7 @@
-"""Liger kernels (Hsu et al. 2024, arXiv:2410.10989) for norms and gated MLPs of the backbone, where they are installed.
+"""Liger kernels (Hsu et al. 2024, arXiv:2410.10989) for norms and gated MLPs of the backbone, if installed.
 
-The optional package liger-kernel needs CUDA and Triton. Its rotary kernel is for an interface that transformers has
-left, and its losses are not used: the heads' losses never build the logits either.
+The optional package liger-kernel needs CUDA and Triton. Its rotary kernel expects an interface that transformers has
+dropped. Its losses are not needed, because ours do not build the full logits either.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ OFF = {"rope": False, "cross_entropy": False, "fused_linear_cross_entropy": Fals
 
 
 def use_liger(backbone: Backbone, requested: str, device: torch.device) -> bool:
-    """Put the kernels into this instance; parameters and their names stay.
+    """Patch this instance with the kernels; parameters and their names stay.
 
     Args:
-        requested: ``none``; ``auto``: where they run; ``always``: or an error.
+        requested: ``none``; ``auto``: if they can run; ``always``: an error if they cannot.
 
     Returns:
         Whether they are in use.
 
     Raises:
-        ConfigError: asked for and not possible.
+        ConfigError: requested with ``always``, but they cannot run.
     """
     if requested == "none":
         return False
@@ -38,16 +38,16 @@ def use_liger(backbone: Backbone, requested: str, device: torch.device) -> bool:
         if requested == "always":
             raise ConfigError(f"model.liger: cannot be used here: {why}; set model.liger=none or auto")
         return False
-    inner = backbone.vlm.model  # the outer class has lost the short ways by which the function finds its parts
+    inner = backbone.vlm.base_model  # the outer class lacks the attributes that the function reads
     names = vars(sys.modules[type(inner).__module__])
     before = dict(names)
     function(model=inner, rms_norm=True, swiglu=True, **OFF)
-    names.update(before)  # it also exchanges classes for all models that are built later
+    names.update(before)  # undo its patches of the module, which affect models built later
     return True
 
 
 def _function(family: str, device: torch.device) -> tuple[Any, str]:
-    """The package's function for a family, or None and why."""
+    """The package's patch function for a family, or None and the reason."""
     if device.type != "cuda":
         return None, f"it needs CUDA, this run has {device.type}"
     if importlib.util.find_spec("liger_kernel") is None:

@@ -14,7 +14,7 @@ _ADAPTER = "default"
 
 
 def add_lora(model: DetectionVLM, config: LoraConfig) -> None:
-    """Put low-rank weights beside the linear layers of the chosen parts and freeze what those parts had.
+    """Add LoRA weights to the linear layers of the chosen parts and freeze these parts' own weights.
 
     The new weights belong to the learning-rate group of the module they adapt.
     """
@@ -25,22 +25,22 @@ def add_lora(model: DetectionVLM, config: LoraConfig) -> None:
         r=config.rank, lora_alpha=config.alpha, lora_dropout=config.dropout, target_modules=targets
     )
     inject_adapter_in_model(peft_config, backbone.vlm, adapter_name=_ADAPTER)
-    for name, parameter in backbone.named_parameters():  # peft froze everything; wake what is not adapted
+    for name, parameter in backbone.named_parameters():  # peft froze everything; unfreeze parts without LoRA
         original = name.replace(".base_layer.", ".")
         adapted = backbone.group_of(name.removeprefix("vlm.")) in config.parts
         parameter.requires_grad_("lora_" in name or (original in before and not adapted))
 
 
 def has_lora(model: DetectionVLM) -> bool:
-    """Whether any layer carries low-rank weights."""
+    """Whether any layer has LoRA weights."""
     return any(isinstance(module, LoraLayer) for module in model.modules())
 
 
 def merged_state(model: DetectionVLM, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Backbone state with the low-rank weights added in and the stock parameter names.
+    """Backbone state with LoRA weights merged, under the stock parameter names.
 
     Args:
-        state: ``backbone.vlm``'s state, names as in ``model.backbone.vlm.state_dict()``.
+        state: ``backbone.vlm``'s state dict, with names as in ``model.backbone.vlm.state_dict()``.
     """
     merged = {}
     layers = {name: module for name, module in model.backbone.vlm.named_modules() if isinstance(module, LoraLayer)}

@@ -22,7 +22,7 @@ const overlaps = (a, b) => a.x < b.x + b.width && b.x < a.x + a.width && a.y < b
 
 // Place of each object's label, in pixels of the photo: above, below or inside the box, without covering other labels;
 // if there is no room, only the object's number. The chosen object comes first, then by score.
-function layoutLabels(objects, { width, height, size, withWords, chosen = -1 }) {
+function layoutLabels(objects, { width, height, size, withDescriptions, chosen = -1 }) {
   measuring.font = `600 ${size}px ${TYPEFACE()}`;
   const labels = [];
   const taken = [];
@@ -36,8 +36,8 @@ function layoutLabels(objects, { width, height, size, withWords, chosen = -1 }) 
   const order = [...objects.keys()].sort((a, b) => (b === chosen) - (a === chosen));
   for (const index of order) {
     const { desc, score, box } = objects[index];
-    const words = `${index + 1} ${desc}${score === null ? "" : ` ${decimals(score, 2)}`}`;
-    const long = withWords || index === chosen ? place(clipped(words, width - size), box).free : null;
+    const line = `${index + 1} ${desc}${score === null ? "" : ` ${decimals(score, 2)}`}`;
+    const long = withDescriptions || index === chosen ? place(clipped(line, width - size), box).free : null;
     const short = place(`${index + 1}`, box);
     labels[index] = long || short.free || short.any;
     taken.push(labels[index]);
@@ -48,20 +48,20 @@ function layoutLabels(objects, { width, height, size, withWords, chosen = -1 }) 
 const rectangle = ([x1, y1, x2, y2]) => ({ x: x1, y: y1, width: Math.max(x2 - x1, 0), height: Math.max(y2 - y1, 0) });
 
 // Fill the SVG. size: of the text, in pixels of the photo. chosen: index or -1; handles: whether to draw its corners.
-function drawObjects(canvas, objects, { width, height, size, withWords, chosen, handles }) {
+function drawObjects(canvas, objects, { width, height, size, withDescriptions, chosen, handles }) {
   canvas.setAttribute("viewBox", `0 0 ${width} ${height}`);
-  const labels = layoutLabels(objects, { width, height, size, withWords, chosen });
+  const labels = layoutLabels(objects, { width, height, size, withDescriptions, chosen });
   const groups = objects.map((object, index) => svg("g", {
     class: `object${index === chosen ? " chosen" : ""}`, "data-index": index, tabindex: 0, role: "button",
     "aria-label": `${index + 1}: ${object.desc || "no description yet"}`,
   },
     stroked(svg("rect", rectangle(object.box)), "")));
   groups.forEach((group, index) => group.style.setProperty("--tone", colourOf(objects[index].desc)));
-  const words = labels.map((label, index) => svg("g", { class: "label" },
+  const tags = labels.map((label, index) => svg("g", { class: "label" },
     svg("rect", { x: label.x, y: label.y, width: label.width, height: label.height, rx: size * 0.2, fill: colourOf(objects[index].desc),
       "fill-opacity": chosen >= 0 && index !== chosen ? 0.55 : 0.95 }),
     svg("text", { x: label.x + size * 0.3, y: label.y + size, "font-size": size, "font-weight": 600, fill: "#101014" }, label.text)));
-  canvas.replaceChildren(...groups, ...words, ...(handles && objects[chosen] ? corners(objects[chosen].box, size) : []));
+  canvas.replaceChildren(...groups, ...tags, ...(handles && objects[chosen] ? corners(objects[chosen].box, size) : []));
 }
 
 function corners([x1, y1, x2, y2], size) {
@@ -73,7 +73,7 @@ function corners([x1, y1, x2, y2], size) {
 }
 
 // The photo with its objects as a PNG blob; a small photo is enlarged to make room for labels.
-async function annotatedPicture(image, objects, { width, height, withWords }) {
+async function annotatedPicture(image, objects, { width, height, withDescriptions }) {
   const scale = Math.max(1, 1200 / Math.max(width, height));
   const sheet = html("canvas", { width: Math.round(width * scale), height: Math.round(height * scale) });
   const paint = sheet.getContext("2d");
@@ -87,7 +87,7 @@ async function annotatedPicture(image, objects, { width, height, withWords }) {
       paint.strokeRect(x, y, w, h);
     }
   }
-  layoutLabels(objects, { width, height, size, withWords }).forEach((label, index) => {
+  layoutLabels(objects, { width, height, size, withDescriptions }).forEach((label, index) => {
     paint.fillStyle = colourOf(objects[index].desc);
     paint.fillRect(label.x, label.y, label.width, label.height);
     Object.assign(paint, { fillStyle: "#101014", font: `600 ${size}px ${TYPEFACE()}` });

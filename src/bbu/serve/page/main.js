@@ -103,7 +103,7 @@ function renderPhoto() {
   const { width, height } = state.row;
   const focused = document.activeElement?.closest?.("#canvas .object")?.dataset.index;
   const size = (13 * width) / (canvas.clientWidth || width); // 13 pixels of the screen
-  drawObjects(canvas, state.objects, { width, height, size, withWords: byId("words").checked, chosen: state.chosen, handles: state.correcting });
+  drawObjects(canvas, state.objects, { width, height, size, withDescriptions: byId("descriptions").checked, chosen: state.chosen, handles: state.correcting });
   if (focused !== undefined) canvas.querySelector(`[data-index="${focused}"]`)?.focus();
 }
 
@@ -128,18 +128,18 @@ function readableRow(object, index) {
 
 function editableRow(object, index) {
   const number = tag(object, index);
-  const words = html("input", { value: object.desc, list: "known", placeholder: "type/state/remark", "aria-label": `description of object ${index + 1}` });
-  words.addEventListener("input", () => {
-    object.desc = words.value;
+  const description = html("input", { value: object.desc, list: "known", placeholder: "type/state/remark", "aria-label": `description of object ${index + 1}` });
+  description.addEventListener("input", () => {
+    object.desc = description.value;
     number.style.setProperty("--tone", colourOf(object.desc));
     renderPhoto();
   });
-  words.addEventListener("focus", () => {
+  description.addEventListener("focus", () => {
     state.chosen = index;
     [...byId("objects").children].forEach((row, other) => row.classList.toggle("chosen", other === index));
     renderPhoto();
   });
-  return html("div", { class: "edit" }, number, words,
+  return html("div", { class: "edit" }, number, description,
     html("button", { class: "plain", "aria-label": `remove object ${index + 1}`, click: () => remove(index) }, "×"));
 }
 
@@ -238,7 +238,7 @@ async function copy(text, what) {
 
 async function savePicture() {
   const { width, height } = state.row;
-  const blob = await annotatedPicture(shown, state.objects, { width, height, withWords: byId("words").checked });
+  const blob = await annotatedPicture(shown, state.objects, { width, height, withDescriptions: byId("descriptions").checked });
   if (!blob) return fail("The browser cannot draw a picture of this size.");
   const url = URL.createObjectURL(blob);
   html("a", { href: url, download: `${state.row.images[0].replace(/\.\w+$/, "")}-objects.png` }).click();
@@ -270,7 +270,7 @@ opens("choose", "photo", take);
 on("drop", "click", () => byId("photo").click());
 opens("load", "files", loadExamples);
 on("threshold", "input", render);
-on("words", "change", renderPhoto);
+on("descriptions", "change", renderPhoto);
 on("correct", "click", startCorrecting);
 on("teach", "click", useAsExample);
 on("keep", "click", useAsExample);

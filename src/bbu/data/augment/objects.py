@@ -1,13 +1,12 @@
-"""Where the parts of a photo lie in a view of it, and which of them are still there.
+"""Where the objects of a photo lie in a view of it, and which of them remain.
 
-The rule for parts at a border: a part that keeps less than ``min_visible`` of its area (a line: of its length) is
-dropped, the others are cut to the canvas. A part is measured by its own outline: a turned ``bbox_2d`` by its four
-turned corners, of which the new ``bbox_2d`` is the enclosing box. That box is larger than the part was; the more so,
-the further it is turned.
+Rule for objects at a border: an object that keeps less than ``min_visible`` of its area (a line: of its length) is
+dropped; the others are clipped to the canvas. Visibility is measured on the object's own outline, for a rotated
+``bbox_2d`` on its four rotated corners. Its new ``bbox_2d`` encloses these corners, so it grows with the angle.
 
-Points go through bbu.geometry's affine maps, in which a photo reaches from 0 to its width. torchvision's own map of
-KeyPoints takes points for middles of pixels (a flip sends x to width - 1 - x), and its map of boxes would let a part
-that has left the canvas come back as a sliver at the border.
+Points go through bbu.geometry's affine maps, in which a photo spans 0 to its width. torchvision's KeyPoints are pixel
+centres (a flip sends x to width - 1 - x), and its transform of boxes would let an object that has left the canvas come
+back as a sliver at the border.
 """
 
 from __future__ import annotations
@@ -33,42 +32,42 @@ Size = tuple[int, int]  # width, height in pixels
 _CORNERS = [0, 1, 2, 1, 2, 3, 0, 3]  # of an xyxy box, around it
 
 
-def place_parts(
+def place_objects(
     items: Iterable[ObjectRow], affine: Affine, size: Size, min_visible: float, corner: tuple[int, int] = (0, 0)
 ) -> tuple[ObjectRow, ...]:
-    """The parts that stay, in the order given.
+    """The objects that remain in a view, in the given order.
 
     Args:
         affine: pixels of the photo → pixels of the canvas.
-        size: of the canvas.
-        min_visible: share of a part, in [0, 1], that has to be left; one of which nothing is left is always dropped.
-        corner: where the canvas lies in a larger one, whose pixels are returned.
+        size: of the canvas, in pixels.
+        min_visible: least fraction of an object, in [0, 1], that must remain; one with nothing left is always dropped.
+        corner: offset of the canvas in a larger one; results are in pixels of the larger one.
     """
     kept = []
     for item in items:
-        points, share = _cut(item.kind, _outline(item, affine), size)
-        if share > 0 and share >= min_visible:
+        points, visible = _clip(item.kind, _outline(item, affine), size)
+        if visible > 0 and visible >= min_visible:
             kept.append(_with_points(item, points + corner))
     return tuple(kept)
 
 
 def share_inside(item: ObjectRow, corner: tuple[int, int], size: Size) -> float:
-    """Share of a part's area (length) that lies in the window of that top-left corner and size."""
-    return _cut(item.kind, _outline(item, IDENTITY) - corner, size)[1]
+    """Fraction of an object's area (a line: length) inside the window with this top-left corner and size."""
+    return _clip(item.kind, _outline(item, IDENTITY) - corner, size)[1]
 
 
 def _outline(item: ObjectRow, affine: Affine) -> np.ndarray:
-    """(n, 2) points of a part on the canvas; a box has its four corners."""
+    """(n, 2) outline of an object on the canvas; a box gives its four corners."""
     flat = np.asarray(item.points, dtype=np.float64)
     if item.kind == "bbox_2d":
         flat = flat[_CORNERS]
     return transform_points(flat.reshape(-1, 2), affine)
 
 
-def _cut(kind: str, points: np.ndarray, size: Size) -> tuple[np.ndarray, float]:
-    """What is left of an outline inside the canvas, and its share of the whole in [0, 1].
+def _clip(kind: str, points: np.ndarray, size: Size) -> tuple[np.ndarray, float]:
+    """An outline clipped to the canvas, and the fraction that remains, in [0, 1].
 
-    The half pixel that records may lie outside is no loss.
+    The half pixel by which records may lie outside does not count as a loss.
     """
     if (points >= -BOUNDS_TOLERANCE).all() and (points <= np.array(size) + BOUNDS_TOLERANCE).all():
         return points.clip(0, size), 1.0

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from bbu.config import AugmentConfig
@@ -35,36 +36,27 @@ def balance_by_level(rows: Rows) -> list[Balance]:
     for level in range(1, level_count({desc for desc, _ in counts}) + 1):
         table: Balance = {}
         for (desc, split), count in counts.items():
-            entry = table.setdefault(prefix(desc, level), dict.fromkeys(COLUMNS, 0))
-            entry[split] += count
+            table.setdefault(prefix(desc, level), dict.fromkeys(COLUMNS, 0))[split] += count
         levels.append(dict(sorted(table.items(), key=lambda pair: (-sum(pair[1].values()), pair[0]))))
     return levels
 
 
-def word_findings(rows: Rows, conversation: Conversation) -> list[Finding]:
+def description_findings(rows: Rows, conversation: Conversation) -> list[Finding]:
     """Findings about special tokens, unseen, rare and dominating descriptions."""
     learnt = _counts(rows.of("train", "teacher"))
     special = [example for sample in rows.samples for example in special_tokens(sample, conversation)]
     found = [finding("special_token", special)] if special else []
-    unseen = [
-        Example(sample.where, sample.name, item.desc)
-        for sample in rows.of("val", "test")
-        for item in sample.row.objects
-        if item.desc not in learnt
-    ]
+    held_out = rows.of("val", "test")
+    unseen = _objects(held_out, _counts(held_out).keys() - learnt.keys())
     if unseen and learnt:
         labels = counted(Counter(example.object for example in unseen))
         found.append(finding("unseen_in_training", unseen, labels=labels))
-    rare = {desc: count for desc, count in learnt.items() if count < FEW}
+    rare = sorted((count, desc) for desc, count in learnt.items() if count < FEW)
     if rare:
-        examples = [Example(object=desc, detail=f"{n} in train") for desc, n in sorted(rare.items(), key=_by_count)]
-        labels = ", ".join(f"{desc} {count}" for desc, count in sorted(rare.items(), key=_by_count)[:5])
+        examples = [Example(object=desc, detail=f"{count} in train") for count, desc in rare]
+        labels = ", ".join(f"{desc} {count}" for count, desc in rare[:5])
         found.append(finding("rare_description", examples, few=FEW, labels=labels))
     return found + _dominating(learnt)
-
-
-def _by_count(pair: tuple[str, int]) -> tuple[int, str]:
-    return pair[1], pair[0]
 
 
 def _dominating(learnt: Mapping[str, int]) -> list[Finding]:
@@ -73,6 +65,12 @@ def _dominating(learnt: Mapping[str, int]) -> list[Finding]:
     if share <= DOMINATES or len(learnt) < 2:
         return []
     return [finding("one_description_dominates", [], count, label=label, share=f"{share:.0%}")]
+
+
+def _objects(samples: Iterable[Sample], descs: Collection[str]) -> list[Example]:
+    """All objects that have one of these descriptions."""
+    objects = ((sample, item.desc) for sample in samples for item in sample.row.objects)
+    return [Example(sample.where, sample.name, desc) for sample, desc in objects if desc in descs]
 
 
 def _counts(samples: Iterable[Sample]) -> dict[str, int]:
@@ -97,21 +95,17 @@ def direction_findings(rows: Rows, augment: AugmentConfig, mirror: MirrorRules) 
         "vertical": ("flips top to bottom", "data.augment.flip_vertical", augment.flip_vertical > 0),
         "turn": ("quarter turns", "data.augment.quarter_turns", augment.quarter_turns),
     }
+    learnt = rows.of("train", "teacher")
     active = {name: texts for name, texts in changes.items() if texts[2]}
     wrong = {
         desc: names
-        for desc in _counts(rows.of("train", "teacher"))
+        for desc in _counts(learnt)
         if (names := [name for name in active if _goes_wrong(desc, name, mirror)])
     }
     if not wrong:
         return []
     used = sorted({name for names in wrong.values() for name in names})
-    examples = [
-        Example(sample.where, sample.name, item.desc)
-        for sample in rows.of("train", "teacher")
-        for item in sample.row.objects
-        if item.desc in wrong
-    ]
+    examples = _objects(learnt, wrong)
     texts: dict[str, Any] = {
         "changes": ", ".join(changes[name][0] for name in used),
         "keys": ", ".join(changes[name][1] for name in used),
@@ -138,11 +132,6 @@ def caption_findings(samples: Sequence[Sample], processor: Any) -> list[Finding]
     too_long = {desc for desc, length in lengths.items() if length > limit}
     if not too_long:
         return []
-    examples = [
-        Example(sample.where, sample.name, item.desc, f"{lengths[item.desc]} tokens")
-        for sample in samples
-        for item in sample.row.objects
-        if item.desc in too_long
-    ]
-    examples = list({example.object: example for example in reversed(examples)}.values())[::-1]
+    first = {example.object: example for example in reversed(_objects(samples, too_long))}
+    examples = [replace(example, detail=f"{lengths[desc]} tokens") for desc, example in reversed(first.items())]
     return [finding("description_too_long", examples, limit=limit, longest=max(lengths.values()))]
