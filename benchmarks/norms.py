@@ -15,9 +15,8 @@ from collections.abc import Callable
 
 import torch
 from harness import last_line
-from torch.nn import functional as F
 
-from bbu.layers.lean_layers import _RootMeanSquare
+from bbu.layers.lean_layers import lean_rms_norm, torchs_rms_norm
 
 EPS = 1e-6
 
@@ -31,8 +30,8 @@ def written_out(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
 
 NORMS: dict[str, Norm] = {
     "transformers": written_out,
-    "ours": lambda x, weight: _RootMeanSquare.apply(x, weight, EPS),  # type: ignore[no-untyped-call,no-any-return]
-    "torch": lambda x, weight: F.rms_norm(x, x.shape[-1:], weight, EPS),
+    "ours": lambda x, weight: lean_rms_norm(x, weight, EPS),
+    "torch": lambda x, weight: torchs_rms_norm(x, weight, EPS),
 }
 
 

@@ -212,7 +212,7 @@ def write(key: str, value: Any) -> str:
 @pytest.mark.parametrize("key", CHOICES)
 def test_a_choice_lists_what_may_be_chosen(config_file: Path, key: str) -> None:
     text = message(config_file, write(key, "neither"))
-    assert f"{key}: 'neither' is not one of {', '.join(word or 'nothing' for word in CHOICES[key])}" in text
+    assert f"{key}: 'neither' is not one of {', '.join(word or 'empty' for word in CHOICES[key])}" in text
 
 
 @pytest.mark.parametrize("key", RANGES)

@@ -9,7 +9,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bbu.data.sampling.similarity import hamming
 from bbu.doctor.copies import NEAR_DUPLICATE_BITS, near_pairs
 
 
@@ -25,7 +24,10 @@ def test_the_pairs_are_those_of_comparing_all_with_all(seed: int, bits: int) -> 
     bases = [int(value) for value in random.integers(0, 2**64, 8, dtype=np.uint64)]
     hashes = list(dict.fromkeys(flipped(random, base, n) for base in bases for n in range(10)))
     expected = [
-        (i, j) for i in range(len(hashes)) for j in range(i + 1, len(hashes)) if hamming(hashes[i], hashes[j]) <= bits
+        (i, j)
+        for i in range(len(hashes))
+        for j in range(i + 1, len(hashes))
+        if (hashes[i] ^ hashes[j]).bit_count() <= bits
     ]
     assert near_pairs(np.array(hashes, dtype=np.uint64), bits) == expected
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -57,7 +58,7 @@ def test_the_page_is_whole_and_needs_nothing_from_outside(page: tuple[Report, st
     outline.feed(html)
     assert outline.open == [] and not outline.tags & {"script", "link", "iframe", "object"}
     assert outline.targets and all(target.startswith("data:image/jpeg;base64,") for target in outline.targets)
-    assert not re.search(r"https?://|url\(|@import", html)
+    assert not re.search(r'https?://|url\((?!"data:font/woff;base64,)|@import', html)
     assert 'charset="utf-8"' in html and "light-dark(" in html and 'name="color-scheme" content="light dark"' in html
 
 
@@ -65,7 +66,7 @@ def test_findings_figures_and_photos_are_on_it(page: tuple[Report, str]) -> None
     report, html = page
     assert all(f'id="{item.code}"' in html for item in report.findings)
     assert "gone &amp; away.png" in html and "螺丝/&lt;script&gt;" in html
-    photos = re.findall(r"base64,([^\"]+)", html)
+    photos = re.findall(r"image/jpeg;base64,([^\"]+)", html)
     assert len(photos) == len(report.proven) >= 2
     for photo in photos:
         assert Image.open(io.BytesIO(base64.b64decode(photo))).format == "JPEG"
@@ -76,6 +77,14 @@ def test_a_clean_data_set_says_so(data: DataSet, tmp_path: Path) -> None:
     write_page(tmp_path / "out" / "page.html", data.examine(samples=0))
     html = (tmp_path / "out" / "page.html").read_text(encoding="utf-8")
     assert "Nothing found: the data is ready to train on." in html and "Drawn samples" not in html
+
+
+def test_descriptions_bring_their_glyphs(page: tuple[Report, str]) -> None:
+    def embedded(html: str) -> int:
+        return len("".join(re.findall(r'url\("data:font/woff;base64,([^"]+)', html)))
+
+    report, _ = page
+    assert embedded(page_of(replace(report, config="螺丝连接点"))) > embedded(page_of(replace(report, config="x"))) > 0
 
 
 def test_a_page_about_nothing_can_be_drawn() -> None:

@@ -35,10 +35,10 @@ def picture(data: bytes) -> Image.Image:
 @pytest.fixture(scope="session")
 def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from bbu.models.checkpoint import save_model
-    from tests.tiny import FAMILIES, build_tiny, tiny_config, tiny_processor
+    from tests.tiny import DEFAULT, build_tiny, tiny_config, tiny_processor
 
     place = tmp_path_factory.mktemp("serve") / "tiny" / "model"
-    family = FAMILIES[0]
+    family = DEFAULT
     save_model(place, build_tiny(tiny_config(model={"family": family})), tiny_processor(family, caption_max_tokens=24))
     return place
 

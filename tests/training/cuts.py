@@ -13,7 +13,7 @@ from transformers.trainer_utils import SaveStrategy
 from bbu.config import LossConfig
 from bbu.data.chat_processor import ChatProcessor, ChatProcessorOutput
 from bbu.losses.weighting import TERMS, term_weights
-from tests.tiny import FAMILIES, Recorder, build_tiny, mixed_samples, tiny_config, tiny_processor, tiny_trainer
+from tests.tiny import DEFAULT, Recorder, build_tiny, mixed_samples, tiny_config, tiny_processor, tiny_trainer
 
 
 @dataclass(frozen=True)
@@ -34,8 +34,8 @@ CUTS = {
     "2 ranks of 2": Cut(2, ranks=2),
     "2 ranks, accumulating": Cut(1, 2, ranks=2),
 }
-DEFAULT = term_weights(LossConfig())
-WEIGHTS = [{other: float(other == term) for other in TERMS} for term in TERMS] + [DEFAULT]
+SHIPPED = term_weights(LossConfig())
+WEIGHTS = [{other: float(other == term) for other in TERMS} for term in TERMS] + [SHIPPED]
 
 
 class OneWeightAStep(TrainerCallback):
@@ -53,7 +53,7 @@ def four_samples(processor: ChatProcessor) -> list[ChatProcessorOutput]:
     return mixed_samples(processor)[:4]
 
 
-def gradients_of_cut(cut: Cut, folder: Path, family: str = FAMILIES[0]) -> dict[str, Any]:
+def gradients_of_cut(cut: Cut, folder: Path, family: str = DEFAULT) -> dict[str, Any]:
     """One step for every entry of WEIGHTS, all on the same four samples and weights that stand still.
 
     Returns:

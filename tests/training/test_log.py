@@ -12,7 +12,7 @@ from transformers import TrainerCallback
 from bbu.config import GROUP_NAMES
 from bbu.losses.weighting import TERMS, count_terms
 from bbu.training.trainer import BBUTrainer
-from tests.tiny import FAMILIES, mixed_samples, tiny_config, tiny_processor, tiny_trainer
+from tests.tiny import DEFAULT, mixed_samples, tiny_config, tiny_processor, tiny_trainer
 
 
 @pytest.fixture(params=[(1, 1), (2, 3)], ids=["every step", "accumulated, every third step"])
@@ -27,7 +27,7 @@ def trained(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.
             "schedule": "constant", **rates,
         },
     )  # fmt: skip
-    processor = tiny_processor(FAMILIES[0])
+    processor = tiny_processor(DEFAULT)
     samples = mixed_samples(processor) * 6
     trainer = tiny_trainer(config, tmp_path, samples[: 12 * accumulation], processor)
     returned: list[float] = []
@@ -86,7 +86,7 @@ def test_the_logged_rates_are_those_of_the_step_itself(tmp_path: Path) -> None:
             self.seen.append({group["group"]: group["lr"] for group in kwargs["optimizer"].param_groups})
 
     config = tiny_config(training={"max_steps": 5, "batch_size": 1, "warmup_steps": 2, "schedule": "linear"})
-    processor = tiny_processor(FAMILIES[0])
+    processor = tiny_processor(DEFAULT)
     trainer = tiny_trainer(config, tmp_path, mixed_samples(processor), processor)
     trainer.add_callback(Rates())
     trainer.train()

@@ -16,7 +16,7 @@ from bbu.errors import ConfigError
 from bbu.jsonl import iter_json_lines, write_jsonl
 from bbu.models import precision
 from bbu.training.trainer import BBUTrainer
-from tests.tiny import FAMILIES, tiny_config, write_samples
+from tests.tiny import DEFAULT, FAMILIES, tiny_config, write_samples
 
 STEPS, SAVE_EVERY = 6, 3
 
@@ -40,7 +40,7 @@ def records(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def run_config(records: Path, output: Path, family: str = FAMILIES[0], **changes: Any) -> Config:
+def run_config(records: Path, output: Path, family: str = DEFAULT, **changes: Any) -> Config:
     config = tiny_config(
         data={
             "source.path": str(records), "episodes.counts": {0: 1, 1: 1}, "max_pixels": 112 * 112,

@@ -21,6 +21,7 @@ from bbu.training.distributed import merge_shards
 from bbu.training.objective import DetectionObjective
 from bbu.training.trainer import BBUTrainer
 from tests.tiny import (
+    DEFAULT,
     FAMILIES,
     build_tiny,
     mixed_samples,
@@ -44,7 +45,7 @@ def test_the_checkpoint_with_the_best_score_on_val_is_kept(tmp_path: Path) -> No
         return {"AP50": next(scores), "AP": None}
 
     config = tiny_config(training={"max_steps": 3, "eval_every": 1, "batch_size": 1, "keep_checkpoints": 1})
-    processor = tiny_processor(FAMILIES[0])
+    processor = tiny_processor(DEFAULT)
     trainer = tiny_trainer(config, tmp_path, mixed_samples(processor)[:3], processor, evaluator=evaluator)
     trainer.train()
     assert len(asked) == 3
@@ -63,7 +64,7 @@ def test_the_last_step_is_evaluated_whatever_the_interval(tmp_path: Path) -> Non
         return {"AP50": 0.5}
 
     config = tiny_config(training={"max_steps": 5, "eval_every": 2, "batch_size": 1})
-    processor = tiny_processor(FAMILIES[0])
+    processor = tiny_processor(DEFAULT)
     trainer = tiny_trainer(config, tmp_path, mixed_samples(processor), processor, evaluator=evaluator)
     trainer.train()
     assert asked == [2, 4, 5]
@@ -98,7 +99,7 @@ def test_diverged_training_names_the_photo() -> None:
     model = build_tiny(tiny_config())
     with torch.no_grad():
         model.detection_head.box_heads[-1].norm.weight.fill_(float("nan"))
-    batch = pack(model, mixed_samples(tiny_processor(FAMILIES[0]))[:2])
+    batch = pack(model, mixed_samples(tiny_processor(DEFAULT))[:2])
     with pytest.raises(SampleError, match=f"^{batch['names'][0]}: the matching cost is not finite"):
         DetectionObjective(model, LossConfig())(**batch)
 

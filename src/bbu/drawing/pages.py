@@ -6,6 +6,7 @@ import base64
 import io
 import json
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,9 @@ def render_page(
     Args:
         style: style sheet beside the template, added to ``base.css``; "" adds none.
         scripts: files beside the template, run in this order after ``elements.js``.
-        data: JSON-able; scripts read it as ``DATA``, and its glyphs come with the page. None: no scripts, no glyphs.
-        title: shown on the page, so its glyphs come too.
+        data: JSON-able; scripts read it as ``DATA``, and its glyphs and the title's come with the page. None: no
+            scripts, and the glyphs of the rendered page.
+        title: shown on the page.
         values: what the template names.
     """
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -35,14 +37,16 @@ def render_page(
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     files = [SHARED / "elements.js", *(template.with_name(name) for name in scripts)] if data is not None else []
-    return environment.get_template(template.name).render(
+    render = partial(
+        environment.get_template(template.name).render,
         **values,
         title=title,
         style="\n".join(_read(path) for path in (SHARED / "base.css", *([template.with_name(style)] if style else []))),
         script="\n".join(map(_read, files)),
         data=script_json(data),
-        glyphs="" if data is None else glyphs_data_uri(title + json.dumps(data, ensure_ascii=False)),
     )
+    text = render(glyphs="") if data is None else title + json.dumps(data, ensure_ascii=False)
+    return render(glyphs=glyphs_data_uri(text))
 
 
 def _read(path: Path) -> str:

@@ -37,11 +37,6 @@ def photo_hash(image: Image.Image) -> int:
     return bits
 
 
-def hamming(a: int, b: int) -> int:
-    """Number of bits in which two hashes differ, 0 to 64."""
-    return (a ^ b).bit_count()
-
-
 def jaccard_distances(sets_RCa: np.ndarray, one_Ca: np.ndarray) -> np.ndarray:
     """(R,) Jaccard distances of sets (rows of a boolean membership table) to one set: 0 = equal, 1 = disjoint."""
     union = (sets_RCa | one_Ca).sum(1)
