@@ -17,6 +17,7 @@ from bbu.config import (
     Config,
     LearningRates,
     all_keys,
+    as_written,
     check_values,
     load_config,
     value_at,
@@ -416,3 +417,43 @@ def test_a_page_states_every_key_of_its_section_with_its_default(page: str, sect
             stated |= dict(zip(names, values * len(names) if len(values) == 1 else values, strict=True))
     prefix = f"{section}."
     assert stated == {key.removeprefix(prefix): value_at(Config(), key) for key in RULES if key.startswith(prefix)}
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["${oc.env:HOME}", "${oc.env:NOPE,x}", "a/${oc.env:HOME}/b", "${oc.${name}:HOME}", "${oc.decode:'1'}", "${ name }",
+     "${oc.create:x}", "${name:x}", "${.name}", "\\${oc.env:HOME}"],
+)  # fmt: skip
+@pytest.mark.parametrize("as_override", [False, True])
+def test_a_config_reads_nothing_but_itself(text: str, as_override: bool, tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    body = {"name": "env", "training": {"max_steps": 3}} | ({} if as_override else {"output_dir": text})
+    path.write_text(yaml.safe_dump(body), encoding="utf-8")
+    with pytest.raises(ConfigError, match="only keys of the config can be referred to") as caught:
+        load_config(path, [f"output_dir={text}"] if as_override else [])
+    assert "output_dir" in str(caught.value) and str(Path.home()) not in str(caught.value)
+
+
+def test_a_reference_to_another_key_stays_one_in_what_is_written(tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    body = {
+        "name": "a",
+        "output_dir": "runs/${name}",
+        "training": {"warmup_steps": 4, "max_steps": "${training.warmup_steps}"},
+    }
+    path.write_text(yaml.safe_dump(body), encoding="utf-8")
+    config = load_config(path)
+    assert config.output_dir == "runs/a" and config.training.max_steps == 4
+    written = tmp_path / "written.yaml"
+    written.write_text(as_written(config), encoding="utf-8")
+    assert "output_dir: runs/${name}" in written.read_text(encoding="utf-8")
+    assert load_config(written) == config
+
+
+@pytest.mark.parametrize("body", ["name: ${seed2}", "name: ${name}", "name: ${output_dir}\noutput_dir: ${name}"])
+def test_a_reference_that_leads_nowhere_is_one_line(body: str, tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text(body, encoding="utf-8")
+    with pytest.raises(ConfigError) as caught:
+        load_config(path)
+    assert "\n" not in str(caught.value) and str(path) in str(caught.value)

@@ -17,10 +17,10 @@ PROJECT = Path(__file__).resolve().parents[1]
 
 # From the bottom up; a room imports only from itself and from rooms before it.
 ROOMS = (
-    "bbu.errors", "bbu.geometry", "bbu.jsonl", "bbu.images", "bbu.taxonomy", "bbu.records", "bbu.taxonomy_file",
-    "bbu.layers", "bbu.families", "bbu.config", "bbu.drawing", "bbu.evaluation", "bbu.data", "bbu.models", "bbu.losses",
-    "bbu.inference", "bbu.training", "bbu.monitoring", "bbu.baselines", "bbu.serve", "bbu.doctor", "bbu.stages",
-    "bbu.cli",
+    "bbu.errors", "bbu.interruption", "bbu.machine", "bbu.geometry", "bbu.jsonl", "bbu.images", "bbu.taxonomy",
+    "bbu.records", "bbu.taxonomy_file", "bbu.layers", "bbu.families", "bbu.config", "bbu.drawing", "bbu.evaluation",
+    "bbu.data", "bbu.models", "bbu.losses", "bbu.inference", "bbu.training", "bbu.monitoring", "bbu.baselines",
+    "bbu.serve", "bbu.doctor", "bbu.stages", "bbu.cli",
 )  # fmt: skip
 CONVERSION_MAY_IMPORT = (
     "bbu.errors",
@@ -158,7 +158,7 @@ def test_checking_a_config_and_scoring_predictions_load_no_torch(tmp_path: Path)
 
 def test_rank_and_world_size_are_asked_in_one_file() -> None:
     asking = re.compile(
-        r"RANK\b|WORLD_SIZE|torch\.distributed|process_(?:index|zero)|\.world_size\b|main_process|should_save|local_rank"
+        r"RANK\b|WORLD_SIZE|torch\.distributed|process_(?:index|zero)|\.world_size\b|main_process|args\.should_save|local_rank"
     )
     found = [name for name, path in FILES.items() if asking.search(path.read_text(encoding="utf-8"))]
     assert found == ["bbu.training.distributed"]

@@ -7,7 +7,6 @@
 
 from __future__ import annotations
 
-import shutil
 import sys
 import time
 from collections import Counter
@@ -121,7 +120,6 @@ def compare(material: Material, model_folder: Path) -> dict[str, Any]:
         raise CheckpointError(f"{model_folder}: there is no trained model; train one first with: bbu run CONFIG")
     inference = Inference.as_configured(model_folder, config)
     (output / "baselines.json").unlink(missing_ok=True)
-    shutil.rmtree(output / "baselines", ignore_errors=True)
     write_jsonl(output / "baselines" / "truth.jsonl", material.rows)
     trained = _of_trained_model(material, inference)
     restart(inference, config)  # in place, so memory holds one model

@@ -155,11 +155,10 @@ def test_resuming_from_nothing_is_an_error(records: Path, tmp_path: Path) -> Non
 
 
 def test_a_fresh_run_does_not_mix_with_an_earlier_ones_checkpoints(records: Path, tmp_path: Path) -> None:
-    old = tmp_path / "checkpoint-99"
-    old.mkdir()
-    (old / "trainer_state.json").write_text("{}", encoding="utf-8")
-    config = run_config(records, tmp_path, training__max_steps=1)
-    with pytest.raises(ConfigError, match="checkpoint-99 of an earlier run"):
+    config = run_config(records, tmp_path, training__max_steps=2)
+    stages.train(config)
+    config.training.max_steps = 1
+    with pytest.raises(ConfigError, match="checkpoint-2 of an earlier run"):
         stages.train(config)
     config.training.overwrite = True
     stages.train(config)

@@ -19,7 +19,7 @@ from bbu.losses.weighting import TERMS
 from bbu.models.build import build_model
 from bbu.training.distributed import merge_shards
 from bbu.training.objective import DetectionObjective
-from bbu.training.trainer import BBUTrainer
+from bbu.training.trainer import BBUTrainer, training_arguments
 from tests.tiny import (
     DEFAULT,
     FAMILIES,
@@ -131,3 +131,11 @@ def test_the_trainers_list_of_callbacks_is_touched_in_one_place() -> None:
     files = sorted((PROJECT / "src").rglob("*.py"))
     found = [path.name for path in files if "callback_handler.callbacks" in path.read_text(encoding="utf-8")]
     assert found == ["training.py"]
+
+
+def test_zero_3_is_refused_before_anything_is_built(tmp_path: Path) -> None:
+    path = tmp_path / "zero3.json"
+    path.write_text('{"zero_optimization": {"stage": 3}}', encoding="utf-8")
+    config = tiny_config(training={"deepspeed": str(path)})
+    with pytest.raises(ConfigError, match=r"zero3.json: zero_optimization.stage 3 does not work yet .*set stage 2"):
+        training_arguments(config, use_cpu=True, bf16=False, has_val=False)

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from bbu.cli import photos, runs, scores
 from bbu.cli.arguments import Parser
 from bbu.errors import UserError
+from bbu.interruption import Stopped, raising
+from bbu.machine import explain
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -24,19 +26,39 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command and return its exit status; a UserError is one line on stderr and status 2."""
+    """Run a command and return its exit status (docs/reliability.md).
+
+    A UserError, or an error of the machine (disk, memory, permission), is one line on stderr and status 2; a signal is
+    one line and 128 + its number.
+    """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     try:
-        arguments = build_parser().parse_args(argv)
-        status: int = arguments.action(arguments)
-        return status
+        with raising():
+            arguments = build_parser().parse_args(argv)
+            status: int = arguments.action(arguments)
+            return status
     except UserError as error:
-        print(f"bbu: error: {one_line(error)}", file=sys.stderr)
-        return 2
+        return _failed(one_line(error))
+    except Stopped as error:
+        print(f"bbu: {error}", file=sys.stderr)
+        return error.status
     except KeyboardInterrupt:
         print("bbu: stopped", file=sys.stderr)
         return 130
+    except BrokenPipeError:  # the reader of our output has gone: nothing is left to say, not even at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except Exception as error:
+        why = explain(error)
+        if not why:
+            raise
+        return _failed(why)
+
+
+def _failed(why: str) -> int:
+    print(f"bbu: error: {why}", file=sys.stderr)
+    return 2
 
 
 def one_line(error: UserError) -> str:

@@ -6,8 +6,12 @@ import argparse
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from bbu.cli.arguments import Commands, Parser, not_negative, positive
+
+if TYPE_CHECKING:
+    from bbu.config import Config
 
 
 def add_commands(commands: Commands) -> None:
@@ -61,7 +65,9 @@ def _prepare(arguments: argparse.Namespace) -> int:
     from bbu import stages
     from bbu.config import load_config
 
-    data = stages.prepare(load_config(arguments.config, arguments.overrides))
+    config = load_config(arguments.config, arguments.overrides)
+    with stages.claim(config):
+        data = stages.prepare(config)
     print(f"rows in {data.folder}, photos under {data.image_root}")
     return 0
 
@@ -72,11 +78,13 @@ def _score(arguments: argparse.Namespace) -> int:
     from bbu.evaluation import summary_table
 
     config = load_config(arguments.config, arguments.overrides)
-    run = stages.open_run(config)
-    stages.calibrate(run)
-    stages.predict(run)
-    print(summary_table(stages.score(run)))
-    stages.draw(run)
+    with stages.claim(config) as folder:
+        folder.check_published()
+        run = stages.open_run(config)
+        stages.calibrate(run)
+        stages.predict(run)
+        print(summary_table(stages.score(run)))
+        stages.draw(run)
     return 0
 
 
@@ -124,9 +132,10 @@ def _augment(arguments: argparse.Namespace) -> int:
     from bbu.training.distributed import processes_to_start
 
     config = load_config(arguments.config, arguments.overrides)
-    run = stages.open_run(config, arguments.processes or processes_to_start())
-    epochs = range(arguments.epoch, arguments.epoch + arguments.views)
-    progress = {epoch: min((epoch + 0.5) / run.epochs, 1.0) for epoch in epochs}
+    with stages.claim(config):
+        run = stages.open_run(config, arguments.processes or processes_to_start())
+        epochs = range(arguments.epoch, arguments.epoch + arguments.views)
+        progress = {epoch: min((epoch + 0.5) / run.epochs, 1.0) for epoch in epochs}
     pool, root, mirror = run.students, run.data.image_root, run.taxonomy.mirror
     augmenter = Augmenter(config.data.augment, config.seed, pool=pool, image_root=root, mirror=mirror)
     sheet = draw_contact_sheet(pool, root, augmenter, photos=arguments.photos, epochs=progress)
@@ -138,13 +147,21 @@ def _augment(arguments: argparse.Namespace) -> int:
 
 def _baselines(arguments: argparse.Namespace) -> int:
     from bbu import stages
-    from bbu.baselines import Material, baselines_table, compare
     from bbu.config import load_config
 
     config = load_config(arguments.config, arguments.overrides)
+    with stages.claim(config) as folder:
+        folder.check_published()
+        return _compare_baselines(config, arguments.limit)
+
+
+def _compare_baselines(config: Config, limit: int | None) -> int:
+    from bbu import stages
+    from bbu.baselines import Material, baselines_table, compare
+
     data = stages.prepare(config)
     students = [sample.student for sample in data.samples("train")]
-    rows = data.rows(config.evaluation.split)[: arguments.limit]
+    rows = data.rows(config.evaluation.split)[:limit]
     material = Material(config, rows, students, data.rows("teacher"), data.image_root)
     report = compare(material, Path(config.output_dir) / stages.MODEL_FOLDER)
     print(f"\n{len(rows)} photos of the {config.evaluation.split} split\n{baselines_table(report)}")
@@ -156,8 +173,10 @@ def _profile(arguments: argparse.Namespace) -> int:
     from bbu.config import load_config
 
     config = load_config(arguments.config, arguments.overrides)
+    from bbu import stages
     from bbu.stages.profiling import profile
 
-    tables, folder = profile(config, arguments.warm_up)
+    with stages.claim(config):
+        tables, folder = profile(config, arguments.warm_up)
     print(f"\n{tables}\n\nwritten: {folder}; open its trace.json in https://ui.perfetto.dev or chrome://tracing")
     return 0

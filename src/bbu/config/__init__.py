@@ -4,7 +4,7 @@ schema.py: every key with its default, range or choices, and meaning. checks.py:
 """
 
 from bbu.config.checks import all_keys, check_values, value_at
-from bbu.config.load import REMOVED, RENAMED, load_config
+from bbu.config.load import REMOVED, RENAMED, as_written, load_config
 from bbu.config.schema import (
     COMPILED_PARTS,
     GROUP_NAMES,
@@ -44,6 +44,7 @@ __all__ = [
     "SourceConfig",
     "TrainingConfig",
     "all_keys",
+    "as_written",
     "check_values",
     "load_config",
     "value_at",

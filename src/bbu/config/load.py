@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import re
 from collections.abc import Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from bbu.config.checks import all_keys, check_values, section_of
@@ -25,6 +27,7 @@ REMOVED = {  # old key → why it is gone
     "data.source.image_max_pixels": "data.max_pixels limits photos; python -m data_conversion can shrink the files",
     "loss.proposals_per_object": "proposals are matched one to one",
 }
+OWN_KEY = re.compile(r"\$\{[A-Za-z_]\w*(\.\w+)*\}")  # ${training.max_steps}; no resolver, which has a colon
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
@@ -42,7 +45,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         near = difflib.get_close_matches(str(path), shipped, n=1)
         raise ConfigError(f"config {path} does not exist" + (f"; did you mean {near[0]}?" if near else ""))
     try:
-        loaded = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
+        loaded = OmegaConf.to_container(OmegaConf.load(path))
     except UnicodeDecodeError:
         raise ConfigError(f"{path}: is not UTF-8 text") from None
     except Exception as error:
@@ -52,6 +55,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     if not isinstance(loaded, dict):
         raise ConfigError(f"{path}: must be a mapping of keys to values")
     _check_keys(loaded, Config, str(path))
+    _check_references(loaded, str(path))
     merged = OmegaConf.structured(Config)
     try:
         merged = OmegaConf.merge(merged, OmegaConf.create(loaded))
@@ -59,8 +63,14 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         raise ConfigError(f"{path}: {_explain(error)}") from None
     for override in overrides:
         merged = _apply_override(merged, override)
-    config = OmegaConf.to_object(merged)
+    try:
+        config = OmegaConf.to_object(merged)
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"{path}: {_explain(error)}") from None
+    except RecursionError:
+        raise ConfigError(f"{path}: keys refer to each other in a circle (${{...}})") from None
     assert isinstance(config, Config)
+    config.references = MappingProxyType(_references(OmegaConf.to_container(merged)))
     config.name = config.name or path.stem
     config.output_dir = config.output_dir or f"outputs/{config.name}"
     check_values(config)
@@ -76,7 +86,9 @@ def _apply_override(merged: Any, override: str) -> Any:
         raise ConfigError(f"override {override!r}: write it as key=value, e.g. training.max_steps=10")
     try:
         change = OmegaConf.from_dotlist([override if value else f"{key}=''"])  # a shell eats the quotes
-        _check_keys(OmegaConf.to_container(change), Config, f"override {override!r}")
+        values = OmegaConf.to_container(change)
+        _check_keys(values, Config, f"override {override!r}")
+        _check_references(values, f"override {override!r}")
         return OmegaConf.merge(merged, change)
     except OmegaConfBaseException as error:
         raise ConfigError(f"override {override!r}: {_explain(error)}") from None
@@ -86,6 +98,37 @@ def _apply_override(merged: Any, override: str) -> Any:
         raise ConfigError(f"override {override!r}: {_one_line(error)}") from None
     except Exception as error:  # yaml's own errors share no base with omegaconf's
         raise ConfigError(f"override {override!r}: cannot be read: {_one_line(error)}") from None
+
+
+def as_written(config: Config) -> str:
+    """A config as YAML that gives the same config again; a ``${key}`` stays what it was in the file."""
+    from omegaconf import OmegaConf
+
+    tree: Any = OmegaConf.create(OmegaConf.to_container(OmegaConf.structured(config)))
+    for key, value in config.references.items():
+        OmegaConf.update(tree, key, value)
+    return OmegaConf.to_yaml(tree)
+
+
+def _references(values: Any, prefix: str = "") -> dict[str, str]:
+    """Dotted key → text, for every text of a config that refers to other keys."""
+    if isinstance(values, str):
+        return {prefix: values} if "${" in values else {}
+    items = values.items() if isinstance(values, dict) else enumerate(values) if isinstance(values, list) else ()
+    found: dict[str, str] = {}
+    for key, value in items:
+        found |= _references(value, f"{prefix}.{key}" if prefix else str(key))
+    return found
+
+
+def _check_references(values: Any, where: str) -> None:
+    """A config may refer to its own keys and to nothing else: a resolver could read the environment or files."""
+    for key, text in _references(values).items():
+        if "${" in OWN_KEY.sub("", text):
+            raise ConfigError(
+                f"{where}: {key}: {text!r}: only keys of the config can be referred to, as in ${{name}}; give other "
+                f'values on the command line: {key}="$VARIABLE"'
+            )
 
 
 def _check_keys(values: Any, schema: type, where: str, prefix: str = "") -> None:

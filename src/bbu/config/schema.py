@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import math
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 from bbu.families.registry import DEFAULT_FAMILY
@@ -240,7 +241,10 @@ class TrainingConfig:
     report_to: list[str] = choice([], ("wandb", "tensorboard"))
     deepspeed: str = ""  # path of a DeepSpeed JSON; empty = off
     resume: bool = False  # continue from the newest checkpoint in the output folder
-    overwrite: bool = False  # delete the checkpoints of an earlier run in the output folder
+    overwrite: bool = False  # replace an earlier run's checkpoints, once this run has one of its own
+    step_timeout: float = ranged(
+        1800.0
+    )  # seconds without progress that end a run, with the stacks of all ranks; 0 = off
     threads: int = ranged(0)  # torch's CPU threads; 0 = all
 
 
@@ -262,6 +266,8 @@ class EvaluationConfig:
 
 @dataclass
 class Config:
+    references = MappingProxyType[str, str]({})  # key → text, where a file refers to its own keys; itself no key
+
     name: str = ""  # default: the config file's name
     output_dir: str = ""  # default: outputs/<name>
     seed: int = ranged(17)

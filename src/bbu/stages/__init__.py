@@ -9,8 +9,10 @@ from __future__ import annotations
 import time
 
 from bbu.config import Config
+from bbu.interruption import Stopped
 from bbu.stages.preparation import PreparedData, prepare, taxonomy_of
-from bbu.stages.run import MODEL_FOLDER, Run, open_run
+from bbu.stages.run import Run, open_run
+from bbu.stages.run_folder import MODEL_FOLDER, RunFolder, claim
 from bbu.stages.scoring import calibrate, draw, predict, score
 from bbu.stages.training import predict_rows, train
 from bbu.training.distributed import is_main
@@ -19,7 +21,9 @@ __all__ = [
     "MODEL_FOLDER",
     "PreparedData",
     "Run",
+    "RunFolder",
     "calibrate",
+    "claim",
     "draw",
     "open_run",
     "predict",
@@ -33,13 +37,27 @@ __all__ = [
 
 
 def run_job(config: Config) -> int:
-    """Run all stages. Under torchrun every rank trains; the main rank alone does the rest."""
+    """Run all stages. Under torchrun every rank trains; the main rank alone does the rest.
+
+    Raises:
+        Stopped: a signal ended a stage; its message says how to go on.
+    """
+    started = time.monotonic()
+    if not is_main():
+        train(config, scored=True)
+        return 0
+    with claim(config):
+        run = train(config, scored=True)
+        try:
+            return _after_training(run, started)
+        except Stopped as error:
+            raise Stopped(error.signum, f"{run.model_folder} is published; score it with bbu score") from None
+
+
+def _after_training(run: Run, started: float) -> int:
     from bbu.evaluation import summary_table
 
-    started = time.monotonic()
-    run = train(config)
-    if not is_main():
-        return 0
+    config = run.config
     calibrate(run)
     predict(run)
     metrics = score(run)

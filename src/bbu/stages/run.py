@@ -14,6 +14,7 @@ from bbu.errors import ConfigError
 from bbu.families.cost import CostModel
 from bbu.records import FewShotSample, Row
 from bbu.stages.preparation import PreparedData, prepare, taxonomy_of
+from bbu.stages.run_folder import MODEL_FOLDER, RunFolder
 from bbu.taxonomy import Taxonomy
 from bbu.training.distributed import rank, start_group_of_one, world_size
 
@@ -25,8 +26,6 @@ if TYPE_CHECKING:
     from bbu.data.packing.planner import PackedRun
     from bbu.inference.predictor import Shown
     from bbu.models.wrapper import DetectionVLM
-
-MODEL_FOLDER = "model"
 
 
 @dataclass
@@ -45,6 +44,11 @@ class Run:
     def output(self) -> Path:
         """The run's folder."""
         return Path(self.config.output_dir)
+
+    @property
+    def folder(self) -> RunFolder:
+        """The run's folder, as claimed."""
+        return RunFolder(self.output)
 
     @property
     def model_folder(self) -> Path:

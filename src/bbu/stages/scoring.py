@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import sys
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -14,6 +13,7 @@ from bbu.errors import ConfigError, UserError
 from bbu.jsonl import write_json, write_jsonl
 from bbu.records import PredictionRow, Row, read_predictions
 from bbu.stages.run import Run
+from bbu.stages.run_folder import PICTURES_FOLDER
 
 
 def calibrate(run: Run) -> None:
@@ -96,15 +96,16 @@ def draw(run: Run) -> list[Path]:
 
     config, output, root = run.config, run.output, run.data.image_root
     rows, predictions = run.evaluation_rows, read_predictions(output / "predictions.jsonl")
-    shutil.rmtree(output / "pictures", ignore_errors=True)
+    run.folder.forget(PICTURES_FOLDER)
     pictures = save_pictures(
         rows,
         predictions,
         root,
-        output / "pictures",
+        output / PICTURES_FOLDER,
         limit=config.evaluation.pictures,
         threshold=config.evaluation.score_threshold,
     )
+    run.folder.remember(PICTURES_FOLDER, pictures)
     metrics = json.loads((output / "metrics.json").read_text(encoding="utf-8"))
     title = f"{config.name}, {config.evaluation.split} split"
     write_report(output / "report.html", rows, predictions, metrics, image_root=root, title=title)

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-import os
-import shutil
+import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bbu.config import Config
+from bbu.config import Config, as_written
 from bbu.config.schema import VAL_METRICS
 from bbu.errors import ConfigError, UserError
+from bbu.interruption import Stopped
 from bbu.jsonl import atomic_writer, write_json, write_jsonl
+from bbu.machine import RESUME
+from bbu.monitoring.trackers import ready_trackers
 from bbu.records import PredictionRow, Row
 from bbu.stages.preparation import prepare
 from bbu.stages.run import Run, ready_device
+from bbu.stages.run_folder import CONFIG_FILE, RunFolder, checkpoints, claim
 from bbu.training.distributed import gather, is_main, main_first, rank, world_size
 
 if TYPE_CHECKING:
@@ -25,13 +29,30 @@ if TYPE_CHECKING:
     from bbu.training.trainer import BBUTrainer
 
 
-def train(config: Config) -> Run:
-    """Prepare, train, and publish the chosen checkpoint as ``<output_dir>/model``. Runs on every rank."""
+def train(config: Config, *, scored: bool = False) -> Run:
+    """Prepare, train, and publish the chosen checkpoint as ``<output_dir>/model``. Runs on every rank.
+
+    Args:
+        scored: whether the model is scored afterwards, so that a missing evaluation split is found before it trains.
+
+    Raises:
+        UserError: the config, its data or the output folder does not allow the run; an earlier run's files are as they
+            were.
+        Stopped: a signal ended the training, after a checkpoint.
+    """
+    if not is_main():
+        return _train(config, None, scored)
+    with claim(config) as folder:
+        return _train(config, folder, scored)
+
+
+def _train(config: Config, folder: RunFolder | None, scored: bool) -> Run:
     from bbu.models.precision import use_bf16
+    from bbu.training.callbacks import OnSave
     from bbu.training.trainer import training_arguments
 
-    _check_output(config, Path(config.output_dir))
-    _quiet_trackers(config)
+    old = _replaceable(config) if folder else []
+    ready_trackers(config)
     device = ready_device(config)
     bf16 = use_bf16(config.training.precision, device)
     args = training_arguments(config, use_cpu=device.type == "cpu", bf16=bf16, has_val=True)
@@ -42,57 +63,64 @@ def train(config: Config) -> Run:
         raise ConfigError(
             "training.eval_every: there is no val split with objects; set data.source.val_fraction, or eval_every=0"
         )
+    if scored:
+        _ = run.evaluation_rows
     _ = run.model, run.stream
     if run.rank == 0:
         _describe(run)
     with main_first():
         _ = run.packs
     trainer = build_trainer(run, args)
+    resume_from = _resume_from(config, run.output)
     started = time.monotonic()
-    trainer.train(resume_from_checkpoint=_resume_from(config, run.output))
-    if run.rank == 0:
+    with ExitStack() as stack:
+        if folder:
+            stack.enter_context(folder.replacing(old))
+            folder.begin(resumed=bool(resume_from))
+            with atomic_writer(run.output / CONFIG_FILE) as stream:
+                stream.write(as_written(config))
+            trainer.add_callback(OnSave(folder.drop_replaced))
+        trainer.train(resume_from_checkpoint=resume_from)
+    if trainer.stop.agreed:
+        raise Stopped(trainer.stop.signum or signal.SIGTERM, _where_it_stopped(config, trainer))
+    if folder:
         _finish(run, trainer, time.monotonic() - started)
+        folder.published()
     return run
 
 
-def _check_output(config: Config, output: Path) -> None:
-    """A fresh run must not mix with the checkpoints of an earlier one."""
-    from bbu.training.recovery import STATE_FILE
+def _replaceable(config: Config) -> list[Path]:
+    """Checkpoints of an earlier run and its config, which this one replaces.
 
-    old = [path for path in sorted(output.glob("checkpoint-*")) if (path / STATE_FILE).is_file()]
-    if not is_main() or config.training.resume or not old:
-        return
-    if not config.training.overwrite:
+    Raises:
+        ConfigError: it may not, since a fresh run must not mix with them.
+    """
+    from bbu.training.recovery import newest_checkpoint
+
+    output = Path(config.output_dir)
+    newest = newest_checkpoint(output)
+    if config.training.resume:
+        return []
+    if newest is not None and not config.training.overwrite:
         raise ConfigError(
-            f"{output} holds {old[-1].name} of an earlier run; continue it with training.resume=true, replace it "
-            "with training.overwrite=true, or set another output_dir"
+            f"{output} holds {newest.name} of an earlier run; continue it with training.resume=true, "
+            "replace it with training.overwrite=true, or set another output_dir"
         )
-    for path in old:
-        shutil.rmtree(path)
+    old = checkpoints(output)
+    return [*old, output / CONFIG_FILE] if old and (output / CONFIG_FILE).exists() else old
 
 
-def _quiet_trackers(config: Config) -> None:
-    """W&B and TensorBoard write into the output folder; W&B without an account works offline, without asking."""
-    if "wandb" in config.training.report_to:
-        os.environ.setdefault("WANDB_DIR", config.output_dir)
-        os.environ.setdefault("WANDB_PROJECT", "bbu")
-        Path(config.output_dir).mkdir(parents=True, exist_ok=True)
-        if "WANDB_API_KEY" not in os.environ and not Path("~/.netrc").expanduser().is_file():
-            os.environ.setdefault("WANDB_MODE", "offline")
-    if "tensorboard" in config.training.report_to:
-        os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(Path(config.output_dir) / "tensorboard"))
+def _where_it_stopped(config: Config, trainer: BBUTrainer) -> str:
+    step = trainer.state.global_step
+    return f"{Path(config.output_dir) / f'checkpoint-{step}'} is saved; {RESUME}"
 
 
 def _describe(run: Run) -> None:
-    """Save the resolved config and print a summary of the run."""
-    from omegaconf import OmegaConf
-
+    """Print a summary of the run."""
     from bbu.data.sampling.order import balance_table, effective_balance
     from bbu.training.param_groups import assign_groups
 
     config, model, backend = run.config, run.model, run.model.backbone.attention_backend
-    with atomic_writer(run.output / "config.yaml") as stream:
-        stream.write(OmegaConf.to_yaml(OmegaConf.structured(config)))
     groups = {name: sum(p.numel() for p in members.values()) for name, members in assign_groups(model).items()}
     sizes = ", ".join(f"{name} {count / 1e6:.2f}M" for name, count in groups.items())
     precision = "bf16" if run.bf16 else "fp32"
@@ -132,10 +160,14 @@ def build_trainer(run: Run, args: TrainingArguments) -> BBUTrainer:
         autocast=torch.bfloat16 if run.bf16 and not config.training.deepspeed else None,
     )
 
+    def go_on() -> bool:
+        trainer.watchdog.beat("the evaluation on val")
+        return not trainer.stop.signum
+
     def score_val() -> dict[str, float | None]:
         from bbu.evaluation import evaluate
 
-        found = predict_rows(predictor, run.watched, run.data.image_root, run.watched_shown)
+        found = predict_rows(predictor, run.watched, run.data.image_root, run.watched_shown, go_on)
         metrics = evaluate(run.watched, found, bootstrap_samples=0)
         return {name: metrics[name] for name in VAL_METRICS}
 
@@ -168,11 +200,30 @@ def _watch(run: Run, predictor: Predictor, trainer: BBUTrainer) -> None:
 
 
 def predict_rows(
-    predictor: Predictor, rows: Sequence[Row], root: str, shown: Shown | None = None
+    predictor: Predictor,
+    rows: Sequence[Row],
+    root: str,
+    shown: Shown | None = None,
+    go_on: Callable[[], bool] = lambda: True,
 ) -> list[PredictionRow]:
-    """Predictions for annotated rows; ranks predict a shard each, and all of them get all predictions."""
-    names = [row.images[0] for row in rows]
-    return gather(list(predictor.predict_files(names[rank() :: world_size()], root, shown=shown)))
+    """Predictions for annotated rows; ranks predict a shard each, and all of them get all predictions.
+
+    Args:
+        go_on: called after each row; False ends the prediction.
+
+    Raises:
+        EvaluationStoppedError: on all ranks, if ``go_on`` was False on one.
+    """
+    from bbu.training.stopping import EvaluationStoppedError
+
+    names, found, stopped = [row.images[0] for row in rows], [], False
+    for prediction in predictor.predict_files(names[rank() :: world_size()], root, shown=shown):
+        found.append(prediction)
+        if stopped := not go_on():
+            break
+    if any(gather([stopped])):
+        raise EvaluationStoppedError
+    return gather(found)
 
 
 def _resume_from(config: Config, output: Path) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,7 +18,9 @@ from bbu.data.chat_processor import ChatProcessor
 from bbu.data.collators import PackedDataCollator, StandardDataCollator
 from bbu.data.dataset import TrainingStream
 from bbu.data.packing.planner import Budgets, PackedRun
+from bbu.data.shared_memory import IntoSharedMemory
 from bbu.errors import ConfigError
+from bbu.interruption import LoaderShield
 from bbu.jsonl import decode_json, write_json
 from bbu.layers.transfer import to_device
 from bbu.losses.weighting import TERMS, count_terms, max_one, term_weights, weigh
@@ -27,6 +30,9 @@ from bbu.training.distributed import is_main, sum_over_ranks, world_size
 from bbu.training.objective import DetectionObjective
 from bbu.training.param_groups import optimizer_groups
 from bbu.training.recovery import PACKS_FILE, check_packs, load_for_training
+from bbu.training.stopping import EvaluationStoppedError, SharedRequest, StopOnSignal
+from bbu.training.watchdog import FOLDER as STACKS_FOLDER
+from bbu.training.watchdog import Watchdog
 
 Evaluator = Callable[[], dict[str, float | None]]
 
@@ -78,6 +84,9 @@ class BBUTrainer(Trainer):
         self.add_callback(EvaluateAtEnd())
         self.progress = ProgressBar()
         self.add_callback(self.progress)
+        self.stop, self.shield = SharedRequest(), LoaderShield()
+        self.add_callback(StopOnSignal(self.stop, self.evaluate_late))
+        self.watchdog = Watchdog(config.training.step_timeout, Path(config.output_dir) / STACKS_FOLDER)
         self._logged = torch.zeros(len(TERMS) + 1, dtype=torch.float64)
         self._logged_steps = 0
         self._rates: dict[str, float] = {}  # of the current step; the scheduler has advanced before it is logged
@@ -88,7 +97,7 @@ class BBUTrainer(Trainer):
         return self.accelerator.unwrap_model(self.model)  # type: ignore[no-any-return]
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
-        """As the Trainer's; closes the progress bar on errors too.
+        """As the Trainer's; closes the progress bar on errors too. A signal ends it after a checkpoint: see ``stop``.
 
         Raises:
             CheckpointError: the run to resume had other packs.
@@ -97,8 +106,10 @@ class BBUTrainer(Trainer):
         if checkpoint:
             check_packs(Path(checkpoint), self.packs.state() if self.packs else {})
         try:
-            return super().train(*args, **kwargs)
+            with self.stop.listening(), self.watchdog.watching():
+                return super().train(*args, **kwargs)
         finally:
+            self.shield.lift()
             self.progress.close()
 
     # ------------------------------------------------------------ data and loss
@@ -110,10 +121,11 @@ class BBUTrainer(Trainer):
             stream,
             batch_size=self.args.train_batch_size,
             sampler=self.packs if self.packs is not None else SequentialSampler(stream),
-            collate_fn=self.data_collator,
+            collate_fn=IntoSharedMemory(self.data_collator),
             num_workers=self.args.dataloader_num_workers,
             pin_memory=self.args.dataloader_pin_memory,
             persistent_workers=self.args.dataloader_persistent_workers,
+            worker_init_fn=self.shield,
         )
         return self.accelerator.prepare(loader)  # type: ignore[no-any-return]
 
@@ -127,9 +139,11 @@ class BBUTrainer(Trainer):
             if batch is None:
                 break
             batches.append(batch)
+        self.watchdog.beat(f"step {self.state.global_step + 1}")
         per_batch = [list(count_terms(batch).values()) for batch in batches] or [[0] * len(TERMS)]
-        counts = to_device(per_batch, device, torch.float64).sum(0)
-        counts = sum_over_ranks(counts)
+        stopping = [self.stop.column] + [[0] * len(self.stop.column)] * (len(per_batch) - 1)
+        rows = [counted + column for counted, column in zip(per_batch, stopping, strict=True)]
+        counts = self.stop.take(sum_over_ranks(to_device(rows, device, torch.float64).sum(0)))
         self._logged_steps += 1
         if self.optimizer is not None:
             self._rates = {g["group"]: g["lr"] for g in self.optimizer.param_groups}
@@ -205,15 +219,31 @@ class BBUTrainer(Trainer):
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
-        """Score the model on val: predictions and AP, not a loss."""
+        """Score the model on val: predictions and AP, not a loss.
+
+        If a signal stops it, the step's checkpoint is saved, and a resumed run evaluates it.
+        """
         assert self.evaluator is not None
         started = time.monotonic()
-        found = {f"{metric_key_prefix}_{name}": value for name, value in self.evaluator().items()}
+        try:
+            scores = self.evaluator()
+        except EvaluationStoppedError:
+            self.control.should_save = self.control.should_training_stop = True
+            self.control.should_evaluate = False
+            return {f"{metric_key_prefix}_{self.args.metric_for_best_model}": -math.inf}
+        found = {f"{metric_key_prefix}_{name}": value for name, value in scores.items()}
         metrics = {name: value for name, value in found.items() if value is not None}
         metrics[f"{metric_key_prefix}_seconds"] = time.monotonic() - started
         self.log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
+
+    def evaluate_late(self, checkpoint: str) -> None:
+        """Evaluate a checkpoint that was saved at a signal, before its evaluation; it may be the best so far."""
+        value = self.evaluate().get(f"eval_{self.args.metric_for_best_model}", -math.inf)
+        if value > (-math.inf if self.state.best_metric is None else self.state.best_metric):
+            self.state.best_metric, self.state.best_global_step = value, self.state.global_step
+            self.state.best_model_checkpoint = checkpoint
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Write our model folder instead of transformers' files."""
@@ -291,4 +321,10 @@ def _deepspeed_settings(path: str) -> dict[str, Any] | None:
     settings = decode_json(Path(path).read_text(encoding="utf-8"), path)
     if not isinstance(settings, dict):
         raise ConfigError(f"training.deepspeed: {path} must hold a JSON object")
+    zero = settings.get("zero_optimization")
+    if isinstance(zero, dict) and zero.get("stage") == 3:
+        raise ConfigError(
+            f"training.deepspeed: {path}: zero_optimization.stage 3 does not work yet (weights that are sharded cannot "
+            "be read outside their own layer); set stage 2, as in configs/zero2.json"
+        )
     return settings

@@ -1,0 +1,77 @@
+"""Notices a run that no longer moves: a rank that is frozen, a loader or a collective that waits for ever."""
+
+from __future__ import annotations
+
+import faulthandler
+import os
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+from bbu.training.distributed import rank
+
+STUCK = 124  # exit status, as of timeout(1)
+FOLDER = "stacks"
+
+
+class Watchdog:
+    """Ends the process if ``beat`` is not called for some time, after writing the stacks of all its threads.
+
+    Every rank has one. Ranks that wait for a frozen one stand still too, so each writes its own stacks:
+    ``<folder>/rank-N.txt``. A rank that cannot write any more (stopped, or its machine is gone) is the one without.
+
+    Args:
+        seconds: longest time without a beat; 0 = no watchdog.
+        folder: of the stacks.
+    """
+
+    def __init__(self, seconds: float, folder: Path) -> None:
+        self.seconds, self.folder = seconds, folder
+        self._last, self._doing = time.monotonic(), "the first step"
+        self._ended = threading.Event()
+
+    def beat(self, doing: str) -> None:
+        """The run moves; ``doing`` says with what it goes on."""
+        self._last, self._doing = time.monotonic(), doing
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Watch while the block runs."""
+        if not self.seconds:
+            yield
+            return
+        self.beat("the first step")
+        self._ended.clear()
+        threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
+        try:
+            yield
+        finally:
+            self._ended.set()
+
+    def _watch(self) -> None:
+        while not self._ended.wait(max(0.05, min(1.0, self.seconds / 10))):
+            if time.monotonic() - self._last > self.seconds:
+                self._end()
+
+    def _end(self) -> None:
+        path = self.folder / f"rank-{rank()}.txt"
+        line = (
+            f"bbu: error: rank {rank()} has waited {self.seconds:g} s (training.step_timeout) in {self._doing}; stacks "
+            f"of each rank: {path.with_name('rank-*.txt')}; a rank without a file is the frozen one"
+        )
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with path.open("w", encoding="utf-8") as stream:
+                self._write(stream, line)
+        except OSError:
+            self._write(sys.stderr, line)
+        print(line, file=sys.stderr, flush=True)
+        os._exit(STUCK)  # the main thread may never return: nothing that has to wait for it
+
+    def _write(self, stream: IO[str], line: str) -> None:
+        print(line, file=stream, flush=True)
+        faulthandler.dump_traceback(stream, all_threads=True)

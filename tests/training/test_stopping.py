@@ -1,0 +1,145 @@
+"""A signal ends a run within a step: a checkpoint, one line, 128 + the signal; resumed, it is the run never stopped."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bbu import stages
+from bbu.cli import main
+from bbu.jsonl import iter_json_lines
+from bbu.training.trainer import BBUTrainer
+from tests.jobs import command, environment, wait_until, write_job
+
+STEPS = 6
+
+
+def signal_at(monkeypatch: pytest.MonkeyPatch, number: int, owner: Any, name: str, step: int | None = None) -> None:
+    """Send this process a signal when a function is called: of the trainer, at a step; of a stage, at once."""
+    real, sent = getattr(owner, name), []
+
+    def hook(*args: Any, **kwargs: Any) -> Any:
+        if not sent and (step is None or args[0].state.global_step == step):
+            sent.append(os.kill(os.getpid(), number))
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(owner, name, hook)
+
+
+def one_line(capsys: pytest.CaptureFixture[str]) -> str:
+    """What a stopped command says, without the progress bars."""
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("bbu:")]
+    return line
+
+
+def log(folder: Path, key: str) -> list[dict[str, Any]]:
+    """Lines of the training log that have a key, without times."""
+    lines = [line for _, line in iter_json_lines(folder / "train_log.jsonl") if key in line]
+    return [{name: value for name, value in line.items() if "second" not in name} for line in lines]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that nobody stopped, evaluated after steps 3 and 6."""
+    folder = tmp_path_factory.mktemp("whole")
+    assert main(["run", str(write_job(folder, training__eval_every=3))]) == 0
+    return folder / "run"
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP", "SIGUSR1", "SIGINT"])
+def test_a_signal_saves_the_step_says_so_and_sets_the_status(
+    name: str, tmp_path: Path, whole: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    number, run = int(getattr(signal, name)), tmp_path / "run"
+    config = str(write_job(tmp_path, training__eval_every=3))
+    before = signal.getsignal(number)
+    with monkeypatch.context() as context:
+        signal_at(context, number, BBUTrainer, "compute_loss", step=2)
+        assert main(["run", config]) == 128 + number
+    assert signal.getsignal(number) is before
+    # the signal came in step 3, after which an evaluation was due: it waits for the resumed run
+    saved = f"{run / 'checkpoint-3'} is saved; continue with training.resume=true"
+    assert one_line(capsys) == f"bbu: stopped by {name}: {saved}"
+    assert main(["run", config, "training.resume=true"]) == 0
+    assert log(run, "loss") == log(whole, "loss") and len(log(run, "loss")) == STEPS
+    assert log(run, "eval_AP") == log(whole, "eval_AP") and [line["step"] for line in log(run, "eval_AP")] == [3, 6]
+    assert (run / "predictions.jsonl").read_bytes() == (whole / "predictions.jsonl").read_bytes()
+
+
+def test_a_signal_in_an_evaluation_does_not_wait_for_its_end(
+    tmp_path: Path, whole: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config, run = str(write_job(tmp_path, training__eval_every=3)), tmp_path / "run"
+    with monkeypatch.context() as context:
+        signal_at(context, signal.SIGTERM, BBUTrainer, "evaluate", step=3)
+        assert main(["run", config]) == 143
+    assert "checkpoint-3 is saved" in one_line(capsys)
+    state = json.loads((run / "checkpoint-3" / "trainer_state.json").read_text(encoding="utf-8"))
+    assert not any("eval_AP" in line for line in state["log_history"])
+    assert main(["run", config, "training.resume=true"]) == 0
+    assert log(run, "eval_AP") == log(whole, "eval_AP")
+
+
+def test_a_second_signal_does_not_wait_for_the_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    signal_at(monkeypatch, signal.SIGINT, BBUTrainer, "compute_loss", step=0)
+    signal_at(monkeypatch, signal.SIGINT, BBUTrainer, "get_batch_samples", step=0)
+    assert main(["run", str(write_job(tmp_path))]) == 130
+    assert one_line(capsys) == "bbu: stopped by SIGINT: at the second signal, without a checkpoint of this step"
+    assert not list((tmp_path / "run").glob("checkpoint-*"))
+
+
+def test_after_the_training_a_signal_says_how_to_score(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config, run = str(write_job(tmp_path, training__max_steps=1)), tmp_path / "run"
+    with monkeypatch.context() as context:
+        signal_at(context, signal.SIGTERM, stages, "score")
+        assert main(["run", config]) == 143
+    assert one_line(capsys) == f"bbu: stopped by SIGTERM: {run / 'model'} is published; score it with bbu score"
+    assert main(["score", config]) == 0 and (run / "metrics.json").is_file()
+
+
+def test_a_signal_that_is_ignored_stays_ignored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+    try:
+        signal_at(monkeypatch, signal.SIGHUP, BBUTrainer, "compute_loss", step=0)
+        assert main(["run", str(write_job(tmp_path, training__max_steps=1))]) == 0
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_a_signal_to_the_whole_group_spares_the_photo_loaders(tmp_path: Path) -> None:
+    """Schedulers reach every process of a run, and so does Ctrl-C in a terminal."""
+    config, said = write_job(tmp_path), tmp_path / "stderr.txt"
+    with said.open("w", encoding="utf-8") as stream:
+        process = subprocess.Popen(
+            command("run", config, "training.max_steps=100000", "data.workers=2"),
+            stdout=subprocess.DEVNULL, stderr=stream, text=True, env=environment(), start_new_session=True,
+        )  # fmt: skip
+    wait_until(lambda: "loss=" in said.read_text(encoding="utf-8"), process)
+    os.killpg(process.pid, signal.SIGTERM)
+    process.wait(timeout=120)
+    errors = said.read_text(encoding="utf-8")
+    assert process.returncode == 143, errors[-3000:]
+    assert "Traceback" not in errors and "is saved; continue with training.resume=true" in errors
+
+
+def test_a_killed_run_is_not_scored_with_an_older_runs_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = str(write_job(tmp_path, training__max_steps=1))
+    assert main(["run", config]) == 0
+    with monkeypatch.context() as context:
+        signal_at(context, signal.SIGTERM, BBUTrainer, "compute_loss", step=0)
+        assert main(["run", config, "training.overwrite=true", "seed=5", "training.max_steps=3"]) == 143
+    one_line(capsys)
+    assert main(["score", config]) == 2
+    assert "its last run was stopped before it published a model" in one_line(capsys)
