@@ -5,15 +5,16 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bbu.config import Config
 from bbu.config.schema import VAL_METRICS
-from bbu.errors import ConfigError, UserError
+from bbu.errors import CheckpointError, ConfigError, UserError
 from bbu.jsonl import atomic_writer, write_json, write_jsonl
 from bbu.records import PredictionRow, Row
+from bbu.stages.identity import check_identity, identity_of
 from bbu.stages.preparation import prepare
 from bbu.stages.run import Run, ready_device
 from bbu.training.distributed import gather, is_main, main_first, rank, world_size
@@ -49,7 +50,7 @@ def train(config: Config) -> Run:
         _ = run.packs
     trainer = build_trainer(run, args)
     started = time.monotonic()
-    trainer.train(resume_from_checkpoint=_resume_from(config, run.output))
+    trainer.train(resume_from_checkpoint=_resume_from(run, trainer.identity))
     if run.rank == 0:
         _finish(run, trainer, time.monotonic() - started)
     return run
@@ -148,6 +149,7 @@ def build_trainer(run: Run, args: TrainingArguments) -> BBUTrainer:
         score_val,
         photos_per_epoch=round(run.stream.order.epoch_length),
         packs=run.packs,
+        identity=identity_of(run),
     )
     if config.training.visual_every and run.rank == 0:
         _watch(run, predictor, trainer)
@@ -175,25 +177,53 @@ def predict_rows(
     return gather(list(predictor.predict_files(names[rank() :: world_size()], root, shown=shown)))
 
 
-def _resume_from(config: Config, output: Path) -> str | None:
-    from bbu.training.recovery import newest_checkpoint
+def _resume_from(run: Run, identity: Mapping[str, Any]) -> str | None:
+    """The newest whole checkpoint of this run, on all ranks; None = start afresh.
 
+    Raises:
+        UserError: there is none, or it is another run's.
+    """
+    config, output = run.config, run.output
     if not config.training.resume:
         return None
-    newest = newest_checkpoint(output)
+    found = [_newest(output, config.training.select_best)] if is_main() else []  # one rank reads the files
+    newest, faults, problem = gather(found)[0]
     if newest is None:
-        raise ConfigError(f"training.resume: {output} has no complete checkpoint; start without it")
+        reasons = "".join(f"; {fault}" for fault in faults)
+        raise ConfigError(f"training.resume: {output} has no complete checkpoint; start without it{reasons}")
+    notes = check_identity(newest, identity, config.training.max_steps)
+    if problem:
+        raise CheckpointError(problem)
+    if is_main():
+        print(
+            "\n".join([*(f"passed over: {fault}" for fault in faults), *notes, f"resuming from {newest}"]), flush=True
+        )
     return str(newest)
+
+
+def _newest(output: Path, select_best: str) -> tuple[Path | None, list[str], str]:
+    """The newest whole checkpoint, why later ones are passed over, and what is wrong with the best so far."""
+    from bbu.training.recovery import best_checkpoint, check_checkpoint, newest_checkpoint
+
+    newest, faults = newest_checkpoint(output)
+    best = best_checkpoint(newest) if newest and select_best else None
+    try:
+        if best and best != newest:
+            check_checkpoint(best)
+    except CheckpointError as error:
+        return newest, faults, f"{error}; it is the best so far: bring it back, or pass training.select_best="
+    return newest, faults, ""
 
 
 def _finish(run: Run, trainer: BBUTrainer, seconds: float) -> None:
     """Publish the best (or last) checkpoint with its known descriptions; write the log and a summary."""
     from bbu.models.vocabulary import known_descriptions
-    from bbu.training.recovery import newest_checkpoint, publish
+    from bbu.training.recovery import checkpoint_at, newest_checkpoint, publish
 
     config, output = run.config, run.output
-    best = trainer.state.best_model_checkpoint if config.training.select_best else None
-    checkpoint = Path(best) if best else newest_checkpoint(output)
+    best = trainer.state.best_global_step if config.training.select_best else None
+    last = checkpoint_at(output, best or trainer.state.global_step)
+    checkpoint = last if best or last.is_dir() else newest_checkpoint(output)[0]
     if checkpoint is None:
         raise UserError(f"{output}: training ended without a checkpoint")
     seen = {item.desc for row in run.students for item in row.objects}

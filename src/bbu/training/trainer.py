@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,14 @@ from bbu.training.callbacks import EvaluateAtEnd, ProgressBar
 from bbu.training.distributed import is_main, sum_over_ranks, world_size
 from bbu.training.objective import DetectionObjective
 from bbu.training.param_groups import optimizer_groups
-from bbu.training.recovery import PACKS_FILE, check_packs, load_for_training
+from bbu.training.recovery import (
+    IDENTITY_FILE,
+    STATE_FILE,
+    checkpoint_at,
+    load_for_training,
+    new_checkpoint,
+    weights_only,
+)
 
 Evaluator = Callable[[], dict[str, float | None]]
 
@@ -45,6 +53,7 @@ class BBUTrainer(Trainer):
         evaluator: scores the model on val; its metrics are logged as ``eval_…``.
         photos_per_epoch: converts steps to epochs in the log.
         packs: planned packs of the whole run, over all ranks; None = a pack is the next ``batch_size`` samples.
+        identity: what the run follows from; saved in each checkpoint.
     """
 
     def __init__(
@@ -57,6 +66,7 @@ class BBUTrainer(Trainer):
         evaluator: Evaluator | None = None,
         photos_per_epoch: int = 1,
         packs: PackedRun | None = None,
+        identity: Mapping[str, Any] | None = None,
     ) -> None:
         positions = objective.model.backbone.position_function()
         collator: PackedDataCollator | StandardDataCollator = PackedDataCollator(positions)
@@ -70,7 +80,7 @@ class BBUTrainer(Trainer):
             data_collator=collator,
         )
         self.run_config, self.processor, self.evaluator = config, processor, evaluator
-        self.photos_per_epoch, self.packs = photos_per_epoch, packs
+        self.photos_per_epoch, self.packs, self.identity = photos_per_epoch, packs, dict(identity or {})
         self.weights = term_weights(config.loss)
         self.model_accepts_loss_kwargs = True  # our loss is already normalised over accumulated batches
         self.loss_is_scaled_for_ga = True  # the same, in newer transformers
@@ -88,16 +98,11 @@ class BBUTrainer(Trainer):
         return self.accelerator.unwrap_model(self.model)  # type: ignore[no-any-return]
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
-        """As the Trainer's; closes the progress bar on errors too.
-
-        Raises:
-            CheckpointError: the run to resume had other packs.
-        """
+        """As the Trainer's; closes the progress bar on errors too. A checkpoint to resume is read as data only."""
         checkpoint = kwargs.get("resume_from_checkpoint")
-        if checkpoint:
-            check_packs(Path(checkpoint), self.packs.state() if self.packs else {})
         try:
-            return super().train(*args, **kwargs)
+            with weights_only(Path(checkpoint)) if checkpoint else nullcontext():
+                return super().train(*args, **kwargs)
         finally:
             self.progress.close()
 
@@ -224,9 +229,23 @@ class BBUTrainer(Trainer):
         if not is_main():
             return
         folder = Path(output_dir or self.run_config.output_dir)
-        save_model(folder, self.unwrapped.model, self.processor, state)
-        if self.packs is not None:
-            write_json(folder / PACKS_FILE, self.packs.state())
+        save_model(folder, self.unwrapped.model, self.processor, state, whole=not _internal_call)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """Save all of it or nothing, and keep the newest and the best. A private override: there is no public hook."""
+        output, state, best = Path(self.run_config.output_dir), self.state, self.state.best_global_step
+        keep = self.run_config.training.keep_checkpoints
+        with new_checkpoint(output, state.global_step, keep=keep, best=best) as saving:
+            self.args.output_dir = str(saving)
+            try:
+                super()._save_checkpoint(model, trial)
+            finally:
+                self.args.output_dir = str(output)
+            state.best_model_checkpoint = str(checkpoint_at(output, best)) if best else None  # not the one in saving
+            if is_main():
+                folder = checkpoint_at(saving, state.global_step)
+                state.save_to_json(str(folder / STATE_FILE))
+                write_json(folder / IDENTITY_FILE, self.identity)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         """Read our model folder. A private override: transformers expects its own files and has no public hook."""
@@ -261,7 +280,7 @@ def training_arguments(config: Config, *, use_cpu: bool, bf16: bool, has_val: bo
         eval_steps=training.eval_every or None,
         save_strategy="steps",
         save_steps=save_every or training.max_steps,
-        save_total_limit=training.keep_checkpoints,
+        save_total_limit=None,  # BBUTrainer keeps training.keep_checkpoints: this would count and delete copies too
         metric_for_best_model=training.select_best if evaluating and training.select_best else None,
         greater_is_better=True if evaluating and training.select_best else None,
         load_best_model_at_end=False,
