@@ -71,3 +71,12 @@ def test_readme_fits_a_short_read() -> None:
     table = README.split("## What was measured")[1].split("\n## ")[0]
     assert len(README.splitlines()) < 150
     assert len(re.findall(r"^\| ", table, re.MULTILINE)) == 1 + 6, "a head and six rows"
+
+
+def test_every_promise_names_a_test_that_exists() -> None:
+    page = (PROJECT / "docs" / "reliability.md").read_text(encoding="utf-8")
+    rows = [line for line in page.splitlines() if line.startswith("|") and "tests/" in line]
+    named = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", page)
+    assert len(rows) > 10 and len(named) >= len(rows)
+    for file, name in named:
+        assert f"def {name}(" in (PROJECT / file).read_text(encoding="utf-8"), f"{file} has no {name}"

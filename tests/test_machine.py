@@ -67,15 +67,15 @@ def test_errors_of_the_program_are_not_explained_away(error: Exception) -> None:
     assert explain(error) == ""
 
 
-def test_a_full_disk_is_recognised_behind_other_errors() -> None:
+def test_a_full_disk_is_recognised_behind_other_errors(tmp_path: Path) -> None:
     try:
         try:
             raise OSError(errno.ENOSPC, "No space left on device")
         except OSError as error:
             raise ValueError("cannot save") from error
     except ValueError as error:
-        assert disk_full(error)
-    assert not disk_full(ValueError("cannot save"))
+        assert disk_full(error, tmp_path)
+    assert not disk_full(ValueError("cannot save"), tmp_path)
 
 
 def test_a_reader_that_goes_away_ends_the_command_quietly() -> None:

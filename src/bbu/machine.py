@@ -10,6 +10,7 @@ from pathlib import Path
 
 DISK = (errno.ENOSPC, errno.EDQUOT)
 DISK_TEXTS = ("No space left on device", "Disk quota exceeded", "PytorchStreamWriter failed writing")
+NO_ROOM = 2**20  # bytes
 SHARED_MEMORY = "/dev/shm"
 RESUME = "continue with training.resume=true"
 
@@ -52,8 +53,14 @@ def shared_memory_short() -> str:
     )
 
 
-def disk_full(error: BaseException) -> bool:
-    """Whether an error of any library says that the disk is full; safetensors and torch have types of their own."""
+def disk_full(error: BaseException, folder: Path) -> bool:
+    """Whether an error of any library comes from a full disk; safetensors and torch have types of their own.
+
+    Args:
+        folder: where they were writing; torch's message may say nothing, so the room that is left counts as well.
+    """
+    if shutil.disk_usage(folder).free < NO_ROOM:
+        return True
     found: BaseException | None = error
     while found is not None:
         if isinstance(found, OSError) and found.errno in DISK:

@@ -212,6 +212,15 @@ def test_a_saved_calibration_is_the_same(kind, tmp_path):
     assert written["kind"] == kind and {"ECE_before", "ECE_after", "count", "split"} < set(written)
 
 
+def test_a_flipped_digit_is_found(tmp_path):
+    share = {"ECE": 0.5, "Brier": 0.5}
+    path = tmp_path / "calibration.json"
+    Calibration("temperature", 1.5, (), "val", 1, 1, share, share).save(path)
+    path.write_text(path.read_text(encoding="utf-8").replace("1.5", "1.7"), encoding="utf-8")
+    with pytest.raises(UserError, match=r"calibration.json: .*was damaged or changed"):
+        Calibration.load(tmp_path)
+
+
 def test_a_model_folder_without_one_is_not_calibrated(tmp_path):
     assert Calibration.load(tmp_path) is None
 

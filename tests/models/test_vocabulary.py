@@ -18,6 +18,7 @@ from bbu.inference.postprocess import known_captions
 from bbu.models import caption_decoder
 from bbu.models.caption_decoder import CaptionDecoder
 from bbu.models.checkpoint import BACKBONE_FOLDER, FACTS_FILE, HEAD_FILE
+from bbu.models.manifest import seal
 from bbu.models.vocabulary import (
     DESCRIPTIONS_FILE,
     DescriptionVocabulary,
@@ -336,6 +337,7 @@ def test_a_published_model_brings_its_descriptions(family: str, tmp_path: Path) 
     (tmp_path / "checkpoint" / BACKBONE_FOLDER).mkdir(parents=True)
     for name in (HEAD_FILE, FACTS_FILE):
         (tmp_path / "checkpoint" / name).touch()
+    seal(tmp_path / "checkpoint")
     processor, known = tiny_processor(family), ["screw/loose", "标签/完整"]
     publish(tmp_path / "checkpoint", tmp_path / "model", known)
     vocabulary = choose_vocabulary("known", tmp_path / "model", processor)

@@ -116,15 +116,17 @@ def test_predictions_of_all_ranks_come_back_in_order(count: int, ranks: int) -> 
     assert merge_shards([items[rank::ranks] for rank in range(ranks)]) == items
 
 
-def test_private_api_of_transformers_is_used_in_two_places_only() -> None:
-    """Each has its reason beside it: resuming reads our model folder, and a pack is never split over GPUs."""
+def test_private_api_of_transformers_is_used_in_three_places_only() -> None:
+    """Each has its reason beside it: checkpoints are whole, resuming reads our folder, no pack is split over GPUs."""
     own = {name for name in vars(BBUTrainer) if name.startswith("_") and not name.startswith("__")}
-    assert own & {*dir(Trainer)} == {"_load_from_checkpoint"}
+    overridden = {"_load_from_checkpoint", "_save_checkpoint"}
+    assert own & {*dir(Trainer)} == overridden
     source = Path(inspect.getsourcefile(BBUTrainer) or "").read_text(encoding="utf-8")
-    assert set(re.findall(r"\b(?:args|super\(\)|accelerator|callback_handler)\.(_(?!_)\w+)", source)) == {"_n_gpu"}
+    used = set(re.findall(r"\b(?:args|super\(\)|accelerator|callback_handler)\.(_(?!_)\w+)", source))
+    assert used - overridden == {"_n_gpu"}
     page = (PROJECT / "docs" / "architecture.md").read_text(encoding="utf-8")
     table = page.split("**Private names of transformers' Trainer**")[1].split("\n\n")[1]
-    assert set(re.findall(r"^\| `(?:\w+\.)?(_\w+)`", table, re.MULTILINE)) == {"_load_from_checkpoint", "_n_gpu"}
+    assert set(re.findall(r"^\| `(?:\w+\.)?(_\w+)`", table, re.MULTILINE)) == {*overridden, "_n_gpu"}
 
 
 def test_the_trainers_list_of_callbacks_is_touched_in_one_place() -> None:

@@ -9,6 +9,8 @@ Shapes: Dt detections.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -131,7 +133,8 @@ class Calibration:
 
     def save(self, path: str | Path) -> None:
         """Write the file atomically."""
-        write_json(path, self.to_json())
+        value = self.to_json()
+        write_json(path, value | {"sha256": _digest(value)})
 
     @classmethod
     def load(cls, path: str | Path) -> Calibration | None:
@@ -147,7 +150,10 @@ class Calibration:
                 return None
         try:
             value = decode_json(path.read_text(encoding="utf-8"), str(path))
-            return cls._parsed(value)
+            found = cls._parsed(value)
+            if value.pop("sha256", None) not in (None, _digest(value)):  # earlier versions wrote none
+                raise ValueError("it was damaged or changed (its SHA-256 differs)")
+            return found
         except (OSError, UnicodeDecodeError, KeyError, TypeError, ValueError) as error:
             if isinstance(error, UserError):
                 raise
@@ -169,6 +175,10 @@ class Calibration:
             raise ValueError("scores and shares must rise within [0, 1]")
         before, after = ({name: value[f"{name}_{when}"] for name in ("ECE", "Brier")} for when in ("before", "after"))
         return cls(kind, temperature, knots, value["split"], value["photos"], value["count"], before, after)
+
+
+def _digest(value: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def calibrated_row(calibration: Calibration, row: PredictionRow) -> PredictionRow:

@@ -20,7 +20,7 @@ from bbu.families.prompts import boxes_from_text, parse_answer
 from bbu.images import load_image
 from bbu.inference.predictor import PredictOptions, Predictor, teacher_photos
 from bbu.layers.attention import choose_attention_backend
-from bbu.models.checkpoint import load_model, load_processor
+from bbu.models.checkpoint import check_model, load_model, load_processor
 from bbu.models.precision import compute_device, use_bf16
 from bbu.models.vocabulary import choose_vocabulary
 from bbu.models.wrapper import DetectionVLM
@@ -101,6 +101,7 @@ class Inference:
         folder = Path(folder)
         place = torch.device(device) if device is not None else compute_device()
         bf16 = use_bf16(precision, place)
+        check_model(folder)
         self.processor: ChatProcessor = load_processor(folder)
         self.model: DetectionVLM = load_model(folder).to(place)
         self.model.backbone.use_attention_backend(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -78,6 +79,9 @@ def build_model(
     family = backbone_class(model.family)
     torch.manual_seed(config.seed)
     if model.path:
+        if Path(model.path).is_dir() and not (Path(model.path) / "config.json").is_file():
+            # transformers would build a model of default sizes
+            raise ConfigError(f"model.path {model.path}: has no config.json; name a Hugging Face model folder")
         weights = torch.bfloat16 if config.training.deepspeed and dtype == torch.bfloat16 else torch.float32
         try:
             backbone = family.from_pretrained(model.path, weights)

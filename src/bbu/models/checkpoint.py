@@ -6,6 +6,7 @@ model/
   bbu.json                      sizes, prompt, resize policy, coordinate convention, hashes
   descriptions.json             known descriptions; only in a published model
   lora.safetensors              trainable backbone weights, unmerged; only in checkpoints of a run with LoRA
+  manifest.json                 sizes and SHA-256 of all files, written last (bbu.models.manifest)
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -23,16 +25,21 @@ from safetensors.torch import load_file, save_file
 from bbu.config import DetectionConfig
 from bbu.data.chat_processor import ChatProcessor
 from bbu.errors import CheckpointError
+from bbu.families.base import Backbone
 from bbu.families.prompts import PromptSpec
 from bbu.families.registry import backbone_class
 from bbu.families.tokenizer import load_tokenizer
 from bbu.jsonl import write_json
-from bbu.models.acceleration.lora import has_lora, merged_state
+from bbu.models.acceleration.lora import has_lora, learned_names, merged_state
+from bbu.models.manifest import MANIFEST_FILE, RESTORE, check_whole, read_manifest, seal
+from bbu.models.vocabulary import DESCRIPTIONS_FILE
 from bbu.models.wrapper import DetectionVLM
 
 FORMAT = 1
 HEAD_FILE, LORA_FILE = "detection_head.safetensors", "lora.safetensors"
 FACTS_FILE, BACKBONE_FOLDER = "bbu.json", "backbone"
+CONFIG_FILE = f"{BACKBONE_FOLDER}/config.json"
+READ_BY_TRANSFORMERS = (".json", ".safetensors", ".bin", ".jinja", ".model", ".txt")
 FACTS = ("format", "prompt_hash", "vocabulary_hash", "pixels_hash", "family", "detection", "max_length")
 
 
@@ -48,12 +55,18 @@ def pixels_hash(processor: ChatProcessor) -> str:
 
 
 def save_model(
-    folder: Path, model: DetectionVLM, processor: ChatProcessor, state: Mapping[str, torch.Tensor] | None = None
+    folder: Path,
+    model: DetectionVLM,
+    processor: ChatProcessor,
+    state: Mapping[str, torch.Tensor] | None = None,
+    *,
+    whole: bool = True,
 ) -> None:
     """Write the layout.
 
     Args:
         state: the model's state dict as gathered by a wrapper (DeepSpeed); default: the model's own.
+        whole: write the manifest; False: the caller adds files and seals the folder (bbu.models.manifest.seal).
     """
     folder.mkdir(parents=True, exist_ok=True)
     state = dict(model.state_dict() if state is None else state)
@@ -61,7 +74,8 @@ def save_model(
     backbone = {n.removeprefix(backbone_prefix): v for n, v in state.items() if n.startswith(backbone_prefix)}
     head = {n: v.contiguous() for n, v in state.items() if not n.startswith("backbone.")}
     if has_lora(model):
-        save_file(_learned_backbone(model, backbone), folder / LORA_FILE)
+        learned = learned_names(model)
+        save_file({n: value.contiguous() for n, value in backbone.items() if n in learned}, folder / LORA_FILE)
         backbone = merged_state(model, backbone)
     model.backbone.save(folder / BACKBONE_FOLDER, backbone)
     processor.tokenizer.save_pretrained(folder / BACKBONE_FOLDER)
@@ -71,6 +85,7 @@ def save_model(
         folder / FACTS_FILE,
         {
             "format": FORMAT,
+            "manifest": MANIFEST_FILE,
             "family": model.backbone.family,
             "detection": dataclasses.asdict(model.config),
             "prompt": processor.spec.to_json(),
@@ -80,11 +95,8 @@ def save_model(
             "max_length": processor.max_length,
         },
     )
-
-
-def _learned_backbone(model: DetectionVLM, backbone: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    learned = {name for name, parameter in model.backbone.vlm.named_parameters() if parameter.requires_grad}
-    return {name: value.contiguous() for name, value in backbone.items() if name in learned}
+    if whole:
+        seal(folder)
 
 
 def read_facts(folder: Path) -> dict[str, Any]:
@@ -109,6 +121,41 @@ def read_facts(folder: Path) -> dict[str, Any]:
             f"{path}: the prompt is not the one the model was trained with (its hash differs); restore the file"
         )
     return facts
+
+
+def is_model_file(name: str) -> bool:
+    """Whether a name in a manifest belongs to the model, not to the trainer's state or to LoRA."""
+    return name in (HEAD_FILE, FACTS_FILE, DESCRIPTIONS_FILE) or name.startswith(f"{BACKBONE_FOLDER}/")
+
+
+def check_model(folder: Path) -> None:
+    """Check that a model folder is as it was written.
+
+    Models of versions without a manifest are accepted if their files are there; a line on stderr says so.
+
+    Raises:
+        CheckpointError: a file is missing, cut or changed, or would be read but is not the model's.
+    """
+    if "manifest" not in read_facts(folder):
+        _check_without_manifest(folder)
+        return
+    check_whole(folder, is_model_file)
+    listed = read_manifest(folder)
+    for path in sorted((folder / BACKBONE_FOLDER).iterdir()):
+        if path.suffix in READ_BY_TRANSFORMERS and path.relative_to(folder).as_posix() not in listed:
+            raise CheckpointError(f"{path}: is not a file of this model and would change it; move it away")
+
+
+def _check_without_manifest(folder: Path) -> None:
+    backbone = folder / BACKBONE_FOLDER
+    for path in (folder / CONFIG_FILE, backbone / "tokenizer.json", folder / HEAD_FILE):
+        if not path.is_file() or not path.stat().st_size:
+            raise CheckpointError(f"{path}: is missing or empty; {RESTORE}")
+    if not any(backbone.glob("*.safetensors")):
+        raise CheckpointError(f"{backbone}: has no weights (*.safetensors); {RESTORE}")
+    print(
+        f"{folder}: an earlier version wrote it, without {MANIFEST_FILE}: changed bytes go unnoticed", file=sys.stderr
+    )
 
 
 def load_processor(folder: Path, image_root: str = ".") -> ChatProcessor:
@@ -147,7 +194,7 @@ def load_model(folder: Path, dtype: torch.dtype = torch.float32) -> DetectionVLM
     """
     facts = read_facts(folder)
     try:
-        backbone = backbone_class(facts["family"]).from_pretrained(str(folder / BACKBONE_FOLDER), dtype)
+        backbone = load_backbone(backbone_class(facts["family"]), folder, dtype)
         model = DetectionVLM(backbone, DetectionConfig(**facts["detection"])).to(dtype)
         load_head(model, folder)
     except CheckpointError:
@@ -155,6 +202,17 @@ def load_model(folder: Path, dtype: torch.dtype = torch.float32) -> DetectionVLM
     except Exception as error:  # safetensors, transformers and torch all raise their own types
         raise CheckpointError(f"{folder}: cannot be loaded: {str(error).splitlines()[0]}") from None
     return model.eval()
+
+
+def load_backbone(family: type[Backbone], folder: Path, dtype: torch.dtype) -> Backbone:
+    """The backbone of a model folder.
+
+    Raises:
+        CheckpointError: its config.json is missing; transformers would build a model of default sizes.
+    """
+    if not (folder / CONFIG_FILE).is_file():
+        raise CheckpointError(f"{folder / CONFIG_FILE}: is missing; {RESTORE}")
+    return family.from_pretrained(str(folder / BACKBONE_FOLDER), dtype)
 
 
 def load_head(model: DetectionVLM, folder: Path) -> None:

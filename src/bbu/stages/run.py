@@ -73,6 +73,11 @@ class Run:
         return self.data.rows("val")
 
     @cached_property
+    def teachers(self) -> list[Row]:
+        """Rows of teacher.jsonl, from which worked examples are drawn."""
+        return self.data.rows("teacher")
+
+    @cached_property
     def evaluation_rows(self) -> list[Row]:
         """Photos of evaluation.split.
 
@@ -141,7 +146,7 @@ class Run:
             return None
         pool = None
         if count:
-            teachers = pool_rows(episodes, self.students, data.rows("teacher"), "evaluation.teachers")
+            teachers = pool_rows(episodes, self.students, self.teachers, "evaluation.teachers")
             pool = TeacherPool(teachers, hashes, episodes.near_duplicate_bits)
         shown = EvaluationEpisodes(episodes, rows, pool, count, data.image_root)
         if shown.left_out and self.rank == 0:
@@ -192,7 +197,7 @@ class Run:
             self.processor,
             length=self._samples,
             seed=config.seed,
-            episodes=Episodes(config.data.episodes, self.students, self.data.rows("teacher"), self.hashes, config.seed),
+            episodes=Episodes(config.data.episodes, self.students, self.teachers, self.hashes, config.seed),
             sampling=config.data.sampling,
             augment=config.data.augment,
             mirror=self.taxonomy.mirror,

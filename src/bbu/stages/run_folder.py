@@ -9,7 +9,6 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-import re
 import shutil
 import socket
 import time
@@ -22,6 +21,7 @@ from typing import Any
 from bbu.config import Config
 from bbu.errors import ConfigError, UserError
 from bbu.jsonl import write_json
+from bbu.training.folders import CHECKPOINT, checkpoints
 
 MARKER, LOCK, REPLACED = ".bbu-run.json", ".bbu-run.lock", ".replaced"
 CONFIG_FILE, MODEL_FOLDER, PICTURES_FOLDER = "config.yaml", "model", "pictures"
@@ -31,15 +31,8 @@ WRITTEN = (
     "val_predictions.jsonl", "predictions.jsonl", "metrics.json", PICTURES_FOLDER, "report.html", "baselines",
     "baselines.json", "profile", "stacks", "not_finite", "unreadable_photos.jsonl",
 )  # fmt: skip
-CHECKPOINT = re.compile(r"checkpoint-(\d+)")  # a copy under another name is the user's own
 
 _held: dict[Path, int] = {}  # folder → how often this process has claimed it
-
-
-def checkpoints(folder: Path) -> list[Path]:
-    """Folders named checkpoint-N, whole or not, by N."""
-    found = [path for path in folder.glob("checkpoint-*") if CHECKPOINT.fullmatch(path.name) and path.is_dir()]
-    return sorted(found, key=lambda path: int(path.name.rpartition("-")[2]))
 
 
 @dataclass(frozen=True)
@@ -100,7 +93,7 @@ class RunFolder:
         from bbu.training.recovery import newest_checkpoint
 
         aside = self.path / REPLACED
-        if newest_checkpoint(self.path) is not None:
+        if newest_checkpoint(self.path)[0] is not None:
             return self.drop_replaced()
         for path in sorted(aside.iterdir()):
             place = self.path / path.name

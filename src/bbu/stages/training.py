@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bbu.config import Config, as_written
 from bbu.config.schema import VAL_METRICS
-from bbu.errors import ConfigError, UserError
+from bbu.errors import CheckpointError, ConfigError, UserError
 from bbu.interruption import Stopped
 from bbu.jsonl import atomic_writer, write_json, write_jsonl
 from bbu.machine import RESUME
+from bbu.models.manifest import MANIFEST_FILE
 from bbu.monitoring.trackers import ready_trackers
 from bbu.records import PredictionRow, Row
+from bbu.stages.identity import check_identity, identity_of
 from bbu.stages.preparation import prepare
 from bbu.stages.run import Run, ready_device
-from bbu.stages.run_folder import CONFIG_FILE, RunFolder, checkpoints, claim
+from bbu.stages.run_folder import CONFIG_FILE, RunFolder, claim
 from bbu.training.distributed import gather, is_main, main_first, rank, world_size
+from bbu.training.folders import checkpoint_at, checkpoints
 
 if TYPE_CHECKING:
     from transformers import TrainingArguments
@@ -71,7 +74,7 @@ def _train(config: Config, folder: RunFolder | None, scored: bool) -> Run:
     with main_first():
         _ = run.packs
     trainer = build_trainer(run, args)
-    resume_from = _resume_from(config, run.output)
+    resume_from = _resume_from(run, trainer.identity)
     started = time.monotonic()
     with ExitStack() as stack:
         if folder:
@@ -95,24 +98,21 @@ def _replaceable(config: Config) -> list[Path]:
     Raises:
         ConfigError: it may not, since a fresh run must not mix with them.
     """
-    from bbu.training.recovery import newest_checkpoint
-
     output = Path(config.output_dir)
-    newest = newest_checkpoint(output)
-    if config.training.resume:
+    old = checkpoints(output)
+    if config.training.resume or not old:
         return []
-    if newest is not None and not config.training.overwrite:
+    if any((path / MANIFEST_FILE).is_file() for path in old) and not config.training.overwrite:
         raise ConfigError(
-            f"{output} holds {newest.name} of an earlier run; continue it with training.resume=true, "
+            f"{output} holds {old[-1].name} of an earlier run; continue it with training.resume=true, "
             "replace it with training.overwrite=true, or set another output_dir"
         )
-    old = checkpoints(output)
-    return [*old, output / CONFIG_FILE] if old and (output / CONFIG_FILE).exists() else old
+    return [*old, output / CONFIG_FILE] if (output / CONFIG_FILE).exists() else old
 
 
 def _where_it_stopped(config: Config, trainer: BBUTrainer) -> str:
-    step = trainer.state.global_step
-    return f"{Path(config.output_dir) / f'checkpoint-{step}'} is saved; {RESUME}"
+    saved = checkpoint_at(Path(config.output_dir), trainer.state.global_step)
+    return f"{saved} is saved; {RESUME}"
 
 
 def _describe(run: Run) -> None:
@@ -180,6 +180,7 @@ def build_trainer(run: Run, args: TrainingArguments) -> BBUTrainer:
         score_val,
         photos_per_epoch=round(run.stream.order.epoch_length),
         packs=run.packs,
+        identity=identity_of(run),
     )
     if config.training.visual_every and run.rank == 0:
         _watch(run, predictor, trainer)
@@ -226,25 +227,53 @@ def predict_rows(
     return gather(found)
 
 
-def _resume_from(config: Config, output: Path) -> str | None:
-    from bbu.training.recovery import newest_checkpoint
+def _resume_from(run: Run, identity: Mapping[str, Any]) -> str | None:
+    """The newest whole checkpoint of this run, on all ranks; None = start afresh.
 
+    Raises:
+        UserError: there is none, or it is another run's.
+    """
+    config, output = run.config, run.output
     if not config.training.resume:
         return None
-    newest = newest_checkpoint(output)
+    found = [_newest(output, config.training.select_best)] if is_main() else []  # one rank reads the files
+    newest, faults, problem = gather(found)[0]
     if newest is None:
-        raise ConfigError(f"training.resume: {output} has no complete checkpoint; start without it")
+        reasons = "".join(f"; {fault}" for fault in faults)
+        raise ConfigError(f"training.resume: {output} has no complete checkpoint; start without it{reasons}")
+    notes = check_identity(newest, identity, config.training.max_steps)
+    if problem:
+        raise CheckpointError(problem)
+    if is_main():
+        print(
+            "\n".join([*(f"passed over: {fault}" for fault in faults), *notes, f"resuming from {newest}"]), flush=True
+        )
     return str(newest)
+
+
+def _newest(output: Path, select_best: str) -> tuple[Path | None, list[str], str]:
+    """The newest whole checkpoint, why later ones are passed over, and what is wrong with the best so far."""
+    from bbu.training.recovery import best_checkpoint, check_checkpoint, newest_checkpoint
+
+    newest, faults = newest_checkpoint(output)
+    best = best_checkpoint(newest) if newest and select_best else None
+    try:
+        if best and best != newest:
+            check_checkpoint(best)
+    except CheckpointError as error:
+        return newest, faults, f"{error}; it is the best so far: bring it back, or pass training.select_best="
+    return newest, faults, ""
 
 
 def _finish(run: Run, trainer: BBUTrainer, seconds: float) -> None:
     """Publish the best (or last) checkpoint with its known descriptions; write the log and a summary."""
     from bbu.models.vocabulary import known_descriptions
-    from bbu.training.recovery import newest_checkpoint, publish
+    from bbu.training.recovery import checkpoint_at, newest_checkpoint, publish
 
     config, output = run.config, run.output
-    best = trainer.state.best_model_checkpoint if config.training.select_best else None
-    checkpoint = Path(best) if best else newest_checkpoint(output)
+    best = trainer.state.best_global_step if config.training.select_best else None
+    last = checkpoint_at(output, best or trainer.state.global_step)
+    checkpoint = last if best or last.is_dir() else newest_checkpoint(output)[0]
     if checkpoint is None:
         raise UserError(f"{output}: training ended without a checkpoint")
     seen = {item.desc for row in run.students for item in row.objects}

@@ -46,6 +46,12 @@ def is_main() -> bool:
     return rank() == 0
 
 
+def barrier() -> None:
+    """Wait for all ranks."""
+    if world_size() > 1:
+        _group().barrier()
+
+
 @contextmanager
 def main_first() -> Iterator[None]:
     """The main rank runs the block before the others, which then find the files it wrote."""

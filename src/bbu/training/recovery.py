@@ -1,86 +1,242 @@
-"""Training checkpoints: find the newest, resume from it, publish its model.
+"""Training checkpoints: save them whole, find the newest whole one, resume from it, publish its model.
 
-A checkpoint is a model folder (bbu.models.checkpoint) with the trainer's own state beside it. ``trainer_state.json`` is
-written last: a folder without it is incomplete. With planned packs, ``packs.json`` stores what the plan depends on.
+A checkpoint is a model folder (bbu.models.checkpoint) with the trainer's own state and ``run_identity.json`` beside it.
+It is written in a hidden folder, sealed with a manifest, and renamed into place: ``checkpoint-N`` is whole, or was
+damaged afterwards.
 """
 
 from __future__ import annotations
 
 import json
+import os
+import pickle
+import re
 import shutil
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
+from transformers.trainer_pt_utils import safe_globals
 
 from bbu.errors import CheckpointError
 from bbu.jsonl import write_json
-from bbu.models.acceleration.lora import has_lora
-from bbu.models.checkpoint import BACKBONE_FOLDER, FACTS_FILE, HEAD_FILE, LORA_FILE, load_head
+from bbu.models.acceleration.lora import has_lora, load_learned
+from bbu.models.checkpoint import BACKBONE_FOLDER, LORA_FILE, is_model_file, load_backbone, load_head
+from bbu.models.manifest import MANIFEST_FILE, check_same, check_whole, read_manifest, seal, sync
 from bbu.models.vocabulary import DESCRIPTIONS_FILE
 from bbu.models.wrapper import DetectionVLM
+from bbu.training.distributed import barrier, is_main
+from bbu.training.folders import checkpoint_at, checkpoints
 
 STATE_FILE = "trainer_state.json"  # transformers' name
-PACKS_FILE = "packs.json"
+IDENTITY_FILE = "run_identity.json"
+SAVING_FOLDER = ".saving"  # in the output folder: a checkpoint on its way in, or an old one on its way out
+PICKLES = ("*.pt", "*.pth", "*.bin", "*.pkl")
+_SAFE_SWITCH, _UNSAFE_SWITCH = "TORCH_FORCE_WEIGHTS_ONLY_LOAD", "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
+
+
+# ---------------------------------------------------------------- folders
+
+
+def newest_checkpoint(output_dir: Path) -> tuple[Path | None, list[str]]:
+    """The latest whole checkpoint of a run's folder, and why each later one is not whole, one line each."""
+    faults = []
+    for path in reversed(checkpoints(output_dir)):
+        try:
+            check_checkpoint(path)
+        except CheckpointError as error:
+            faults.append(str(error))
+        else:
+            return path, faults
+    return None, faults
+
+
+def check_checkpoint(folder: Path) -> None:
+    """Check that training can resume from a folder.
+
+    Raises:
+        CheckpointError: it is not whole, or one of its pickle files holds something else than tensors and plain values.
+    """
+    check_whole(folder)
+    with weights_only(folder), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what torch warns of is refused
+        for path in sorted(path for pattern in PICKLES for path in folder.rglob(pattern)):
+            try:
+                torch.load(path, map_location="cpu", mmap=True, weights_only=True)  # reads the pickle, not the tensors
+            except (pickle.UnpicklingError, RuntimeError, ValueError, EOFError, KeyError, AttributeError) as error:
+                raise CheckpointError(f"{path}: is not loaded: {_cause(error)}; use another checkpoint") from None
+
+
+def _cause(error: Exception) -> str:
+    """What torch refuses in a pickle file, without its advice to load it all the same."""
+    found = re.search(r"(?:GLOBAL|Unsupported (?:global|class|operand)):? ([\w.]+)", str(error))
+    if found:
+        return f"it would run {found[1]}"
+    return f"it does not hold plain tensors ({type(error).__name__})"
+
+
+def best_checkpoint(folder: Path) -> Path | None:
+    """The checkpoint that was the best so far when this one was saved, wherever the run's folder has moved since."""
+    state: dict[str, Any] = json.loads((folder / STATE_FILE).read_text(encoding="utf-8"))
+    step = state.get("best_global_step")
+    return checkpoint_at(folder.parent, int(step)) if step else None
+
+
+# ---------------------------------------------------------------- saving
+
+
+@contextmanager
+def new_checkpoint(output_dir: Path, step: int, *, keep: int, best: int | None) -> Iterator[Path]:
+    """A folder for ``checkpoint-<step>`` to be written in; runs on every rank. At the end it is sealed and in place.
+
+    Then all but ``keep`` checkpoints go, the oldest first; the best and those of later steps stay. After an error the
+    checkpoints are as before.
+
+    Args:
+        best: the best checkpoint's step.
+    """
+    saving = output_dir / SAVING_FOLDER
+    if is_main():
+        shutil.rmtree(saving, ignore_errors=True)
+        saving.mkdir(parents=True)
+    barrier()
+    try:
+        yield saving
+        barrier()
+        if is_main():
+            written, target = checkpoint_at(saving, step), checkpoint_at(output_dir, step)
+            seal(written)
+            _make_room(target, saving)
+            written.rename(target)
+            sync(output_dir)
+            _rotate(output_dir, saving, step, keep, best)
+    finally:
+        if is_main():
+            shutil.rmtree(saving, ignore_errors=True)
+
+
+def _make_room(target: Path, saving: Path) -> None:
+    """Take away an earlier checkpoint of the step; a folder that no run has sealed is kept under another name."""
+    if (target / MANIFEST_FILE).is_file():
+        target.rename(saving / "replaced")
+    elif target.exists():
+        names = (target.with_name(f"{target.name}-old-{number}") for number in range(1, 1_000_000))
+        aside = next(path for path in names if not path.exists())
+        target.rename(aside)
+        print(f"{target} was not whole; moved to {aside.name}", flush=True)
+
+
+def _rotate(output_dir: Path, saving: Path, step: int, keep: int, best: int | None) -> None:
+    kept = {checkpoint_at(output_dir, number) for number in (step, best) if number is not None}
+    before = checkpoints(output_dir)
+    before = [path for path in before[: before.index(checkpoint_at(output_dir, step))] if path not in kept]
+    old = [path for path in before if (path / MANIFEST_FILE).is_file()]
+    for path in old[: max(len(old) - max(keep - len(kept), 0), 0)]:
+        path.rename(saving / path.name)  # at once: a kill leaves no half of it in place
+
+
+# ---------------------------------------------------------------- loading
+
+
+@contextmanager
+def weights_only(folder: Path) -> Iterator[None]:
+    """Within, every ``torch.load`` builds tensors and plain values alone, whatever its caller asks for.
+
+    DeepSpeed asks for everything that a pickle file can do; torch's switch is stronger than what a caller passes.
+
+    Args:
+        folder: the checkpoint, whose files decide which of DeepSpeed's records are allowed.
+    """
+    before = {name: os.environ.pop(name, None) for name in (_SAFE_SWITCH, _UNSAFE_SWITCH)}
+    os.environ[_SAFE_SWITCH] = "1"
+    try:
+        with safe_globals(), torch.serialization.safe_globals(_deepspeed_records(folder)):
+            yield
+    finally:
+        del os.environ[_SAFE_SWITCH]
+        os.environ.update({name: value for name, value in before.items() if value is not None})
+
+
+def _deepspeed_records(folder: Path) -> list[Any]:
+    """Classes in DeepSpeed's files. They are data: making and restoring them runs nothing."""
+    if not any(folder.glob("global_step*")):
+        return []
+    try:
+        from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
+        from deepspeed.runtime.zero.config import ZeroStageEnum
+        from deepspeed.utils.tensor_fragment import fragment_address
+    except ImportError:
+        raise CheckpointError(f"{folder}: DeepSpeed saved it; install deepspeed to continue its run") from None
+    return [DynamicLossScaler, LossScaler, ZeroStageEnum, fragment_address]
 
 
 def load_for_training(model: DetectionVLM, folder: Path) -> None:
-    """Load a checkpoint's weights into a model in training, LoRA weights unmerged."""
-    load_head(model, folder)
-    if has_lora(model):
-        learned = load_file(folder / LORA_FILE)
-        _, unexpected = model.backbone.vlm.load_state_dict(learned, strict=False)
-        if unexpected:
-            raise CheckpointError(f"{folder / LORA_FILE}: does not fit the model: {', '.join(unexpected[:5])}")
-        return
-    saved = type(model.backbone).from_pretrained(str(folder / BACKBONE_FOLDER), torch.float32)
-    model.backbone.load_state_dict(saved.state_dict())
-
-
-def newest_checkpoint(output_dir: Path) -> Path | None:
-    """The latest complete training checkpoint in a run's folder."""
-    found = [path for path in output_dir.glob("checkpoint-*") if (path / STATE_FILE).is_file()]
-    return max(found, key=lambda path: int(path.name.split("-")[1]), default=None)
-
-
-def check_packs(checkpoint: Path, state: Mapping[str, int | str]) -> None:
-    """A resumed run must have the packs it began with: with others it would see samples twice or never.
-
-    Args:
-        state: PackedRun.state of the packs planned now; empty if packs are not planned.
+    """Load a checkpoint's weights into a model in training, LoRA weights unmerged.
 
     Raises:
-        CheckpointError: the packs differ; the message names the setting.
+        CheckpointError: files are missing or damaged, or do not fit the model.
     """
-    path = checkpoint / PACKS_FILE
-    saved = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    if bool(saved) != bool(state):
-        had = "had planned packs" if saved else "had none"
-        raise CheckpointError(
-            f"{checkpoint}: its run {had} (training.pack_tokens, pack_pixels, pack_images); restore these keys"
-        )
-    for key, value in state.items():
-        if saved.get(key) == value:
-            continue
-        if key == "lengths":
-            raise CheckpointError(f"{checkpoint}: the samples had other lengths; restore data, prompt and augmentation")
-        raise CheckpointError(f"{checkpoint}: its run had {key} {saved.get(key)}, not {value}; restore it")
+    try:
+        load_head(model, folder)
+        if has_lora(model):
+            load_learned(model, load_file(folder / LORA_FILE), folder / LORA_FILE)
+            return
+        saved = load_backbone(type(model.backbone), folder, torch.float32)
+        model.backbone.load_state_dict(saved.state_dict())
+    except CheckpointError:
+        raise
+    except Exception as error:  # safetensors, transformers and torch all raise their own types
+        raise CheckpointError(f"{folder}: cannot be loaded: {' '.join(str(error).split())[:300]}") from None
+
+
+# ---------------------------------------------------------------- publishing
 
 
 def publish(checkpoint: Path, target: Path, descriptions: Sequence[str] = ()) -> None:
-    """Copy the model of a training checkpoint to ``target``, through a temporary folder.
+    """Copy the model of a checkpoint to ``target``, through a temporary folder.
 
     Args:
         descriptions: known to the model; written beside it if there are any.
+
+    Raises:
+        CheckpointError: a file of the model is not as it was written; ``target`` is unchanged.
     """
-    temporary = target.with_name(f".{target.name}.new")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    shutil.copytree(checkpoint / BACKBONE_FOLDER, temporary / BACKBONE_FOLDER)
-    for name in (HEAD_FILE, FACTS_FILE):
-        shutil.copy2(checkpoint / name, temporary / name)
-    if descriptions:
-        write_json(temporary / DESCRIPTIONS_FILE, list(descriptions))
-    shutil.rmtree(target, ignore_errors=True)
-    temporary.rename(target)
+    listed = {name: entry for name, entry in read_manifest(checkpoint).items() if is_model_file(name)}
+    temporary, old = (target.with_name(f".{target.name}.{word}") for word in ("new", "old"))
+    for folder in (temporary, old):
+        shutil.rmtree(folder, ignore_errors=True)
+    (temporary / BACKBONE_FOLDER).mkdir(parents=True)
+    try:
+        for name in listed:
+            try:
+                (temporary / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(checkpoint / name, temporary / name)
+            except FileNotFoundError:
+                raise CheckpointError(f"{checkpoint / name}: is missing; use another checkpoint") from None
+        if descriptions:
+            write_json(temporary / DESCRIPTIONS_FILE, list(descriptions))
+        check_same(checkpoint, seal(temporary), listed)
+        if target.exists():
+            _keep_foreign(target, temporary)
+            target.rename(old)
+        temporary.rename(target)
+        sync(target.parent)
+    finally:
+        for folder in (temporary, old):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _keep_foreign(old: Path, new: Path) -> None:
+    """Carry what somebody else has put into a published model, such as a README, over to the next one."""
+    if not (old / MANIFEST_FILE).is_file():
+        return
+    listed = read_manifest(old)
+    for path in [path for path in sorted(old.rglob("*")) if path.is_file()]:
+        name = path.relative_to(old).as_posix()
+        if name not in listed and name != MANIFEST_FILE and not (new / name).exists():
+            (new / name).parent.mkdir(parents=True, exist_ok=True)
+            path.rename(new / name)

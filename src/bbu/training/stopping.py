@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -61,10 +60,10 @@ class StopOnSignal(TrainerCallback):
 
     Args:
         stop: the trainer's request.
-        evaluate_late: evaluates the checkpoint that it is given.
+        evaluate_late: evaluates what the model has learned so far.
     """
 
-    def __init__(self, stop: SharedRequest, evaluate_late: Callable[[str], None]) -> None:
+    def __init__(self, stop: SharedRequest, evaluate_late: Callable[[], None]) -> None:
         self.stop, self.evaluate_late = stop, evaluate_late
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
@@ -79,4 +78,4 @@ class StopOnSignal(TrainerCallback):
             return
         due = state.global_step % int(args.eval_steps or 1) == 0 or state.global_step >= state.max_steps
         if due and not any(log["step"] == state.global_step for log in state.log_history if "eval_seconds" in log):
-            self.evaluate_late(str(Path(args.output_dir or ".") / f"checkpoint-{state.global_step}"))
+            self.evaluate_late()

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +20,19 @@ from bbu.data.collators import PackedDataCollator, StandardDataCollator
 from bbu.data.dataset import TrainingStream
 from bbu.data.packing.planner import Budgets, PackedRun
 from bbu.data.shared_memory import IntoSharedMemory
-from bbu.errors import ConfigError
+from bbu.errors import ConfigError, UserError
 from bbu.interruption import LoaderShield
 from bbu.jsonl import decode_json, write_json
 from bbu.layers.transfer import to_device
 from bbu.losses.weighting import TERMS, count_terms, max_one, term_weights, weigh
+from bbu.machine import RESUME, disk_full
 from bbu.models.checkpoint import save_model
 from bbu.training.callbacks import EvaluateAtEnd, ProgressBar
 from bbu.training.distributed import is_main, sum_over_ranks, world_size
+from bbu.training.folders import checkpoint_at, checkpoints
 from bbu.training.objective import DetectionObjective
 from bbu.training.param_groups import optimizer_groups
-from bbu.training.recovery import PACKS_FILE, check_packs, load_for_training
+from bbu.training.recovery import IDENTITY_FILE, STATE_FILE, load_for_training, new_checkpoint, weights_only
 from bbu.training.stopping import EvaluationStoppedError, SharedRequest, StopOnSignal
 from bbu.training.watchdog import FOLDER as STACKS_FOLDER
 from bbu.training.watchdog import Watchdog
@@ -51,6 +54,7 @@ class BBUTrainer(Trainer):
         evaluator: scores the model on val; its metrics are logged as ``eval_…``.
         photos_per_epoch: converts steps to epochs in the log.
         packs: planned packs of the whole run, over all ranks; None = a pack is the next ``batch_size`` samples.
+        identity: what the run follows from; saved in each checkpoint.
     """
 
     def __init__(
@@ -63,6 +67,7 @@ class BBUTrainer(Trainer):
         evaluator: Evaluator | None = None,
         photos_per_epoch: int = 1,
         packs: PackedRun | None = None,
+        identity: Mapping[str, Any] | None = None,
     ) -> None:
         positions = objective.model.backbone.position_function()
         collator: PackedDataCollator | StandardDataCollator = PackedDataCollator(positions)
@@ -76,7 +81,7 @@ class BBUTrainer(Trainer):
             data_collator=collator,
         )
         self.run_config, self.processor, self.evaluator = config, processor, evaluator
-        self.photos_per_epoch, self.packs = photos_per_epoch, packs
+        self.photos_per_epoch, self.packs, self.identity = photos_per_epoch, packs, dict(identity or {})
         self.weights = term_weights(config.loss)
         self.model_accepts_loss_kwargs = True  # our loss is already normalised over accumulated batches
         self.loss_is_scaled_for_ga = True  # the same, in newer transformers
@@ -97,16 +102,14 @@ class BBUTrainer(Trainer):
         return self.accelerator.unwrap_model(self.model)  # type: ignore[no-any-return]
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
-        """As the Trainer's; closes the progress bar on errors too. A signal ends it after a checkpoint: see ``stop``.
+        """As the Trainer's; closes the progress bar on errors too. A checkpoint to resume is read as data only.
 
-        Raises:
-            CheckpointError: the run to resume had other packs.
+        A signal ends it after a checkpoint: see ``stop``.
         """
         checkpoint = kwargs.get("resume_from_checkpoint")
-        if checkpoint:
-            check_packs(Path(checkpoint), self.packs.state() if self.packs else {})
+        reading = weights_only(Path(checkpoint)) if checkpoint else nullcontext()
         try:
-            with self.stop.listening(), self.watchdog.watching():
+            with self.stop.listening(), self.watchdog.watching(), reading:
                 return super().train(*args, **kwargs)
         finally:
             self.shield.lift()
@@ -238,12 +241,11 @@ class BBUTrainer(Trainer):
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
-    def evaluate_late(self, checkpoint: str) -> None:
-        """Evaluate a checkpoint that was saved at a signal, before its evaluation; it may be the best so far."""
+    def evaluate_late(self) -> None:
+        """Evaluate the checkpoint of a step that a signal ended before its evaluation; it may be the best so far."""
         value = self.evaluate().get(f"eval_{self.args.metric_for_best_model}", -math.inf)
         if value > (-math.inf if self.state.best_metric is None else self.state.best_metric):
             self.state.best_metric, self.state.best_global_step = value, self.state.global_step
-            self.state.best_model_checkpoint = checkpoint
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Write our model folder instead of transformers' files."""
@@ -254,9 +256,33 @@ class BBUTrainer(Trainer):
         if not is_main():
             return
         folder = Path(output_dir or self.run_config.output_dir)
-        save_model(folder, self.unwrapped.model, self.processor, state)
-        if self.packs is not None:
-            write_json(folder / PACKS_FILE, self.packs.state())
+        save_model(folder, self.unwrapped.model, self.processor, state, whole=not _internal_call)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """Save all of it or nothing, and keep the newest and the best. A private override: there is no public hook."""
+        self.watchdog.beat("saving a checkpoint")
+        output, best = Path(self.run_config.output_dir), self.state.best_global_step
+        keep = self.run_config.training.keep_checkpoints
+        with new_checkpoint(output, self.state.global_step, keep=keep, best=best) as saving:
+            self.args.output_dir = str(saving)
+            try:
+                super()._save_checkpoint(model, trial)
+                # not the best one in ``saving``
+                self.state.best_model_checkpoint = str(checkpoint_at(output, best)) if best else None
+                if is_main():
+                    folder = checkpoint_at(saving, self.state.global_step)
+                    self.state.save_to_json(str(folder / STATE_FILE))
+                    write_json(folder / IDENTITY_FILE, self.identity)
+            except Exception as error:
+                if not disk_full(error, output):
+                    raise
+                kept = ", ".join(path.name for path in checkpoints(output)) or "no checkpoint"
+                raise UserError(
+                    f"{checkpoint_at(output, self.state.global_step)}: cannot be saved: the disk is full; {kept} as "
+                    f"before; make room and {RESUME}"
+                ) from None
+            finally:
+                self.args.output_dir = str(output)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         """Read our model folder. A private override: transformers expects its own files and has no public hook."""
@@ -291,7 +317,7 @@ def training_arguments(config: Config, *, use_cpu: bool, bf16: bool, has_val: bo
         eval_steps=training.eval_every or None,
         save_strategy="steps",
         save_steps=save_every or training.max_steps,
-        save_total_limit=training.keep_checkpoints,
+        save_total_limit=None,  # BBUTrainer keeps training.keep_checkpoints: this would count and delete copies too
         metric_for_best_model=training.select_best if evaluating and training.select_best else None,
         greater_is_better=True if evaluating and training.select_best else None,
         load_best_model_at_end=False,

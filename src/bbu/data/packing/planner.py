@@ -174,7 +174,7 @@ class PackedRun:
 
     Each epoch is planned when it is reached. Packs that do not fill a step are planned again with the next epoch, so
     every position comes exactly once, at most one plan late unless an epoch has less than a step. Re-iterating yields
-    the same packs while ``state()`` is unchanged; a checkpoint stores it.
+    the same packs.
 
     Args:
         epoch: first position of an epoch → lengths of its samples, which lie at consecutive positions.
@@ -201,16 +201,11 @@ class PackedRun:
     def __len__(self) -> int:
         return self.packs
 
-    def state(self) -> dict[str, int | str]:
-        """Everything that the packs depend on; lengths as a SHA-256 of the first epoch's."""
+    @property
+    def lengths_hash(self) -> str:
+        """SHA-256 of the lengths of the first epoch's samples."""
         sizes = np.stack([self._first.tokens, self._first.pixels, self._first.images])
-        return {
-            "seed": self.seed,
-            "processes": self.ranks,
-            "training.gradient_accumulation": self.accumulation,
-            **{f"training.pack_{what}": limit for what, limit in vars(self.budgets).items()},
-            "lengths": hashlib.sha256(sizes.astype(np.int64).tobytes()).hexdigest(),
-        }
+        return hashlib.sha256(sizes.astype(np.int64).tobytes()).hexdigest()
 
     @cached_property
     def samples_per_pack(self) -> float:

@@ -110,9 +110,12 @@ class Qwen25VL(Backbone):
 
     @classmethod
     def from_pretrained(cls, path: str, dtype: torch.dtype, trust_remote_code: bool = False) -> Qwen25VL:
-        vlm = Qwen2_5_VLForConditionalGeneration.from_pretrained(
-            path, dtype=dtype, trust_remote_code=trust_remote_code, use_safetensors=True
+        loaded: Any = Qwen2_5_VLForConditionalGeneration.from_pretrained(
+            path, dtype=dtype, trust_remote_code=trust_remote_code, use_safetensors=True, output_loading_info=True
         )
+        vlm, report = loaded
+        if report["missing_keys"]:  # transformers makes up random ones
+            raise OSError(f"its weights lack {len(report['missing_keys'])} tensors, e.g. {min(report['missing_keys'])}")
         return cls(vlm)
 
     @classmethod

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
+
 import torch
 from peft import LoraConfig as PeftLoraConfig
 from peft import inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
 
 from bbu.config import LoraConfig
+from bbu.errors import CheckpointError
 from bbu.models.wrapper import DetectionVLM
 
 _ADAPTER = "default"
@@ -34,6 +38,33 @@ def add_lora(model: DetectionVLM, config: LoraConfig) -> None:
 def has_lora(model: DetectionVLM) -> bool:
     """Whether any layer has LoRA weights."""
     return any(isinstance(module, LoraLayer) for module in model.modules())
+
+
+def learned_names(model: DetectionVLM) -> set[str]:
+    """Names in ``backbone.vlm`` of the weights that learn, LoRA's and those of parts without LoRA."""
+    return {name for name, parameter in model.backbone.vlm.named_parameters() if parameter.requires_grad}
+
+
+def load_learned(model: DetectionVLM, learned: Mapping[str, torch.Tensor], source: Path) -> None:
+    """Load exactly the backbone weights that learn.
+
+    Raises:
+        CheckpointError: a tensor of ``source`` is missing, has another shape, or is not one of these.
+    """
+    own = {n: p for n, p in model.backbone.vlm.named_parameters() if n in learned_names(model)}
+    faults = [f"{name} is missing" for name in own if name not in learned]
+    faults += [f"{name} does not learn here" for name in learned if name not in own]
+    faults += [
+        f"{name} has shape {tuple(learned[name].shape)}, not {tuple(own[name].shape)}"
+        for name in own
+        if name in learned and learned[name].shape != own[name].shape
+    ]
+    if faults:
+        more = f" and {len(faults) - 1} more" if len(faults) > 1 else ""
+        raise CheckpointError(
+            f"{source}: does not fit the model: {faults[0]}{more}; restore model.lora and model.freeze"
+        )
+    model.backbone.vlm.load_state_dict(learned, strict=False)
 
 
 def merged_state(model: DetectionVLM, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
