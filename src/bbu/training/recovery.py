@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import pickle
 import re
 import shutil
 import warnings
@@ -81,7 +80,7 @@ def check_checkpoint(folder: Path) -> None:
         for path in sorted(path for pattern in PICKLES for path in folder.rglob(pattern)):
             try:
                 torch.load(path, map_location="cpu", mmap=True, weights_only=True)  # reads the pickle, not the tensors
-            except (pickle.UnpicklingError, RuntimeError, ValueError, EOFError, KeyError, AttributeError) as error:
+            except Exception as error:  # a made-up pickle raises anything
                 raise CheckpointError(f"{path}: is not loaded: {_cause(error)}; use another checkpoint") from None
 
 
