@@ -292,7 +292,8 @@ def test_publishing_copies_the_model_alone_and_replaces_an_older_one(saved: Path
     seal(checkpoint)
     target = tmp_path / "model"
     target.mkdir()
-    (target / "old").touch()
+    for name in ("old", FACTS_FILE):
+        (target / name).touch()
     publish(checkpoint, target)
     assert sorted(path.name for path in target.iterdir()) == sorted(["backbone", HEAD_FILE, FACTS_FILE, MANIFEST_FILE])
     assert predict(load_model(target), load_processor(target)) == predict(load_model(saved), load_processor(saved))

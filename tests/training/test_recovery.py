@@ -6,6 +6,7 @@ import io
 import json
 import os
 import pickle
+import resource
 import shutil
 import signal
 import time
@@ -24,7 +25,7 @@ from bbu import stages
 from bbu.errors import CheckpointError, ConfigError
 from bbu.jsonl import write_json, write_jsonl
 from bbu.models import precision
-from bbu.models.checkpoint import save_model
+from bbu.models.checkpoint import check_model, save_model
 from bbu.models.manifest import MANIFEST_FILE, read_manifest, seal
 from bbu.training.recovery import (
     best_checkpoint,
@@ -33,6 +34,7 @@ from bbu.training.recovery import (
     load_for_training,
     new_checkpoint,
     newest_checkpoint,
+    publish,
     weights_only,
 )
 from bbu.training.trainer import BBUTrainer
@@ -165,10 +167,48 @@ def test_a_damaged_later_checkpoint_does_not_push_a_whole_one_out(tmp_path: Path
     assert newest_checkpoint(tmp_path)[0] == tmp_path / "checkpoint-6"
 
 
-@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()], ids=["disk", "ctrl-c"])
-def test_a_checkpoint_that_cannot_be_written_leaves_the_others_and_no_rest(
-    error: BaseException, tmp_path: Path
+def write_bytes(folder: Path) -> None:
+    (folder / "a.bin").write_bytes(bytes(200_000))
+
+
+def write_torch(folder: Path) -> None:
+    torch.save(torch.zeros(200_000), folder / "optimizer.pt")
+
+
+def write_safetensors(folder: Path) -> None:
+    save_file({"a": torch.zeros(200_000)}, folder / "a.safetensors")
+
+
+@pytest.mark.parametrize("write", [write_bytes, write_torch, write_safetensors], ids=lambda write: write.__name__[6:])
+def test_a_disk_that_takes_no_more_is_one_line_and_leaves_the_checkpoints_before(
+    write: Callable[[Path], None], tmp_path: Path
 ) -> None:
+    """A limit on the size of files stands for a full disk: the kernel cuts a file off in the middle of writing it."""
+    output = tmp_path / "run"
+    write_checkpoint(output, 1, keep=1)
+    child = os.fork()
+    if not child:
+        try:
+            signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+            with new_checkpoint(output, 2, keep=1, best=None) as saving:
+                (saving / "checkpoint-2").mkdir()
+                write(saving / "checkpoint-2")
+        except CheckpointError as error:
+            (tmp_path / "said").write_text(str(error), encoding="utf-8")
+        finally:
+            os._exit(0)
+    os.waitpid(child, 0)
+    said = (tmp_path / "said").read_text(encoding="utf-8")
+    assert said.startswith(f"{output / 'checkpoint-2'}: cannot be saved: ") and "\n" not in said
+    assert "make room, then pass training.resume=true" in said
+    assert [path.name for path in output.iterdir()] == ["checkpoint-1"]
+    write_checkpoint(output, 2, keep=1)
+    assert newest_checkpoint(output) == (output / "checkpoint-2", [])
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), RuntimeError("a bug")], ids=["ctrl-c", "bug"])
+def test_any_other_stop_while_saving_leaves_the_others_and_no_rest(error: BaseException, tmp_path: Path) -> None:
     write_checkpoint(tmp_path, 1, keep=1)
     with pytest.raises(type(error)), new_checkpoint(tmp_path, 2, keep=1, best=None) as saving:
         (saving / "checkpoint-2").mkdir()
@@ -176,6 +216,15 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_others_and_no_rest(
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-1"]
     write_checkpoint(tmp_path, 2, keep=1)
     assert newest_checkpoint(tmp_path) == (tmp_path / "checkpoint-2", [])
+
+
+def test_a_model_folder_that_no_run_wrote_is_moved_aside(run: Path) -> None:
+    shutil.rmtree(run / "model")
+    (run / "model").mkdir()
+    (run / "model" / "mine").write_text("mine", encoding="utf-8")
+    publish(run / "checkpoint-2", run / "model")
+    assert (run / "model-old-1" / "mine").read_text(encoding="utf-8") == "mine"
+    check_model(run / "model")
 
 
 def test_what_a_kill_left_behind_does_not_get_into_the_next_checkpoint(tmp_path: Path) -> None:

@@ -5,10 +5,12 @@ A folder is whole if its files match its manifest; otherwise it is none. Needs n
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import TypedDict
 
@@ -39,7 +41,7 @@ def seal(folder: Path) -> Manifest:
     """
     (folder / MANIFEST_FILE).unlink(missing_ok=True)
     for inside in (folder, *(path for path in folder.rglob("*") if path.is_dir())):
-        inside.chmod(0o755)
+        _chmod(inside, 0o755)
     files = _hashed(folder, _names(folder), durable=True)
     write_json(folder / MANIFEST_FILE, {"format": FORMAT, "files": files})
     for path in (folder / MANIFEST_FILE, folder):
@@ -110,12 +112,20 @@ def check_same(folder: Path, found: Mapping[str, Entry], listed: Mapping[str, En
 
 
 def sync(path: Path) -> None:
-    """Have a file or folder on the disk before going on."""
+    """Have a file or folder on the disk before going on, where the file system can."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # network file systems have no sync of folders
+            raise
     finally:
         os.close(descriptor)
+
+
+def _chmod(path: Path, mode: int) -> None:
+    with suppress(PermissionError):  # file systems without modes
+        path.chmod(mode)
 
 
 def _names(folder: Path) -> list[str]:
@@ -127,7 +137,7 @@ def _hashed(folder: Path, names: Iterable[str], *, durable: bool = False) -> Man
     def entry(name: str) -> Entry:
         path = folder / name
         if durable:
-            path.chmod(0o644)
+            _chmod(path, 0o644)
         with path.open("rb") as stream:
             digest = hashlib.file_digest(stream, "sha256").hexdigest()
             if durable:

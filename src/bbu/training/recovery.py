@@ -9,23 +9,24 @@ from __future__ import annotations
 
 import json
 import os
-import pickle
 import re
 import shutil
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers.trainer_pt_utils import safe_globals
 
 from bbu.errors import CheckpointError
 from bbu.jsonl import write_json
 from bbu.models.acceleration.lora import has_lora, load_learned
-from bbu.models.checkpoint import BACKBONE_FOLDER, LORA_FILE, is_model_file, load_backbone, load_head
+from bbu.models.checkpoint import BACKBONE_FOLDER, FACTS_FILE, LORA_FILE, is_model_file, load_backbone, load_head
 from bbu.models.manifest import MANIFEST_FILE, check_same, check_whole, read_manifest, seal, sync
 from bbu.models.vocabulary import DESCRIPTIONS_FILE
 from bbu.models.wrapper import DetectionVLM
@@ -67,7 +68,7 @@ def check_checkpoint(folder: Path) -> None:
         for path in sorted(path for pattern in PICKLES for path in folder.rglob(pattern)):
             try:
                 torch.load(path, map_location="cpu", mmap=True, weights_only=True)  # reads the pickle, not the tensors
-            except (pickle.UnpicklingError, RuntimeError, ValueError, EOFError, KeyError, AttributeError) as error:
+            except Exception as error:  # a made-up pickle raises anything
                 raise CheckpointError(f"{path}: is not loaded: {_cause(error)}; use another checkpoint") from None
 
 
@@ -94,10 +95,13 @@ def new_checkpoint(output_dir: Path, step: int, *, keep: int, best: int | None) 
     """A folder for ``checkpoint-<step>`` to be written in; runs on every rank. At the end it is sealed and in place.
 
     Then all but ``keep`` checkpoints go, the oldest first; the best and those of later steps stay. After an error the
-    checkpoints are as before.
+    checkpoints are as before, and what was written of the new one is gone.
 
     Args:
         best: the best checkpoint's step.
+
+    Raises:
+        CheckpointError: the disk is full or cannot be written.
     """
     saving = output_dir / SAVING_FOLDER
     if is_main():
@@ -114,9 +118,23 @@ def new_checkpoint(output_dir: Path, step: int, *, keep: int, best: int | None) 
             written.rename(target)
             sync(output_dir)
             _rotate(output_dir, saving, step, keep, best)
+    except (OSError, SafetensorError, RuntimeError) as error:
+        if not _cannot_write(error):
+            raise
+        why = error.strerror if isinstance(error, OSError) and error.strerror else str(error).splitlines()[0]
+        raise CheckpointError(
+            f"{checkpoint_at(output_dir, step)}: cannot be saved: {why}; make room, then pass training.resume=true"
+        ) from error
     finally:
         if is_main():
             shutil.rmtree(saving, ignore_errors=True)
+
+
+def _cannot_write(error: Exception) -> bool:
+    """Whether the disk is to blame; torch's writer has no error class of its own."""
+    return (
+        not isinstance(error, RuntimeError) or "PytorchStreamWriter" in str(error) or "inline_container" in str(error)
+    )
 
 
 def _make_room(target: Path, saving: Path) -> None:
@@ -124,10 +142,15 @@ def _make_room(target: Path, saving: Path) -> None:
     if (target / MANIFEST_FILE).is_file():
         target.rename(saving / "replaced")
     elif target.exists():
-        names = (target.with_name(f"{target.name}-old-{number}") for number in range(1, 1_000_000))
-        aside = next(path for path in names if not path.exists())
-        target.rename(aside)
-        print(f"{target} was not whole; moved to {aside.name}", flush=True)
+        _move_aside(target)
+
+
+def _move_aside(path: Path) -> None:
+    """Keep what no run wrote."""
+    names = (path.with_name(f"{path.name}-old-{number}") for number in count(1))
+    aside = next(name for name in names if not name.exists())
+    path.rename(aside)
+    print(f"{path} was not written by a run, or not to its end; moved to {aside.name}", flush=True)
 
 
 def _rotate(output_dir: Path, saving: Path, step: int, keep: int, best: int | None) -> None:
@@ -220,9 +243,11 @@ def publish(checkpoint: Path, target: Path, descriptions: Sequence[str] = ()) ->
         if descriptions:
             write_json(temporary / DESCRIPTIONS_FILE, list(descriptions))
         check_same(checkpoint, seal(temporary), listed)
-        if target.exists():
+        if (target / FACTS_FILE).is_file():
             _keep_foreign(target, temporary)
             target.rename(old)
+        elif target.exists():
+            _move_aside(target)
         temporary.rename(target)
         sync(target.parent)
     finally:
