@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from bbu.config import Config
 from bbu.config.schema import VAL_METRICS
 from bbu.errors import ConfigError, UserError
-from bbu.jsonl import atomic_writer, write_json, write_jsonl
+from bbu.jsonl import atomic_writer, write_json
 from bbu.records import PredictionRow, Row
 from bbu.stages.preparation import prepare
 from bbu.stages.run import Run, ready_device
@@ -205,7 +205,6 @@ def _finish(run: Run, trainer: BBUTrainer, seconds: float) -> None:
     cache = trainer.unwrapped.model.backbone.feature_cache
     if cache is not None:
         print(f"features: {cache.read} read, {cache.written} written by this process; {cache.describe()}", flush=True)
-    write_jsonl(output / "train_log.jsonl", trainer.state.log_history)
     write_json(
         output / "train_summary.json",
         {"train_seconds": round(seconds, 1), "steps": trainer.state.global_step, "checkpoint": checkpoint.name},

@@ -24,6 +24,7 @@ from bbu.losses.weighting import TERMS, count_terms, max_one, term_weights, weig
 from bbu.models.checkpoint import save_model
 from bbu.training.callbacks import EvaluateAtEnd, ProgressBar
 from bbu.training.distributed import is_main, sum_over_ranks, world_size
+from bbu.training.loss_log import LOG_FILE, LogFile, LossWindow
 from bbu.training.objective import DetectionObjective
 from bbu.training.param_groups import optimizer_groups
 from bbu.training.recovery import PACKS_FILE, check_packs, load_for_training
@@ -78,8 +79,8 @@ class BBUTrainer(Trainer):
         self.add_callback(EvaluateAtEnd())
         self.progress = ProgressBar()
         self.add_callback(self.progress)
-        self._logged = torch.zeros(len(TERMS) + 1, dtype=torch.float64)
-        self._logged_steps = 0
+        self.add_callback(LogFile(Path(config.output_dir) / LOG_FILE))
+        self.window = LossWindow()
         self._rates: dict[str, float] = {}  # of the current step; the scheduler has advanced before it is logged
 
     @property
@@ -96,6 +97,7 @@ class BBUTrainer(Trainer):
         checkpoint = kwargs.get("resume_from_checkpoint")
         if checkpoint:
             check_packs(Path(checkpoint), self.packs.state() if self.packs else {})
+            self.window.load(Path(checkpoint))
         try:
             return super().train(*args, **kwargs)
         finally:
@@ -130,7 +132,7 @@ class BBUTrainer(Trainer):
         per_batch = [list(count_terms(batch).values()) for batch in batches] or [[0] * len(TERMS)]
         counts = to_device(per_batch, device, torch.float64).sum(0)
         counts = sum_over_ranks(counts)
-        self._logged_steps += 1
+        self.window.steps += 1
         if self.optimizer is not None:
             self._rates = {g["group"]: g["lr"] for g in self.optimizer.param_groups}
         return batches, counts
@@ -157,28 +159,20 @@ class BBUTrainer(Trainer):
         else:
             counts = dict(count_terms(inputs))
         components = weigh(sums, counts, self.weights)
-        self._remember_components(components, sums, counts)
         loss = torch.stack([components[term] for term in TERMS]).sum() * world_size()
+        plain = (sums["teacher_lm"] + sums["student_lm"]) / max_one(counts["teacher_lm"] + counts["student_lm"])
+        self.window.add(loss, components, plain)
         return (loss, components) if return_outputs else loss
 
-    def _remember_components(
-        self, components: dict[str, torch.Tensor], sums: dict[str, torch.Tensor], counts: dict[str, Any]
-    ) -> None:
-        """Accumulate the components for the next log line, on the device."""
-        plain = (sums["teacher_lm"] + sums["student_lm"]) / max_one(counts["teacher_lm"] + counts["student_lm"])
-        values = torch.stack([components[term].detach().double() for term in TERMS] + [plain.detach().double()])
-        self._logged = self._logged.to(values.device)
-        self._logged += values
-
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Add the weighted components (they sum to ``loss``) and the plain ``lm_loss``."""
+        """Add the weighted components (they sum to ``loss``) and the plain ``lm_loss``.
+
+        transformers' own losses begin anew at a resume; ours go on.
+        """
+        if "train_loss" in logs:
+            logs["train_loss"] = self.window.mean_loss()
         if "loss" in logs:
-            totals = sum_over_ranks(self._logged.clone())
-            means = (totals / max(self._logged_steps, 1)).tolist()
-            logs.update({f"loss/{term}": value for term, value in zip(TERMS, means[:-1], strict=True)})
-            logs["lm_loss"] = means[-1]
-            self._logged.zero_()
-            self._logged_steps = 0
+            logs.update(self.window.close())
             logs.pop("learning_rate", None)  # transformers logs the first group's only
             logs.update({f"learning_rate/{group}": rate for group, rate in self._rates.items()})
         epoch = self.state.epoch
@@ -221,9 +215,10 @@ class BBUTrainer(Trainer):
         if self.is_deepspeed_enabled:  # a collective call
             state = self.accelerator.get_state_dict(self.deepspeed)
             state = {name.removeprefix("model."): value for name, value in state.items()}
+        folder = Path(output_dir or self.run_config.output_dir)
+        self.window.save(folder)
         if not is_main():
             return
-        folder = Path(output_dir or self.run_config.output_dir)
         save_model(folder, self.unwrapped.model, self.processor, state)
         if self.packs is not None:
             write_json(folder / PACKS_FILE, self.packs.state())
