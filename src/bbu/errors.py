@@ -41,6 +41,10 @@ class CheckpointError(UserError):
     """A checkpoint that is incomplete, or was made with another prompt, template or vocabulary."""
 
 
+class NotFiniteError(UserError):
+    """A loss, gradient or weight is NaN or infinite; the message names terms or weights, and samples."""
+
+
 def shortened(text: str) -> str:
     """Text cut to SHOWN_LENGTH characters."""
     return text if len(text) <= SHOWN_LENGTH else text[: SHOWN_LENGTH - 3] + "..."

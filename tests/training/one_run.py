@@ -26,6 +26,8 @@ def main() -> None:
     from bbu.errors import UserError
     from tests.training.test_resume import run_config
 
+    if "SPOIL" in os.environ:
+        spoil(*json.loads(os.environ["SPOIL"]))
     changes = {name: json.loads(value) for name, _, value in (text.partition("=") for text in sys.argv[3:])}
     try:
         stages.train(run_config(Path(sys.argv[1]), Path(sys.argv[2]), **changes))
@@ -36,10 +38,34 @@ def main() -> None:
         torch.distributed.destroy_process_group()
 
 
-def start(records: Path, output: Path, *, ranks: int = 1, **changes: Any) -> list[subprocess.Popen[str]]:
-    """The processes of a run, on the CPU."""
+def spoil(rank: int, batch: int) -> None:
+    """The caption loss of one batch of one rank is NaN."""
+    from bbu.training.objective import DetectionObjective
+
+    forward, done = DetectionObjective.forward, []
+
+    def spoilt(self: DetectionObjective, **inputs: Any) -> Any:
+        sums = forward(self, **inputs)
+        done.append(1)
+        if len(done) == batch and int(os.environ.get("RANK", "0")) == rank:
+            sums["caption"] = sums["caption"] * float("nan")
+        return sums
+
+    DetectionObjective.forward = spoilt  # type: ignore[method-assign]
+
+
+def start(
+    records: Path, output: Path, *, ranks: int = 1, spoil: tuple[int, int] | None = None, **changes: Any
+) -> list[subprocess.Popen[str]]:
+    """The processes of a run, on the CPU.
+
+    Args:
+        spoil: rank and number of a batch whose loss becomes NaN.
+    """
     env = {**os.environ, "PYTHONPATH": f"{PROJECT / 'src'}{os.pathsep}{PROJECT}"}
     env |= {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    if spoil:
+        env["SPOIL"] = json.dumps(spoil)
     command = [sys.executable, "-m", "tests.training.one_run", str(records), str(output)]
     command += [f"{name}={json.dumps(value)}" for name, value in changes.items()]
     if ranks > 1:

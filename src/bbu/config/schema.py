@@ -229,6 +229,8 @@ class TrainingConfig:
     warmup_steps: int = ranged(50)
     schedule: str = choice("cosine", SCHEDULES)
     max_grad_norm: float = ranged(1.0)
+    on_not_finite: str = choice("stop", ("stop", "skip"))  # a step whose loss or gradient is NaN or infinite
+    max_not_finite: int = ranged(10)  # skip: most such steps of a run
     precision: str = choice("auto", ("auto", "fp32", "bf16"))
     select_best: str = choice("AP50", ("", *VAL_METRICS))  # publish the checkpoint best by this on val; "" = the last
     eval_every: int = ranged(0)  # steps between evaluations on val; 0 = never

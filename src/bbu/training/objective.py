@@ -51,7 +51,6 @@ class DetectionObjective(nn.Module):
             target_boxes,
             batch["box_counts"],
             costs=MatchCosts(self.loss_config.match_l1, self.loss_config.match_giou, self.loss_config.match_objectness),
-            names=batch["names"],
             denoising=Denoising(noisy, output.denoising_layers) if noisy else None,
         )
         return {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -24,6 +25,7 @@ from bbu.losses.weighting import TERMS, count_terms, max_one, term_weights, weig
 from bbu.models.checkpoint import save_model
 from bbu.training.callbacks import EvaluateAtEnd, ProgressBar
 from bbu.training.distributed import is_main, sum_over_ranks, world_size
+from bbu.training.finite import StepGuard, poison
 from bbu.training.loss_log import LOG_FILE, LogFile, LossWindow
 from bbu.training.objective import DetectionObjective
 from bbu.training.param_groups import optimizer_groups
@@ -81,6 +83,15 @@ class BBUTrainer(Trainer):
         self.add_callback(self.progress)
         self.add_callback(LogFile(Path(config.output_dir) / LOG_FILE))
         self.window = LossWindow()
+        self.guard = StepGuard(
+            config.training,
+            Path(config.output_dir),
+            objective=lambda: self.unwrapped,
+            save_model=lambda folder: save_model(folder, self.unwrapped.model, processor),
+            history=lambda: self.state.log_history,
+            log=self.log,
+        )
+        self._end_steps_with_the_norm()
         self._rates: dict[str, float] = {}  # of the current step; the scheduler has advanced before it is logged
 
     @property
@@ -102,6 +113,28 @@ class BBUTrainer(Trainer):
             return super().train(*args, **kwargs)
         finally:
             self.progress.close()
+
+    def _end_steps_with_the_norm(self) -> None:
+        """The accelerator gives transformers the norm of the complete gradient: whether it is finite decides the step.
+
+        Fused optimizers read ``found_inf`` on the device. DeepSpeed has stepped by then, or left the step out itself.
+        """
+        clip = self.accelerator.clip_grad_norm_
+
+        def clip_grad_norm_(*args: Any, **kwargs: Any) -> Any:
+            norm = clip(*args, **kwargs)
+            if self.is_deepspeed_enabled:
+                left_out = self.accelerator.optimizer_step_was_skipped
+                counts = self.guard.end(torch.tensor(math.inf if left_out else float(norm or 0), dtype=torch.float64))
+                counts = counts.to(self.args.device)
+            else:
+                counts = self.guard.end(norm)
+                wrapper: Any = self.optimizer
+                wrapper.optimizer.found_inf = (~counts).float()
+            self.window.end_step(counts)
+            return norm
+
+        self.accelerator.clip_grad_norm_ = clip_grad_norm_  # type: ignore[method-assign]
 
     # ------------------------------------------------------------ data and loss
 
@@ -132,7 +165,8 @@ class BBUTrainer(Trainer):
         per_batch = [list(count_terms(batch).values()) for batch in batches] or [[0] * len(TERMS)]
         counts = to_device(per_batch, device, torch.float64).sum(0)
         counts = sum_over_ranks(counts)
-        self.window.steps += 1
+        self.window.begin_step(device)
+        self.guard.begin(self.state.global_step + 1, batches)
         if self.optimizer is not None:
             self._rates = {g["group"]: g["lr"] for g in self.optimizer.param_groups}
         return batches, counts
@@ -154,12 +188,15 @@ class BBUTrainer(Trainer):
             with ``return_outputs`` also the weighted components.
         """
         sums = model(**inputs)
+        self.guard.judge()  # the step before this one; the matching has just waited for the device
         if isinstance(num_items_in_batch, torch.Tensor):
             counts: dict[str, Any] = dict(zip(TERMS, num_items_in_batch.to(torch.float32).unbind(), strict=True))
         else:
             counts = dict(count_terms(inputs))
         components = weigh(sums, counts, self.weights)
         loss = torch.stack([components[term] for term in TERMS]).sum() * world_size()
+        loss = poison(loss)
+        self.guard.add(components)
         plain = (sums["teacher_lm"] + sums["student_lm"]) / max_one(counts["teacher_lm"] + counts["student_lm"])
         self.window.add(loss, components, plain)
         return (loss, components) if return_outputs else loss
@@ -169,10 +206,15 @@ class BBUTrainer(Trainer):
 
         transformers' own losses begin anew at a resume; ours go on.
         """
+        self.guard.judge()
         if "train_loss" in logs:
             logs["train_loss"] = self.window.mean_loss()
         if "loss" in logs:
+            self.guard.check_weights()
             logs.update(self.window.close())
+            for name in ("loss", "grad_norm"):  # where the last step, or every one, was left out
+                if not math.isfinite(logs.get(name, 0.0)):
+                    del logs[name]
             logs.pop("learning_rate", None)  # transformers logs the first group's only
             logs.update({f"learning_rate/{group}": rate for group, rate in self._rates.items()})
         epoch = self.state.epoch
@@ -201,6 +243,7 @@ class BBUTrainer(Trainer):
     ) -> dict[str, float]:
         """Score the model on val: predictions and AP, not a loss."""
         assert self.evaluator is not None
+        self.guard.judge()
         started = time.monotonic()
         found = {f"{metric_key_prefix}_{name}": value for name, value in self.evaluator().items()}
         metrics = {name: value for name, value in found.items() if value is not None}
@@ -210,7 +253,13 @@ class BBUTrainer(Trainer):
         return metrics
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Write our model folder instead of transformers' files."""
+        """Write our model folder instead of transformers' files.
+
+        Raises:
+            NotFiniteError: a weight, or the step before, is not finite; nothing is written.
+        """
+        self.guard.judge()
+        self.guard.check_weights()
         state = None
         if self.is_deepspeed_enabled:  # a collective call
             state = self.accelerator.get_state_dict(self.deepspeed)
@@ -245,6 +294,7 @@ def training_arguments(config: Config, *, use_cpu: bool, bf16: bool, has_val: bo
         weight_decay=training.weight_decay,
         adam_beta2=training.adam_beta2,
         max_grad_norm=training.max_grad_norm,
+        optim="adamw_torch_fused",  # leaves a step out on the device
         bf16=bf16,
         use_cpu=use_cpu,
         seed=config.seed,
