@@ -143,6 +143,8 @@ class DataConfig:
     max_pixels: int = ranged(0)  # of a resized photo, at most; 0 = the default of the model's family
     max_length: int = positive(8192)  # tokens of one sample; a longer sample is an error
     workers: int = ranged(0)  # processes that load photos
+    on_unreadable: str = choice("stop", ("stop", "skip"))  # a photo that turns unreadable while a run trains
+    max_unreadable: int = ranged(10)  # skip: most such photos of a run
 
 
 @dataclass

@@ -25,6 +25,7 @@ from bbu.losses.weighting import TERMS
 from bbu.training.distributed import gather, is_main, rank
 from bbu.training.objective import DetectionObjective
 from bbu.training.replay import MOST_BYTES, NOT_FINITE_FOLDER, keep_batches, not_finite, replay, room_for
+from bbu.training.unreadable import UnreadablePhotos
 
 SHOWN_NAMES = 5  # of samples and weights in a message
 SKIPPED = "skipped_steps"  # in the log: steps left out so far
@@ -41,24 +42,30 @@ class Step:
     """A step under way: its batches, the weighted components of each, and in the end the norm of its gradient.
 
     Args:
-        verdict: on the host, the norm and then the components of each batch; filled once ``ready`` has happened.
+        left_out: samples left out on all ranks because a photo cannot be read, a scalar.
+        verdict: on the host, the norm, the samples left out and the components of each batch; filled once ``ready`` has
+            happened.
     """
 
     number: int
     batches: list[Batch]
+    left_out: torch.Tensor
     components: list[torch.Tensor] = field(default_factory=list)
     verdict: torch.Tensor | None = None
     ready: torch.cuda.Event | None = None
 
-    def read(self) -> tuple[float, list[list[str]]]:
-        """The norm, and of each batch the terms that are not finite; waits for the copy, not for the device's queue."""
+    def read(self) -> tuple[float, int, list[list[str]]]:
+        """Norm, samples left out, and of each batch the terms that are not finite.
+
+        Waits for the copy, not for all that the device has to do.
+        """
         if self.ready is not None:
             self.ready.synchronize()
         assert self.verdict is not None
-        norm, *values = self.verdict.tolist()
+        norm, left_out, *values = self.verdict.tolist()
         rows = [values[start : start + len(TERMS)] for start in range(0, len(values), len(TERMS))]
         spoilt = [[term for term, value in zip(TERMS, row, strict=True) if not math.isfinite(value)] for row in rows]
-        return norm, spoilt
+        return norm, int(left_out), spoilt
 
 
 @dataclass(frozen=True)
@@ -80,6 +87,7 @@ class StepGuard:
         save_model: writes the model into a folder.
         history: the run's log lines so far, a resumed run's earlier ones included.
         log: adds a log line.
+        unreadable: is told on all ranks together when samples were left out.
     """
 
     def __init__(
@@ -90,15 +98,17 @@ class StepGuard:
         save_model: Callable[[Path], None],
         history: Callable[[], list[dict[str, Any]]],
         log: Callable[[dict[str, float]], None],
+        unreadable: UnreadablePhotos,
     ) -> None:
         self.config, self.folder = config, output / NOT_FINITE_FOLDER
         self.objective, self.save_model, self.history, self.log = objective, save_model, history, log
+        self.unreadable = unreadable
         self._open: Step | None = None
         self._closed: Step | None = None
 
-    def begin(self, number: int, batches: list[Batch]) -> None:
+    def begin(self, number: int, batches: list[Batch], left_out: torch.Tensor) -> None:
         """A step begins; ``number`` counts from 1."""
-        self._open = Step(number, batches)
+        self._open = Step(number, batches, left_out)
 
     def add(self, components: Mapping[str, torch.Tensor]) -> None:
         """The weighted components of the step's next batch."""
@@ -116,7 +126,8 @@ class StepGuard:
         """
         step, self._open = self._open, None
         if step is not None:
-            values = torch.cat([norm.detach().double()[None], *(row.to(norm.device) for row in step.components)])
+            numbers = [norm.detach().double()[None], step.left_out.double()[None], *step.components]
+            values = torch.cat([number.to(norm.device) for number in numbers])
             step.verdict = values.to("cpu", non_blocking=True)
             if values.is_cuda:
                 step.ready = torch.cuda.Event()
@@ -125,15 +136,18 @@ class StepGuard:
         return norm.isfinite()
 
     def judge(self) -> None:
-        """Act on the last step if it was not finite. All ranks call it at the same points.
+        """Act on the last step if it was not finite or left samples out. All ranks call it at the same points.
 
         Raises:
-            NotFiniteError: it was, and the run is to stop, or has left out enough steps.
+            NotFiniteError: it was not finite, and the run is to stop or has left out enough steps.
+            ImageError: too many photos are unreadable.
         """
         step, self._closed = self._closed, None
         if step is None:
             return
-        norm, spoilt = step.read()
+        norm, left_out, spoilt = step.read()
+        if left_out:
+            self.unreadable.settle()
         if not math.isfinite(norm):
             self._act(step, norm, spoilt)
 

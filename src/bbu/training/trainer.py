@@ -30,6 +30,7 @@ from bbu.training.loss_log import LOG_FILE, LogFile, LossWindow
 from bbu.training.objective import DetectionObjective
 from bbu.training.param_groups import optimizer_groups
 from bbu.training.recovery import PACKS_FILE, check_packs, load_for_training
+from bbu.training.unreadable import UnreadablePhotos
 
 Evaluator = Callable[[], dict[str, float | None]]
 
@@ -83,6 +84,8 @@ class BBUTrainer(Trainer):
         self.add_callback(self.progress)
         self.add_callback(LogFile(Path(config.output_dir) / LOG_FILE))
         self.window = LossWindow()
+        self.unreadable = UnreadablePhotos(config.data, Path(config.output_dir))
+        self.add_callback(self.unreadable)
         self.guard = StepGuard(
             config.training,
             Path(config.output_dir),
@@ -90,6 +93,7 @@ class BBUTrainer(Trainer):
             save_model=lambda folder: save_model(folder, self.unwrapped.model, processor),
             history=lambda: self.state.log_history,
             log=self.log,
+            unreadable=self.unreadable,
         )
         self._end_steps_with_the_norm()
         self._rates: dict[str, float] = {}  # of the current step; the scheduler has advanced before it is logged
@@ -155,21 +159,27 @@ class BBUTrainer(Trainer):
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
     ) -> tuple[list[Any], torch.Tensor]:
-        """The batches of one optimizer step and its counts in the order of TERMS, summed over batches and ranks."""
+        """The batches of one optimizer step and its counts in the order of TERMS, summed over batches and ranks.
+
+        Raises:
+            ImageError: a photo cannot be read, and data.on_unreadable is stop.
+        """
         batches = []
         for _ in range(num_batches):
             batch = next(epoch_iterator, None)
             if batch is None:
                 break
             batches.append(batch)
-        per_batch = [list(count_terms(batch).values()) for batch in batches] or [[0] * len(TERMS)]
+        step = self.state.global_step + 1
+        per_batch = [[*count_terms(batch).values(), 0] for batch in batches]
+        per_batch.append([0] * len(TERMS) + [self.unreadable.meet(step, batches)])
         counts = to_device(per_batch, device, torch.float64).sum(0)
         counts = sum_over_ranks(counts)
         self.window.begin_step(device)
-        self.guard.begin(self.state.global_step + 1, batches)
+        self.guard.begin(step, batches, left_out=counts[-1])
         if self.optimizer is not None:
             self._rates = {g["group"]: g["lr"] for g in self.optimizer.param_groups}
-        return batches, counts
+        return batches, counts[:-1]
 
     def compute_loss(
         self,
