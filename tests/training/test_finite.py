@@ -220,6 +220,15 @@ def test_what_is_kept_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert not list((tmp_path / NOT_FINITE_FOLDER).rglob("*.safetensors"))
 
 
+def test_where_nothing_can_be_kept_the_message_is_the_same(tmp_path: Path) -> None:
+    (tmp_path / NOT_FINITE_FOLDER).write_text("a file in the way", encoding="utf-8")
+    with pytest.raises(
+        NotFiniteError, match=r"^step 3: loss/bbox_l1.* could not be kept: .*on_not_finite=skip"
+    ) as caught:
+        trainer_of(tmp_path, "target").train()
+    assert "\n" not in str(caught.value)
+
+
 @pytest.mark.parametrize("policy", ["stop", "skip"])
 def test_all_ranks_agree_on_a_loss_that_is_not_finite_on_one(policy: str, records: Path, tmp_path: Path) -> None:
     processes = start(records, tmp_path, ranks=2, spoil=(1, 3), training__on_not_finite=policy)

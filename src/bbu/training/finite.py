@@ -8,6 +8,7 @@ reads a copy of it in the next step, after the matching has waited for that step
 from __future__ import annotations
 
 import math
+import shutil
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -15,21 +16,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from tqdm import tqdm
 
 from bbu.config import TrainingConfig
 from bbu.data.collators import Batch
-from bbu.errors import NotFiniteError
+from bbu.errors import NotFiniteError, UserError
 from bbu.jsonl import write_json
 from bbu.losses.weighting import TERMS
+from bbu.models.finite import check_finite, not_finite, shown_names, weights_text
 from bbu.training.distributed import gather, is_main, rank
 from bbu.training.objective import DetectionObjective
-from bbu.training.replay import MOST_BYTES, NOT_FINITE_FOLDER, keep_batches, not_finite, replay, room_for
+from bbu.training.replay import MOST_BYTES, NOT_FINITE_FOLDER, keep_batches, replay, room_for
 from bbu.training.unreadable import UnreadablePhotos
 
-SHOWN_NAMES = 5  # of samples and weights in a message
 SKIPPED = "skipped_steps"  # in the log: steps left out so far
-FROM_THE_LAST = "Continue from the last checkpoint (training.resume=true) with lower training.learning_rates"
 
 
 def poison(loss: torch.Tensor) -> torch.Tensor:
@@ -157,75 +158,63 @@ class StepGuard:
         Raises:
             NotFiniteError: one is not finite; the message names it.
         """
-        weights = self.objective().model.state_dict()
-        norm = torch.nn.utils.get_total_norm([weight for weight in weights.values() if weight.is_floating_point()])
-        spoilt = [] if bool(norm.isfinite()) else not_finite(weights.items())
-        if spoilt:
-            raise NotFiniteError(f"{_weights_text(spoilt)}; nothing was written. {FROM_THE_LAST}")
+        check_finite(self.objective().model.state_dict())
 
     def _act(self, step: Step, norm: float, spoilt: list[list[str]]) -> None:
         weights = not_finite(self.objective().model.state_dict().items())
-        mine = self._finding(step, spoilt, look_further=not weights)
-        found = gather([mine])
+        found = gather([self._finding(step, spoilt, look_further=not weights)])
         guilty = [finding for finding in found if finding.terms or finding.gradients] or found
         samples = list(dict.fromkeys(name for finding in guilty for name in finding.samples))
-        cause = _weights_text(weights) if weights else _cause(found, norm)
-        folder = self.folder / f"step-{step.number}"
+        cause = weights_text(weights) if weights else _cause(found, norm)
         report = {
             "step": step.number, "cause": cause, "gradient_norm": repr(norm), "weights": weights, "samples": samples,
             "terms": _merged(finding.terms for finding in found),
             "gradients": _merged(finding.gradients for finding in found),
         }  # fmt: skip
-        kept = self._keep(folder, step, spoilt, mine in guilty, report, with_model=not weights)
-        where = f"step {step.number}: {cause}; samples: {shown_names(samples)}"
-        self._stop_or_go_on(where, kept, bool(weights))
+        own = [batch for batch, terms in zip(step.batches, spoilt, strict=False) if terms] or step.batches
+        batches = own if found[rank()] in guilty else []
+        kept = self._keep(self.folder / f"step-{step.number}", batches, report, with_model=not weights)
+        self._stop_or_go_on(f"step {step.number}: {cause}; samples: {shown_names(samples)}", kept, bool(weights))
 
     def _finding(self, step: Step, spoilt: list[list[str]], *, look_further: bool) -> Finding:
         """Terms tell the batch; where all are finite the batches are run again until one has a spoilt gradient."""
         terms = _merged(spoilt)
-        if terms:
-            names = [name for batch, its in zip(step.batches, spoilt, strict=False) if its for name in batch["names"]]
+        names = [name for batch, its in zip(step.batches, spoilt, strict=False) if its for name in batch["names"]]
+        if any(gather([bool(terms)])) or not look_further:
             return Finding(terms, [], names)
-        for batch in step.batches if look_further else ():
+        for batch in step.batches:
             try:
                 gradients = replay(self.objective(), batch).gradients
-            except torch.OutOfMemoryError:
+            except RuntimeError:  # no memory for it: what is known is said
                 break
             if gradients:
                 return Finding([], gradients, list(batch["names"]))
         return Finding([], [], [name for batch in step.batches for name in batch["names"]])
 
-    def _keep(
-        self,
-        folder: Path,
-        step: Step,
-        spoilt: list[list[str]],
-        guilty: bool,
-        report: dict[str, Any],
-        *,
-        with_model: bool,
-    ) -> str:
-        """Write batches, report and model; returns where they are, or why not. Ends on all ranks together."""
-        own = [batch for batch, terms in zip(step.batches, spoilt, strict=False) if terms] or step.batches
-        trouble = ""
+    def _keep(self, folder: Path, batches: list[Batch], report: dict[str, Any], *, with_model: bool) -> str:
+        """Write batches, model and report; returns where they are, or why not. Ends on all ranks together."""
+        mine, trouble = [], ""
         try:
-            kept = keep_batches(folder, f"rank-{rank()}", own if guilty else [])
+            mine = keep_batches(folder, f"rank-{rank()}", batches)
             size = sum(value.nbytes for value in self.objective().model.state_dict().values())
             if is_main() and with_model and room_for(self.folder, size):
                 self.save_model(folder / "model")
-        except OSError as error:
-            kept, trouble = [], f"the batch could not be kept: {error.strerror}"
-        all_kept = [name for names in gather([kept]) for name in names]
-        if not trouble and not all_kept:
-            trouble = f"the batch was not kept: {self.folder} would be over {MOST_BYTES / 1e9:.1f} GB"
+        except (OSError, UserError, SafetensorError) as error:
+            shutil.rmtree(folder / "model", ignore_errors=True)
+            trouble = f"the batch could not be kept: {error}"
+        kept = [name for names in gather([mine]) for name in names]
+        if not kept and not trouble:
+            trouble = f"the batch was not kept: {self.folder} would be over {MOST_BYTES / 2**30:.1f} GiB"
         if is_main() and not trouble:
-            write_json(folder / "report.json", {**report, "batches": all_kept})
+            write_json(folder / "report.json", {**report, "batches": kept})
         gather([None])  # a rank that raises ends the others
         return trouble or f"kept in {folder} to be replayed (docs/training.md)"
 
     def _stop_or_go_on(self, where: str, kept: str, weights: bool) -> None:
         if weights:
-            raise NotFiniteError(f"{where}; {kept}. {FROM_THE_LAST}")
+            raise NotFiniteError(
+                f"{where}; {kept}. Continue from the last checkpoint with lower training.learning_rates"
+            )
         count = 1 + max((int(line[SKIPPED]) for line in self.history() if SKIPPED in line), default=0)
         most = self.config.max_not_finite
         if self.config.on_not_finite == "stop":
@@ -241,17 +230,6 @@ class StepGuard:
         if is_main():
             tqdm.write(f"left out ({count} of at most {most}): {where}; {kept}", file=sys.stderr)
         self.log({SKIPPED: count})
-
-
-def _weights_text(names: list[str]) -> str:
-    """These weights are not finite, in words."""
-    return f"the weights are not finite: {shown_names(names)}"
-
-
-def shown_names(names: list[str]) -> str:
-    """The first names, and how many more there are."""
-    more = f" and {len(names) - SHOWN_NAMES} more" if len(names) > SHOWN_NAMES else ""
-    return ", ".join(names[:SHOWN_NAMES]) + more
 
 
 def _cause(found: list[Finding], norm: float) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from bbu.data.collators import Batch
 from bbu.jsonl import atomic_file, decode_json, write_json
 from bbu.losses.weighting import TERMS, count_terms, max_one
+from bbu.models.finite import not_finite
 from bbu.training.objective import DetectionObjective
 
 NOT_FINITE_FOLDER = "not_finite"
@@ -42,11 +43,6 @@ def replay(objective: DetectionObjective, batch: Batch) -> Replay:
     found = torch.autograd.grad(total, list(named.values()), allow_unused=True)
     gradients = {name: gradient for name, gradient in zip(named, found, strict=True) if gradient is not None}
     return Replay({term: mean.item() for term, mean in means.items()}, not_finite(gradients.items()))
-
-
-def not_finite(tensors: Iterable[tuple[str, torch.Tensor]]) -> list[str]:
-    """Names of the tensors with a NaN or an infinity. Waits for the device."""
-    return [name for name, tensor in tensors if tensor.is_floating_point() and not bool(tensor.isfinite().all())]
 
 
 def keep_batches(folder: Path, prefix: str, batches: Sequence[Batch]) -> list[str]:

@@ -11,11 +11,11 @@ from bbu.config import DataConfig
 from bbu.data.collators import Batch
 from bbu.errors import ImageError
 from bbu.jsonl import iter_json_lines, write_jsonl
+from bbu.models.finite import shown_names
 from bbu.training.distributed import gather, is_main
 from bbu.training.loss_log import append_row
 
 UNREADABLE_FILE = "unreadable_photos.jsonl"
-SHOWN_PHOTOS = 5  # in a message
 
 
 class UnreadablePhotos(TrainerCallback):
@@ -79,10 +79,10 @@ class UnreadablePhotos(TrainerCallback):
         gather([None])  # a rank that raises ends the others
         photos, most = self.photos, self.config.max_unreadable
         if len(photos) > most:
-            names = ", ".join(photos[-SHOWN_PHOTOS:])
             raise ImageError(
-                f"{len(photos)} photos cannot be read, and data.max_unreadable is {most}; the last: {names}; all are "
-                f"in {self.path}. Mend them and continue with training.resume=true, or allow more"
+                f"{len(photos)} photos cannot be read, and data.max_unreadable is {most}: "
+                f"{shown_names(photos)}, listed in {self.path}. Mend them and continue with training.resume=true, or "
+                "allow more"
             )
 
     def on_train_end(
