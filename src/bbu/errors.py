@@ -26,11 +26,25 @@ class RecordError(UserError):
 
 
 class ImageError(UserError):
-    """An image file that cannot be read; the message names the file."""
+    """An image file that cannot be read; the message names the file.
+
+    ``photo`` is its name in the record, where a record was read.
+    """
+
+    photo = ""
 
 
 class SampleError(UserError):
     """A sample that cannot be trained on or predicted (too long, wrong image count, …)."""
+
+
+class PhotoChangedError(SampleError):
+    """A photo whose size is not its record's.
+
+    ``photo`` is its name in the record.
+    """
+
+    photo = ""
 
 
 class ConfigError(UserError):
@@ -39,6 +53,10 @@ class ConfigError(UserError):
 
 class CheckpointError(UserError):
     """A checkpoint that is incomplete, or was made with another prompt, template or vocabulary."""
+
+
+class NotFiniteError(UserError):
+    """A loss, gradient or weight is NaN or infinite; the message names terms or weights, and samples."""
 
 
 def shortened(text: str) -> str:

@@ -15,7 +15,7 @@ from transformers import Qwen2_5_VLForConditionalGeneration
 
 from bbu.config import Config
 from bbu.data.photo import Photo
-from bbu.errors import CheckpointError
+from bbu.errors import CheckpointError, NotFiniteError
 from bbu.families.prompts import PromptSpec
 from bbu.families.qwen2_5_vl.codec import QWEN
 from bbu.families.tokenizer import train_tokenizer
@@ -35,6 +35,7 @@ from bbu.models.wrapper import DetectionVLM
 from bbu.records import PredictedObject
 from bbu.training.recovery import load_for_training, publish
 from tests.tiny import (
+    DEFAULT,
     FAMILIES,
     Conversation,
     build_tiny,
@@ -314,3 +315,12 @@ def test_hashes_and_names_are_those_of_qwen_models_saved_by_earlier_versions() -
         "detection_head.layers.0.point_offset.weight", "detection_head.box_heads.0.step.0.weight",
     ):  # fmt: skip
         assert name in names
+
+
+def test_a_model_whose_weights_are_not_finite_is_not_written(tmp_path: Path) -> None:
+    model = build_tiny(tiny_config())
+    with torch.no_grad():
+        model.detection_head.box_heads[-1].norm.weight[3] = float("inf")
+    with pytest.raises(NotFiniteError, match=r"the weights are not finite: detection_head\S+norm\.weight"):
+        save_model(tmp_path / "model", model, tiny_processor(DEFAULT))
+    assert not (tmp_path / "model").exists()

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import TrainerCallback
 
 from bbu.families.feature_cache import FeatureCache
 from bbu.families.qwen2_5_vl import backbone as qwen2_5_vl
@@ -19,7 +20,7 @@ from bbu.layers import attention
 from bbu.losses import matcher
 from bbu.models.build import freeze
 from bbu.training.objective import DetectionObjective
-from tests.tiny import FAMILIES, build_tiny, mixed_samples, pack, tiny_config, tiny_processor
+from tests.tiny import DEFAULT, FAMILIES, build_tiny, mixed_samples, pack, tiny_config, tiny_processor, tiny_trainer
 
 WAITING = {
     "aten::_local_scalar_dense", "aten::item", "aten::nonzero", "aten::masked_select", "aten::equal",
@@ -122,3 +123,30 @@ def test_the_check_detects_synchronising_operations() -> None:
         values.nonzero()
         values[torch.tensor([0, 2])]  # a gather of known size does not
     assert watch.found == ["aten::index.Tensor", "aten::_local_scalar_dense", "aten::nonzero"]
+
+
+@pytest.mark.parametrize("clip", [1.0, 0.0], ids=["clipped", "not clipped"])
+def test_a_whole_step_of_the_trainer_waits_no_more_often(
+    clip: float, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """From one step's begin to the next's end, with the check that loss and gradient are finite."""
+    config = tiny_config(training={"max_steps": 3, "log_every": 10, "max_grad_norm": clip})
+    processor = tiny_processor(DEFAULT)
+    trainer = tiny_trainer(config, tmp_path, mixed_samples(processor) * 2, processor)
+    watch = Watch()
+    excuse(monkeypatch, watch, attention.ATTENTION_BACKENDS, "sdpa")
+    for owner, name in ON_THE_HOST[DEFAULT]:
+        excuse(monkeypatch, watch, owner, name)
+
+    class OneStep(TrainerCallback):
+        def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if state.global_step == 1:
+                watch.__enter__()
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if state.global_step == 2:
+                watch.__exit__(None, None, None)
+
+    trainer.add_callback(OneStep())
+    trainer.train()
+    assert watch.found == []

@@ -12,13 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import Trainer
 
-from bbu.config import LossConfig
 from bbu.errors import ConfigError, SampleError
 from bbu.families.registry import backbone_class
 from bbu.losses.weighting import TERMS
 from bbu.models.build import build_model
 from bbu.training.distributed import merge_shards
-from bbu.training.objective import DetectionObjective
 from bbu.training.trainer import BBUTrainer, training_arguments
 from tests.tiny import (
     DEFAULT,
@@ -93,15 +91,6 @@ def test_a_student_without_exactly_its_image_is_an_error(family: str) -> None:
     batch["student_images"] = batch["student_images"][::-1]
     with pytest.raises(SampleError, match="a student has exactly one image"):
         run_model(model, batch)
-
-
-def test_diverged_training_names_the_photo() -> None:
-    model = build_tiny(tiny_config())
-    with torch.no_grad():
-        model.detection_head.box_heads[-1].norm.weight.fill_(float("nan"))
-    batch = pack(model, mixed_samples(tiny_processor(DEFAULT))[:2])
-    with pytest.raises(SampleError, match=f"^{batch['names'][0]}: the matching cost is not finite"):
-        DetectionObjective(model, LossConfig())(**batch)
 
 
 def test_an_attention_backend_that_cannot_run_is_refused_when_the_model_is_built() -> None:

@@ -144,6 +144,8 @@ class DataConfig:
     max_pixels: int = ranged(0)  # of a resized photo, at most; 0 = the default of the model's family
     max_length: int = positive(8192)  # tokens of one sample; a longer sample is an error
     workers: int = ranged(0)  # processes that load photos
+    on_unreadable: str = choice("stop", ("stop", "skip"))  # a photo that turns unreadable while a run trains
+    max_unreadable: int = ranged(10)  # skip: most such photos of a run
 
 
 @dataclass
@@ -230,6 +232,8 @@ class TrainingConfig:
     warmup_steps: int = ranged(50)
     schedule: str = choice("cosine", SCHEDULES)
     max_grad_norm: float = ranged(1.0)
+    on_not_finite: str = choice("stop", ("stop", "skip"))  # a step whose loss or gradient is NaN or infinite
+    max_not_finite: int = ranged(10)  # skip: most such steps of a run
     precision: str = choice("auto", ("auto", "fp32", "bf16"))
     select_best: str = choice("AP50", ("", *VAL_METRICS))  # publish the checkpoint best by this on val; "" = the last
     eval_every: int = ranged(0)  # steps between evaluations on val; 0 = never

@@ -9,6 +9,7 @@ import torch
 from torch.nn import functional as F
 
 from bbu.data.chat_processor import IGNORE, ChatProcessorOutput, Span
+from bbu.data.dataset import UnreadableSample
 from bbu.families.base import PositionFunction
 from bbu.geometry import Grid
 
@@ -26,7 +27,9 @@ class PackedDataCollator:
         student_images [B]: index of each student's image among the I;
         prompt_spans [B], photo_spans [B], student_spans [B], teacher_spans [B][…]: half-open token ranges in the pack;
         boxes (N, 4) cxcywh in [0, 1]; box_counts [B]; caption_ids [N]: token ids of each caption, end token included;
-        names [B], geometries [B].
+        names [B], geometries [B];
+        only where photos cannot be read: unreadable, a row for each sample that was left out; blank, whether that
+        leaves none, so that an empty photo stands in, whose losses count nothing.
 
     Values that decide shapes stay Python numbers, so that a step never waits for the device to read one.
 
@@ -37,7 +40,8 @@ class PackedDataCollator:
     def __init__(self, position_function: PositionFunction) -> None:
         self.position_function = position_function
 
-    def __call__(self, samples: Sequence[ChatProcessorOutput]) -> Batch:
+    def __call__(self, samples: Sequence[ChatProcessorOutput | UnreadableSample]) -> Batch:
+        samples, left_out = _readable(samples)
         lengths = [len(sample.input_ids) for sample in samples]
         cu_seqlens = torch.tensor([0, *lengths]).cumsum(0)
         starts = cu_seqlens[:-1].tolist()
@@ -57,6 +61,7 @@ class PackedDataCollator:
             ],
             **_collate_images(samples),
             **_collate_targets(samples),
+            **left_out,
         }
 
 
@@ -74,7 +79,8 @@ class StandardDataCollator:
     def __init__(self, position_function: PositionFunction, pad_token_id: int) -> None:
         self.position_function, self.pad_token_id = position_function, pad_token_id
 
-    def __call__(self, samples: Sequence[ChatProcessorOutput]) -> Batch:
+    def __call__(self, samples: Sequence[ChatProcessorOutput | UnreadableSample]) -> Batch:
+        samples, left_out = _readable(samples)
         longest = max(len(sample.input_ids) for sample in samples)
 
         def pad(row: torch.Tensor, value: int | bool) -> torch.Tensor:
@@ -92,6 +98,7 @@ class StandardDataCollator:
             "teacher_spans": [list(s.teacher_spans) for s in samples],
             **_collate_images(samples),
             **_collate_targets(samples),
+            **left_out,
         }
 
 
@@ -115,6 +122,16 @@ def unpad(batch: Batch) -> Batch:
         [_shift(span, start) for span in spans] for spans, start in zip(batch["teacher_spans"], starts, strict=True)
     ]
     return packed
+
+
+def _readable(samples: Sequence[ChatProcessorOutput | UnreadableSample]) -> tuple[list[ChatProcessorOutput], Batch]:
+    """The samples that could be read, or a stand-in if none could; and the batch's keys about the others."""
+    read = [sample for sample in samples if not isinstance(sample, UnreadableSample)]
+    missing = [sample for sample in samples if isinstance(sample, UnreadableSample)]
+    if not missing:
+        return read, {}
+    rows = [{"position": m.position, "photo": m.photo, "sample": m.sample, "error": m.error} for m in missing]
+    return read or [missing[0].stand_in], {"unreadable": rows, "blank": not read}
 
 
 def _positions(sample: ChatProcessorOutput, function: PositionFunction) -> torch.Tensor:

@@ -3,20 +3,44 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
 
+from PIL import Image
 from torch.utils.data import Dataset
 
 from bbu.config import AugmentConfig, SamplingConfig
 from bbu.data.augment import Augmenter
 from bbu.data.chat_processor import ChatProcessor, ChatProcessorOutput
 from bbu.data.packing.planner import Pack
+from bbu.data.photo import Photo
 from bbu.data.sampling.episodes import Episodes
 from bbu.data.sampling.order import EpochOrder
-from bbu.errors import SampleError
+from bbu.errors import ImageError, PhotoChangedError, SampleError
 from bbu.records import FewShotSample
 from bbu.taxonomy import MirrorRules
 
 BEFORE_THE_END = 1 - 1e-9  # with planned packs the length is an estimate; progress stays below 1
+STAND_IN_SIDE = 112  # pixels
+
+
+@dataclass(frozen=True)
+class UnreadableSample:
+    """Keeps the place of a sample one of whose photos cannot be read or has changed.
+
+    Args:
+        position: in the stream.
+        sample: the student's photo.
+        photo: the one that cannot be used: the student's, a teacher's, or one that augmentation mixes in.
+        error: why, for the user.
+        stand_in: an empty photo, for a batch that would have no sample at all.
+    """
+
+    position: int
+    sample: str
+    photo: str
+    error: str
+    stand_in: ChatProcessorOutput
 
 
 class TrainingStream(Dataset[ChatProcessorOutput]):
@@ -64,10 +88,10 @@ class TrainingStream(Dataset[ChatProcessorOutput]):
             raise IndexError(position)
         return self._make(position)
 
-    def __getitems__(self, wanted: Sequence[int | Pack]) -> list[ChatProcessorOutput]:
+    def __getitems__(self, wanted: Sequence[int | Pack]) -> list[ChatProcessorOutput | UnreadableSample]:
         """The samples of a batch: positions, or planned packs of positions, which may exceed ``length``."""
         packs = (item if isinstance(item, tuple) else (item,) for item in wanted)
-        return [self._make(position) for pack in packs for position in pack]
+        return [self._make_if_readable(position) for pack in packs for position in pack]
 
     def shown_at(self, position: int) -> FewShotSample:
         """Rows of the sample at a position, with its teachers and context."""
@@ -80,3 +104,15 @@ class TrainingStream(Dataset[ChatProcessorOutput]):
         progress = min(position / self.length, BEFORE_THE_END)
         augment = self.augmenter.for_sample(draw.epoch, draw.number, progress)
         return self.processor.process_sample(self.shown_at(position), augment)
+
+    def _make_if_readable(self, position: int) -> ChatProcessorOutput | UnreadableSample:
+        try:
+            return self._make(position)
+        except (ImageError, PhotoChangedError) as error:
+            sample = self.samples[self.order.at(position).photo].student.images[0]
+            return UnreadableSample(position, sample, error.photo or sample, str(error), self._stand_in)
+
+    @cached_property
+    def _stand_in(self) -> ChatProcessorOutput:
+        blank = Photo(Image.new("RGB", (STAND_IN_SIDE, STAND_IN_SIDE)), "no photo")
+        return self.processor.process_photos([], blank, with_answer=True)

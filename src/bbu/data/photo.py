@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bbu.errors import SampleError
+from bbu.errors import ImageError, PhotoChangedError, SampleError
 from bbu.geometry import IDENTITY, Affine
 from bbu.images import load_image
 from bbu.records import ObjectRow, Row, resolve_image
@@ -41,16 +41,20 @@ def open_photo(image_root: str | Path, row: Row) -> Photo:
     """Load the photo of a row and check it against the row.
 
     Raises:
-        SampleError: not exactly one photo, or its size is not the record's.
+        SampleError: not exactly one photo; PhotoChangedError: its size is not the record's.
         ImageError: the photo cannot be read.
     """
     if len(row.images) != 1:
         raise SampleError(f"{row.images[0]}: a turn has exactly one photo, this record has {len(row.images)}")
     name = row.images[0]
-    image = load_image(resolve_image(image_root, name))
-    if image.size != (row.width, row.height):
-        raise SampleError(
-            f"{name}: the record says {row.width}x{row.height}, the photo shows {image.width}x{image.height} "
-            "(after EXIF); convert the annotations again"
-        )
+    try:
+        image = load_image(resolve_image(image_root, name))
+        if image.size != (row.width, row.height):
+            raise PhotoChangedError(
+                f"{name}: the record says {row.width}x{row.height}, the photo shows {image.width}x{image.height} "
+                "(after EXIF); convert the annotations again"
+            )
+    except (ImageError, PhotoChangedError) as error:
+        error.photo = name
+        raise
     return Photo(image, name, row.objects)

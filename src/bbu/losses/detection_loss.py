@@ -77,7 +77,6 @@ def detection_sums(
     target_counts: Sequence[int],
     *,
     costs: MatchCosts,
-    names: Sequence[str] = (),
     denoising: Denoising | None = None,
 ) -> DetectionSums:
     """Match every layer and the proposals, then sum their terms and those of the denoising queries.
@@ -87,7 +86,6 @@ def detection_sums(
 
     Args:
         proposal_counts: image tokens of each sample; proposals lie end to end.
-        names: photos, for messages.
         denoising: predictions for the denoising queries; its groups together weigh as much as the layers.
     """
     target_boxes_N4 = target_boxes_N4.to(layer_boxes_KBQ4.dtype)
@@ -97,9 +95,7 @@ def detection_sums(
         for rows in (proposal_boxes_S4, proposal_objectness_S)
     )
     proposals = PredictionSet(boxes_BQ4[None], objectness_BQ[None], proposal_counts)
-    layer_matches, proposal_matches = hungarian_matcher(
-        [layers, proposals], target_boxes_N4, target_counts, costs, names
-    )
+    layer_matches, proposal_matches = hungarian_matcher([layers, proposals], target_boxes_N4, target_counts, costs)
     of_layers = _sums(layers, layer_matches, target_boxes_N4)
     of_proposals = _sums(proposals, proposal_matches, target_boxes_N4)
     l1, overlap, objectness = (a + b for a, b in zip(of_layers, of_proposals, strict=True))

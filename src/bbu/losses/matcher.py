@@ -13,7 +13,6 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch.nn.utils.rnn import pad_sequence
 
-from bbu.errors import SampleError
 from bbu.geometry import cxcywh_to_xyxy, giou
 from bbu.layers.transfer import to_device
 
@@ -80,27 +79,23 @@ def hungarian_matcher(
     target_boxes_N4: torch.Tensor,
     target_counts: Sequence[int],
     costs: MatchCosts,
-    names: Sequence[str] = (),
 ) -> list[Matches]:
     """The cheapest one-to-one matching for every prediction set, layer and sample.
 
     Each prediction is costed against the targets of its own sample only. All costs are computed on the device and
     cross to the host in one transfer; scipy's linear_sum_assignment solves each (target, prediction) table. With more
-    targets than predictions, the best-fitting targets are matched. Pairs are ordered by layer, sample and target.
+    targets than predictions, the best-fitting targets are matched. Pairs are ordered by layer, sample and target. A
+    pair whose cost is not finite counts as the best, so that the loss is not finite either.
 
     Args:
         target_boxes_N4: cxcywh, samples end to end.
         target_counts: targets of each sample.
-        names: photos, for messages.
-
-    Raises:
-        SampleError: a cost is not finite; names the photo.
     """
     tables = [_cost_tables(predicted, target_boxes_N4, target_counts, costs) for predicted in prediction_sets]
     host = iter(_to_host([table for of_set in tables for table in of_set]))
     device = target_boxes_N4.device
     return [
-        Matches.of(_solve(predicted, [next(host) for _ in target_counts], target_counts, names), device)
+        Matches.of(_solve(predicted, [next(host) for _ in target_counts], target_counts), device)
         for predicted in prediction_sets
     ]
 
@@ -143,22 +138,19 @@ def _to_host(tables: Sequence[torch.Tensor]) -> list[np.ndarray]:
     return [piece.reshape(table.shape) for piece, table in zip(np.split(flat, stops), tables, strict=True)]
 
 
-def _solve(
-    predicted: PredictionSet, tables: Sequence[np.ndarray], target_counts: Sequence[int], names: Sequence[str]
-) -> np.ndarray:
+def _solve(predicted: PredictionSet, tables: Sequence[np.ndarray], target_counts: Sequence[int]) -> np.ndarray:
     """(4, R) int64 pairs of one prediction set: layer, sample, prediction, target."""
-    for sample, table in enumerate(tables):
-        if not np.isfinite(table).all():
-            name = names[sample] if names else f"sample {sample}"
-            raise SampleError(
-                f"{name}: the matching cost is not finite, so the model's output or the boxes are not; "
-                "lower the learning rates or check the boxes of this photo"
-            )
     first_target = np.cumsum([0, *target_counts])
     found = [np.zeros((4, 0), dtype=np.int64)]
     for layer in range(predicted.boxes.shape[0]):
         for sample, table in enumerate(tables):
-            targets, predictions = linear_sum_assignment(table[layer])
+            targets, predictions = linear_sum_assignment(_solvable(table[layer]))
             ours = np.full_like(targets, layer), np.full_like(targets, sample)
             found.append(np.stack([*ours, predictions, targets + first_target[sample]]))
     return np.concatenate(found, axis=1)
+
+
+def _solvable(table: np.ndarray) -> np.ndarray:
+    """The same costs, with the lowest of all in place of those that are not finite, which scipy refuses."""
+    finite = np.isfinite(table)
+    return table if finite.all() else np.where(finite, table, -1e9)

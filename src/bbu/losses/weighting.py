@@ -20,8 +20,10 @@ def term_weights(config: LossConfig) -> dict[str, float]:
 def count_terms(batch: Mapping[str, Any]) -> dict[str, int]:
     """The denominator of each term in a batch: supervised tokens for language terms, targets for box terms.
 
-    A target that no query is left for still counts, and so do its caption's tokens.
+    A target that no query is left for still counts, and so do its caption's tokens. A blank batch counts nothing.
     """
+    if batch.get("blank"):
+        return dict.fromkeys(TERMS, 0)
     targets = sum(batch["box_counts"])
     return {
         "teacher_lm": sum(stop - start for spans in batch["teacher_spans"] for start, stop in spans),

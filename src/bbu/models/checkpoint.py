@@ -31,6 +31,7 @@ from bbu.families.registry import backbone_class
 from bbu.families.tokenizer import load_tokenizer
 from bbu.jsonl import write_json
 from bbu.models.acceleration.lora import has_lora, learned_names, merged_state
+from bbu.models.finite import check_finite
 from bbu.models.manifest import MANIFEST_FILE, RESTORE, check_whole, read_manifest, seal
 from bbu.models.vocabulary import DESCRIPTIONS_FILE
 from bbu.models.wrapper import DetectionVLM
@@ -67,9 +68,13 @@ def save_model(
     Args:
         state: the model's state dict as gathered by a wrapper (DeepSpeed); default: the model's own.
         whole: write the manifest; False: the caller adds files and seals the folder (bbu.models.manifest.seal).
+
+    Raises:
+        NotFiniteError: a weight is not finite; nothing is written.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     state = dict(model.state_dict() if state is None else state)
+    check_finite(state)
+    folder.mkdir(parents=True, exist_ok=True)
     backbone_prefix = "backbone.vlm."
     backbone = {n.removeprefix(backbone_prefix): v for n, v in state.items() if n.startswith(backbone_prefix)}
     head = {n: v.contiguous() for n, v in state.items() if not n.startswith("backbone.")}

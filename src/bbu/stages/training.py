@@ -13,7 +13,7 @@ from bbu.config import Config, as_written
 from bbu.config.schema import VAL_METRICS
 from bbu.errors import CheckpointError, ConfigError, UserError
 from bbu.interruption import Stopped
-from bbu.jsonl import atomic_writer, write_json, write_jsonl
+from bbu.jsonl import atomic_writer, write_json
 from bbu.machine import RESUME
 from bbu.models.manifest import MANIFEST_FILE
 from bbu.monitoring.trackers import ready_trackers
@@ -285,7 +285,6 @@ def _finish(run: Run, trainer: BBUTrainer, seconds: float) -> None:
     cache = trainer.unwrapped.model.backbone.feature_cache
     if cache is not None:
         print(f"features: {cache.read} read, {cache.written} written by this process; {cache.describe()}", flush=True)
-    write_jsonl(output / "train_log.jsonl", trainer.state.log_history)
     write_json(
         output / "train_summary.json",
         {"train_seconds": round(seconds, 1), "steps": trainer.state.global_step, "checkpoint": checkpoint.name},

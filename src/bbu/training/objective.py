@@ -51,10 +51,9 @@ class DetectionObjective(nn.Module):
             target_boxes,
             batch["box_counts"],
             costs=MatchCosts(self.loss_config.match_l1, self.loss_config.match_giou, self.loss_config.match_objectness),
-            names=batch["names"],
             denoising=Denoising(noisy, output.denoising_layers) if noisy else None,
         )
-        return {
+        sums = {
             "teacher_lm": teacher,
             "student_lm": student,
             "bbox_l1": boxes.bbox_l1,
@@ -62,6 +61,7 @@ class DetectionObjective(nn.Module):
             "objectness": boxes.objectness,
             "caption": self._caption_sum(output, batch, boxes.final),
         }
+        return {term: value * 0 for term, value in sums.items()} if batch.get("blank") else sums
 
     def _compute_teacher_student_losses(
         self, output: DetectionOutput, batch: dict[str, Any]

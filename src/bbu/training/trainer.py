@@ -29,11 +29,14 @@ from bbu.machine import RESUME, disk_full
 from bbu.models.checkpoint import save_model
 from bbu.training.callbacks import EvaluateAtEnd, ProgressBar
 from bbu.training.distributed import is_main, sum_over_ranks, world_size
+from bbu.training.finite import StepGuard, poison
 from bbu.training.folders import checkpoint_at, checkpoints
+from bbu.training.loss_log import LOG_FILE, LogFile, LossWindow
 from bbu.training.objective import DetectionObjective
 from bbu.training.param_groups import optimizer_groups
 from bbu.training.recovery import IDENTITY_FILE, STATE_FILE, load_for_training, new_checkpoint, weights_only
 from bbu.training.stopping import EvaluationStoppedError, SharedRequest, StopOnSignal
+from bbu.training.unreadable import UnreadablePhotos
 from bbu.training.watchdog import FOLDER as STACKS_FOLDER
 from bbu.training.watchdog import Watchdog
 
@@ -92,8 +95,20 @@ class BBUTrainer(Trainer):
         self.stop, self.shield = SharedRequest(), LoaderShield()
         self.add_callback(StopOnSignal(self.stop, self.evaluate_late))
         self.watchdog = Watchdog(config.training.step_timeout, Path(config.output_dir) / STACKS_FOLDER)
-        self._logged = torch.zeros(len(TERMS) + 1, dtype=torch.float64)
-        self._logged_steps = 0
+        self.add_callback(LogFile(Path(config.output_dir) / LOG_FILE))
+        self.window = LossWindow()
+        self.unreadable = UnreadablePhotos(config.data, Path(config.output_dir))
+        self.add_callback(self.unreadable)
+        self.guard = StepGuard(
+            config.training,
+            Path(config.output_dir),
+            objective=lambda: self.unwrapped,
+            save_model=lambda folder: save_model(folder, self.unwrapped.model, processor),
+            history=lambda: self.state.log_history,
+            log=self.log,
+            unreadable=self.unreadable,
+        )
+        self._end_steps_with_the_norm()
         self._rates: dict[str, float] = {}  # of the current step; the scheduler has advanced before it is logged
 
     @property
@@ -108,12 +123,36 @@ class BBUTrainer(Trainer):
         """
         checkpoint = kwargs.get("resume_from_checkpoint")
         reading = weights_only(Path(checkpoint)) if checkpoint else nullcontext()
+        if checkpoint:
+            self.window.load(Path(checkpoint))
         try:
             with self.stop.listening(), self.watchdog.watching(), reading:
                 return super().train(*args, **kwargs)
         finally:
             self.shield.lift()
             self.progress.close()
+
+    def _end_steps_with_the_norm(self) -> None:
+        """The accelerator gives transformers the norm of the complete gradient: whether it is finite decides the step.
+
+        Fused optimizers read ``found_inf`` on the device. DeepSpeed has stepped by then, or left the step out itself.
+        """
+        clip = self.accelerator.clip_grad_norm_
+
+        def clip_grad_norm_(*args: Any, **kwargs: Any) -> Any:
+            norm = clip(*args, **kwargs)
+            if self.is_deepspeed_enabled:
+                left_out = self.accelerator.optimizer_step_was_skipped
+                counts = self.guard.end(torch.tensor(math.inf if left_out else float(norm or 0), dtype=torch.float64))
+                counts = counts.to(self.args.device)
+            else:
+                counts = self.guard.end(norm)
+                wrapper: Any = self.optimizer
+                wrapper.optimizer.found_inf = (~counts).float()
+            self.window.end_step(counts)
+            return norm
+
+        self.accelerator.clip_grad_norm_ = clip_grad_norm_  # type: ignore[method-assign]
 
     # ------------------------------------------------------------ data and loss
 
@@ -135,22 +174,28 @@ class BBUTrainer(Trainer):
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
     ) -> tuple[list[Any], torch.Tensor]:
-        """The batches of one optimizer step and its counts in the order of TERMS, summed over batches and ranks."""
+        """The batches of one optimizer step and its counts in the order of TERMS, summed over batches and ranks.
+
+        Raises:
+            ImageError: a photo cannot be read, and data.on_unreadable is stop.
+        """
         batches = []
         for _ in range(num_batches):
             batch = next(epoch_iterator, None)
             if batch is None:
                 break
             batches.append(batch)
-        self.watchdog.beat(f"step {self.state.global_step + 1}")
-        per_batch = [list(count_terms(batch).values()) for batch in batches] or [[0] * len(TERMS)]
-        stopping = [self.stop.column] + [[0] * len(self.stop.column)] * (len(per_batch) - 1)
-        rows = [counted + column for counted, column in zip(per_batch, stopping, strict=True)]
+        step = self.state.global_step + 1
+        self.watchdog.beat(f"step {step}")
+        no_stop = [0] * len(self.stop.column)
+        rows = [[*count_terms(batch).values(), 0, *no_stop] for batch in batches]
+        rows.append([0] * len(TERMS) + [self.unreadable.meet(step, batches), *self.stop.column])
         counts = self.stop.take(sum_over_ranks(to_device(rows, device, torch.float64).sum(0)))
-        self._logged_steps += 1
+        self.window.begin_step(device)
+        self.guard.begin(step, batches, left_out=counts[-1])
         if self.optimizer is not None:
             self._rates = {g["group"]: g["lr"] for g in self.optimizer.param_groups}
-        return batches, counts
+        return batches, counts[:-1]
 
     def compute_loss(
         self,
@@ -169,33 +214,33 @@ class BBUTrainer(Trainer):
             with ``return_outputs`` also the weighted components.
         """
         sums = model(**inputs)
+        self.guard.judge()  # the step before this one; the matching has just waited for the device
         if isinstance(num_items_in_batch, torch.Tensor):
             counts: dict[str, Any] = dict(zip(TERMS, num_items_in_batch.to(torch.float32).unbind(), strict=True))
         else:
             counts = dict(count_terms(inputs))
         components = weigh(sums, counts, self.weights)
-        self._remember_components(components, sums, counts)
         loss = torch.stack([components[term] for term in TERMS]).sum() * world_size()
+        loss = poison(loss)
+        self.guard.add(components)
+        plain = (sums["teacher_lm"] + sums["student_lm"]) / max_one(counts["teacher_lm"] + counts["student_lm"])
+        self.window.add(loss, components, plain)
         return (loss, components) if return_outputs else loss
 
-    def _remember_components(
-        self, components: dict[str, torch.Tensor], sums: dict[str, torch.Tensor], counts: dict[str, Any]
-    ) -> None:
-        """Accumulate the components for the next log line, on the device."""
-        plain = (sums["teacher_lm"] + sums["student_lm"]) / max_one(counts["teacher_lm"] + counts["student_lm"])
-        values = torch.stack([components[term].detach().double() for term in TERMS] + [plain.detach().double()])
-        self._logged = self._logged.to(values.device)
-        self._logged += values
-
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Add the weighted components (they sum to ``loss``) and the plain ``lm_loss``."""
+        """Add the weighted components (they sum to ``loss``) and the plain ``lm_loss``.
+
+        transformers' own losses begin anew at a resume; ours go on.
+        """
+        self.guard.judge()
+        if "train_loss" in logs:
+            logs["train_loss"] = self.window.mean_loss()
         if "loss" in logs:
-            totals = sum_over_ranks(self._logged.clone())
-            means = (totals / max(self._logged_steps, 1)).tolist()
-            logs.update({f"loss/{term}": value for term, value in zip(TERMS, means[:-1], strict=True)})
-            logs["lm_loss"] = means[-1]
-            self._logged.zero_()
-            self._logged_steps = 0
+            self.guard.check_weights()
+            logs.update(self.window.close())
+            for name in ("loss", "grad_norm"):  # where the last step, or every one, was left out
+                if not math.isfinite(logs.get(name, 0.0)):
+                    del logs[name]
             logs.pop("learning_rate", None)  # transformers logs the first group's only
             logs.update({f"learning_rate/{group}": rate for group, rate in self._rates.items()})
         epoch = self.state.epoch
@@ -227,6 +272,7 @@ class BBUTrainer(Trainer):
         If a signal stops it, the step's checkpoint is saved, and a resumed run evaluates it.
         """
         assert self.evaluator is not None
+        self.guard.judge()
         started = time.monotonic()
         try:
             scores = self.evaluator()
@@ -248,14 +294,21 @@ class BBUTrainer(Trainer):
             self.state.best_metric, self.state.best_global_step = value, self.state.global_step
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Write our model folder instead of transformers' files."""
+        """Write our model folder instead of transformers' files.
+
+        Raises:
+            NotFiniteError: a weight, or the step before, is not finite; nothing is written.
+        """
+        self.guard.judge()
+        self.guard.check_weights()
         state = None
         if self.is_deepspeed_enabled:  # a collective call
             state = self.accelerator.get_state_dict(self.deepspeed)
             state = {name.removeprefix("model."): value for name, value in state.items()}
+        folder = Path(output_dir or self.run_config.output_dir)
+        self.window.save(folder)
         if not is_main():
             return
-        folder = Path(output_dir or self.run_config.output_dir)
         save_model(folder, self.unwrapped.model, self.processor, state, whole=not _internal_call)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
@@ -306,6 +359,7 @@ def training_arguments(config: Config, *, use_cpu: bool, bf16: bool, has_val: bo
         weight_decay=training.weight_decay,
         adam_beta2=training.adam_beta2,
         max_grad_norm=training.max_grad_norm,
+        optim="adamw_torch_fused",  # leaves a step out on the device
         bf16=bf16,
         use_cpu=use_cpu,
         seed=config.seed,

@@ -114,3 +114,16 @@ def test_a_photo_that_cannot_be_read_has_no_hash(
     (photo_folder / "bad.png").write_bytes(b"no photo")
     names: list[Any] = ["a.png", "bad.png", "missing.png", "../outside.png"]
     assert list(hash_photos(names, photo_folder, tmp_path / "hashes.jsonl")) == ["a.png"]
+
+
+def test_a_photo_that_turns_unreadable_keeps_its_hash_so_that_a_resumed_run_draws_the_same_teachers(
+    make_photo: Callable[..., Path], photo_folder: Path, tmp_path: Path
+) -> None:
+    make_photo("a.png")
+    make_photo("b.png")
+    cache = tmp_path / "hashes.jsonl"
+    before = hash_photos(["a.png", "b.png"], photo_folder, cache)
+    (photo_folder / "a.png").write_bytes(b"no photo any more")
+    (photo_folder / "b.png").unlink()
+    for _ in range(2):
+        assert hash_photos(["a.png", "b.png"], photo_folder, cache) == before

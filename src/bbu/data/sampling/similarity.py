@@ -54,7 +54,8 @@ def hash_photos(names: Iterable[str], image_root: str | Path, cache: Path) -> di
         cache: JSON lines of image, size in bytes, mtime_ns and hash in hexadecimal.
 
     Returns:
-        Name → hash. A photo that cannot be read is left out; whoever opens it next reports the error.
+        Name → hash. A photo that cannot be read keeps its earlier hash, so that a resumed run draws the same teachers;
+        without one it is left out. Whoever opens it next reports the error.
     """
     wanted = dict.fromkeys(names)
     known = _read_cache(cache)
@@ -75,7 +76,7 @@ def _entry(name: str, image_root: str | Path, known: dict[str, Any] | None) -> d
             return known
         return {**entry, "phash": f"{photo_hash(load_image(path)):016x}"}
     except (UserError, OSError):
-        return None
+        return known
 
 
 def _read_cache(cache: Path) -> dict[str, dict[str, Any]]:
