@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from bbu.config import DataConfig
 from bbu.data.collators import Batch
-from bbu.errors import ImageError
+from bbu.errors import ImageError, RecordError
 from bbu.jsonl import iter_json_lines, write_jsonl
 from bbu.models.finite import shown_names
 from bbu.training.distributed import gather, is_main
@@ -40,10 +41,11 @@ class UnreadablePhotos(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """A resumed run keeps the rows up to its checkpoint, a fresh one begins anew."""
-        kept = []
+        kept: list[dict[str, Any]] = []
         if is_main() and self.path.is_file():
             if state.global_step:
-                kept = [row for _, row in iter_json_lines(self.path) if row["step"] <= state.global_step]
+                with suppress(RecordError):  # a line cut off by a full disk; it came after the checkpoint
+                    kept += (row for _, row in iter_json_lines(self.path) if row["step"] <= state.global_step)
                 write_jsonl(self.path, kept)
             else:
                 self.path.unlink()
