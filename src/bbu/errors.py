@@ -29,6 +29,10 @@ class ImageError(UserError):
     """An image file that cannot be read; the message names the file."""
 
 
+class ImageSizeError(ImageError):
+    """An image with more pixels or bytes than a photo may have."""
+
+
 class SampleError(UserError):
     """A sample that cannot be trained on or predicted (too long, wrong image count, …)."""
 

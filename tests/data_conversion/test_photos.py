@@ -13,6 +13,7 @@ from PIL import ExifTags, Image, ImageDraw, ImageOps
 
 from bbu.errors import ImageError, UserError
 from bbu.geometry import transform_points
+from bbu.images import open_image
 from data_conversion.photos import Photo, points_to_displayed, read_photo
 
 
@@ -50,7 +51,7 @@ def test_the_box_lands_on_the_same_pixels_after_the_exif_transpose(
     (root / "a.json").write_text(json.dumps(value), encoding="utf-8")
     convert("bbu_json", root, root / "out", taxonomy=None, val_fraction=0.0)
     row = json.loads((root / "out" / "train.jsonl").read_text(encoding="utf-8"))
-    with Image.open(root / "a.jpg") as image:
+    with open_image(root / "a.jpg") as image:
         shown = np.asarray(ImageOps.exif_transpose(image).convert("L")) > 128
     expected = np.zeros((row["height"], row["width"]), dtype=bool)
     left, top, right, bottom = row["objects"][0]["bbox_2d"]

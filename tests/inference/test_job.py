@@ -15,6 +15,7 @@ from PIL import Image
 
 from bbu.cli import main
 from bbu.evaluation.calibration import Calibration
+from bbu.images import open_image
 from bbu.inference import Inference, job
 from bbu.inference.partial import PartialRows
 from bbu.models.checkpoint import save_model
@@ -260,7 +261,7 @@ def test_every_photo_has_a_picture(
     rows = read_predictions(tmp_path / "out.jsonl")
     stems = [f"{n:06d}_{Path(row.images[0]).stem}.png" for n, row in enumerate(rows, start=1) if row.error is None]
     assert names == stems and len(names) == 7
-    assert all(Image.open(tmp_path / "pictures" / name).width > 700 for name in names)
+    assert all(open_image(tmp_path / "pictures" / name).width > 700 for name in names)
     assert "7 pictures" in capsys.readouterr().out
 
 

@@ -34,20 +34,21 @@ def png_head(width: int, height: int) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(b"\0" * 99)) + chunk(b"IEND", b"")
 
 
-def gif() -> bytes:
+def icon() -> bytes:
     stream = io.BytesIO()
-    Image.new("RGB", (60, 60)).save(stream, "GIF")
+    Image.new("RGB", (60, 60)).save(stream, "ICO")
     return stream.getvalue()
 
 
 BODIES: dict[str, tuple[bytes, int, str]] = {
     "empty": (b"", 400, "no bytes"),
-    "text": (b"not a photo", 415, "not a photo"),
-    "html": (b"<html><script>alert(1)</script></html>", 415, "not a photo"),
-    "a type that is not read": (gif(), 415, "JPEG"),
-    "postscript": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", 415, "not a photo"),
+    "text": (b"not a photo", 415, "not an image"),
+    "html": (b"<html><script>alert(1)</script></html>", 415, "not an image"),
+    "a type that is not read": (icon(), 415, "JPEG"),
+    "postscript": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", 415, "is PostScript"),
+    "heic": (b"\0\0\0\x18ftypheic" + bytes(99), 415, "is a HEIC photo, which cannot be read; convert it"),
     "cut off": (photo_bytes(1, (200, 200), "JPEG")[:900], 422, "damaged or cut off"),
-    "head only": (photo_bytes(1, kind="JPEG")[:12], 415, "not a photo"),
+    "head only": (photo_bytes(1, kind="JPEG")[:12], 415, "damaged or cut off"),
     "bomb": (png_head(60_000, 60_000), 413, "million pixels"),
     "over the limit": (png_head(11_000, 11_000), 413, "121 million pixels are over the limit of 64"),
     "no pixels": (png_head(4_000, 4_000), 422, "damaged or cut off"),

@@ -12,14 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from bbu.data.chat_processor import ChatProcessor, ChatProcessorOutput
 from bbu.data.photo import Photo
 from bbu.errors import ImageError, UserError
 from bbu.geometry import displayed_size
-from bbu.images import exif_orientation, load_image
+from bbu.images import exif_orientation, load_image, open_image
 from bbu.inference.predictor import Predictor, prepare
 from bbu.inference.tiling import Size, View
 from bbu.records import resolve_image
@@ -100,10 +99,10 @@ def photo_size(path: Path) -> Size:
         ImageError: the photo cannot be read.
     """
     try:
-        with Image.open(path) as image:
+        with open_image(path) as image:
             if image.format != "TIFF":  # Pillow may rotate these on opening or on loading
                 return displayed_size(*image.size, exif_orientation(image))
-    except Exception:  # a broken header raises anything; load_image reports it
+    except ImageError:  # load_image says why
         pass
     return load_image(path).size
 
