@@ -167,7 +167,9 @@ def read_image_bytes(path: str | Path, name: str = "") -> bytes:
 def exif_orientation(image: Image.Image) -> int:
     """EXIF orientation of an opened photo, 1 to 8; a missing, impossible or unreadable one is 1, as viewers do."""
     try:
-        tag = image.getexif().get(ExifTags.Base.Orientation, 1)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            tag = image.getexif().get(ExifTags.Base.Orientation, 1)
         return next((number for number in range(1, 9) if number == tag), 1)  # a 6 written as a fraction is still a 6
     except Exception:  # Pillow raises errors of any kind for damaged EXIF data
         return 1

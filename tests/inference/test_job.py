@@ -20,6 +20,7 @@ from bbu.inference import Inference, job
 from bbu.inference.partial import PartialRows
 from bbu.models.checkpoint import save_model
 from bbu.records import PredictionRow, read_predictions
+from tests.damaged_photos import POSTSCRIPT, encoded, exif_kinds, no_files, pixels, with_exif
 from tests.tiny import DEFAULT, build_tiny, noise_photo, tiny_config, tiny_processor
 
 SIZES = [(112, 84), (56, 56), (168, 112), (60, 60), (110, 80), (160, 120), (58, 56)]
@@ -138,6 +139,35 @@ def test_an_undecodable_file_name_is_predicted_like_any_other(model: Path, photo
     shutil.copy(photos / "照片0.png", os.fsdecode(bytes(folder) + b"/\xff.png"))
     assert predict(model, folder, tmp_path / "out.jsonl") == 0
     assert read_predictions(tmp_path / "out.jsonl")[0].images == ("\\xff.png",)
+
+
+@pytest.mark.parametrize("workers", ["0", "2"])
+def test_overnight_every_bad_photo_costs_its_own_row_and_odd_exif_data_none(
+    workers: str, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Everything that ended a prediction, or left it waiting, or was dropped, in one folder."""
+    folder = tmp_path / "night"
+    folder.mkdir()
+    exif = exif_kinds(6)
+    for number, kind in enumerate(exif):
+        (folder / f"exif{number:02d}.jpg").write_bytes(with_exif(exif[kind], pixels((112, 84))))
+    bad = {
+        "avif.jpg": encoded("AVIF", pixels((112, 84)))[:300],
+        "eps.jpg": POSTSCRIPT,
+        "heic.heic": b"\0\0\0\x18ftypheic" + bytes(99),
+        "note.gif": b"no picture",
+        os.fsdecode(b"\xff.jpg"): b"no picture",
+    }
+    for name, content in bad.items():
+        (folder / name).write_bytes(content)
+    kinds = no_files(folder, "a.jpg")
+    assert predict(model, folder, tmp_path / "out.jsonl", "--workers", workers) == 1
+    rows = {row.images[0]: row for row in read_predictions(tmp_path / "out.jsonl")}
+    failed = {name for name, row in rows.items() if row.error}
+    wanted = {"avif.jpg", "eps.jpg", "heic.heic", "note.gif", "\\xff.jpg", *(f"{kind}_a.jpg" for kind in kinds)}
+    assert failed == wanted - {"folder_a.jpg"}
+    assert len(rows) == len(failed) + len(exif) and rows["exif00.jpg"].width == 84
+    assert f"{len(rows)} photos, {len(failed)} of them failed" in capsys.readouterr().out
 
 
 # ---------------------------------------------------------------- stopped and resumed

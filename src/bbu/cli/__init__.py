@@ -24,7 +24,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command and return its exit status; a UserError is one line on stderr and status 2."""
+    """Run a command and return its exit status; a UserError or OSError is one line on stderr and status 2."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     try:
@@ -33,6 +33,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return status
     except UserError as error:
         print(f"bbu: error: {one_line(error)}", file=sys.stderr)
+        return 2
+    except OSError as error:  # of a file that has no better message
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"bbu: error: {where}{error.strerror or error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("bbu: stopped", file=sys.stderr)

@@ -18,6 +18,7 @@ from bbu.drawing.fonts import cjk_font
 from bbu.drawing.outlines import Dash, corners, draw_path
 from bbu.drawing.palette import FAINT, INK, PAPER, Colour, first_level, palette_for, readable_on
 from bbu.drawing.tags import Box, Point, place_tags
+from bbu.errors import UserError
 from bbu.jsonl import atomic_file
 from bbu.records import PredictedObject
 
@@ -199,6 +200,13 @@ def join_panels(panels: Sequence[Image.Image]) -> Image.Image:
 
 
 def save_png(picture: Image.Image, path: Path) -> None:
-    """Write a picture; the file appears whole or not at all."""
-    with atomic_file(path) as temporary:
-        picture.save(temporary, format="PNG")
+    """Write a picture; the file appears whole or not at all.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    try:
+        with atomic_file(path) as temporary:
+            picture.save(temporary, format="PNG")
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written: {error.strerror or error}") from None
