@@ -10,12 +10,14 @@ import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
 from PIL import Image
 from starlette.requests import Request
 
 from bbu.serve.limits import Limits, RequestError
 from bbu.serve.uploads import file_name, read_question
+from tests.damaged_photos import KINDS, encoded, exif_kinds, mutated, pixels, with_exif
 from tests.serve.conftest import MakeClient, photo_bytes
 
 if TYPE_CHECKING:
@@ -99,6 +101,29 @@ def test_a_bad_photo_is_refused(client: TestClient, name: str) -> None:
     data, status, words = BODIES[name]
     check(client.post("/predict", content=data), (status,), words)
     check(client.post("/predict", files={"photo": ("a.jpg", data, "image/jpeg")}), (status,), words)
+
+
+@pytest.mark.parametrize("orientation", [1, 6, 7])
+def test_a_turned_photo_with_odd_exif_data_is_predicted(client: TestClient, orientation: int) -> None:
+    for kind, exif in exif_kinds(orientation).items():
+        response = client.post("/predict", content=with_exif(exif, pixels((80, 60))))
+        assert response.status_code == 200, (kind, response.text)
+        assert (response.json()["width"], response.json()["height"]) in ((80, 60), (60, 80))
+        if kind == "plain":
+            assert response.json()["width"] == (60 if orientation > 4 else 80)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_damaged_photo_is_predicted_or_refused_and_never_an_error_of_the_server(
+    client: TestClient, kind: str
+) -> None:
+    seed = 7
+    print(f"seed {seed}")  # shown if it fails
+    exif = exif_kinds(6)["maker note"] if kind in ("JPEG", "WEBP", "AVIF", "TIFF") else b""
+    for data in mutated(encoded(kind, pixels((60, 44)), exif), np.random.default_rng(seed), 24):
+        response = client.post("/predict", content=data)
+        assert response.status_code in (200, 400, 413, 415, 422), response.text
+        assert ("error" in response.json()) == (response.status_code != 200)
 
 
 @pytest.mark.parametrize("query", QUERIES, ids=lambda query: query[:20])

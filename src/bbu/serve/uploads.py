@@ -80,12 +80,13 @@ async def read_question(request: Request, limits: Limits) -> Question:
 
 
 def _limited(request: Request, limits: Limits):  # type: ignore[no-untyped-def]
-    """The request's ``receive``, which stops at the size limit, declared or real."""
+    """The request's ``receive``, which stops at the size limit, declared or real, and when nothing comes."""
     too_large = RequestError(
         413,
         f"the upload is over {limits.request_bytes / MEGABYTE:g} MB in all; shrink the photo, show fewer examples, "
         "or start the server with a larger --max-megabytes",
     )
+    stalled = RequestError(408, f"no byte of the upload came for {limits.stall_seconds:g} seconds; send it again")
     declared = request.headers.get("content-length", "0")
     if declared.isdecimal() and int(declared[:20]) > limits.request_bytes:
         raise too_large
@@ -93,7 +94,11 @@ def _limited(request: Request, limits: Limits):  # type: ignore[no-untyped-def]
 
     async def receive() -> Message:
         nonlocal received
-        message = await request.receive()
+        try:
+            async with asyncio.timeout(limits.stall_seconds):
+                message = await request.receive()
+        except TimeoutError:
+            raise stalled from None
         received += len(message.get("body", b""))
         if received > limits.request_bytes:
             raise too_large
