@@ -29,6 +29,10 @@ class ImageError(UserError):
     """An image file that cannot be read; the message names the file."""
 
 
+class ImageMissingError(ImageError):
+    """An image file that is not there."""
+
+
 class ImageSizeError(ImageError):
     """An image with more pixels or bytes than a photo may have."""
 

@@ -31,7 +31,7 @@ from PIL import (
     WebPImagePlugin,
 )
 
-from bbu.errors import ImageError, ImageSizeError
+from bbu.errors import ImageError, ImageMissingError, ImageSizeError
 
 MAX_IMAGE_PIXELS = 200_000_000  # beyond any camera; a compressed file can decode to far more
 MAX_IMAGE_BYTES = 2_000_000_000  # so many pixels need less in any format
@@ -200,7 +200,7 @@ def _check_file(path: str | Path, name: str) -> None:
     try:
         status = os.stat(path)
     except FileNotFoundError:
-        raise ImageError(f"{name}: no such photo") from None
+        raise ImageMissingError(f"{name}: no such photo") from None
     except (OSError, ValueError) as error:  # ValueError: a null character
         raise ImageError(f"{name}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
     if not stat.S_ISREG(status.st_mode):

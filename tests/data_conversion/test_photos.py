@@ -13,8 +13,9 @@ from PIL import ExifTags, Image, ImageDraw, ImageOps
 
 from bbu.errors import ImageError, UserError
 from bbu.geometry import transform_points
-from bbu.images import open_image
+from bbu.images import load_image, open_image
 from data_conversion.photos import Photo, points_to_displayed, read_photo
+from tests.damaged_photos import exif_kinds, no_files, with_exif
 
 
 def marked_photo(path: Path, orientation: int, size: tuple[int, int], box: tuple[int, int, int, int]) -> None:
@@ -131,3 +132,16 @@ def test_a_link_out_of_the_source_is_refused(source: Any, bbu_object: Any, tmp_p
     (source.root / "a.jpg").symlink_to(tmp_path / "secret.jpg")
     with pytest.raises(UserError, match="leaves the source folder"):
         source.convert()
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_odd_exif_data_turns_a_photo_as_reading_its_pixels_does(orientation: int) -> None:
+    for kind, exif in exif_kinds(orientation).items():
+        data = with_exif(exif)
+        assert read_photo(data, kind).displayed == load_image(data, kind).size
+
+
+def test_what_is_called_a_photo_and_is_no_file_is_an_error_at_once(tmp_path: Path) -> None:
+    for kind, path in no_files(tmp_path, "a.jpg").items():
+        with pytest.raises(ImageError, match=rf"{kind}_a\.jpg: cannot be read \("):
+            read_photo(path)

@@ -13,7 +13,7 @@ from functools import partial
 from bbu.data.sampling.similarity import photo_hash
 from bbu.doctor.findings import Example, Finding, finding
 from bbu.doctor.reading import Rows, Sample
-from bbu.errors import ImageError, UserError
+from bbu.errors import ImageError, ImageMissingError, UserError
 from bbu.geometry import MAX_ASPECT_RATIO
 from bbu.images import exif_orientation, load_image, open_image, read_image_bytes
 from bbu.records import Row, resolve_image
@@ -47,10 +47,10 @@ def look(name: str, root: str) -> PhotoFacts:
     """Read one photo as training does."""
     try:
         path = resolve_image(root, name)
-        if not path.exists():
-            return PhotoFacts(problem="photo_missing", detail=f"{path} does not exist")
         content = read_image_bytes(path, name)
         image = load_image(content, name)
+    except ImageMissingError:
+        return PhotoFacts(problem="photo_missing", detail=f"{path} does not exist")
     except ImageError as error:
         return PhotoFacts(problem="photo_unreadable", detail=str(error))
     except UserError as error:

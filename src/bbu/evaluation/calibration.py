@@ -148,7 +148,7 @@ class Calibration:
         try:
             value = decode_json(path.read_text(encoding="utf-8"), str(path))
             return cls._parsed(value)
-        except (OSError, UnicodeDecodeError, KeyError, TypeError, ValueError, OverflowError) as error:
+        except (OSError, UnicodeDecodeError, KeyError, TypeError, ValueError) as error:
             if isinstance(error, UserError):
                 raise
             why = f"{error} is missing" if isinstance(error, KeyError) else error

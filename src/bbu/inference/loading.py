@@ -132,8 +132,18 @@ class Views(Dataset[LoadedView]):
 
 
 def in_parallel(function: Dataset[Any], items: Iterable[Any], workers: int) -> Iterator[Any]:
-    """``function[item]`` for every item, in order, computed ahead in worker processes; items are read lazily."""
-    return iter(DataLoader(function, batch_size=None, sampler=items, num_workers=workers, collate_fn=_as_it_is))
+    """``function[item]`` for every item, in order, computed ahead in worker processes; items are read lazily.
+
+    Raises:
+        UserError: a worker process was killed.
+    """
+    try:
+        yield from DataLoader(function, batch_size=None, sampler=items, num_workers=workers, collate_fn=_as_it_is)
+    except RuntimeError as error:
+        if not str(error).startswith("DataLoader worker ("):  # its own words for a process that is gone
+            raise
+        why = "a process that reads photos was killed; mostly memory or /dev/shm is short"
+        raise UserError(f"{why}: rerun to resume, with fewer --workers, or 0") from None
 
 
 def _as_it_is(item: Any) -> Any:
