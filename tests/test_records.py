@@ -499,6 +499,15 @@ def test_rows_that_break_off_leave_no_file(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == []
 
 
+def test_a_pipe_or_device_is_not_replaced_by_a_file(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "device").symlink_to("/dev/null")
+    for name in ("pipe", "device"):
+        with pytest.raises(UserError, match=rf"{name}: is a pipe or device, which would be replaced; name a file"):
+            write_json(tmp_path / name, {})
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["device", "pipe"]
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), object()])
 def test_what_is_not_json_leaves_no_file(tmp_path: Path, value: Any) -> None:
     with pytest.raises((ValueError, TypeError)):

@@ -92,6 +92,19 @@ def atomic_file(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def check_target(path: Path) -> None:
+    """Refuses to replace what is no file.
+
+    Raises:
+        UserError: it is a folder, pipe or device.
+        OSError: it cannot be looked at.
+    """
+    if path.is_dir():
+        raise UserError(f"{path}: is a folder; name a file in it")
+    if path.exists() and not path.is_file():
+        raise UserError(f"{path}: is a pipe or device, which would be replaced; name a file")
+
+
 @contextmanager
 def atomic_writer(path: str | Path) -> Iterator[IO[str]]:
     """A UTF-8 text file that appears whole or not at all.
@@ -102,8 +115,7 @@ def atomic_writer(path: str | Path) -> Iterator[IO[str]]:
     path = Path(path)
     writing = False
     try:
-        if path.is_dir():
-            raise UserError(f"{path}: is a folder; name a file in it")
+        check_target(path)
         with atomic_file(path) as temporary, temporary.open("w", encoding="utf-8", newline="\n") as stream:
             writing = True
             yield stream

@@ -206,6 +206,6 @@ def test_a_failed_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Monke
         raise OSError("disk full")
 
     monkeypatch.setattr(Image.Image, "save", fail)
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(UserError, match=r"001_0\.png: cannot be written: disk full"):
         save_pictures(rows, predictions, tmp_path, tmp_path / "out")
     assert list((tmp_path / "out").iterdir()) == []

@@ -89,6 +89,25 @@ def alike(one: PredictionRow, other: PredictionRow, score: float = 1e-4, pixels:
     )
 
 
+def test_names_as_long_as_a_file_may_have_and_longer(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    longest = "照" * 83 + "a.png"  # 254 bytes
+    folder = tmp_path / "long"
+    folder.mkdir()
+    noise_photo(0, 60, 60).image.save(folder / longest)
+    names = listed(tmp_path / "names.txt", [longest, "x" * 300 + ".png", "y/" * 3000 + "z.png"])
+    options = ("--image-root", str(folder), "--pictures", str(tmp_path / "pictures"))
+    assert predict(model, names, tmp_path / "out.jsonl", *options) == 1
+    rows = read_predictions(tmp_path / "out.jsonl")
+    assert rows[0].error is None and all("File name too long" in str(row.error) for row in rows[1:])
+    assert len(list((tmp_path / "pictures").iterdir())) == 1
+    for source, output in ((tmp_path / ("x" * 300), "out.jsonl"), (names, "x" * 300), (names, "y/" * 3000 + "z")):
+        capsys.readouterr()
+        assert predict(model, source, tmp_path / output) == 2
+        assert "File name too long" in capsys.readouterr().err.splitlines()[-1]
+
+
 # ---------------------------------------------------------------- rows
 
 

@@ -22,6 +22,7 @@ from bbu.errors import UserError
 from bbu.jsonl import atomic_file
 from bbu.records import PredictedObject
 
+LONGEST_STEM = 200  # bytes; file systems allow 255 for a whole name
 PANEL, TALLEST = 720, 900  # pixels: width of a panel, height of its photo at most
 MARGIN, GAP = 16, 24
 LINE_HEIGHT, TEXT, TITLE, NUMBER = 22, 15, 20, 13
@@ -197,6 +198,12 @@ def join_panels(panels: Sequence[Image.Image]) -> Image.Image:
     for number, panel in enumerate(panels):
         whole.paste(panel, (MARGIN + number * (PANEL + GAP), MARGIN))
     return whole
+
+
+def picture_name(number: str, photo: str) -> str:
+    """File name of a photo's picture; a name that would be too long for a file is cut."""
+    stem = Path(photo).stem.encode("utf-8", "backslashreplace")[:LONGEST_STEM].decode("utf-8", "ignore")
+    return f"{number}_{stem}.png"
 
 
 def save_png(picture: Image.Image, path: Path) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from bbu.errors import UserError
-from bbu.jsonl import atomic_writer, decode_json
+from bbu.jsonl import atomic_writer, check_target, decode_json
 from bbu.records import BOUNDS_TOLERANCE, PredictionRow, parse_prediction_row
 
 try:
@@ -50,8 +50,7 @@ class PartialRows:
         self._offsets: dict[int, int] = {}  # index in the input → byte offset in the file
         header = json.dumps({"format": FORMAT, "count": count, **settings}, sort_keys=True, ensure_ascii=True) + "\n"
         try:
-            if self.output.is_dir():
-                raise UserError(f"{self.output}: is a folder; name a file in it")
+            check_target(self.output)
             self.output.parent.mkdir(parents=True, exist_ok=True)
             self._file: IO[bytes] = self.path.open("a+b")
             try:
