@@ -180,13 +180,16 @@ def test_overnight_every_bad_photo_costs_its_own_row_and_odd_exif_data_none(
     for name, content in bad.items():
         (folder / name).write_bytes(content)
     kinds = no_files(folder, "a.jpg")
+    (folder / "note.txt").touch()
     assert predict(model, folder, tmp_path / "out.jsonl", "--workers", workers) == 1
     rows = {row.images[0]: row for row in read_predictions(tmp_path / "out.jsonl")}
     failed = {name for name, row in rows.items() if row.error}
     wanted = {"avif.jpg", "eps.jpg", "heic.heic", "note.gif", "\\xff.jpg", *(f"{kind}_a.jpg" for kind in kinds)}
     assert failed == wanted - {"folder_a.jpg"}
     assert len(rows) == len(failed) + len(exif) and rows["exif00.jpg"].width == 84
-    assert f"{len(rows)} photos, {len(failed)} of them failed" in capsys.readouterr().out
+    printed = capsys.readouterr()
+    assert f"{len(rows)} photos, {len(failed)} of them failed" in printed.out
+    assert "bbu: note: 1 file not called like photos: 1 .txt" in printed.err
 
 
 # ---------------------------------------------------------------- stopped and resumed

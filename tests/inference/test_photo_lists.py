@@ -105,7 +105,7 @@ def test_whatever_is_called_like_a_photo_is_listed_and_the_rest_is_counted(mixed
     assert {f"x{suffix}" for suffix in IMAGE_SUFFIXES} | {"IMG_1.HEIC", "a.JPG", "b.png"} | things <= set(names)
     assert root == str(mixed) and left_out.others == {".md": 1, ".cr2": 1}
     notes = " ".join(left_out.notes())
-    assert "2 other files are not called like photos: 1 .md, 1 .cr2" in notes or "1 .cr2, 1 .md" in notes
+    assert "2 files not called like photos: 1 .md, 1 .cr2" in notes or "1 .cr2, 1 .md" in notes
     assert source or "1 link to folders not followed: link" in notes
 
 

@@ -15,7 +15,7 @@ from bbu.jsonl import iter_json_lines
 from bbu.records import parse_sample
 
 WILDCARDS = "*?["
-NAMED = 5  # folders in a summary
+NAMED = 5  # names in a summary
 
 
 @dataclass
@@ -36,15 +36,16 @@ class LeftOut:
         """One line a kind, with the count and names."""
         lines = []
         if self.closed:
-            lines.append(
-                f"{_count(self.closed, 'folder')} cannot be read, their photos are missing: {_some(self.closed)}"
-            )
+            folders = _count(len(self.closed), "folder")
+            lines.append(f"{folders} cannot be read, their photos are missing: {_some(sorted(self.closed))}")
         if self.linked:
-            links = _count(self.linked, "link")
-            lines.append(f"{links} to folders not followed: {_some(self.linked)}; predict them by their own path")
+            links = _count(len(self.linked), "link")
+            lines.append(
+                f"{links} to folders not followed: {_some(sorted(self.linked))}; predict them by their own path"
+            )
         if self.others:
-            kinds = ", ".join(f"{count} {suffix or 'without suffix'}" for suffix, count in self.others.most_common())
-            lines.append(f"{sum(self.others.values())} other files are not called like photos: {kinds}")
+            kinds = [f"{count} {suffix or 'without suffix'}" for suffix, count in self.others.most_common()]
+            lines.append(f"{_count(self.others.total(), 'file')} not called like photos: {_some(kinds)}")
         return lines
 
 
@@ -136,10 +137,10 @@ def _before_wildcards(pattern: Path) -> Path:
     return Path(*parts[:first])
 
 
-def _count(items: list[str], word: str) -> str:
-    return f"{len(items)} {word}{'s' * (len(items) != 1)}"
+def _count(number: int, word: str) -> str:
+    return f"{number} {word}{'s' * (number != 1)}"
 
 
 def _some(names: list[str]) -> str:
     rest = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
-    return ", ".join(sorted(names)[:NAMED]) + rest
+    return ", ".join(names[:NAMED]) + rest
