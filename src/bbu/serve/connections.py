@@ -146,7 +146,8 @@ class Connection(H11Protocol):
         return not (self.deaf or self.transport.is_closing())
 
     def _close(self, status: int, why: str) -> None:
-        if not self.is_open or self.waits is Waits.READING:
+        flood = len(self.connections) > 2 * self.limits.connections  # most of them being closed softly
+        if flood or not self.is_open or self.waits is Waits.READING:
             self.transport.abort()  # what is not read would keep it open
             return
         self._answer(status, why)
