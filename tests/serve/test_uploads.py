@@ -44,13 +44,13 @@ def icon() -> bytes:
 
 BODIES: dict[str, tuple[bytes, int, str]] = {
     "empty": (b"", 400, "no bytes"),
-    "text": (b"not a photo", 415, "not an image"),
-    "html": (b"<html><script>alert(1)</script></html>", 415, "not an image"),
+    "text": (b"not a photo", 415, "not a photo"),
+    "html": (b"<html><script>alert(1)</script></html>", 415, "not a photo"),
     "a type that is not read": (icon(), 415, "JPEG"),
-    "postscript": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", 415, "is PostScript"),
+    "postscript": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", 415, "not a photo"),
     "heic": (b"\0\0\0\x18ftypheic" + bytes(99), 415, "is a HEIC photo, which cannot be read; convert it"),
     "cut off": (photo_bytes(1, (200, 200), "JPEG")[:900], 422, "damaged or cut off"),
-    "head only": (photo_bytes(1, kind="JPEG")[:12], 415, "damaged or cut off"),
+    "head only": (photo_bytes(1, kind="JPEG")[:12], 415, "not a photo"),
     "bomb": (png_head(60_000, 60_000), 413, "million pixels"),
     "over the limit": (png_head(11_000, 11_000), 413, "121 million pixels are over the limit of 64"),
     "no pixels": (png_head(4_000, 4_000), 422, "damaged or cut off"),

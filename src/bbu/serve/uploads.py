@@ -239,4 +239,7 @@ def _pixels(upload: Upload) -> int:
     except ImageSizeError:
         return MAX_IMAGE_PIXELS + 1
     except ImageError as error:
-        raise RequestError(415, f"{error}; photos that can be read: {', '.join(FORMATS)}") from None
+        why = str(error).removeprefix(f"{upload.name}: ")
+        raise RequestError(
+            415, f"{upload.name}: is not a photo that can be read ({', '.join(FORMATS)}): it {why}"
+        ) from None
