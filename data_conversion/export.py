@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from bbu.errors import ImageError, RecordError, UserError
+from bbu.images import image_errors, open_image, upright
 from bbu.jsonl import iter_json_lines
 from bbu.records import (
     ObjectRow,
@@ -47,6 +48,8 @@ UPRIGHT: dict[str, dict[str, Any]] = {
     "PNG": {},
     "WEBP": {"lossless": True},
     "TIFF": {},
+    "AVIF": {"quality": 95},
+    "JPEG2000": {},
 }
 MAX_LINES = 20  # of skipped photos in the summary
 
@@ -304,7 +307,7 @@ class _Exporter:
         if photo.orientation != 1:
             try:
                 _write_upright(path, target)
-            except (ValueError, OSError) as error:
+            except Exception as error:
                 if isinstance(error, OSError) and error.errno is not None:
                     raise  # the disk, not the photo
                 raise self._skip("not_turned", f"{name}: cannot be written upright: {error}") from None
@@ -351,8 +354,10 @@ def _inner_name(name: str, path: Path, root: Path) -> str:
 
 def _write_upright(path: Path, target: Path) -> None:
     """The photo as displayed, without an EXIF orientation, in its own file format and colours."""
-    from PIL import Image, ImageOps
-
-    with Image.open(path) as image:
-        how = {"format": image.format, "icc_profile": image.info.get("icc_profile")} | UPRIGHT[str(image.format)]
-        ImageOps.exif_transpose(image).save(target, **how)
+    with image_errors(str(path)), open_image(path) as image:
+        how = {"format": image.format, "icc_profile": image.info.get("icc_profile")}
+        if image.format not in UPRIGHT:
+            raise ImageError(f"{path}: cannot be written upright as {image.format}; convert it to JPEG or PNG")
+        how |= UPRIGHT[image.format]
+        turned = upright(image).copy()
+    turned.save(target, **how)

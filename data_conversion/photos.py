@@ -5,16 +5,14 @@ Photo files are never changed: training applies the EXIF transpose itself, by th
 
 from __future__ import annotations
 
+import errno
 import hashlib
-import io
 from dataclasses import dataclass
 from pathlib import Path
 
-from PIL import Image
-
 from bbu.errors import ImageError
 from bbu.geometry import Affine, compose, displayed_size, exif_affine
-from bbu.images import exif_orientation
+from bbu.images import exif_orientation, image_errors, open_image
 
 SHAPE_TOLERANCE = 0.02  # relative difference in aspect ratio that the rounding of a resize may cause
 
@@ -51,22 +49,25 @@ def read_photo(source: Path | bytes, name: str = "") -> Photo:
     """
     name = name or (source.name if isinstance(source, Path) else "photo")
     try:
-        raw = source.read_bytes() if isinstance(source, Path) else source
+        raw = _content(source) if isinstance(source, Path) else source
     except OSError as error:
         raise ImageError(f"{name}: cannot be read ({error.strerror})") from None
-    try:
-        with Image.open(io.BytesIO(raw)) as image:
-            width, height = image.size
-            if image.format == "TIFF":  # for a turned TIFF Pillow gives the displayed size, but keeps the tag
-                width, height = image.tag_v2[256], image.tag_v2[257]  # type: ignore[attr-defined]
-            orientation = exif_orientation(image)
-            # Decoding a JPEG at an eighth of its size is cheapest and still reads every byte.
-            image.draft(None, (max(1, width // 8), max(1, height // 8)))
-            image.load()
-    except Exception as error:  # Pillow raises many kinds of error for damaged files
-        reason = str(error).partition(" <_io")[0].partition(" (")[0]
-        raise ImageError(f"{name}: is not a whole image: {reason or type(error).__name__}") from None
+    damaged = "is not a whole image"
+    with image_errors(name, damaged), open_image(raw, name, damaged) as image:
+        width, height = image.size
+        if image.format == "TIFF":  # for a turned TIFF Pillow gives the displayed size, but keeps the tag
+            width, height = image.tag_v2[256], image.tag_v2[257]  # type: ignore[attr-defined]
+        orientation = exif_orientation(image)
+        # Decoding a JPEG at an eighth of its size is cheapest and still reads every byte.
+        image.draft(None, (max(1, width // 8), max(1, height // 8)))
+        image.load()
     return Photo(width, height, orientation, hashlib.sha256(raw).hexdigest())
+
+
+def _content(path: Path) -> bytes:
+    if path.exists() and not path.is_file():  # a pipe could keep its reader waiting for ever
+        raise OSError(errno.EINVAL, "not a file")
+    return path.read_bytes()
 
 
 def assumed_photo(name: str, declared: tuple[int, int] | None) -> Photo:

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import ast
+import contextlib
+import os
 import pickle
 import struct
+import subprocess
+import sys
 import zlib
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +19,11 @@ from PIL import ExifTags, Image, ImageOps
 
 from bbu import images
 from bbu.errors import ImageError
-from bbu.images import load_image
+from bbu.images import HEIC_SUFFIXES, IMAGE_SUFFIXES, load_image, open_image, read_image_bytes
+from data_conversion.photos import read_photo
+from tests.damaged_photos import KINDS, POSTSCRIPT, SIZE, encoded, exif_kinds, mutated, no_files, with_exif
+
+PROJECT = Path(__file__).resolve().parents[1]
 
 RAMP = np.tile(np.linspace(0, 255, 32).round().astype(np.uint8), (24, 1))
 
@@ -50,13 +60,13 @@ def test_a_jpegs_pixels_are_pillows(tmp_path: Path, size: tuple[int, int], subsa
     noise = np.random.default_rng(0).integers(0, 256, (*size[::-1], 3), dtype=np.uint8)
     path = tmp_path / "a.jpg"
     Image.fromarray(noise).save(path, quality=85, subsampling=subsampling, progressive=progressive)
-    with Image.open(path) as image:
+    with open_image(path) as image:
         np.testing.assert_array_equal(np.asarray(load_image(path)), np.asarray(image))
 
 
 def test_a_real_jpegs_pixels_are_pillows(shared_dir: Path) -> None:
     for path in sorted((shared_dir / "data").rglob("*.jpg"))[::60]:
-        with Image.open(path) as image:
+        with open_image(path) as image:
             expected = ImageOps.exif_transpose(image).convert("RGB")
             np.testing.assert_array_equal(np.asarray(load_image(path)), np.asarray(expected), err_msg=str(path))
 
@@ -109,7 +119,7 @@ def test_exif_orientation_is_applied_once(tmp_path: Path, orientation: int) -> N
     exif = image.getexif()
     exif[ExifTags.Base.Orientation] = orientation
     image.save(tmp_path / "a.png", exif=exif)
-    with Image.open(tmp_path / "a.png") as stored:
+    with open_image(tmp_path / "a.png") as stored:
         expected = ImageOps.exif_transpose(stored)
     loaded = load_image(tmp_path / "a.png")
     np.testing.assert_array_equal(np.asarray(loaded), np.asarray(expected))
@@ -123,7 +133,7 @@ def test_a_photo_needs_its_file_no_more_once_it_is_read(tmp_path: Path, suffix: 
     exif = Image.Exif()
     exif[ExifTags.Base.Orientation] = orientation
     Image.fromarray(np.stack([RAMP, RAMP[::-1], RAMP[:, ::-1]], axis=-1)).save(path, exif=exif)
-    with Image.open(path) as stored:
+    with open_image(path) as stored:
         expected = np.asarray(ImageOps.exif_transpose(stored).convert("RGB"))
     content = path.read_bytes()
     photos = [load_image(path), load_image(content)]
@@ -225,3 +235,139 @@ def test_a_small_file_that_says_it_is_enormous_is_refused(tmp_path: Path, side: 
     (tmp_path / "bomb.png").write_bytes(content)
     with pytest.raises(ImageError, match=r"bomb\.png: .*(over the limit|too large)"):
         load_image(tmp_path / "bomb.png")
+
+
+# ---------------------------------------------------------------- fuzzing
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_odd_exif_data_never_costs_the_photo_and_an_orientation_that_can_be_read_is_applied(orientation: int) -> None:
+    sizes = {}
+    for kind, exif in exif_kinds(orientation).items():
+        image = load_image(with_exif(exif), f"{kind}.jpg")
+        sizes[kind] = image.size
+        assert image.mode == "RGB" and ImageOps.exif_transpose(image).size == image.size, kind
+    turned = SIZE if orientation < 5 else SIZE[::-1]
+    readable = {"plain", "big-endian", "as a long", "resolution by zero", "unknown type", "not a number", "infinite"}
+    assert {kind: sizes[kind] for kind in readable} == dict.fromkeys(readable, turned)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # of Pillow, while it writes them
+@pytest.mark.parametrize("kind", ["PNG", "WEBP", "TIFF", "AVIF"])
+def test_odd_exif_data_in_other_formats_gives_a_photo_or_an_error_that_names_it(kind: str) -> None:
+    read = 0
+    for name, exif in exif_kinds(6).items():
+        try:
+            data = encoded(kind, exif=exif)
+        except Exception:  # Pillow itself refuses to write it
+            continue
+        with contextlib.suppress(ImageError):
+            assert load_image(data, name).mode == "RGB"
+            read += 1
+    assert read >= 5
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_damaged_file_gives_a_photo_or_an_error_that_names_it(kind: str) -> None:
+    seed = int(os.environ.get("BBU_FUZZ_SEED", "0"))
+    random = np.random.default_rng(seed)
+    print(f"seed {seed}")  # shown if it fails
+    exif = exif_kinds(6)["maker note"] if kind in ("JPEG", "WEBP", "AVIF", "TIFF") else b""
+    outcomes: Counter[bool] = Counter()
+    for number, data in enumerate(mutated(encoded(kind, exif=exif), random, 150)):
+        for read in (load_image, read_photo):
+            try:
+                read(data, f"{number}.jpg")
+                outcomes[True] += 1
+            except ImageError as error:
+                assert str(error).startswith(f"{number}.jpg: ") and "\n" not in str(error)
+                outcomes[False] += 1
+    assert outcomes[True] and outcomes[False]
+
+
+def test_real_photos_with_damage_give_a_photo_or_an_error_that_names_them(shared_dir: Path) -> None:
+    paths = sorted((shared_dir / "data").rglob("*.jpg"))[::40][:12]
+    for path in paths:
+        for number, data in enumerate(mutated(path.read_bytes(), np.random.default_rng(0), 12)):
+            try:
+                assert load_image(data, "a.jpg").mode == "RGB", (path, number)
+            except ImageError as error:
+                assert str(error).startswith("a.jpg: ")
+
+
+READ_IT = """
+import sys
+from pathlib import Path
+from bbu.errors import ImageError
+from bbu.images import load_image, open_image
+from data_conversion.photos import read_photo
+
+for read in (load_image, open_image, read_photo):
+    try:
+        read(Path(sys.argv[1]))
+    except ImageError as error:
+        print(error)
+"""
+
+
+def test_a_type_that_starts_programs_is_refused_by_content_whatever_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A real program called gs, first on the path, that leaves a mark if anything starts it."""
+    mark, program = tmp_path / "ran", tmp_path / "bin" / "gs"
+    program.parent.mkdir()
+    program.write_text(f"#!/bin/sh\ntouch {mark}\necho 10.0\n", encoding="utf-8")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{program.parent}{os.pathsep}{os.environ['PATH']}")
+    photo = tmp_path / "a.jpg"
+    photo.write_bytes(POSTSCRIPT)
+    done = subprocess.run([sys.executable, "-c", READ_IT, str(photo)], capture_output=True, text=True, check=True)
+    assert done.stdout.count("is PostScript, not a photo") == 3 and not mark.exists()
+    with_pillow = "import sys; from PIL import Image; Image.open(sys.argv[1]).load()"
+    subprocess.run([sys.executable, "-c", with_pillow, str(photo)], capture_output=True, check=False)
+    assert mark.exists(), "Pillow itself would have run it"
+
+
+def test_a_photo_of_a_type_that_cannot_be_read_says_how_to_convert_it(tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").write_bytes(b"\0\0\0\x18ftypheic" + bytes(200))
+    with pytest.raises(ImageError, match=r"a\.jpg: is a HEIC photo, which cannot be read; convert it"):
+        load_image(tmp_path / "a.jpg")
+
+
+def test_what_is_called_a_photo_and_is_no_file_is_an_error_at_once(tmp_path: Path) -> None:
+    for kind, path in no_files(tmp_path, "a.jpg").items():
+        for read in (load_image, open_image, read_image_bytes):
+            with pytest.raises(ImageError, match=rf"{kind}_a\.jpg: "):
+                read(path)
+
+
+def test_a_name_that_no_file_can_have_is_an_error(tmp_path: Path) -> None:
+    for name in ("x" * 5000 + ".jpg", "a\0.jpg", "/".join(["deep"] * 2000)):
+        with pytest.raises(ImageError, match="cannot be read"):
+            load_image(tmp_path / name)
+
+
+def test_the_suffixes_are_those_of_the_formats_that_are_read() -> None:
+    assert {".jpg", ".jfif", ".jpe", ".avif", ".gif", ".png", ".webp", ".tiff", ".jp2"} <= set(IMAGE_SUFFIXES)
+    for suffix in IMAGE_SUFFIXES:
+        assert load_image(encoded(Image.EXTENSION[suffix])).size == SIZE
+    assert {".eps", ".ps", ".pdf", ".wmf", *HEIC_SUFFIXES}.isdisjoint(IMAGE_SUFFIXES)
+
+
+def test_only_one_file_opens_images() -> None:
+    """Every other reader goes through it, and so through its list of formats."""
+    readers = {"imread", "imdecode", "decode_jpeg", "decode_image", "read_image", "default_loader", "pil_loader"}
+    for folder in ("src", "data_conversion", "benchmarks", "tests"):
+        for path in (PROJECT / folder).rglob("*.py"):
+            if path in (PROJECT / "src/bbu/images.py", Path(__file__)):
+                continue
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+                called = node.attr if isinstance(node, ast.Attribute) else getattr(node, "id", "")
+                opens = (
+                    isinstance(node, ast.Attribute)
+                    and node.attr == "open"
+                    and ast.unparse(node.value).endswith(("Image", "ImageFile", "PIL"))
+                )
+                taken = isinstance(node, ast.ImportFrom) and (node.module or "").startswith("PIL")
+                opens |= taken and any(alias.name == "open" for alias in node.names)
+                assert not opens and called not in readers, f"{path}:{node.lineno}: use bbu.images"

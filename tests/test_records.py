@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -231,6 +231,68 @@ def test_a_bad_prediction_names_its_field(value: Any, field: str) -> None:
 GOOD = json.dumps(row(), ensure_ascii=False)
 
 
+def leaves(value: Any, way: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """The way to every value in a row, lists and objects included."""
+    yield way
+    steps = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for step, inner in steps:
+        yield from leaves(inner, (*way, step))
+
+
+def put(value: Any, way: tuple[Any, ...], new: Any) -> Any:
+    if not way:
+        return new
+    copy = dict(value) if isinstance(value, dict) else list(value)
+    copy[way[0]] = put(copy[way[0]], way[1:], new)
+    return copy
+
+
+ODD: list[Any] = [
+    10**400, -(10**400), 10**4000, 1e308, -1e308, float("nan"), float("inf"), 2**63, 0, -1, 0.5, True, None, "", "7",
+    [], {}, [[]], "\ud800", "x" * 100_000, {"\ud800": 1}, [float("inf")],
+]  # fmt: skip
+
+
+def test_no_value_anywhere_in_a_row_ends_in_anything_but_an_error_that_names_it(tmp_path: Path) -> None:
+    """Every value of every kind of row × ODD; what is accepted can be scored and written."""
+    good_row = row(
+        objects=[{"desc": "标签", "bbox_2d": [1, 2, 3, 4]}, {"desc": "线", "line": [1, 2, 9, 9]}],
+        metadata={"group": 3},
+        summary="一块",
+    )
+    found = {**prediction(levels=[0.5]), "images": ["a.jpg"]}
+    refused = accepted = 0
+    for parse, value in (
+        (parse_row, good_row),
+        (parse_sample, {"teachers": [row()], "student": good_row, "context": [row()]}),
+        (parse_prediction_row, found),
+        (parse_prediction_row, {"images": ["a.jpg"], "error": "gone"}),
+    ):
+        for way in leaves(value):
+            for odd in ODD:
+                try:
+                    parsed = parse(put(value, way, odd), "x.jsonl:7")
+                except RecordError as error:
+                    assert str(error).startswith("x.jsonl:7: ") and len(str(error)) < 1000
+                    refused += 1
+                    continue
+                accepted += 1
+                json.dumps(parsed.to_json(), ensure_ascii=False, allow_nan=False).encode()
+                if isinstance(parsed, Row):
+                    score([parsed], [PredictionRow(parsed.images, parsed.width, parsed.height)])
+                elif isinstance(parsed, PredictionRow) and parsed.images == ("a.jpg",):
+                    score([parse_row(row(), "y.jsonl:1")], [parsed])
+    assert refused > 1000 and accepted > 20
+
+
+@pytest.mark.filterwarnings("error")
+def score(truth: list[Row], found: list[PredictionRow]) -> None:
+    from bbu.evaluation import evaluate
+
+    metrics = evaluate(truth, found, bootstrap_samples=0)
+    assert "NaN" not in json.dumps(metrics)
+
+
 def write_bytes(folder: Path, content: bytes) -> Path:
     path = folder / "rows.jsonl"
     path.write_bytes(content)
@@ -435,6 +497,15 @@ def test_rows_that_break_off_leave_no_file(tmp_path: Path) -> None:
     with pytest.raises(UserError):
         write_jsonl(tmp_path / "rows.jsonl", break_off())
     assert os.listdir(tmp_path) == []
+
+
+def test_a_pipe_or_device_is_not_replaced_by_a_file(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "device").symlink_to("/dev/null")
+    for name in ("pipe", "device"):
+        with pytest.raises(UserError, match=rf"{name}: is a pipe or device, which would be replaced; name a file"):
+            write_json(tmp_path / name, {})
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["device", "pipe"]
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), object()])

@@ -34,6 +34,14 @@ class ImageError(UserError):
     photo = ""
 
 
+class ImageMissingError(ImageError):
+    """An image file that is not there."""
+
+
+class ImageSizeError(ImageError):
+    """An image with more pixels or bytes than a photo may have."""
+
+
 class SampleError(UserError):
     """A sample that cannot be trained on or predicted (too long, wrong image count, …)."""
 

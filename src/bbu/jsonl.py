@@ -6,7 +6,7 @@ import json
 import os
 import tempfile
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
@@ -48,20 +48,27 @@ def iter_json_lines(path: str | Path) -> Iterator[tuple[str, Any]]:
     """Yield (``file:line``, decoded value) for every non-blank line.
 
     Raises:
-        RecordError: a missing file, bytes that are not UTF-8, or a line that is not JSON.
+        RecordError: a missing or unreadable file, bytes that are not UTF-8, or a line that is not JSON.
     """
     path = Path(path)
-    if not path.is_file():
+    for number, raw in enumerate(_lines(path), start=1):
+        where = f"{path}:{number}"
+        try:
+            text = raw.decode("utf-8-sig" if number == 1 else "utf-8")
+        except UnicodeDecodeError as error:
+            raise RecordError(where, "row", f"is not UTF-8 ({error.reason}); save the file as UTF-8") from None
+        if text.strip():
+            yield where, decode_json(text, where)
+
+
+def _lines(path: Path) -> Iterator[bytes]:
+    if not os.path.isfile(path):  # a pipe could keep its reader waiting for ever
         raise RecordError(str(path), "file", "does not exist or is not a file")
-    with path.open("rb") as stream:
-        for number, raw in enumerate(stream, start=1):
-            where = f"{path}:{number}"
-            try:
-                text = raw.decode("utf-8-sig" if number == 1 else "utf-8")
-            except UnicodeDecodeError as error:
-                raise RecordError(where, "row", f"is not UTF-8 ({error.reason}); save the file as UTF-8") from None
-            if text.strip():
-                yield where, decode_json(text, where)
+    try:
+        with path.open("rb") as stream:
+            yield from stream
+    except OSError as error:
+        raise RecordError(str(path), "file", f"cannot be read: {error.strerror}") from None
 
 
 @contextmanager
@@ -85,22 +92,38 @@ def atomic_file(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def check_target(path: Path) -> None:
+    """Refuses to replace what is no file.
+
+    Raises:
+        UserError: it is a folder, pipe or device.
+        OSError: it cannot be looked at.
+    """
+    if path.is_dir():
+        raise UserError(f"{path}: is a folder; name a file in it")
+    if path.exists() and not path.is_file():
+        raise UserError(f"{path}: is a pipe or device, which would be replaced; name a file")
+
+
 @contextmanager
 def atomic_writer(path: str | Path) -> Iterator[IO[str]]:
     """A UTF-8 text file that appears whole or not at all.
 
     Raises:
-        UserError: nothing can be written there; raised before the first line is asked for.
+        UserError: nothing can be written there (raised before the first line is asked for), or the disk is full.
     """
     path = Path(path)
-    with ExitStack() as stack:
-        try:
-            if path.is_dir():
-                raise UserError(f"{path}: is a folder; name a file in it")
-            temporary = stack.enter_context(atomic_file(path))
-        except OSError as error:
-            raise UserError(f"{path}: cannot be written: {error.strerror}") from None
-        yield stack.enter_context(temporary.open("w", encoding="utf-8", newline="\n"))
+    writing = False
+    try:
+        check_target(path)
+        with atomic_file(path) as temporary, temporary.open("w", encoding="utf-8", newline="\n") as stream:
+            writing = True
+            yield stream
+            writing = False
+    except OSError as error:
+        if writing and error.filename is not None:  # another file, which the caller was reading
+            raise
+        raise UserError(f"{path}: cannot be written: {error.strerror}") from None
 
 
 def write_jsonl(path: str | Path, rows: Iterable[Any]) -> int:

@@ -17,6 +17,7 @@ Shapes: R rows.
 from __future__ import annotations
 
 import difflib
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -31,6 +32,7 @@ from bbu.jsonl import iter_json_lines
 from bbu.taxonomy import split_path
 
 GEOMETRIES = {"bbox_2d": 4, "poly": 6, "line": 4}  # name → fewest numbers
+MAX_SIDE = 2**31 - 1  # pixels; the most that any image format can say
 BOUNDS_TOLERANCE = 0.5  # pixels a coordinate may lie outside the image (rounding of annotation tools)
 COUNT_BINS = (3, 10)  # objects: up to 3, up to 10, more
 AREA_BINS = (0.05, 0.20)  # mean box area as a fraction of the photo: under 5 %, under 20 %, more
@@ -163,7 +165,8 @@ class PredictionRow:
 
     def to_json(self) -> dict[str, Any]:
         if self.error is not None:
-            return {"images": list(self.images), "error": self.error}
+            # A path in the message may hold bytes that are no text.
+            return {"images": list(self.images), "error": self.error.encode("utf-8", "backslashreplace").decode()}
         return {
             "images": list(self.images),
             "width": self.width,
@@ -191,11 +194,12 @@ def parse_row(value: Any, where: str, prefix: str = "") -> Row:
     height = check.size(value["height"], "height")
     objects = check.list(value["objects"], "objects")
     summary = value.get("summary")
-    if summary is not None and not isinstance(summary, str):
-        check.fail("summary", f"must be text, is {shown(summary)}")
+    if summary is not None:
+        check.string(summary, "summary")
     metadata = value.get("metadata", {})
     if not isinstance(metadata, dict):
         check.fail("metadata", f"must be an object, is {shown(metadata)}")
+    check.writable(metadata, "metadata")
     return Row(
         images=check.images(value["images"]),
         objects=tuple(
@@ -242,8 +246,7 @@ def parse_prediction_row(value: Any, where: str) -> PredictionRow:
         box = inner.numbers(item["bbox_2d"], "bbox_2d", fewest=4)
         if len(box) != 4:
             inner.fail("bbox_2d", f"needs 4 numbers, has {len(box)}")
-        if not isinstance(item["desc"], str):
-            inner.fail("desc", f"must be text, is {shown(item['desc'])}")
+        inner.string(item["desc"], "desc")
         score = inner.unit(item["score"], "score")
         objectness = inner.unit(item.get("objectness", item["score"]), "objectness")
         levels = inner.levels(item["levels"], item["desc"]) if "levels" in item else None
@@ -304,13 +307,27 @@ class _Checker:
     def text(self, value: Any, name: str) -> str:
         if not isinstance(value, str) or not value.strip():
             self.fail(name, f"must be non-empty text, is {shown(value)}")
+        return self.string(value, name)
+
+    def string(self, value: Any, name: str) -> str:
+        if not isinstance(value, str):
+            self.fail(name, f"must be text, is {shown(value)}")
         if any("\ud800" <= letter <= "\udfff" for letter in value):
             self.fail(name, f"holds half a character (a lone surrogate), is {shown(value)}")
         return value  # type: ignore[no-any-return]
 
+    def writable(self, value: Any, name: str) -> None:
+        """Fails for what decodes from JSON and cannot be written back: numbers beyond floats, half characters."""
+        try:
+            json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
+        except ValueError as error:
+            self.fail(name, f"cannot be written back ({error})")
+
     def size(self, value: Any, name: str) -> int:
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             self.fail(name, f"must be a whole number of pixels above 0, is {shown(value)}")
+        if value > MAX_SIDE:
+            self.fail(name, f"must be a whole number of pixels up to {MAX_SIDE}, is {shown(value)}")
         return value  # type: ignore[no-any-return]
 
     def unit(self, value: Any, name: str) -> float:
@@ -334,7 +351,13 @@ class _Checker:
         items = self.list(value, name)
         if len(items) < fewest:
             self.fail(name, f"needs at least {fewest} numbers, has {len(items)}")
-        return tuple(self.number(item, f"{name}[{index}]") for index, item in enumerate(items))
+        return tuple(self.coordinate(item, f"{name}[{index}]") for index, item in enumerate(items))
+
+    def coordinate(self, value: Any, name: str) -> float:
+        number = self.number(value, name)
+        if abs(number) > MAX_SIDE:  # areas would overflow, and overlaps be no numbers
+            self.fail(name, f"must lie within {MAX_SIDE} pixels, is {number:g}")
+        return number
 
     def levels(self, value: Any, desc: str) -> tuple[float, ...]:
         items, path = self.list(value, "levels"), split_path(desc)

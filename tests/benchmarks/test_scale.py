@@ -9,7 +9,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from PIL import Image
+
+from bbu.images import open_image
 
 PROJECT = Path(__file__).resolve().parents[2]
 KEYS = {"exponent_tokens", "exponent_boxes", "exponent_queries", "exponent_pixels"}
@@ -33,7 +34,7 @@ def test_the_last_line_is_json_with_the_exponents_and_a_plot_is_drawn(tmp_path: 
     figures = json.loads(done.stdout.splitlines()[-1])
     assert figures.pop("benchmark") == "scale"
     assert set(figures) == KEYS and all(isinstance(value, float) for value in figures.values())
-    with Image.open(plot) as image:
+    with open_image(plot) as image:
         assert image.format == "PNG" and min(image.size) > 500
 
 

@@ -13,6 +13,7 @@ from PIL import ExifTags, Image, ImageOps
 
 from bbu.errors import UserError
 from bbu.geometry import enclosing_box, exif_affine, iou, iou_matrix, transform_points
+from bbu.images import open_image
 from data_conversion.cabinet.backdrop import expose
 from data_conversion.cabinet.brush import Brush, Pose, settle
 from data_conversion.cabinet.catalogue import BOX, LABELS, LINE, QUAD
@@ -60,7 +61,7 @@ def test_every_photo_has_its_annotation_and_no_photo_appears_twice(drawn: Path) 
     photos = sorted(drawn.rglob("*.jpg"))
     assert Counter(path.parent.name for path in photos) == COUNTS
     assert all(path.with_suffix(".json").is_file() for path in photos)
-    assert len({Image.open(path).tobytes() for path in photos}) == len(photos)
+    assert len({open_image(path).tobytes() for path in photos}) == len(photos)
     assert sorted(path.name for path in drawn.iterdir()) == sorted(COUNTS)
 
 
@@ -190,7 +191,7 @@ def test_turned_photos_are_displayed_upright(habits: list[tuple[int, int, bool]]
         exif = Image.Exif()
         exif[ExifTags.Base.Orientation] = photo.orientation
         photo.image.save(path, quality=95, exif=exif)
-        displayed = ImageOps.exif_transpose(Image.open(path))
+        displayed = ImageOps.exif_transpose(open_image(path))
         assert displayed.size == (scene.width, scene.height)
         assert np.abs(np.asarray(displayed, dtype=int) - np.asarray(upright, dtype=int)).mean() < 8
         affine = exif_affine(orientation, *photo.image.size)

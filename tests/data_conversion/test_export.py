@@ -16,6 +16,7 @@ import pytest
 from PIL import ExifTags, Image, ImageOps
 
 from bbu.errors import UserError
+from bbu.images import open_image
 from bbu.jsonl import write_jsonl
 from data_conversion import export as module
 from data_conversion.base import ExportLosses, ExportPhoto, Format, SourceOptions
@@ -168,13 +169,13 @@ def test_turned_photos_are_written_upright_and_originals_stay(
     exif[ExifTags.Base.Orientation] = orientation
     image.save(source.root / name, exif=exif, **({"quality": 95} if name == "a.jpg" else {"lossless": True}))
     before = (source.root / name).read_bytes()
-    with Image.open(source.root / name) as stored:
+    with open_image(source.root / name) as stored:
         wanted = ImageOps.exif_transpose(stored).convert("RGB")
     report = run(row(name, box(points=(0, 0, 9, 9)), size=wanted.size))
     target = source.out / "images/all" / name
     photo = read_photo(target)
     assert (photo.orientation, photo.displayed) == (1, wanted.size)
-    with Image.open(target) as found:
+    with open_image(target) as found:
         difference = np.abs(np.asarray(found.convert("RGB"), dtype=int) - np.asarray(wanted, dtype=int))
     assert difference.mean() <= (2 if name == "a.jpg" and orientation != 1 else 0)  # noise squares: 60 apart
     assert (source.root / name).read_bytes() == before
@@ -188,7 +189,7 @@ def test_grey_photos_with_a_colour_profile_stay_so(source: Any, run: Any) -> Non
     exif[ExifTags.Base.Orientation] = 3
     image.save(source.root / "a.jpg", exif=exif, icc_profile=b"a profile")
     run(row("a.jpg"))
-    with Image.open(source.out / "images/all/a.jpg") as found:
+    with open_image(source.out / "images/all/a.jpg") as found:
         assert (found.mode, found.info["icc_profile"]) == ("L", b"a profile")
 
 

@@ -11,7 +11,7 @@ import pytest
 from PIL import ExifTags, Image
 
 from bbu.errors import UserError
-from bbu.images import load_image
+from bbu.images import load_image, open_image
 from data_conversion.base import RawObject, SourceImage
 from data_conversion.formats import FORMATS, Format
 from data_conversion.photo_files import fit
@@ -65,7 +65,7 @@ def test_a_reencoded_photo_is_upright_smaller_and_its_objects_lie_on_the_same_pi
     (row,) = source.rows()
     photo = load_image(source.out / "photos" / "a.jpg")
     assert photo.size == (row.width, row.height) == (150, 200)
-    assert Image.open(source.out / "photos" / "a.jpg").getexif().get(ExifTags.Base.Orientation, 1) == 1
+    assert open_image(source.out / "photos" / "a.jpg").getexif().get(ExifTags.Base.Orientation, 1) == 1
     ys, xs = np.nonzero(np.asarray(photo.convert("L")) < 128)
     found = np.array([xs.min(), ys.min(), xs.max() + 1, ys.max() + 1])
     assert np.abs(found - np.array(row.objects[0].box)).max() <= 1

@@ -13,7 +13,9 @@ from PIL import ExifTags, Image, ImageDraw, ImageOps
 
 from bbu.errors import ImageError, UserError
 from bbu.geometry import transform_points
+from bbu.images import load_image, open_image
 from data_conversion.photos import Photo, points_to_displayed, read_photo
+from tests.damaged_photos import exif_kinds, no_files, with_exif
 
 
 def marked_photo(path: Path, orientation: int, size: tuple[int, int], box: tuple[int, int, int, int]) -> None:
@@ -50,7 +52,7 @@ def test_the_box_lands_on_the_same_pixels_after_the_exif_transpose(
     (root / "a.json").write_text(json.dumps(value), encoding="utf-8")
     convert("bbu_json", root, root / "out", taxonomy=None, val_fraction=0.0)
     row = json.loads((root / "out" / "train.jsonl").read_text(encoding="utf-8"))
-    with Image.open(root / "a.jpg") as image:
+    with open_image(root / "a.jpg") as image:
         shown = np.asarray(ImageOps.exif_transpose(image).convert("L")) > 128
     expected = np.zeros((row["height"], row["width"]), dtype=bool)
     left, top, right, bottom = row["objects"][0]["bbox_2d"]
@@ -130,3 +132,16 @@ def test_a_link_out_of_the_source_is_refused(source: Any, bbu_object: Any, tmp_p
     (source.root / "a.jpg").symlink_to(tmp_path / "secret.jpg")
     with pytest.raises(UserError, match="leaves the source folder"):
         source.convert()
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_odd_exif_data_turns_a_photo_as_reading_its_pixels_does(orientation: int) -> None:
+    for kind, exif in exif_kinds(orientation).items():
+        data = with_exif(exif)
+        assert read_photo(data, kind).displayed == load_image(data, kind).size
+
+
+def test_what_is_called_a_photo_and_is_no_file_is_an_error_at_once(tmp_path: Path) -> None:
+    for kind, path in no_files(tmp_path, "a.jpg").items():
+        with pytest.raises(ImageError, match=rf"{kind}_a\.jpg: cannot be read \("):
+            read_photo(path)

@@ -11,6 +11,7 @@ from PIL import Image
 
 from bbu.doctor.findings import CODES, ERROR, INFO, WARNING, by_severity
 from bbu.families.registry import backbone_class
+from bbu.images import open_image
 from bbu.taxonomy import MirrorRules
 from tests.doctor.small_set import SIZE, Change, DataSet, row, the
 from tests.tiny import FAMILIES
@@ -148,7 +149,7 @@ def _(data: DataSet) -> None:
 
 @breaks("near_copy_across_splits", 1, "test1.png: like train3.png")
 def _(data: DataSet) -> None:
-    with Image.open(data.folder / "train3.png") as photo:
+    with open_image(data.folder / "train3.png") as photo:
         photo.save(data.folder / "test1.png", format="JPEG", quality=60)
 
 
@@ -159,7 +160,7 @@ def _(data: DataSet) -> None:
 
 @breaks("near_copy_within_split", 2, "train3.png: like train4.png")
 def _(data: DataSet) -> None:
-    with Image.open(data.folder / "train3.png") as photo:
+    with open_image(data.folder / "train3.png") as photo:
         photo.save(data.folder / "train4.png", format="JPEG", quality=60)
 
 

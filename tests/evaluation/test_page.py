@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from bbu import stages
 from bbu.cli import main
@@ -24,6 +23,7 @@ from bbu.errors import UserError
 from bbu.evaluation import evaluate
 from bbu.evaluation.page import write_report
 from bbu.evaluation.page.photos import LARGE, OVER_BUDGET, SMALL, embed_photos
+from bbu.images import open_image
 from bbu.jsonl import write_json, write_jsonl
 from bbu.records import ObjectRow, PredictedObject, PredictionRow, Row
 from tests.conftest import MakePhoto, MakeRow
@@ -175,7 +175,7 @@ def test_confusions_are_the_scorers(tmp_path: Path) -> None:
 
 
 def jpeg_size(photo: str) -> tuple[int, int]:
-    return Image.open(io.BytesIO(base64.b64decode(photo))).size
+    return open_image(base64.b64decode(photo)).size
 
 
 def test_photos_are_shown_as_displayed_in_two_sizes(make_photo: MakePhoto, photo_folder: Path) -> None:

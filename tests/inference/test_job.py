@@ -15,10 +15,12 @@ from PIL import Image
 
 from bbu.cli import main
 from bbu.evaluation.calibration import Calibration
+from bbu.images import open_image
 from bbu.inference import Inference, job
 from bbu.inference.partial import PartialRows
 from bbu.models.checkpoint import save_model
 from bbu.records import PredictionRow, read_predictions
+from tests.damaged_photos import POSTSCRIPT, encoded, exif_kinds, no_files, pixels, with_exif
 from tests.tiny import DEFAULT, build_tiny, noise_photo, tiny_config, tiny_processor
 
 SIZES = [(112, 84), (56, 56), (168, 112), (60, 60), (110, 80), (160, 120), (58, 56)]
@@ -87,6 +89,25 @@ def alike(one: PredictionRow, other: PredictionRow, score: float = 1e-4, pixels:
     )
 
 
+def test_names_as_long_as_a_file_may_have_and_longer(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    longest = "照" * 83 + "a.png"  # 254 bytes
+    folder = tmp_path / "long"
+    folder.mkdir()
+    noise_photo(0, 60, 60).image.save(folder / longest)
+    names = listed(tmp_path / "names.txt", [longest, "x" * 300 + ".png", "y/" * 3000 + "z.png"])
+    options = ("--image-root", str(folder), "--pictures", str(tmp_path / "pictures"))
+    assert predict(model, names, tmp_path / "out.jsonl", *options) == 1
+    rows = read_predictions(tmp_path / "out.jsonl")
+    assert rows[0].error is None and all("File name too long" in str(row.error) for row in rows[1:])
+    assert len(list((tmp_path / "pictures").iterdir())) == 1
+    for source, output in ((tmp_path / ("x" * 300), "out.jsonl"), (names, "x" * 300), (names, "y/" * 3000 + "z")):
+        capsys.readouterr()
+        assert predict(model, source, tmp_path / output) == 2
+        assert "File name too long" in capsys.readouterr().err.splitlines()[-1]
+
+
 # ---------------------------------------------------------------- rows
 
 
@@ -137,6 +158,38 @@ def test_an_undecodable_file_name_is_predicted_like_any_other(model: Path, photo
     shutil.copy(photos / "照片0.png", os.fsdecode(bytes(folder) + b"/\xff.png"))
     assert predict(model, folder, tmp_path / "out.jsonl") == 0
     assert read_predictions(tmp_path / "out.jsonl")[0].images == ("\\xff.png",)
+
+
+@pytest.mark.parametrize("workers", ["0", "2"])
+def test_overnight_every_bad_photo_costs_its_own_row_and_odd_exif_data_none(
+    workers: str, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Everything that ended a prediction, or left it waiting, or was dropped, in one folder."""
+    folder = tmp_path / "night"
+    folder.mkdir()
+    exif = exif_kinds(6)
+    for number, kind in enumerate(exif):
+        (folder / f"exif{number:02d}.jpg").write_bytes(with_exif(exif[kind], pixels((112, 84))))
+    bad = {
+        "avif.jpg": encoded("AVIF", pixels((112, 84)))[:300],
+        "eps.jpg": POSTSCRIPT,
+        "heic.heic": b"\0\0\0\x18ftypheic" + bytes(99),
+        "note.gif": b"no picture",
+        os.fsdecode(b"\xff.jpg"): b"no picture",
+    }
+    for name, content in bad.items():
+        (folder / name).write_bytes(content)
+    kinds = no_files(folder, "a.jpg")
+    (folder / "note.txt").touch()
+    assert predict(model, folder, tmp_path / "out.jsonl", "--workers", workers) == 1
+    rows = {row.images[0]: row for row in read_predictions(tmp_path / "out.jsonl")}
+    failed = {name for name, row in rows.items() if row.error}
+    wanted = {"avif.jpg", "eps.jpg", "heic.heic", "note.gif", "\\xff.jpg", *(f"{kind}_a.jpg" for kind in kinds)}
+    assert failed == wanted - {"folder_a.jpg"}
+    assert len(rows) == len(failed) + len(exif) and rows["exif00.jpg"].width == 84
+    printed = capsys.readouterr()
+    assert f"{len(rows)} photos, {len(failed)} of them failed" in printed.out
+    assert "bbu: note: 1 file not called like photos: 1 .txt" in printed.err
 
 
 # ---------------------------------------------------------------- stopped and resumed
@@ -260,7 +313,7 @@ def test_every_photo_has_a_picture(
     rows = read_predictions(tmp_path / "out.jsonl")
     stems = [f"{n:06d}_{Path(row.images[0]).stem}.png" for n, row in enumerate(rows, start=1) if row.error is None]
     assert names == stems and len(names) == 7
-    assert all(Image.open(tmp_path / "pictures" / name).width > 700 for name in names)
+    assert all(open_image(tmp_path / "pictures" / name).width > 700 for name in names)
     assert "7 pictures" in capsys.readouterr().out
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from collections import Counter
 from collections.abc import Collection, Iterator
 from itertools import groupby
@@ -12,7 +14,7 @@ import torch
 from PIL import Image
 from torch.utils.data import Dataset
 
-from bbu.errors import ImageError
+from bbu.errors import ImageError, UserError
 from bbu.images import load_image
 from bbu.inference.loading import Views, ViewTask, in_parallel, photo_size, plan_views
 from bbu.inference.predictor import Predictor
@@ -130,3 +132,19 @@ def test_items_are_read_lazily(workers: int) -> None:
     stream = in_parallel(Twice(), endless(), workers)
     assert [next(stream) for _ in range(10)] == [2 * number for number in range(10)]
     assert drawn <= 10 + 2 * workers + 1
+
+
+class Fatal(Dataset[int]):
+    """Item 3 kills the process that computes it, as the kernel does where memory is short."""
+
+    def __getitem__(self, item: int) -> int:
+        if item == 3:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return item
+
+
+def test_a_killed_worker_process_is_one_line_that_says_what_to_do() -> None:
+    found = in_parallel(Fatal(), range(9), 1)
+    with pytest.raises(UserError, match=r"killed.*rerun to resume, with fewer --workers") as caught:
+        list(found)
+    assert "\n" not in str(caught.value)

@@ -17,6 +17,7 @@ from bbu.data.photo import Photo
 from bbu.errors import CheckpointError, ImageError
 from bbu.evaluation.calibration import Calibration
 from bbu.families.prompts import parse_answer
+from bbu.images import open_image
 from bbu.inference import DetectionResult, Inference
 from bbu.inference.predictor import PredictOptions
 from bbu.models.checkpoint import save_model
@@ -251,7 +252,7 @@ def test_generated_text_equals_greedy_decoding_through_our_backbone(
     rows, root = teachers
     processor, model = inference.processor, inference.model
     found = inference.generate_text(photos[2], rows, root, max_new_tokens=12)
-    shown = [Photo(Image.open(Path(root) / row.images[0]), row.images[0], row.objects) for row in rows]
+    shown = [Photo(open_image(Path(root) / row.images[0]), row.images[0], row.objects) for row in rows]
     sample = processor.process_photos(shown, Photo(photos[2], "photo"), with_answer=False)
     expected = greedy(
         model, Conversation(sample.input_ids, sample.pixel_values, sample.image_grid_thw), 12, processor.end_token_id

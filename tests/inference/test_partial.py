@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -12,6 +14,7 @@ from hypothesis import strategies as st
 from bbu.errors import UserError
 from bbu.inference.partial import PartialRows
 from bbu.records import PredictedObject, PredictionRow, read_predictions
+from tests.small_disk import fill, make_room, small_disk
 
 SETTINGS = {"model": "abc"}
 
@@ -119,3 +122,167 @@ def test_an_unwritable_output_is_an_error_at_once(tmp_path: Path) -> None:
         begin(tmp_path / "file" / "out.jsonl")
     with pytest.raises(UserError, match="is a folder"):
         begin(tmp_path)
+
+
+# ---------------------------------------------------------------- rows that make no sense
+
+HUGE = 10**400
+NAMES = [f"照片{index}.jpg" for index in range(5)]
+
+
+def changed(**changes: Any) -> dict[str, Any]:
+    """The line of photo 1 with other values at the top."""
+    return {"index": 1, "row": row(1).to_json(), **changes}
+
+
+def changed_row(**changes: Any) -> dict[str, Any]:
+    return changed(row={**row(1).to_json(), **changes})
+
+
+def changed_item(**changes: Any) -> dict[str, Any]:
+    return changed_row(predictions=[{**row(1).to_json()["predictions"][0], **changes}])
+
+
+SENSELESS: dict[str, Any] = {
+    "a list": [1],
+    "a number": 3,
+    "null": None,
+    "no row": {"index": 1},
+    "more than a row": changed(extra=1),
+    "row is a list": changed(row=[]),
+    "row is empty": changed(row={}),
+    "index of no photo": changed(index=5),
+    "index below zero": changed(index=-1),
+    "index is text": changed(index="1"),
+    "index is true": changed(index=True),
+    "index is a fraction": changed(index=1.5),
+    "index of 400 digits": changed(index=HUGE),
+    "another photo": changed_row(images=["照片2.jpg"]),
+    "two photos": changed_row(images=["照片1.jpg", "照片2.jpg"]),
+    "no photo": changed_row(images=[]),
+    "photo is a number": changed_row(images=[1]),
+    "width is text": changed_row(width="101"),
+    "width is a fraction": changed_row(width=101.5),
+    "width of zero": changed_row(width=0),
+    "width of 400 digits": changed_row(width=HUGE),
+    "height of 400 digits": changed_row(height=-HUGE),
+    "predictions are no list": changed_row(predictions={}),
+    "a prediction is no object": changed_row(predictions=[7]),
+    "box outside": changed_item(bbox_2d=[1, 2, 300, 40]),
+    "box left of it": changed_item(bbox_2d=[-9, 2, 30, 40]),
+    "box turned": changed_item(bbox_2d=[30, 2, 1, 40]),
+    "box of three": changed_item(bbox_2d=[1, 2, 30]),
+    "box of text": changed_item(bbox_2d=["1", 2, 30, 40]),
+    "box of NaN": changed_item(bbox_2d=[float("nan"), 2, 30, 40]),
+    "box to infinity": changed_item(bbox_2d=[1, 2, float("inf"), 40]),
+    "box of 400 digits": changed_item(bbox_2d=[1, 2, HUGE, 40]),
+    "score over 1": changed_item(score=1.5),
+    "score of 400 digits": changed_item(score=HUGE),
+    "objectness is null": changed_item(objectness=None),
+    "levels do not fit": changed_item(levels=[0.5] * 9),
+    "description is a number": changed_item(desc=4),
+    "error is a number": changed(row={"images": ["照片1.jpg"], "error": 4}),
+    "error and predictions": changed_row(error="x"),
+}
+TEXTS: dict[str, bytes] = {
+    **{name: json.dumps(value, ensure_ascii=False).encode() for name, value in SENSELESS.items()},
+    "cut in the middle": json.dumps(changed()).encode()[:60],
+    "two lines in one": json.dumps(changed()).encode() * 2,
+    "empty": b"",
+    "zeros": bytes(300),
+    "no UTF-8": b'{"index": 1, "row": "\xff"}',
+    "too many digits": b'{"index": ' + b"9" * 9000 + b', "row": {}}',
+    "too deep": b"[" * 100_000,
+    "a number no float can hold": json.dumps(changed()).replace("0.123457", "1e999").encode(),
+    "a key twice": json.dumps(changed()).replace('"width"', '"width": 3, "width"').encode(),
+}
+
+
+def resumed(output: Path) -> PartialRows:
+    return PartialRows(output, SETTINGS, 5, NAMES)
+
+
+@pytest.mark.parametrize("text", TEXTS.values(), ids=TEXTS.keys())
+def test_a_line_that_makes_no_sense_is_predicted_again_and_costs_no_other(text: bytes, tmp_path: Path) -> None:
+    path = stop(tmp_path / "out.jsonl", [3, 1, 0])
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join([*lines[:2], text + b"\n", lines[3]]))
+    partial = resumed(tmp_path / "out.jsonl")
+    assert [partial.is_done(index) for index in range(5)] == [True, False, False, True, False]
+    assert (partial.begun, partial.senseless) == ("resumed", 1)
+    for index in (1, 2, 4):
+        partial.add(index, row(index))
+    partial.finish()
+    partial.close()
+    assert read_predictions(tmp_path / "out.jsonl") == [row(index) for index in range(5)]
+
+
+def test_what_a_prediction_writes_makes_sense_to_the_next(tmp_path: Path) -> None:
+    stop(tmp_path / "out.jsonl", list(range(5)))
+    partial = resumed(tmp_path / "out.jsonl")
+    assert (partial.done(), partial.senseless) == (5, 0)
+    partial.close()
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_wherever_bytes_are_flipped_the_output_is_whole_and_every_row_makes_sense(seed: int, tmp_path: Path) -> None:
+    random = np.random.default_rng(seed)
+    output = tmp_path / "out.jsonl"
+    path = stop(output, [3, 0, 4, 1, 2])
+    whole = path.read_bytes()
+    for _ in range(60):
+        data = bytearray(whole)
+        for place in random.integers(0, len(data), int(random.integers(1, 4))):
+            data[place] = int(random.integers(0, 256))
+        path.write_bytes(data)
+        partial = resumed(output)
+        for index in range(5):
+            if not partial.is_done(index):
+                partial.add(index, row(index))
+        partial.finish()
+        partial.close()
+        assert [found.images for found in read_predictions(output)] == [(name,) for name in NAMES]
+
+
+# ---------------------------------------------------------------- a full disk
+
+
+def add_all(output: Path, rows: int, long: PredictionRow) -> tuple[PartialRows, int]:
+    """The file with all rows, and how many there were before."""
+    partial = PartialRows(output, SETTINGS, rows)
+    before = partial.done()
+    try:
+        for index in range(rows):
+            if not partial.is_done(index):
+                partial.add(index, long)
+    except UserError:
+        partial.close()
+        raise
+    return partial, before
+
+
+@pytest.mark.parametrize("leave", [0, 4096, 20_480])
+def test_a_full_disk_is_one_line_what_is_whole_stays_and_a_rerun_goes_on(leave: int, tmp_path: Path) -> None:
+    item = PredictedObject((1, 2, 30, 40), "螺丝" * 200, 0.5, 0.5)
+    long = PredictionRow(("照片.jpg",), 100, 90, (item,))
+    with small_disk(tmp_path / "disk") as disk:
+        output = disk / "out.jsonl"
+        fill(disk, leave)
+        with pytest.raises(UserError, match=r"out\.jsonl.*: cannot be written: No space left on device") as caught:
+            add_all(output, 50, long)
+        assert "\n" not in str(caught.value)
+        make_room(disk)
+        partial, before = add_all(output, 50, long)
+        assert before >= leave // 4096 - 1
+        fill(disk)
+        with pytest.raises(UserError, match=r"out\.jsonl: cannot be written: No space left on device"):
+            partial.finish()
+        partial.close()
+        assert not output.exists()
+        make_room(disk)
+        partial, before = add_all(output, 50, long)
+        assert before == 50
+        partial.finish()
+        partial.close()
+        assert read_predictions(output) == [long] * 50
+        assert [path.name for path in disk.iterdir()] == ["out.jsonl"]

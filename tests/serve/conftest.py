@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from PIL import Image
 
+from bbu.images import open_image
+
 if TYPE_CHECKING:
     from starlette.testclient import TestClient
 
@@ -29,7 +31,7 @@ def photo_bytes(seed: int = 0, size: tuple[int, int] = (112, 84), kind: str = "P
 
 
 def picture(data: bytes) -> Image.Image:
-    return Image.open(io.BytesIO(data)).convert("RGB")
+    return open_image(data).convert("RGB")
 
 
 @pytest.fixture(scope="session")

@@ -52,13 +52,26 @@ def start(model_folder: Path) -> Iterator[Start]:
         process.communicate()
 
 
+@pytest.fixture
+def half_sent() -> Iterator[list[socket.socket]]:
+    sockets: list[socket.socket] = []
+    yield sockets
+    for item in sockets:
+        item.close()
+
+
 def connect(place: str) -> http.client.HTTPConnection:
     return http.client.HTTPConnection(place, timeout=30)
 
 
-def test_it_answers_refuses_a_flood_and_lets_a_request_finish_when_told_to_stop(start: Start) -> None:
+def test_it_answers_refuses_a_flood_and_lets_a_request_finish_when_told_to_stop(
+    start: Start, half_sent: list[socket.socket]
+) -> None:
     process, place = start()
     assert place.startswith("127.0.0.1:")
+    for _ in range(130):
+        half_sent.append(socket.create_connection(("127.0.0.1", int(place.split(":")[1])), timeout=30))
+        half_sent[-1].sendall(b"POST /predict HTTP/1.1\r\nHost: 127.0.0.1\r\n")
     with closing(connect(place)) as connection:
         connection.request("GET", "/health")
         assert json.load(connection.getresponse())["status"] == "ok"

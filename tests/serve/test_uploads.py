@@ -10,12 +10,14 @@ import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
 from PIL import Image
 from starlette.requests import Request
 
 from bbu.serve.limits import Limits, RequestError
 from bbu.serve.uploads import file_name, read_question
+from tests.damaged_photos import KINDS, encoded, exif_kinds, mutated, pixels, with_exif
 from tests.serve.conftest import MakeClient, photo_bytes
 
 if TYPE_CHECKING:
@@ -34,9 +36,9 @@ def png_head(width: int, height: int) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(b"\0" * 99)) + chunk(b"IEND", b"")
 
 
-def gif() -> bytes:
+def icon() -> bytes:
     stream = io.BytesIO()
-    Image.new("RGB", (60, 60)).save(stream, "GIF")
+    Image.new("RGB", (60, 60)).save(stream, "ICO")
     return stream.getvalue()
 
 
@@ -44,8 +46,9 @@ BODIES: dict[str, tuple[bytes, int, str]] = {
     "empty": (b"", 400, "no bytes"),
     "text": (b"not a photo", 415, "not a photo"),
     "html": (b"<html><script>alert(1)</script></html>", 415, "not a photo"),
-    "a type that is not read": (gif(), 415, "JPEG"),
+    "a type that is not read": (icon(), 415, "JPEG"),
     "postscript": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", 415, "not a photo"),
+    "heic": (b"\0\0\0\x18ftypheic" + bytes(99), 415, "is a HEIC photo, which cannot be read; convert it"),
     "cut off": (photo_bytes(1, (200, 200), "JPEG")[:900], 422, "damaged or cut off"),
     "head only": (photo_bytes(1, kind="JPEG")[:12], 415, "not a photo"),
     "bomb": (png_head(60_000, 60_000), 413, "million pixels"),
@@ -98,6 +101,29 @@ def test_a_bad_photo_is_refused(client: TestClient, name: str) -> None:
     data, status, words = BODIES[name]
     check(client.post("/predict", content=data), (status,), words)
     check(client.post("/predict", files={"photo": ("a.jpg", data, "image/jpeg")}), (status,), words)
+
+
+@pytest.mark.parametrize("orientation", [1, 6, 7])
+def test_a_turned_photo_with_odd_exif_data_is_predicted(client: TestClient, orientation: int) -> None:
+    for kind, exif in exif_kinds(orientation).items():
+        response = client.post("/predict", content=with_exif(exif, pixels((80, 60))))
+        assert response.status_code == 200, (kind, response.text)
+        assert (response.json()["width"], response.json()["height"]) in ((80, 60), (60, 80))
+        if kind == "plain":
+            assert response.json()["width"] == (60 if orientation > 4 else 80)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_damaged_photo_is_predicted_or_refused_and_never_an_error_of_the_server(
+    client: TestClient, kind: str
+) -> None:
+    seed = 7
+    print(f"seed {seed}")  # shown if it fails
+    exif = exif_kinds(6)["maker note"] if kind in ("JPEG", "WEBP", "AVIF", "TIFF") else b""
+    for data in mutated(encoded(kind, pixels((60, 44)), exif), np.random.default_rng(seed), 24):
+        response = client.post("/predict", content=data)
+        assert response.status_code in (200, 400, 413, 415, 422), response.text
+        assert ("error" in response.json()) == (response.status_code != 200)
 
 
 @pytest.mark.parametrize("query", QUERIES, ids=lambda query: query[:20])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
 from bbu.cli.arguments import Commands, not_negative, positive, share
@@ -64,7 +65,7 @@ def _predict(arguments: argparse.Namespace) -> int:
     from bbu.inference import Inference
     from bbu.inference.job import predict_to_file, settings_of
     from bbu.inference.operating_points import OperatingPoints
-    from bbu.inference.photo_lists import list_photos
+    from bbu.inference.photo_lists import LeftOut, list_photos
     from bbu.inference.predictor import PredictOptions, teacher_photos
     from bbu.inference.tiling import Tiles
     from bbu.records import read_rows
@@ -73,7 +74,10 @@ def _predict(arguments: argparse.Namespace) -> int:
 
     if arguments.tile_size and not arguments.tiles:
         raise UserError("--tile-size needs --tiles auto; give both")
-    names, root = list_photos(arguments.photos)
+    left_out = LeftOut()
+    names, root = list_photos(arguments.photos, left_out)
+    for note in left_out.notes():
+        print(f"bbu: note: {note}", file=sys.stderr)
     root = arguments.image_root or root
     tiles = Tiles.parse(arguments.tiles, arguments.tile_size, arguments.tile_overlap) if arguments.tiles else None
     options = PredictOptions(
@@ -94,7 +98,13 @@ def _predict(arguments: argparse.Namespace) -> int:
         descriptions=arguments.descriptions,
         options=options,
     )
-    count, failed = predict_to_file(
+
+    def show(count: int, failed: int) -> None:
+        closed = f", {len(left_out.closed)} folders could not be read" if left_out.closed else ""
+        print(f"{count} photos, {failed} of them failed{closed}; written to {arguments.output}")
+        _show_predictions(arguments, root)
+
+    _, failed = predict_to_file(
         inference,
         names,
         root,
@@ -103,10 +113,9 @@ def _predict(arguments: argparse.Namespace) -> int:
         teachers=teacher_photos(teachers, root),
         operating_points=points,
         workers=arguments.workers,
+        then=show,
     )
-    print(f"{count} photos, {failed} of them failed; written to {arguments.output}")
-    _show_predictions(arguments, root)
-    return 1 if failed else 0
+    return 1 if failed or left_out.closed else 0
 
 
 def _check_export(arguments: argparse.Namespace) -> None:

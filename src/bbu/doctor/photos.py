@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import multiprocessing
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,9 +13,9 @@ from functools import partial
 from bbu.data.sampling.similarity import photo_hash
 from bbu.doctor.findings import Example, Finding, finding
 from bbu.doctor.reading import Rows, Sample
-from bbu.errors import ImageError, UserError
+from bbu.errors import ImageError, ImageMissingError, UserError
 from bbu.geometry import MAX_ASPECT_RATIO
-from bbu.images import exif_orientation, load_image
+from bbu.images import exif_orientation, load_image, open_image, read_image_bytes
 from bbu.records import Row, resolve_image
 
 PHOTOS_A_PROCESS = 100  # reading fewer is faster than starting a process
@@ -48,12 +47,10 @@ def look(name: str, root: str) -> PhotoFacts:
     """Read one photo as training does."""
     try:
         path = resolve_image(root, name)
-        content = path.read_bytes()
+        content = read_image_bytes(path, name)
         image = load_image(content, name)
-    except FileNotFoundError:
+    except ImageMissingError:
         return PhotoFacts(problem="photo_missing", detail=f"{path} does not exist")
-    except OSError as error:
-        return PhotoFacts(problem="photo_unreadable", detail=f"{path}: {error.strerror}")
     except ImageError as error:
         return PhotoFacts(problem="photo_unreadable", detail=str(error))
     except UserError as error:
@@ -65,9 +62,7 @@ def look(name: str, root: str) -> PhotoFacts:
 
 
 def _orientation(content: bytes) -> int:
-    from PIL import Image
-
-    with Image.open(io.BytesIO(content)) as image:
+    with open_image(content) as image:
         return exif_orientation(image)
 
 

@@ -18,9 +18,11 @@ from bbu.drawing.fonts import cjk_font
 from bbu.drawing.outlines import Dash, corners, draw_path
 from bbu.drawing.palette import FAINT, INK, PAPER, Colour, first_level, palette_for, readable_on
 from bbu.drawing.tags import Box, Point, place_tags
+from bbu.errors import UserError
 from bbu.jsonl import atomic_file
 from bbu.records import PredictedObject
 
+LONGEST_STEM = 200  # bytes; file systems allow 255 for a whole name
 PANEL, TALLEST = 720, 900  # pixels: width of a panel, height of its photo at most
 MARGIN, GAP = 16, 24
 LINE_HEIGHT, TEXT, TITLE, NUMBER = 22, 15, 20, 13
@@ -198,7 +200,20 @@ def join_panels(panels: Sequence[Image.Image]) -> Image.Image:
     return whole
 
 
+def picture_name(number: str, photo: str) -> str:
+    """File name of a photo's picture; a name that would be too long for a file is cut."""
+    stem = Path(photo).stem.encode("utf-8", "backslashreplace")[:LONGEST_STEM].decode("utf-8", "ignore")
+    return f"{number}_{stem}.png"
+
+
 def save_png(picture: Image.Image, path: Path) -> None:
-    """Write a picture; the file appears whole or not at all."""
-    with atomic_file(path) as temporary:
-        picture.save(temporary, format="PNG")
+    """Write a picture; the file appears whole or not at all.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    try:
+        with atomic_file(path) as temporary:
+            picture.save(temporary, format="PNG")
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written: {error.strerror or error}") from None

@@ -13,7 +13,18 @@ from PIL import Image
 
 from bbu.drawing.outlines import corners
 from bbu.drawing.palette import Colour, palette_for
-from bbu.drawing.panels import AGREES, ALONE, DASHES, WRONG, Mark, join_panels, panel_of, panel_title, save_png
+from bbu.drawing.panels import (
+    AGREES,
+    ALONE,
+    DASHES,
+    WRONG,
+    Mark,
+    join_panels,
+    panel_of,
+    panel_title,
+    picture_name,
+    save_png,
+)
 from bbu.drawing.tags import Point
 from bbu.errors import UserError
 from bbu.evaluation.descriptions import greedy_match
@@ -132,7 +143,7 @@ def save_pictures(
         row = known[number * len(known) // count]
         name, image = row.images[0], open_displayed(row, image_root)
         picture = draw_comparison(image, row.objects, predicted[name].predictions, threshold=threshold, colours=colours)
-        path = Path(output_dir) / f"{number + 1:03d}_{Path(name).stem}.png"
+        path = Path(output_dir) / picture_name(f"{number + 1:03d}", name)
         save_png(picture, path)
         written.append(path)
     return written

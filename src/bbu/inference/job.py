@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import groupby, islice
 from pathlib import Path
@@ -33,6 +33,7 @@ def predict_to_file(
     teachers: Sequence[Photo] = (),
     operating_points: OperatingPoints | None = None,
     workers: int = 0,
+    then: Callable[[int, int], object] = lambda count, failed: None,
 ) -> tuple[int, int]:
     """Predict photos into a JSONL file, written atomically in the given order.
 
@@ -41,6 +42,7 @@ def predict_to_file(
         teachers: worked examples shown with every photo.
         operating_points: predictions below their description's threshold are dropped.
         workers: processes that read, decode and resize photos; 0 = this process does it.
+        then: called with what is returned, once the output is written; if it fails, a rerun need not predict again.
 
     Returns:
         number of photos, and how many of them failed.
@@ -51,9 +53,9 @@ def predict_to_file(
     from tqdm import tqdm
 
     where = {"photos": digest(names), "image_root": str(Path(image_root).resolve())}
-    partial = PartialRows(output, {**settings, **where}, len(names))
+    partial = PartialRows(output, {**settings, **where}, len(names), list(map(written_name, names)))
     try:
-        if partial.begun:
+        if partial.begun or partial.senseless:
             print(_begun(partial), file=sys.stderr)
         workers = workers if len(names) > inference.predictor.options.batch_size else 0
         tasks = plan_views(names, image_root, inference.predictor, partial.is_done)
@@ -65,7 +67,7 @@ def predict_to_file(
                     row = replace(row, predictions=operating_points.passed(row.predictions))
                 bar.update(not partial.is_done(index))
                 partial.add(index, row)
-        partial.finish()
+        partial.finish(lambda: then(len(names), len(partial.failed)))
         return len(names), len(partial.failed)
     finally:
         partial.close()
@@ -74,7 +76,8 @@ def predict_to_file(
 def _begun(partial: PartialRows) -> str:
     if partial.begun == "replaced":
         return f"{partial.path}: was made with other settings; predicting all photos again"
-    return f"resuming: {partial.done()} of {partial.count} photos are done"
+    senseless = f"; {partial.senseless} lines make no sense, their photos are predicted again"
+    return f"resuming: {partial.done()} of {partial.count} photos are done{senseless if partial.senseless else ''}"
 
 
 def predict_views(predictor: Predictor, loaded: Iterable[LoadedView]) -> Iterator[tuple[int, PredictionRow]]:

@@ -12,14 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from bbu.data.chat_processor import ChatProcessor, ChatProcessorOutput
 from bbu.data.photo import Photo
 from bbu.errors import ImageError, UserError
 from bbu.geometry import displayed_size
-from bbu.images import exif_orientation, load_image
+from bbu.images import exif_orientation, load_image, open_image
 from bbu.inference.predictor import Predictor, prepare
 from bbu.inference.tiling import Size, View
 from bbu.records import resolve_image
@@ -100,10 +99,10 @@ def photo_size(path: Path) -> Size:
         ImageError: the photo cannot be read.
     """
     try:
-        with Image.open(path) as image:
+        with open_image(path) as image:
             if image.format != "TIFF":  # Pillow may rotate these on opening or on loading
                 return displayed_size(*image.size, exif_orientation(image))
-    except Exception:  # a broken header raises anything; load_image reports it
+    except ImageError:  # load_image says why
         pass
     return load_image(path).size
 
@@ -133,8 +132,18 @@ class Views(Dataset[LoadedView]):
 
 
 def in_parallel(function: Dataset[Any], items: Iterable[Any], workers: int) -> Iterator[Any]:
-    """``function[item]`` for every item, in order, computed ahead in worker processes; items are read lazily."""
-    return iter(DataLoader(function, batch_size=None, sampler=items, num_workers=workers, collate_fn=_as_it_is))
+    """``function[item]`` for every item, in order, computed ahead in worker processes; items are read lazily.
+
+    Raises:
+        UserError: a worker process was killed.
+    """
+    try:
+        yield from DataLoader(function, batch_size=None, sampler=items, num_workers=workers, collate_fn=_as_it_is)
+    except RuntimeError as error:
+        if not str(error).startswith("DataLoader worker ("):  # its own words for a process that is gone
+            raise
+        why = "a process that reads photos was killed; mostly memory or /dev/shm is short"
+        raise UserError(f"{why}: rerun to resume, with fewer --workers, or 0") from None
 
 
 def _as_it_is(item: Any) -> Any:

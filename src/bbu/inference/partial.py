@@ -5,14 +5,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
 from bbu.errors import UserError
-from bbu.jsonl import atomic_writer
-from bbu.records import PredictionRow
+from bbu.jsonl import atomic_writer, check_target, decode_json
+from bbu.records import BOUNDS_TOLERANCE, PredictionRow, parse_prediction_row
 
 try:
     import fcntl
@@ -29,28 +30,35 @@ class PartialRows:
         output: the final file.
         settings: everything that rows depend on; a partial file with other settings is replaced.
         count: number of rows in the final file.
+        names: the photo of each row, as rows name it; without them, rows of any photo are believed.
 
     Attributes:
         begun: what became of an earlier partial file: "" (there was none), "resumed" or "replaced".
+        senseless: lines of it that no prediction of these photos has written; their photos are predicted again.
         failed: indices whose row is an error; they are tried again.
 
     Raises:
         UserError: the output cannot be written, or another prediction is writing it.
     """
 
-    def __init__(self, output: str | Path, settings: Mapping[str, Any], count: int) -> None:
-        self.output, self.count, self.begun = Path(output), count, ""
+    def __init__(
+        self, output: str | Path, settings: Mapping[str, Any], count: int, names: Sequence[str] | None = None
+    ) -> None:
+        self.output, self.count, self.names, self.begun, self.senseless = Path(output), count, names, "", 0
         self.path = self.output.with_name(f".{self.output.name}.partial")
         self.failed: set[int] = set()
         self._offsets: dict[int, int] = {}  # index in the input → byte offset in the file
         header = json.dumps({"format": FORMAT, "count": count, **settings}, sort_keys=True, ensure_ascii=True) + "\n"
         try:
-            if self.output.is_dir():
-                raise UserError(f"{self.output}: is a folder; name a file in it")
+            check_target(self.output)
             self.output.parent.mkdir(parents=True, exist_ok=True)
             self._file: IO[bytes] = self.path.open("a+b")
-            self._lock()
-            self._resume_or_begin(header.encode())
+            try:
+                self._lock()
+                self._resume_or_begin(header.encode())
+            except BaseException:
+                self.close()
+                raise
         except OSError as error:
             raise UserError(f"{self.output}: cannot be written: {error.strerror}") from None
 
@@ -62,7 +70,7 @@ class PartialRows:
                 raise UserError(f"{self.path}: another prediction is writing {self.output}; wait for it") from None
 
     def _resume_or_begin(self, header: bytes) -> None:
-        """Resume after the last complete line of a file with this header, or begin a new file."""
+        """Resume with the rows of a file with this header, or begin a new file."""
         self._file.seek(0)
         first = self._file.readline()
         if first != header:
@@ -73,17 +81,36 @@ class PartialRows:
             return
         end = self._file.tell()
         for line in self._file:
+            if not line.endswith(b"\n"):  # the next row would be glued to it
+                break
             try:
-                value = json.loads(line)
-                index, failed = int(value["index"]), "error" in value["row"]
-            except (ValueError, KeyError, TypeError):
-                break
-            if not line.endswith(b"\n") or not 0 <= index < self.count:
-                break
-            self._note(index, end, failed)
+                index, row = self._parsed(line)
+                self._note(index, end, row.error is not None)
+            except ValueError:
+                self.senseless += 1
             end += len(line)
         self.begun = "resumed" if self._offsets else ""
         self._file.truncate(end)
+
+    def _parsed(self, line: bytes) -> tuple[int, PredictionRow]:
+        """Index and row of a line.
+
+        Raises:
+            ValueError: it is no row of these photos.
+        """
+        value = decode_json(line.decode(), str(self.path))
+        if not isinstance(value, dict) or set(value) != {"index", "row"}:
+            raise ValueError("no row")
+        index, row = value["index"], parse_prediction_row(value["row"], str(self.path))
+        if type(index) is not int or not 0 <= index < self.count:
+            raise ValueError("no such photo")
+        if self.names is not None and row.images != (self.names[index],):
+            raise ValueError("another photo")
+        for x1, y1, x2, y2 in (item.box for item in row.predictions):
+            for low, high, limit in ((x1, x2, row.width), (y1, y2, row.height)):
+                if not -BOUNDS_TOLERANCE <= low <= high <= limit + BOUNDS_TOLERANCE:
+                    raise ValueError("a box outside the photo")
+        return index, row
 
     def _note(self, index: int, offset: int, failed: bool) -> None:
         self._offsets[index] = offset
@@ -108,15 +135,24 @@ class PartialRows:
             raise UserError(f"{self.path}: cannot be written: {error.strerror}; rerun to resume") from None
         self._note(index, offset, row.error is not None)
 
-    def finish(self) -> None:
-        """Write the output in input order and remove the partial file."""
+    def finish(self, then: Callable[[], object] = lambda: None) -> None:
+        """Write the output in input order and remove the partial file.
+
+        Args:
+            then: called in between; if it fails, a rerun has the rows.
+
+        Raises:
+            UserError: the output cannot be written; the partial file stays.
+        """
         with atomic_writer(self.output) as stream:
             for index in range(self.count):
                 self._file.seek(self._offsets[index])
                 row = json.loads(self._file.readline())["row"]
                 stream.write(json.dumps(row, ensure_ascii=False) + "\n")
+        then()
         self.path.unlink(missing_ok=True)
 
     def close(self) -> None:
         """Close the partial file; without ``finish`` it stays on disk."""
-        self._file.close()
+        with contextlib.suppress(OSError):  # the rest of a row that the disk had no room for
+            self._file.close()

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from torch.utils.data import Dataset
 
-from bbu.drawing.panels import draw_predictions, save_png
+from bbu.drawing.panels import draw_predictions, picture_name, save_png
 from bbu.errors import UserError
 from bbu.images import load_image
 from bbu.inference.loading import in_parallel
@@ -32,7 +32,7 @@ class Drawing(Dataset[bool]):
         except UserError:
             return False
         picture = draw_predictions(image, row.predictions, threshold=self.threshold)
-        save_png(picture, self.folder / f"{number:06d}_{Path(row.images[0]).stem}.png")
+        save_png(picture, self.folder / picture_name(f"{number:06d}", row.images[0]))
         return True
 
 

@@ -15,14 +15,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
 from tqdm import tqdm
 from transformers import TrainerCallback, TrainerState
 
 from bbu.config import Config
 from bbu.errors import UserError
 from bbu.evaluation.pictures import draw_comparison
-from bbu.images import load_image
+from bbu.images import load_image, open_image
 from bbu.monitoring.visual_history import History, Look, read_page, thumbnail, write_page
 from bbu.monitoring.visual_probe import Probe, Seen
 from bbu.records import resolve_image
@@ -153,8 +152,7 @@ class VisualLog(TrainerCallback):
             board.flush()
         for wandb in clouds:
             images = {
-                f"visual/{name}": wandb.Image(Image.open(io.BytesIO(jpeg)), file_type="jpg")
-                for name, jpeg in pictures.items()
+                f"visual/{name}": wandb.Image(open_image(jpeg), file_type="jpg") for name, jpeg in pictures.items()
             }
             wandb.log({**scalars, **images, "train/global_step": look.step})
 
@@ -180,7 +178,7 @@ def _add_jpeg(board: Any, tag: str, jpeg: bytes, step: int) -> None:
     """Like ``SummaryWriter.add_image``, which would write a PNG many times larger."""
     from tensorboard.compat.proto.summary_pb2 import Summary
 
-    with Image.open(io.BytesIO(jpeg)) as image:
+    with open_image(jpeg) as image:
         width, height = image.size
     encoded = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=jpeg)
     board._get_file_writer().add_summary(Summary(value=[Summary.Value(tag=tag, image=encoded)]), step)

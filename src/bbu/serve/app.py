@@ -24,7 +24,7 @@ from bbu.drawing.palette import PALETTE
 from bbu.errors import UserError
 from bbu.records import PredictionRow
 from bbu.serve.guard import Guard
-from bbu.serve.limits import Limits, RequestError
+from bbu.serve.limits import RETRY, Limits, RequestError
 from bbu.serve.queue import PredictionQueue
 from bbu.serve.uploads import Question, open_photos, read_question
 
@@ -117,7 +117,8 @@ async def _glyphs(request: Request) -> Response:
 
 async def _refused(request: Request, error: Exception) -> Response:
     if isinstance(error, RequestError):
-        return JSONResponse({"error": str(error)}, error.status, dict(error.headers))
+        retry = {"Retry-After": RETRY} if error.status == 503 else {}
+        return JSONResponse({"error": str(error)}, error.status, {**retry, **error.headers})
     return JSONResponse({"error": str(error)}, 422)
 
 

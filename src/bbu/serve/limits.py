@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from bbu.errors import UserError
 
 MEGABYTE = 1_000_000
+RETRY = "5"  # seconds: Retry-After where nothing better is known
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,13 @@ class Limits:
     teachers: int = 8
     queue: int = 8  # requests being received, waiting or predicted
     upload_seconds: float = 60
+    stall_seconds: float = 10  # without a byte of an upload
+    patience_seconds: float = 2  # after which a slow upload gives its place to a request that finds the queue full
     answer_seconds: float = 120  # waiting and predicting
+    head_seconds: float = 10  # for a request up to its body
+    reading_seconds: float = 30  # without a byte of the answer being read
+    connections: int = 100
+    connections_per_address: int = 50
 
 
 class RequestError(UserError):

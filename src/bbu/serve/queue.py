@@ -18,8 +18,9 @@ Answer = TypeVar("Answer")
 class PredictionQueue:
     """Runs one job at a time, so an answer does not depend on other requests.
 
-    A request takes its place before its body is read, so bodies in memory count too. It keeps the place until its job
-    ends, because a prediction cannot be interrupted on a timeout.
+    A request takes its place before its body is read, so bodies in memory count too. If the queue is full, the oldest
+    one that is still being received after ``patience_seconds`` gives its place to the next. A job keeps its place until
+    it ends, because a prediction cannot be interrupted on a timeout.
     """
 
     def __init__(self, limits: Limits) -> None:
@@ -27,17 +28,18 @@ class PredictionQueue:
         self.length = 0
         self._seconds = 1.0  # of the last work
         self._lock = threading.Lock()
+        self._receiving: dict[asyncio.Timeout, float] = {}  # → when it began, in the event loop's seconds; in order
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="model")
 
     async def answer(self, receive: Callable[[], Awaitable[Callable[[], Answer]]]) -> Answer:
         """Take a place, receive the job, wait for its result.
 
         Raises:
-            RequestError: 429 if the queue is full, 503 on a timeout.
+            RequestError: 429 if the queue is full, 503 on a timeout, for a slow upload and when the server stops.
         """
         self._enter()
         try:
-            work = await receive()
+            work = await self._received(receive)
             future = self._thread.submit(self._timed, work)
         except BaseException:
             self._leave()
@@ -45,10 +47,33 @@ class PredictionQueue:
         future.add_done_callback(lambda _: self._leave())
         try:
             return await asyncio.wait_for(asyncio.wrap_future(future), self.limits.answer_seconds)
+        except asyncio.CancelledError:  # only the server's stop cancels a request
+            raise RequestError(503, "the server is being stopped; send it again later", self._retry()) from None
         except TimeoutError:
             raise RequestError(
                 503, f"no answer within {self.limits.answer_seconds:g} seconds; try again later", self._retry()
             ) from None
+
+    async def _received(self, receive: Callable[[], Awaitable[Callable[[], Answer]]]) -> Callable[[], Answer]:
+        try:
+            async with asyncio.timeout(None) as place:
+                self._receiving[place] = asyncio.get_running_loop().time()
+                return await receive()
+        except TimeoutError:
+            why = "the upload was slow and gave its place to another request; send it again later"
+            raise RequestError(503, why, self._retry()) from None
+        finally:
+            self._receiving.pop(place, None)
+
+    def _push_out(self) -> bool:
+        """End the oldest slow upload; False if there is none."""
+        now = asyncio.get_running_loop().time()
+        for place, since in self._receiving.items():
+            if now - since > self.limits.patience_seconds:
+                del self._receiving[place]
+                place.reschedule(now)
+                return True
+        return False
 
     def close(self) -> None:
         """Finish the running job and drop the waiting ones."""
@@ -63,7 +88,7 @@ class PredictionQueue:
 
     def _enter(self) -> None:
         with self._lock:
-            if self.length >= self.limits.queue:
+            if self.length >= self.limits.queue and not self._push_out():
                 raise RequestError(429, f"{self.length} requests are already waiting; try again later", self._retry())
             self.length += 1
 

@@ -6,6 +6,7 @@ import ipaddress
 import signal
 import socket
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ def serve(folder: str | Path, *, host: str, port: int, precision: str = "auto", 
         import uvicorn
 
         from bbu.serve.app import create_app
+        from bbu.serve.connections import Connection
     except ModuleNotFoundError as error:
         raise UserError(f"serve needs {error.name}, which is missing: pip install {REQUIREMENTS}") from None
     from bbu.inference import Inference
@@ -39,17 +41,17 @@ def serve(folder: str | Path, *, host: str, port: int, precision: str = "auto", 
     with listen(host, port) as listener:  # before the model is loaded, so a taken port fails at once
         inference = Inference(folder, precision=precision)
         name = "/".join(Path(folder).resolve().parts[-2:])
-        app = create_app(inference, name, host=host, limits=Limits(request_bytes=max_megabytes * MEGABYTE))
+        limits = Limits(request_bytes=max_megabytes * MEGABYTE)
+        app = create_app(inference, name, host=host, limits=limits)
         config = uvicorn.Config(
             app,
-            http="h11",
+            http=partial(Connection, limits),  # type: ignore[arg-type]
             ws="none",
             loop="asyncio",
             log_level="warning",
             access_log=False,
             server_header=False,
             proxy_headers=False,
-            limit_concurrency=100,
             timeout_graceful_shutdown=GRACE_SECONDS,
         )
         signal.signal(signal.SIGTERM, _interrupt)

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import io
 import math
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 
-from PIL import Image
 from starlette.datastructures import FormData, UploadFile
 from starlette.requests import ClientDisconnect, Request
 
 from bbu.data.photo import Photo
-from bbu.errors import ImageError, RecordError
-from bbu.images import MAX_IMAGE_PIXELS, load_image
+from bbu.errors import ImageError, ImageSizeError, RecordError
+from bbu.images import FORMATS, MAX_IMAGE_PIXELS, load_image, open_image
 from bbu.jsonl import decode_json
 from bbu.records import Row, parse_row
 from bbu.serve.limits import MEGABYTE, Limits, RequestError
@@ -25,7 +22,6 @@ from bbu.serve.limits import MEGABYTE, Limits, RequestError
 if TYPE_CHECKING:
     from starlette.types import Message
 
-FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF")  # those of bbu.images.IMAGE_SUFFIXES
 FIELDS = ("photo", "teachers", "teacher_photo")
 OPTIONS = {"threshold": (float, 0, 1), "max_detections": (int, 1, 10_000)}  # of a query: type, least, most
 LONGEST_NAME = 200  # characters
@@ -84,12 +80,13 @@ async def read_question(request: Request, limits: Limits) -> Question:
 
 
 def _limited(request: Request, limits: Limits):  # type: ignore[no-untyped-def]
-    """The request's ``receive``, which stops at the size limit, declared or real."""
+    """The request's ``receive``, which stops at the size limit, declared or real, and when nothing comes."""
     too_large = RequestError(
         413,
         f"the upload is over {limits.request_bytes / MEGABYTE:g} MB in all; shrink the photo, show fewer examples, "
         "or start the server with a larger --max-megabytes",
     )
+    stalled = RequestError(408, f"no byte of the upload came for {limits.stall_seconds:g} seconds; send it again")
     declared = request.headers.get("content-length", "0")
     if declared.isdecimal() and int(declared[:20]) > limits.request_bytes:
         raise too_large
@@ -97,7 +94,11 @@ def _limited(request: Request, limits: Limits):  # type: ignore[no-untyped-def]
 
     async def receive() -> Message:
         nonlocal received
-        message = await request.receive()
+        try:
+            async with asyncio.timeout(limits.stall_seconds):
+                message = await request.receive()
+        except TimeoutError:
+            raise stalled from None
         received += len(message.get("body", b""))
         if received > limits.request_bytes:
             raise too_large
@@ -233,13 +234,12 @@ def _pairs(question: Question) -> list[tuple[Row, Upload]]:
 def _pixels(upload: Upload) -> int:
     """Width × height from the file's header; the type is told by content, not by name."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(io.BytesIO(upload.data), formats=FORMATS) as image:
-                return int(image.width * image.height)
-    except Image.DecompressionBombError:
+        with open_image(upload.data, upload.name) as image:
+            return image.width * image.height
+    except ImageSizeError:
         return MAX_IMAGE_PIXELS + 1
-    except (OSError, SyntaxError, ValueError, EOFError, IndexError) as error:
-        if isinstance(error, ImageError):
-            raise
-        raise RequestError(415, f"{upload.name}: is not a photo that can be read ({', '.join(FORMATS)})") from None
+    except ImageError as error:
+        why = str(error).removeprefix(f"{upload.name}: ")
+        raise RequestError(
+            415, f"{upload.name}: is not a photo that can be read ({', '.join(FORMATS)}): it {why}"
+        ) from None
