@@ -29,7 +29,7 @@ from bbu.errors import RecordError, shown
 from bbu.taxonomy import SEPARATOR
 from data_conversion.base import Dropped, RawObject, SourceImage, SourceItem, SourceOptions
 from data_conversion.formats.checks import box_of_corners, check_size, check_text, parse_number
-from data_conversion.formats.files import named_split, or_bad_source
+from data_conversion.formats.files import declared_split, or_bad_source
 from data_conversion.formats.source_photos import read_exports
 from data_conversion.formats.xml_files import NoDoctype, parse_xml
 from data_conversion.locating import PhotoFinder
@@ -92,15 +92,16 @@ def _read_image(image: ElementTree.Element, where: str, place: str, finder: Phot
     size = check_size(_number(image, "width", where, place), _number(image, "height", where, place), where, place)
     objects, tags = _read_shapes(image, where, place)
     subset = image.get("subset", "")
+    split, unknown = declared_split(subset)
     return SourceImage(
         image=finder.find(name, f"images/{subset}", "images"),
         source=where,
         objects=tuple(objects),
         size=size,
         displayed=True,
-        split=named_split(subset),
+        split=split,
         summary=TAG_SEPARATOR.join(tags) or None,
-        notes=() if objects else ("no_shapes",),
+        notes=unknown if objects else (*unknown, "no_shapes"),
     )
 
 

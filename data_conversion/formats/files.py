@@ -18,7 +18,15 @@ from data_conversion.base import BadSource, SourceItem, readable
 
 Arguments = ParamSpec("Arguments")
 
-_SPLITS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+# The only words that name a split. A name with any other word in it (test_bench, val_di_sole) is that of a place.
+_SPLITS = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("val", "valid", "validation", "dev", "eval", "evaluation"), "val"),
+    **dict.fromkeys(("test", "testing", "test dev"), "test"),
+}
+_BESIDE_SPLITS = ("instances", "captions", "annotations", "labels", "images")  # what tools put before or after them
+_NO_SPLIT = ("", "default", "all")  # what tools write where there is none
+NOT_A_SPLIT = "not_read_as_a_split"  # note
 
 
 def walk_files(root: Path, ignore: Path | None = None) -> Iterator[Path]:
@@ -31,14 +39,19 @@ def walk_files(root: Path, ignore: Path | None = None) -> Iterator[Path]:
 
 def named_split(name: str) -> str | None:
     """The split that a file or folder name means: ``instances_val2017``, ``valid``, ``test-dev``; None if not one."""
-    words = (re.sub(r"\d+$", "", word) for word in re.split(r"[^a-z0-9]+", name.lower()))
-    found = {_SPLITS[word] for word in words if word in _SPLITS}
-    return found.pop() if len(found) == 1 else None
+    words = re.split(r"[^\w]+|_+", re.sub(r"(?:19|20)\d\d$", "", name.strip().lower()))
+    return _SPLITS.get(" ".join(word for word in words if word and word not in _BESIDE_SPLITS))
 
 
 def split_of(path: str) -> str | None:
     """The split of the first folder in a path that names one: ``valid/images/a.jpg`` → ``val``."""
     return next(filter(None, map(named_split, PurePosixPath(path).parts[:-1])), None)
+
+
+def declared_split(name: str) -> tuple[str | None, tuple[str, ...]]:
+    """As named_split, for a field that is there to name the split; with a note if its word is none."""
+    split = named_split(name)
+    return split, () if split or name.strip().lower() in _NO_SPLIT else (f"{NOT_A_SPLIT}: {readable(name)}",)
 
 
 @contextmanager

@@ -28,7 +28,7 @@ from bbu.errors import RecordError
 from data_conversion.base import BadSource, SourceImage, SourceItem, SourceOptions, readable
 from data_conversion.formats.checks import check_text
 from data_conversion.formats.disk_multimap import DiskMultimap
-from data_conversion.formats.files import bad_source, named_split, or_bad_source, split_of, walk_files
+from data_conversion.formats.files import bad_source, declared_split, or_bad_source, split_of, walk_files
 from data_conversion.formats.hf_objects import SUMMARY_COLUMNS, read_objects, read_size, read_summary
 from data_conversion.formats.hf_tables import CsvFile, JsonLines, ParquetTable, Table, parquet_tables, saved_tables
 from data_conversion.formats.source_photos import unnamed_photos
@@ -118,16 +118,17 @@ class _Source:
             self.store.put(_NAMED, image)
         objects, notes = read_objects(row.get("objects"), names, table.where, f"{prefix}objects")
         size = read_size(row, table.where, prefix)
+        split, unknown = declared_split(table.split)
         return SourceImage(
             image=image,
             source=table.where,
             objects=objects,
             size=size,
             displayed=size is None,
-            split=named_split(table.split) or (split_of(image) if content is None else None),
+            split=split or (split_of(image) if content is None else None),
             summary=read_summary(row, table.where, prefix),
             content=content,
-            notes=(*notes, *(f"column not read: {name}" for name in row if name not in COLUMNS)),
+            notes=(*notes, *unknown, *(f"column not read: {name}" for name in row if name not in COLUMNS)),
         )
 
     def _image(self, table: Table, prefix: str, row: Mapping[str, Any], number: int | None) -> tuple[str, bytes | None]:

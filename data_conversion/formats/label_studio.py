@@ -31,7 +31,7 @@ from urllib.parse import unquote, unquote_plus
 from bbu.errors import RecordError, shown
 from bbu.images import IMAGE_SUFFIXES
 from bbu.taxonomy import ATTRIBUTE_SEPARATOR, SEPARATOR
-from data_conversion.base import SPLITS, BadSource, Dropped, RawObject, SourceImage, SourceItem, SourceOptions
+from data_conversion.base import BadSource, Dropped, RawObject, SourceImage, SourceItem, SourceOptions
 from data_conversion.formats.checks import (
     as_list,
     as_mapping,
@@ -41,7 +41,7 @@ from data_conversion.formats.checks import (
     check_text,
     declared_size,
 )
-from data_conversion.formats.files import bad_source
+from data_conversion.formats.files import bad_source, declared_split
 from data_conversion.formats.json_stream import stream_json
 from data_conversion.formats.source_photos import read_exports
 from data_conversion.locating import PhotoFinder
@@ -104,7 +104,7 @@ def _read_task(value: Any, where: str, place: str, finder: PhotoFinder) -> Sourc
     results, results_place, notes = chosen
     regions, summary, more = _read_results(results, where, results_place)
     size = _frame(regions, where)
-    split = data.get("split")
+    split, unknown = declared_split(str(data.get("split") or ""))
     return SourceImage(
         image=_find_photo(_reference(data, regions, where, place), finder),
         source=where,
@@ -112,9 +112,9 @@ def _read_task(value: Any, where: str, place: str, finder: PhotoFinder) -> Sourc
         size=size,
         displayed=True,
         relative=size is None,
-        split=split if isinstance(split, str) and split in SPLITS else None,
+        split=split,
         summary=summary,
-        notes=(*notes, *more),
+        notes=(*notes, *more, *unknown),
     )
 
 
