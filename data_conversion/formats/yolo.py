@@ -18,8 +18,9 @@ import os
 import posixpath
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ import numpy as np
 from bbu.errors import RecordError, shown
 from bbu.geometry import cxcywh_to_xyxy
 from bbu.images import IMAGE_SUFFIXES
-from data_conversion.base import BadSource, Dropped, RawObject, SourceImage, SourceItem, SourceOptions
+from data_conversion.base import BadSource, Dropped, RawObject, SourceImage, SourceItem, SourceOptions, readable
 from data_conversion.formats.checks import check_text
 from data_conversion.formats.disk_multimap import DiskMultimap
 from data_conversion.formats.files import bad_source, read_each, read_text, split_of, walk_files
@@ -55,6 +56,7 @@ class _Source:
         base: folder that the entries are relative to, itself relative to the root.
         entries: (key, folder or list); empty means every photo below the root.
         store: what was found so far: the maps PHOTOS and LABELS.
+        notes: oddities of the whole source, which the first photo takes along.
     """
 
     root: Path
@@ -64,6 +66,7 @@ class _Source:
     base: str = ""
     entries: tuple[tuple[str, str], ...] = ()
     store: DiskMultimap = field(default_factory=DiskMultimap)
+    notes: list[str] = field(default_factory=list)
 
 
 def iter_records(root: Path, options: SourceOptions = SourceOptions()) -> Iterator[SourceItem]:  # noqa: B008 (frozen)
@@ -76,7 +79,11 @@ def iter_records(root: Path, options: SourceOptions = SourceOptions()) -> Iterat
     with source.store:
         yield from _find_photos(source)
         files = (root / image for image in source.store.keys(PHOTOS))
-        yield from read_each(root, files, partial(_read_photo, source=source))
+        for item in read_each(root, files, partial(_read_photo, source=source)):
+            if isinstance(item, SourceImage) and source.notes:
+                item = replace(item, notes=(*item.notes, *source.notes))
+                source.notes.clear()
+            yield item
         yield from _unused_labels(source)
 
 
@@ -205,17 +212,19 @@ def _find_photos(source: _Source) -> Iterator[SourceItem]:
     for key, entry in source.entries:
         try:
             place = _locate(source, key, entry)
+            if place is None or _repeats(source, place, key):
+                continue
             for image in _photos_of(source, place, key):
                 yield from _add_photo(source, image, key)
         except RecordError as error:
             yield bad_source(error)
 
 
-def _locate(source: _Source, key: str, entry: str) -> str:
-    """The folder or list that an entry means, relative to the root.
+def _locate(source: _Source, key: str, entry: str) -> str | None:
+    """The folder or list that an entry means, relative to the root; None for val and test folders that are nowhere.
 
-    Roboflow writes ``../train/images`` for a folder beside data.yaml. If nothing is there, Ultralytics drops the
-    ``../``, and so does this.
+    Tools write the three entries by rote, also for a split without photos. Roboflow writes ``../train/images`` for a
+    folder beside data.yaml. If nothing is there, Ultralytics drops the ``../``, and so does this.
     """
     guesses = [_inside(source.root, posixpath.join(source.base, entry))]
     if entry.startswith("../"):
@@ -223,8 +232,28 @@ def _locate(source: _Source, key: str, entry: str) -> str:
     for guess in guesses:
         if guess is not None and os.path.exists(source.root / guess):
             return guess
+    if SPLIT_KEYS[key] != "train" and not os.path.exists(source.root / source.base / entry):
+        source.notes.append(f"{source.file} names a {SPLIT_KEYS[key]} split that is not there: {readable(entry)}")
+        return None
     why = "leaves the source folder; move it inside" if guesses[0] is None else "does not exist; add it"
     raise RecordError(source.file, key, f"{shown(entry)} {why}, or remove the line")
+
+
+def _repeats(source: _Source, place: str, key: str) -> bool:
+    """Whether an entry has only photos of an earlier split, as in coco128, whose val is its training data."""
+    images = list(islice(_photos_of(source, place, key), 1))
+    if not images or not all(_is_elsewhere(source, image, key) for image in _photos_of(source, place, key)):
+        return False
+    (other,) = source.store.get(PHOTOS, images[0])
+    source.notes.append(
+        f"{source.file} gives {SPLIT_KEYS[key]} only photos of {other}: {readable(place)}; it is left out"
+    )
+    return True
+
+
+def _is_elsewhere(source: _Source, image: str, key: str) -> bool:
+    found = source.store.get(PHOTOS, image)
+    return bool(found) and found != [SPLIT_KEYS[key]]
 
 
 def _photos_of(source: _Source, place: str, key: str) -> Iterator[str]:

@@ -67,7 +67,7 @@ def _check_value(key: str, value: Any, rule: Mapping[str, Any]) -> None:
         raise ConfigError(f"{key}: must be a finite number, is {value}")
     if "among" in rule and value not in rule["among"]:
         raise ConfigError(f"{key}: {value!r} is not one of {', '.join(word or 'empty' for word in rule['among'])}")
-    if "least" not in rule or rule["least"] <= value <= rule["most"]:
+    if "least" not in rule or value is None or rule["least"] <= value <= rule["most"]:
         return
     least, most, note = rule["least"], rule["most"], rule["note"]
     allowed = f"lie between {least} and {most:,}" if most < math.inf else f"be at least {least}"

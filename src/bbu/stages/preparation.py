@@ -98,6 +98,7 @@ def _convert(config: Config, raw: Path, records: Path) -> None:
         taxonomy=taxonomy_of(config),
         val_fraction=source.val_fraction,
         test_fraction=source.test_fraction,
+        group_by=source.group_by,
         max_teachers=source.max_teachers,
         seed=config.seed,
         on_error=source.on_error,

@@ -65,7 +65,7 @@ CASES: dict[str, tuple[Callable[[Any], None], str]] = {
         "bad.csv:2: desc: is empty: nothing to see, but bad.csv:3 has an object",
     ),
     "an unknown split": (
-        rows("bad.jpg,1,1,9,9,x,dev", header=HEADER.strip() + ",split\n"),
+        rows("bad.jpg,1,1,9,9,x,bench", header=HEADER.strip() + ",split\n"),
         "bad.csv:2: split: must be",
     ),
     "two splits": (

@@ -36,6 +36,13 @@ def entry(line: str, *photos: str) -> Callable[[Any], None]:
     return build
 
 
+def training_folders(folders: str) -> Callable[[Any], None]:
+    def build(source: Any) -> None:
+        source.write("data.yaml", YAML.replace("images/train", folders))
+
+    return build
+
+
 def listed(line: str | bytes) -> Callable[[Any], None]:
     """A list of photos with one line."""
 
@@ -107,19 +114,22 @@ CASES: dict[str, tuple[Callable[[Any], None], str]] = {
         lambda source: source.write("labels/train/bad.txt", ""),
         "labels/train/bad.txt: file: has no photo images/train/bad.jpg",
     ),
-    "a split that is not there": (entry("test: images/test"), "data.yaml: test: 'images/test' does not exist; add it"),
-    "a split outside": (entry("test: ../other/images"), "data.yaml: test: '../other/images' leaves the source folder"),
+    "a split outside": (entry("test: .."), "data.yaml: test: '..' leaves the source folder"),
     "an absolute split": (entry("test: /etc"), "data.yaml: test: '/etc' leaves the source folder"),
     "a split that is a photo": (
         entry("test: images/train/good.jpg"),
         "data.yaml: test: .* must be a folder, or a .txt",
     ),
-    "a split of 5,000 letters": (
-        entry(f"test: {'x' * 5000}"),
-        "data.yaml: test: 'xx.* does not exist",
+    "more training photos that are not there": (
+        training_folders("[images/train, images/more]"),
+        "data.yaml: train: 'images/more' does not exist; add it",
+    ),
+    "a training folder of 5,000 letters": (
+        training_folders(f"[images/train, {'x' * 5000}]"),
+        "data.yaml: train: 'xx.* does not exist",
     ),
     "a photo in two splits": (
-        entry("val: images/train"),
+        entry("val: images", "images/val/another.jpg"),
         "data.yaml: val: images/train/good.jpg is in train and in val",
     ),
     "a listed photo that is not there": (listed("images/none.jpg"), "images/none.jpg: image: none.jpg: cannot be read"),
