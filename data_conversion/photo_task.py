@@ -25,7 +25,7 @@ class Outcome:
     Args:
         source: annotation file.
         image: photo as the source names it; "" if there is none.
-        objects_read: number of objects in the annotation.
+        objects_read: number of objects in the annotation; a line in pieces counts once for each.
         row: the photo's row, or None.
         digest: content hash of the photo, for splits.
         hint: the source's own split.
@@ -92,12 +92,12 @@ class PhotoTask:
             # As a photo without objects it would teach that there is nothing to see.
             detail = f"all {len(item.objects)} objects were dropped"
             bad = BadSource(item.source, "objects", detail, reason="no_objects_left")
-            return Outcome(item.source, item.image, len(item.objects), bad=bad, dropped=tuple(dropped))
+            return Outcome(item.source, item.image, len(dropped), bad=bad, dropped=tuple(dropped))
         metadata = {"source": item.source} | ({"group": item.group} if item.group else {})
         row = Row((stored.name,), tuple(objects), width, height, item.summary or None, metadata)
         row = parse_row(row.to_json(), item.source)
         return Outcome(
-            item.source, item.image, len(item.objects), row, photo.digest, item.split, None, tuple(dropped),
+            item.source, item.image, len(objects) + len(dropped), row, photo.digest, item.split, None, tuple(dropped),
             (*item.notes, *notes, *stored.notes, *more),
         )  # fmt: skip
 
