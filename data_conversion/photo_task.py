@@ -12,15 +12,20 @@ from bbu.errors import ImageError, RecordError, UserError
 from bbu.geometry import compose
 from bbu.records import Row, parse_row, resolve_image
 from bbu.taxonomy import Taxonomy
-from data_conversion.base import BadSource, Dropped, SourceImage
+from data_conversion.base import BadSource, Dropped, RawObject, SourceImage, SourceItem, SourceNote
 from data_conversion.photo_files import KEEP, WITHOUT, store_photo
 from data_conversion.photos import Photo, assumed_photo, points_to_displayed, read_photo
 from data_conversion.placing import place_objects
 
+SHARES = (
+    "all coordinates are at most 1 pixel: are they shares of the photo? Convert csv, coco, hf_dataset and "
+    "visual_genome with --units shares (data.source.units), or multiply them by the photo's width and height"
+)
+
 
 @dataclass(frozen=True)
 class Outcome:
-    """The result of one source item.
+    """The result of one source item; with neither row nor bad it is notes alone, and no photo.
 
     Args:
         source: annotation file.
@@ -56,6 +61,7 @@ class PhotoTask:
         photos: folder of linked, copied and re-encoded photos.
         max_pixels: largest re-encoded photo; 0 means no limit.
         frame: "displayed" or "stored" overrides the frame of the format's coordinates; "" keeps it.
+        units: "shares": coordinates are shares of the frame, 0 to 1; "" keeps the format's rule.
     """
 
     root: Path
@@ -64,13 +70,18 @@ class PhotoTask:
     photos: Path = Path()
     max_pixels: int = 0
     frame: str = ""
+    units: str = ""
 
-    def __call__(self, item: SourceImage | BadSource) -> Outcome:
+    def __call__(self, item: SourceItem) -> Outcome:
         """The outcome of one item; a problem with the photo is part of it, not raised."""
         if isinstance(item, BadSource):
             return Outcome(item.source, bad=item)
+        if isinstance(item, SourceNote):
+            return Outcome(item.source, notes=(item.code,))
         if self.frame:
             item = replace(item, displayed=self.frame == "displayed")
+        if self.units:
+            item = replace(item, relative=self.units == "shares")
         try:
             return self._convert(item)
         except ImageError as error:
@@ -80,6 +91,8 @@ class PhotoTask:
 
     def _convert(self, item: SourceImage) -> Outcome:
         photo, path = self._open(item)
+        if not item.relative and _like_shares(item.objects) and min(photo.displayed) > 2:
+            raise RecordError(item.source, "objects", SHARES)
         affine, notes = points_to_displayed(photo, item.size, item.displayed, item.relative)
         if photo.orientation != 1:
             notes.append(f"exif_orientation_{photo.orientation}")
@@ -111,6 +124,12 @@ class PhotoTask:
         return read_photo(path), path
 
 
+def _like_shares(objects: tuple[RawObject | Dropped, ...]) -> bool:
+    """Whether there are objects, and all of them lie in the photo's first pixel (VOC's corners begin at -1)."""
+    numbers = [number for item in objects if isinstance(item, RawObject) for number in item.points]
+    return bool(numbers) and max(numbers) > 0 and all(-1 <= number <= 1 for number in numbers)
+
+
 def _refuse(item: SourceImage, field: str, why: str) -> Outcome:
     """The outcome of a photo without a row: all its objects are lost."""
     labels = ((it.label if isinstance(it, Dropped) else it.desc).strip() or "(no label)" for it in item.objects)
@@ -131,7 +150,7 @@ def inside(root: Path, image: str) -> Path:
         raise ImageError(f"image path {image!r} leaves the source folder; move the photo inside it") from None
 
 
-def fingerprint(item: SourceImage | BadSource, root: Path) -> str:
+def fingerprint(item: SourceItem, root: Path) -> str:
     """A hash of the annotation, and the size and modification time of its photo file."""
     stat: Any = None
     if isinstance(item, SourceImage):

@@ -32,6 +32,8 @@ LINE_IN_PIECES = "further_piece_of_a_line"  # note: a line that leaves the photo
 
 # Why an object is not in the output: code → meaning.
 REASONS = {
+    "malformed_object": "its geometry or label cannot be read; the detail says why",
+    "rotated_box": "a turned box in a format that has none: its upright box would be another geometry",
     "no_description": "the source gives no label",
     "unsupported_shape": "a shape other than a box, polygon or line: a point, an ellipse, a mask …",
     "crowd": "a region of many objects, which has no single description",

@@ -196,6 +196,17 @@ def test_photos_of_a_place_called_after_a_split_are_drawn_as_asked(name: str, so
     assert report.splits["val"]["photos"] >= 1 and "test" not in report.splits
 
 
+def test_a_list_of_training_photos_as_val_is_noted_and_they_stay_in_train(source: Any) -> None:
+    source.write("data.yaml", "names: [bolt]\ntrain: images/train\nval: val.txt\n")
+    source.write("val.txt", "images/train/a.jpg\n")
+    for name in ("a", "b"):
+        source.photo(f"images/train/{name}.jpg")
+        source.write(f"labels/train/{name}.txt", "0 0.5 0.5 0.25 0.25\n")
+    report = source.convert("yolo")
+    assert report.splits["train"]["photos"] == 2
+    assert report.notes == {"val lists the photos of train; they count as train": 1}
+
+
 # ---------------------------------------------------------------- sets that users had
 
 

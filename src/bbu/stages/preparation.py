@@ -105,6 +105,7 @@ def _convert(config: Config, raw: Path, records: Path) -> None:
         splits=source.splits or None,
         images=source.images,
         frame=source.frame,
+        units=source.units,
         progress=True,
     )
     print(report.summary(), flush=True)
