@@ -7,9 +7,11 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from bbu.config.schema import GROUP_NAMES, Config
+from bbu.config.schema import GROUP_NAMES, Config, SourceConfig
 from bbu.errors import ConfigError
 from bbu.families.registry import scratch_sizes
+
+RECORDS_KEYS = {"format", "path", "taxonomy", "on_error"}  # of data.source, for rows that need no conversion
 
 
 def section_of(item: dataclasses.Field[Any]) -> type | None:
@@ -34,6 +36,25 @@ def value_at(config: Config, key: str) -> Any:
     for name in key.split("."):
         value = getattr(value, name)
     return value
+
+
+def idle_source_keys(config: Config) -> list[str]:
+    """One sentence for each key of data.source that is set and does nothing for the format."""
+    source, default = config.data.source, SourceConfig()
+    if source.format == "records":
+        used, why = RECORDS_KEYS, "rows of the records format are used as they are"
+    elif source.format == "cabinet_photos":
+        return []
+    else:
+        used, why = (
+            {item.name for item in dataclasses.fields(SourceConfig)} - {"photos"},
+            "only cabinet_photos draws photos",
+        )
+    return [
+        f"data.source.{item.name} has no effect: {why}"
+        for item in dataclasses.fields(SourceConfig)
+        if item.name not in used and getattr(source, item.name) != getattr(default, item.name)
+    ]
 
 
 def check_values(config: Config) -> None:
