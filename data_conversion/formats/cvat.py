@@ -1,4 +1,4 @@
-"""Read CVAT's export "CVAT for images 1.1": one or several ``*.xml`` at the root.
+"""Read CVAT's export "CVAT for images 1.1": one or several ``*.xml`` at the root or, if none is there, one folder down.
 
     <image id name width height [subset]>
       <box label xtl ytl xbr ybr [rotation]>  <polygon label points="x,y;x,y">  <polyline …>  <tag label>
@@ -20,6 +20,7 @@ Format: docs.cvat.ai/docs/dataset_management/formats/format-cvat, "XML annotatio
 from __future__ import annotations
 
 import math
+import posixpath
 import xml.etree.ElementTree as ElementTree
 from collections import Counter
 from collections.abc import Iterator
@@ -31,7 +32,7 @@ from data_conversion.base import Dropped, RawObject, SourceImage, SourceItem, So
 from data_conversion.formats.checks import box_of_corners, check_size, check_text, parse_number
 from data_conversion.formats.files import named_split, or_bad_source
 from data_conversion.formats.source_photos import read_exports
-from data_conversion.formats.xml_files import NoDoctype, parse_xml
+from data_conversion.formats.xml_files import NoDoctype, open_xml, parse_xml
 from data_conversion.locating import PhotoFinder
 
 SHAPES = {"polygon": ("poly", 3), "polyline": ("line", 2)}  # element → kind and fewest points
@@ -71,7 +72,7 @@ def _read_images(path: Path, where: str, finder: PhotoFinder) -> Iterator[Source
     parse_xml(path, _Check(where))  # to its end, before anything is taken from a file that may be cut off
     parents: list[ElementTree.Element] = []  # of the current element, from the root down
     index = 0
-    for event, element in ElementTree.iterparse(path, events=("start", "end")):
+    for event, element in ElementTree.iterparse(open_xml(path), events=("start", "end")):
         if event == "start":
             parents.append(element)
             continue
@@ -92,15 +93,18 @@ def _read_image(image: ElementTree.Element, where: str, place: str, finder: Phot
     size = check_size(_number(image, "width", where, place), _number(image, "height", where, place), where, place)
     objects, tags = _read_shapes(image, where, place)
     subset = image.get("subset", "")
+    folder = posixpath.dirname(where)
+    photo = finder.find(name, *(posixpath.join(folder, at) for at in (f"images/{subset}", "images", "")))
     return SourceImage(
-        image=finder.find(name, f"images/{subset}", "images"),
+        image=photo.image,
         source=where,
         objects=tuple(objects),
         size=size,
         displayed=True,
         split=named_split(subset),
         summary=TAG_SEPARATOR.join(tags) or None,
-        notes=() if objects else ("no_shapes",),
+        notes=(*(() if objects else ("no_shapes",)), *photo.notes),
+        missing=photo.missing,
     )
 
 
