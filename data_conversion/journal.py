@@ -97,6 +97,12 @@ class Journal:
         found = self._database.execute(query, (image, before)).fetchone() if image else None
         return str(found[0]) if found else None
 
+    def objects_of(self, image: str, before: int) -> list[dict[str, Any]] | None:
+        """The written objects of the first item with this photo, None if it has no row."""
+        query = "SELECT row FROM photos WHERE image = ? AND seq < ? ORDER BY seq LIMIT 1"
+        found = self._database.execute(query, (image, before)).fetchone()
+        return list(json.loads(found[0])["objects"]) if found and found[0] else None
+
     def add(self, seq: int, fingerprint: str, outcome: Outcome) -> None:
         """Store one outcome in place of an earlier one at this position."""
         row = outcome.row
@@ -121,8 +127,8 @@ class Journal:
     # ------------------------------------------------------------ reading
 
     def totals(self) -> tuple[int, int]:
-        """Numbers of items and objects that were read."""
-        query = "SELECT count(*), coalesce(sum(objects_read), 0) FROM photos"
+        """Numbers of photos and objects that were read."""
+        query = "SELECT count(*), coalesce(sum(objects_read), 0) FROM photos WHERE row IS NOT NULL OR bad IS NOT NULL"
         photos, objects = self._database.execute(query).fetchone()
         return photos, objects
 
@@ -133,8 +139,8 @@ class Journal:
             yield source, BadSource(**json.loads(bad)) if bad else None, [Dropped(**it) for it in json.loads(dropped)]
 
     def notes(self) -> Iterator[str]:
-        """Every note of every photo with a row."""
-        for (notes,) in self._database.execute("SELECT notes FROM photos WHERE row IS NOT NULL"):
+        """Every note of every photo with a row, and those of the source."""
+        for (notes,) in self._database.execute("SELECT notes FROM photos WHERE bad IS NULL"):
             yield from json.loads(notes)
 
     def candidates(self) -> Iterator[tuple[int, str, str | None]]:

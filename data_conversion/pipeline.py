@@ -36,6 +36,7 @@ from data_conversion.splits import Candidate, assign_splits, parse_splits
 from data_conversion.teacher import choose_teachers
 
 FRAMES = ("", "displayed", "stored")
+UNITS = ("", "shares")
 
 
 def convert(
@@ -54,6 +55,7 @@ def convert(
     max_pixels: int = 0,
     frame: str = "",
     follow_links: bool = False,
+    units: str = "",
     workers: int = 0,
     progress: bool = False,
 ) -> ConversionReport:
@@ -73,6 +75,7 @@ def convert(
         max_pixels: with images = reencode, larger photos and their objects are scaled down to this; 0 means no limit.
         frame: ``displayed`` or ``stored`` overrides the frame of the format's coordinates.
         follow_links: read files and photos behind links that lead outside ``input_dir``.
+        units: ``shares``: coordinates are shares of the photo, in formats that have pixels (base.Format.shares).
         workers: number of processes; 0 means one per core.
         progress: show a progress bar on stderr, if that is a terminal.
 
@@ -84,9 +87,10 @@ def convert(
     targets = parse_splits(splits)
     _check_arguments(root, out, val_fraction, test_fraction, max_teachers, on_error)
     _check_images(images, max_pixels, frame)
+    _check_units(units, source_format)
     taxonomy = taxonomy or Taxonomy()
     work = out.resolve().with_name(f".{out.resolve().name}.partial")
-    task = PhotoTask(root, taxonomy, images, work / "photos", max_pixels, frame, follow_links)
+    task = PhotoTask(root, taxonomy, images, work / "photos", max_pixels, frame, follow_links, units)
     report = ConversionReport(source_format, seed, images)
     journal = Journal(work, {"format": source_format, "task": settings_hash(task)})
     try:
@@ -147,6 +151,14 @@ def _check_images(images: str, max_pixels: int, frame: str) -> None:
         raise UserError(f"frame must be displayed or stored, is {frame!r}")
 
 
+def _check_units(units: str, source_format: str) -> None:
+    able = ", ".join(name for name, entry in FORMATS.items() if entry.shares)
+    if units not in UNITS:
+        raise UserError(f"units must be shares or left out, is {units!r}")
+    if units and not FORMATS[source_format].shares:
+        raise UserError(f"units: {units} applies to {able}; {source_format} says itself what its coordinates are")
+
+
 # ---------------------------------------------------------------- reading
 
 _Work = tuple[int, str, SourceItem | None]  # position, fingerprint, and the item unless it is done
@@ -188,7 +200,14 @@ def _only_once(journal: Journal, seq: int, outcome: Outcome) -> Outcome:
     other = journal.source_of(outcome.image, before=seq)
     if other is None:
         return outcome
-    bad = BadSource(outcome.source, "image", f"{outcome.image} is annotated twice, also by {other}; keep one")
+    alike = (
+        outcome.row is not None and journal.objects_of(outcome.image, before=seq) == outcome.row.to_json()["objects"]
+    )
+    why = f"{outcome.image} is annotated twice, also by {other}"
+    if alike:  # as where tools write one list for train and for val
+        bad = BadSource(outcome.source, "image", f"{why}, with the same objects", reason="same_annotation_twice")
+    else:
+        bad = BadSource(outcome.source, "image", f"{why}; keep one")
     kept = () if outcome.row is None else tuple(Dropped(item.desc, "", "", "") for item in outcome.row.objects)
     lost = tuple(replace(item, reason="photo_skipped", detail=bad.detail) for item in (*kept, *outcome.dropped))
     return Outcome(outcome.source, "", outcome.objects_read, bad=bad, dropped=lost)

@@ -2,7 +2,7 @@
 
     root/[train|val|test/]…/name.jpg + name.json
 
-The top level has ``markResult.features[]`` or ``dataList[]``; ``info`` gives the size; every other key is ignored.
+The top level has ``markResult.features[]`` or ``dataList[]``; ``info`` gives the size. Others are noted.
 A ring of four corners along the axes becomes ``bbox_2d``, any other ring ``poly``, a LineString ``line``.
 """
 
@@ -24,11 +24,17 @@ from data_conversion.base import SPLITS, BadSource, Dropped, RawObject, SourceIm
 from data_conversion.formats.checks import as_list, as_mapping, as_points, check_text, declared_size
 from data_conversion.formats.files import read_each, read_text
 from data_conversion.formats.questions import QUESTIONS, answers_to_path, unknown_questions
+from data_conversion.formats.salvage import label_in, salvage, unread
 from data_conversion.locating import Found, PhotoFinder
 from data_conversion.source_folder import walk_files
 
 RINGS = {"ExtentPolygon": 4, "Square": 4, "Quad": 4, "Polygon": None}  # type → number of corners, None = any
 AXIS_TOLERANCE = 0.5  # stored pixels that the sides of a box may lie off the axes
+# Read, or written by rote
+FILE_KEYS = ("info", "markResult", "dataList", "tagInfo", "version", "qualityResult", "workload", "statistcs",
+             "statistics", "submitWorkflow")  # fmt: skip
+INFO_KEYS = ("width", "height", "depth")
+PROPERTIES = ("content", "contentZh", "objectId", "layerId", "generateMode")
 
 
 def iter_records(root: Path, options: SourceOptions = SourceOptions()) -> Iterator[SourceItem]:  # noqa: B008 (frozen)
@@ -72,17 +78,21 @@ def _read_file(
         features = as_list(value["dataList"], where, field)
     else:
         raise RecordError(where, "markResult", "is missing, and so is dataList; is this an annotation file?")
-    objects = [read(item, where, f"{field}[{i}]", options) for i, item in enumerate(features)]
-    notes = [*photo.notes, *_notes(features)]
+    objects = [
+        salvage(partial(read, item, where, place, options), _any_label(item), place)
+        for place, item in ((f"{field}[{index}]", item) for index, item in enumerate(features))
+    ]
+    notes = [*photo.notes, *_notes(features), *unread("file key", value, FILE_KEYS)]
     if "markResult" in value and value.get("dataList"):
         notes.append("data_list_beside_features")
     info = as_mapping({} if value.get("info") is None else value["info"], where, "info")
+    notes += unread("info key", info, INFO_KEYS)
     first = image.parts[0] if len(image.parts) > 1 else ""
     return SourceImage(
         image=image.as_posix(),
         source=where,
         objects=tuple(objects),
-        size=declared_size(info.get("width"), info.get("height"), where, "info"),
+        size=declared_size(info.get("width"), info.get("height"), where, "info", notes),
         split=first if first in SPLITS else None,
         notes=tuple(notes),
     )
@@ -102,10 +112,23 @@ def _photo_beside(path: Path, where: str, photos: Mapping[Path, list[Path]], fin
 
 
 def _notes(features: list[Any]) -> list[str]:
-    """One for each objectId of an earlier feature (the objects are kept), and each content key of neither scheme."""
-    ids = [str(item["properties"].get("objectId")) for item in features if item["properties"].get("objectId")]
-    unread = (key for item in features for key in unknown_questions(item["properties"].get("content") or {}))
-    return ["repeated_object_id"] * (len(ids) - len(set(ids))) + [f"content key not read: {key}" for key in unread]
+    """One for each objectId of an earlier feature (the objects are kept), and each key with content not read."""
+    every = [found for item in features if isinstance(found := _part(item, "properties"), dict)]
+    ids = [str(item["objectId"]) for item in every if item.get("objectId")]
+    contents = [item["content"] for item in every if isinstance(item.get("content"), dict)]
+    unasked = [f"content key not read: {key}" for content in contents for key in unknown_questions(content)]
+    others = [note for item in every for note in unread("property", item, PROPERTIES)]
+    return [*["repeated_object_id"] * (len(ids) - len(set(ids))), *unasked, *others]
+
+
+def _part(value: Any, key: str) -> Any:
+    return value.get(key) if isinstance(value, dict) else None
+
+
+def _any_label(feature: Any) -> str:
+    """The label of a feature in either language, for reports."""
+    properties = _part(feature, "properties")
+    return label_in(_part(properties, "contentZh"), "标签") or label_in(_part(properties, "content"), "label")
 
 
 # ---------------------------------------------------------------- geometry

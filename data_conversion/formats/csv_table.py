@@ -18,13 +18,15 @@ import csv
 import difflib
 import posixpath
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 
 from bbu.errors import RecordError, shown
 from data_conversion.base import BadSource, Dropped, RawObject, SourceImage, SourceItem, SourceOptions, readable
-from data_conversion.formats.checks import box_of_corners, check_side, parse_number
+from data_conversion.formats.checks import box_of_corners, declared_size, parse_number
 from data_conversion.formats.disk_multimap import DiskMultimap
 from data_conversion.formats.files import annotation_files, bad_source, named_split, open_text, or_bad_source
+from data_conversion.formats.salvage import salvage, upright
 from data_conversion.formats.source_photos import unnamed_photos
 from data_conversion.locating import Found, PhotoFinder
 
@@ -137,23 +139,26 @@ def _read_photo(
 
 @or_bad_source
 def _photo(table: str, found: Found, rows: list[Row], notes: tuple[str, ...]) -> SourceImage:
-    for where, _, wrong in rows:
-        if wrong is not None:
-            raise RecordError(where, "row", f"{wrong}; put text that holds separators in quotes")
-    objects = [row for row in rows if any(row[1][name] for name in (*CORNERS, "desc"))]
-    if objects and len(objects) < len(rows):
-        where = next(where for where, cells, _ in rows if not any(cells[name] for name in (*CORNERS, "desc")))
-        raise RecordError(where, "desc", f"is empty: nothing to see, but {objects[0][0]} has an object in that photo")
-    of_photo = {name: _of_photo(rows, name) for name in OF_PHOTO}
+    objects = [row for row in rows if row[2] or any(row[1][name] for name in (*CORNERS, "desc"))]
+    if objects:  # then a row without an object is a mistake of its own
+        objects = rows
+    whole = [row for row in rows if not row[2]]
+    if not whole:  # what stands in the column of photos may not be one
+        raise RecordError(rows[0][0], "row", f"{rows[0][2]}; put text that holds separators in quotes")
+    of_photo = {name: _of_photo(whole, name) for name in OF_PHOTO}
+    more = list(notes)
     return SourceImage(
         image=found.image,
         source=table,
-        objects=tuple(_read_object(cells, where) for where, cells, _ in objects),
-        size=_size(of_photo, rows[0][0]),
+        objects=tuple(
+            salvage(partial(_read_object, row), row[1].get("desc", ""), f"line {row[0].rpartition(':')[2]}")
+            for row in objects
+        ),
+        size=_size(of_photo, rows[0][0], more),
         displayed=True,
         split=_split(of_photo["split"], rows[0][0]) or named_split(Path(table).stem),
         group=of_photo["group"] or None,
-        notes=(*notes, *found.notes),
+        notes=(*more, *found.notes),
         missing=found.missing,
     )
 
@@ -174,20 +179,22 @@ def _split(value: str, where: str) -> str | None:
     return split
 
 
-def _size(of_photo: Mapping[str, str], where: str) -> tuple[int, int] | None:
-    if not of_photo["width"] and not of_photo["height"]:
-        return None
-    numbers = {name: _number(of_photo[name], where, name) for name in ("width", "height")}
-    width, height = (check_side(number, where, name) for name, number in numbers.items())
-    return width, height
+def _size(of_photo: Mapping[str, str], where: str, notes: list[str]) -> tuple[int, int] | None:
+    width, height = (_number(of_photo[name], where, name) if of_photo[name] else None for name in ("width", "height"))
+    return declared_size(width, height, where, "row", notes)
 
 
-def _read_object(cells: Mapping[str, str], where: str) -> RawObject | Dropped:
-    x1, y1, x2, y2 = (_number(cells[name], where, name) for name in CORNERS)
+def _read_object(row: Row) -> RawObject | Dropped:
+    where, cells, wrong = row
     line = where.rpartition(":")[2]
+    if wrong is not None:
+        raise RecordError(where, f"line {line}", f"{wrong}; put text that holds separators in quotes")
+    if not any(cells[name] for name in (*CORNERS, "desc")):
+        raise RecordError(where, f"line {line}", "says that there is nothing to see, but the photo has objects")
+    x1, y1, x2, y2 = (_number(cells[name], where, f"line {line}.{name}") for name in CORNERS)
     if not cells["desc"]:
         return Dropped("(no label)", "no_description", "desc is empty", f"line {line}.desc")
-    return box_of_corners(cells["desc"], (x1, y1, x2, y2), f"line {line}")
+    return upright(box_of_corners(cells["desc"], (x1, y1, x2, y2), f"line {line}"), cells, f"line {line}")
 
 
 def _number(text: str, where: str, field: str) -> float:

@@ -152,7 +152,7 @@ class _Source:
         if content is None:
             self.store.put(_NAMED, image)
         objects, notes = read_objects(row.get("objects"), names, table.where, f"{prefix}objects")
-        size = read_size(row, table.where, prefix)
+        size = read_size(row, table.where, prefix, notes)
         return SourceImage(
             image=image,
             source=table.where,

@@ -13,6 +13,7 @@ in the order of the regions; there are no splits.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -24,19 +25,25 @@ from data_conversion.formats.checks import (
     as_list,
     as_mapping,
     as_text,
+    as_whole,
     box_of_size,
     check_number,
-    check_size,
     check_text,
+    declared_size,
 )
 from data_conversion.formats.disk_multimap import DiskMultimap
 from data_conversion.formats.files import annotation_files, bad_source, or_bad_source
 from data_conversion.formats.json_stream import stream_json
+from data_conversion.formats.salvage import label_in, salvage, unread, upright
 from data_conversion.formats.source_photos import unnamed_photos
 from data_conversion.locating import Found, PhotoFinder
 
 FULL_WIDTH_SLASH = "／"
 SLASH_IN_PHRASE = "slash_in_phrase"
+# Read, or written by rote
+PHOTO_KEYS = ("id", "image_id", "regions")
+IMAGE_KEYS = ("image_id", "url", "width", "height", "coco_id", "flickr_id")
+REGION_KEYS = ("region_id", "image_id", "phrase", "x", "y", "width", "height")
 
 _NAMED = "named"  # map of the photos that image_data names
 
@@ -80,7 +87,7 @@ class _Source:
             if item.name:
                 raise RecordError(where, "file", "must be a list with one entry per photo, is an object")
             if item.number is not None:
-                image_id = item.value.get(key) if isinstance(item.value, dict) else None
+                image_id = as_whole(item.value.get(key)) if isinstance(item.value, dict) else None
                 known = isinstance(image_id, int) and not isinstance(image_id, bool)
                 self.store.put(where, image_id if known else None, [f"[{item.number}]", item.value])
 
@@ -104,17 +111,19 @@ class _Source:
 
     @or_bad_source
     def _photo(self, where: str, field: str, image_id: int, entry: dict[str, Any]) -> SourceItem:
-        photo, size = self._image(image_id, where, field)
+        notes = unread("photo key", entry, PHOTO_KEYS)
+        photo, size = self._image(image_id, where, field, notes)
         regions = as_list(entry.get("regions"), where, f"{field}.regions")
-        notes: list[str] = []
-        objects = [
-            _read_region(value, image_id, where, f"{field}.regions[{index}]", notes)
-            for index, value in enumerate(regions)
-        ]
+        objects = []
+        for index, value in enumerate(regions):
+            here = f"{field}.regions[{index}]"
+            objects.append(
+                salvage(partial(_read_region, value, image_id, where, here, notes), label_in(value, "phrase"), here)
+            )
         notes += photo.notes
         return SourceImage(photo.image, where, tuple(objects), size, notes=tuple(notes), missing=photo.missing)
 
-    def _image(self, image_id: int, where: str, field: str) -> tuple[Found, tuple[int, int]]:
+    def _image(self, image_id: int, where: str, field: str, notes: list[str]) -> tuple[Found, tuple[int, int] | None]:
         """Place and declared size of a photo, from image_data."""
         found = [(file, *value) for file in self.image_files for value in self.store.get(file, image_id)]
         if not found:
@@ -126,7 +135,8 @@ class _Source:
         photo = self._place(entry)
         if not photo.image:
             raise RecordError(file, f"{place_field}.url", f"must be an address, is {entry.get('url')!r}")
-        size = check_size(entry.get("width"), entry.get("height"), file, place_field)
+        notes += unread("image_data key", entry, IMAGE_KEYS)
+        size = declared_size(entry.get("width"), entry.get("height"), file, place_field, notes)
         check_text(photo.image, file, f"{place_field}.url")
         return photo, size
 
@@ -159,7 +169,7 @@ def _without_id(where: str, field: str, value: Any, key: str) -> BadSource:
 
 def _read_region(value: Any, image_id: int, where: str, field: str, notes: list[str]) -> RawObject | Dropped:
     region = as_mapping(value, where, field)
-    if region.get("image_id", image_id) != image_id:
+    if as_whole(region.get("image_id", image_id)) != image_id:
         raise RecordError(where, f"{field}.image_id", f"is {region['image_id']!r} in the entry of photo {image_id}")
     phrase = as_text(region.get("phrase"), where, f"{field}.phrase")
     x, y, width, height = (
@@ -168,6 +178,6 @@ def _read_region(value: Any, image_id: int, where: str, field: str, notes: list[
     if not phrase:
         return Dropped("(no label)", "no_description", "the phrase is empty", f"{field}.phrase")
     found = box_of_size(phrase.replace(SEPARATOR, FULL_WIDTH_SLASH), (x, y, width, height), field)
-    if isinstance(found, RawObject) and SEPARATOR in phrase:
-        notes.append(SLASH_IN_PHRASE)
-    return found
+    if isinstance(found, RawObject):
+        notes += [SLASH_IN_PHRASE] * (SEPARATOR in phrase) + unread("region key", region, REGION_KEYS)
+    return upright(found, region, field)

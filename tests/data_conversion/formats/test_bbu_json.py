@@ -176,3 +176,15 @@ def test_repeated_ids_are_noted_and_exact_copies_dropped(source: Any, bbu_object
     report = source.convert()
     assert report.notes == {"repeated_object_id": 2}
     assert report.dropped == {("标签/可读", "duplicate"): 1}
+
+
+def test_other_keys_with_content_are_noted_by_name(source: Any, document: Any, bbu_object: Any) -> None:
+    source.photo("a.jpg")
+    value = {**document([bbu_object(rotation=30, quality="")]), "remarks": {"text": "old"}}
+    value["info"]["rotation"] = 90
+    source.write("a.json", json.dumps(value))
+    assert source.convert().notes == {
+        "property not read: rotation": 1,
+        "file key not read: remarks.text": 1,
+        "info key not read: rotation": 1,
+    }
