@@ -57,9 +57,9 @@ SENTENCE_SEPARATOR = "; "  # between the texts about a whole photo
 REPEATED_ID = "repeated_region_id"  # note
 # Read, or written by rote
 TASK_KEYS = ("id", "data", "annotations", "completions", "predictions", "drafts", "file_upload", "created_at",
-             "updated_at", "project", "inner_id", "total_annotations", "cancelled_annotations", "total_predictions", "comment_count",
-             "unresolved_comment_count", "last_comment_updated_at", "updated_by", "comment_authors", "annotation_id",
-             "completed_by", "allow_skip", "overlap", "is_labeled")  # fmt: skip
+             "updated_at", "project", "inner_id", "total_annotations", "cancelled_annotations", "total_predictions",
+             "comment_count", "unresolved_comment_count", "last_comment_updated_at", "updated_by", "comment_authors",
+             "annotation_id", "completed_by", "allow_skip", "overlap", "is_labeled")  # fmt: skip
 REGION_KEYS = ("id", "type", "value", "from_name", "to_name", "source", "origin", "original_width", "original_height",
                "image_rotation", "parentID", "readonly", "hidden", "locked", "score")  # fmt: skip
 VALUE_KEYS = ("x", "y", "width", "height", "rotation", "points", "closed")
