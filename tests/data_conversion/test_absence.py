@@ -146,7 +146,7 @@ def test_many_photos_without_objects_are_a_remark(source: Any) -> None:
 # ---------------------------------------------------------------- labels that nobody read
 
 
-@pytest.mark.parametrize("folder", ["train/labelTxt", "train/Labels", "annotations", "train/images"])
+@pytest.mark.parametrize("folder", ["train/labelTxt", "train/label", "annotations", "train/images"])
 def test_labels_in_another_folder_than_the_tool_s_are_named_in_the_error(folder: str, source: Any) -> None:
     source.write("classes.txt", "bolt\n")
     source.photo("train/images/a.jpg")

@@ -108,6 +108,7 @@ def _convert(config: Config, raw: Path, records: Path) -> None:
         splits=source.splits or None,
         images=source.images,
         frame=source.frame,
+        follow_links=source.follow_links,
         units=source.units,
         progress=True,
     )
