@@ -11,9 +11,11 @@ from bbu.errors import UserError
 from data_conversion.formats import FORMATS
 from data_conversion.photo_files import MODES
 from data_conversion.pipeline import convert
+from data_conversion.source_folder import following_links
 from data_conversion.taxonomies import load_taxonomy
 
 DONE, TERMS_OUTSIDE, FAILED = 0, 1, 2  # exit status
+FOLLOW_LINKS = "read files and photos behind links that lead outside INPUT"
 
 
 def parse_splits_argument(text: str) -> dict[str, str]:
@@ -67,6 +69,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--max-pixels", type=int, default=0, help="largest re-encoded photo (default: no limit)")
     parser.add_argument("--frame", choices=("displayed", "stored"), default="", help="what coordinates are pixels of")
     parser.add_argument("--units", choices=("shares",), default="", help="coordinates are shares of the photo, 0 to 1")
+    parser.add_argument("--follow-links", action="store_true", help=FOLLOW_LINKS)
     parser.add_argument("--workers", type=int, default=0, help="processes (default: one per core)")
     return parser
 
@@ -96,6 +99,7 @@ def build_taxonomy_parser() -> argparse.ArgumentParser:
     parser.add_argument("format", choices=[name for name, entry in FORMATS.items() if entry.read], metavar="FORMAT")
     parser.add_argument("input", metavar="INPUT", help="source folder")
     parser.add_argument("output", metavar="FILE", help="YAML file to write")
+    parser.add_argument("--follow-links", action="store_true", help=FOLLOW_LINKS)
     return parser
 
 
@@ -120,7 +124,8 @@ def _taxonomy(argv: Sequence[str]) -> int:
     from data_conversion.taxonomy_draft import read_labels, write_draft
 
     arguments = build_taxonomy_parser().parse_args(argv)
-    labels = read_labels(arguments.format, Path(arguments.input))
+    with following_links(arguments.follow_links):
+        labels = read_labels(arguments.format, Path(arguments.input))
     write_draft(Path(arguments.output), labels)
     print(f"{len(labels.counts)} labels of {labels.counts.total()} objects; draft written to {arguments.output}")
     return DONE

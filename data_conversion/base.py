@@ -66,6 +66,7 @@ class SourceImage:
         content: bytes of the photo file where the source itself holds them (Parquet, Arrow); ``image`` is then the
             name that the file gets.
         notes: codes of harmless oddities, counted in the report.
+        missing: why the photo was not found; "" if it was. It matters only where photos are opened.
     """
 
     image: str
@@ -79,6 +80,7 @@ class SourceImage:
     group: str | None = None
     content: bytes | None = None
     notes: tuple[str, ...] = ()
+    missing: str = ""
 
 
 @dataclass(frozen=True)

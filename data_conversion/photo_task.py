@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import posixpath
+from collections import Counter
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +19,7 @@ from data_conversion.base import BadSource, Dropped, RawObject, SourceImage, Sou
 from data_conversion.photo_files import KEEP, WITHOUT, store_photo
 from data_conversion.photos import Photo, assumed_photo, points_to_displayed, read_photo
 from data_conversion.placing import place_objects
+from data_conversion.source_folder import LEADS_OUTSIDE, is_outside
 
 SHARES = (
     "all coordinates are at most 1 pixel: are they shares of the photo? Convert csv, coco, hf_dataset and "
@@ -62,6 +66,7 @@ class PhotoTask:
         max_pixels: largest re-encoded photo; 0 means no limit.
         frame: "displayed" or "stored" overrides the frame of the format's coordinates; "" keeps it.
         units: "shares": coordinates are shares of the frame, 0 to 1; "" keeps the format's rule.
+        follow_links: open photos behind links that lead outside the source folder.
     """
 
     root: Path
@@ -71,6 +76,7 @@ class PhotoTask:
     max_pixels: int = 0
     frame: str = ""
     units: str = ""
+    follow_links: bool = False
 
     def __call__(self, item: SourceItem) -> Outcome:
         """The outcome of one item; a problem with the photo is part of it, not raised."""
@@ -103,7 +109,9 @@ class PhotoTask:
         objects, dropped, more = place_objects(item.objects, self.taxonomy, affine, stored.size)
         if item.objects and not objects:
             # As a photo without objects it would teach that there is nothing to see.
-            detail = f"all {len(item.objects)} objects were dropped"
+            reasons = Counter(lost.reason for lost in dropped).most_common()
+            counts = ", ".join(f"{count} x {reason}" for reason, count in reasons)
+            detail = f"all {len(item.objects)} objects were dropped: {counts}; {dropped[0].field}: {dropped[0].detail}"
             bad = BadSource(item.source, "objects", detail, reason="no_objects_left")
             return Outcome(item.source, item.image, len(dropped), bad=bad, dropped=tuple(dropped))
         metadata = {"source": item.source} | ({"group": item.group} if item.group else {})
@@ -120,7 +128,11 @@ class PhotoTask:
             return assumed_photo(item.image, item.size), None
         if item.content is not None:
             return read_photo(item.content, item.image), None
-        path = inside(self.root, item.image)
+        if item.missing:
+            raise ImageError(item.missing)
+        path = inside(self.root, item.image, self.follow_links)
+        if self.images == KEEP and is_outside(path, self.root):
+            raise ImageError(f"{item.image}: lies outside {self.root}, where rows cannot name it; add --images link")
         return read_photo(path), path
 
 
@@ -138,16 +150,21 @@ def _refuse(item: SourceImage, field: str, why: str) -> Outcome:
     return Outcome(item.source, item.image, len(item.objects), bad=bad, dropped=tuple(lost))
 
 
-def inside(root: Path, image: str) -> Path:
+def inside(root: Path, image: str, follow_links: bool = False) -> Path:
     """The photo's file.
 
     Raises:
-        ImageError: the path leaves the source folder.
+        ImageError: the path leaves the source folder, by itself or by a link that is not to be followed.
     """
     try:
         return resolve_image(root, image)
     except (UserError, ValueError, OSError):  # ValueError: a null character; OSError: a loop of links
-        raise ImageError(f"image path {image!r} leaves the source folder; move the photo inside it") from None
+        lexically = posixpath.normpath(image).startswith(("/", "../"))
+        if lexically or not os.path.isfile(root / image):
+            raise ImageError(f"image path {image!r} leaves the source folder; move the photo inside it") from None
+        if not follow_links:
+            raise ImageError(f"{image} {LEADS_OUTSIDE}") from None
+        return root / image
 
 
 def fingerprint(item: SourceItem, root: Path) -> str:

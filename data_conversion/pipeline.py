@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
+from itertools import chain
 from pathlib import Path
 
 from tqdm import tqdm
@@ -25,11 +26,12 @@ from bbu.taxonomy import Taxonomy
 from data_conversion.base import MALFORMED, SPLITS, BadSource, Dropped, IterRecords, SourceItem, SourceOptions, readable
 from data_conversion.formats import FORMATS
 from data_conversion.journal import Journal, settings_hash
-from data_conversion.outputs import write_outputs
+from data_conversion.outputs import write_outputs, write_refusals
 from data_conversion.parallel import map_in_order
 from data_conversion.photo_files import KEEP, MODES, REENCODE
 from data_conversion.photo_task import Outcome, PhotoTask, fingerprint
 from data_conversion.report import ConversionReport
+from data_conversion.source_folder import following_links, links_not_followed
 from data_conversion.splits import Candidate, assign_splits, parse_splits
 from data_conversion.teacher import choose_teachers
 
@@ -53,6 +55,7 @@ def convert(
     max_pixels: int = 0,
     frame: str = "",
     units: str = "",
+    follow_links: bool = False,
     workers: int = 0,
     progress: bool = False,
 ) -> ConversionReport:
@@ -72,6 +75,7 @@ def convert(
         max_pixels: with images = reencode, larger photos and their objects are scaled down to this; 0 means no limit.
         frame: ``displayed`` or ``stored`` overrides the frame of the format's coordinates.
         units: ``shares``: coordinates are shares of the photo, in formats that have pixels (base.Format.shares).
+        follow_links: read files and photos behind links that lead outside ``input_dir``.
         workers: number of processes; 0 means one per core.
         progress: show a progress bar on stderr, if that is a terminal.
 
@@ -86,13 +90,15 @@ def convert(
     _check_units(units, source_format)
     taxonomy = taxonomy or Taxonomy()
     work = out.resolve().with_name(f".{out.resolve().name}.partial")
-    task = PhotoTask(root, taxonomy, images, work / "photos", max_pixels, frame, units)
+    task = PhotoTask(root, taxonomy, images, work / "photos", max_pixels, frame, units, follow_links)
     report = ConversionReport(source_format, seed, images)
     journal = Journal(work, {"format": source_format, "task": settings_hash(task)})
     try:
-        items = read(root, SourceOptions(taxonomy.language, ignore=out.resolve()))
-        _read_source(journal, task, items, on_error, workers, progress)
-        _check_found(journal, root, source_format)
+        options = SourceOptions(taxonomy.language, ignore=out.resolve())
+        items = chain(read(root, options), links_not_followed(root, options.ignore))
+        with following_links(follow_links):
+            _read_source(journal, task, items, on_error, workers, progress)
+        _check_found(journal, root, out, report)
         _split(journal, root, targets, val_fraction, test_fraction, seed, report)
         _move_teachers(journal, max_teachers, seed)
         _count(journal, report)
@@ -207,14 +213,30 @@ def _only_once(journal: Journal, seq: int, outcome: Outcome) -> Outcome:
     return Outcome(outcome.source, "", outcome.objects_read, bad=bad, dropped=lost)
 
 
-def _check_found(journal: Journal, root: Path, source_format: str) -> None:
+def _check_found(journal: Journal, root: Path, out: Path, report: ConversionReport) -> None:
+    """Refuse a source that gives no row; the reports say why, photo by photo and object by object."""
     photos, _ = journal.totals()
     if not photos:
-        raise UserError(f"{root}: no {source_format} annotations found; check the folder and the format")
+        raise UserError(f"{root}: no {report.source_format} annotations found; check the folder and the format")
     if next(journal.candidates(), None) is None:
         source, bad, _ = next(journal.lost())
-        reason = f"{source}: {bad.field}: {bad.detail}" if bad else source
-        raise UserError(f"{root}: none of {photos} photos could be converted; the first: {reason}")
+        first = f"{source}: {bad.field}: {bad.detail}" if bad else source
+        _count(journal, report)
+        report.splits = {name: {"photos": 0, "objects": 0} for name in SPLITS}
+        folder = write_refusals(out, journal, report)
+        why = [f"photos: {_listed(report.photos_skipped)}"]
+        why += [f"objects: {_listed(report.dropped_by_reason())}"] if report.dropped else []
+        raise UserError(
+            f"{root}: none of {photos} photos could be converted; the first: {first} ({'; '.join(why)}; each is in "
+            f"{folder}/invalid_samples.jsonl and invalid_objects.jsonl)"
+        )
+
+
+def _listed(counts: Mapping[str, int]) -> str:
+    """``3 x mask, 1 x crowd``: the most frequent first."""
+    return ", ".join(
+        f"{count} x {name}" for name, count in sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))
+    )
 
 
 # ---------------------------------------------------------------- splits and teachers

@@ -8,6 +8,7 @@ A ring of four corners along the axes becomes ``bbox_2d``, any other ring ``poly
 
 from __future__ import annotations
 
+import posixpath
 from collections.abc import Iterator, Mapping
 from functools import partial
 from itertools import chain
@@ -21,9 +22,11 @@ from bbu.jsonl import decode_json
 from bbu.taxonomy import SEPARATOR
 from data_conversion.base import SPLITS, BadSource, Dropped, RawObject, SourceImage, SourceItem, SourceOptions
 from data_conversion.formats.checks import as_list, as_mapping, as_points, check_text, declared_size
-from data_conversion.formats.files import read_each, read_text, walk_files
+from data_conversion.formats.files import read_each, read_text
 from data_conversion.formats.questions import QUESTIONS, answers_to_path, unknown_questions
 from data_conversion.formats.salvage import label_in, salvage, unread
+from data_conversion.locating import Found, PhotoFinder
+from data_conversion.source_folder import walk_files
 
 RINGS = {"ExtentPolygon": 4, "Square": 4, "Quad": 4, "Polygon": None}  # type → number of corners, None = any
 AXIS_TOLERANCE = 0.5  # stored pixels that the sides of a box may lie off the axes
@@ -37,8 +40,12 @@ PROPERTIES = ("content", "contentZh", "objectId", "layerId", "generateMode")
 def iter_records(root: Path, options: SourceOptions = SourceOptions()) -> Iterator[SourceItem]:  # noqa: B008 (frozen)
     """Yield one item for each annotation file, and one for each photo without one, by path."""
     annotations, photos = _find_files(root, options.ignore)
-    yield from read_each(root, annotations, partial(_read_file, photos=photos, options=options))
+    finder = PhotoFinder(root, options.ignore)
     annotated = {path.with_suffix("") for path in annotations}
+    for item in read_each(root, annotations, partial(_read_file, photos=photos, finder=finder, options=options)):
+        if isinstance(item, SourceImage) and item.notes:  # perhaps found under another spelling
+            annotated.add((root / item.image).with_suffix(""))
+        yield item
     for stem in sorted(photos.keys() - annotated):
         for photo in photos[stem]:
             name = photo.relative_to(root).as_posix()
@@ -57,9 +64,11 @@ def _find_files(root: Path, ignore: Path | None) -> tuple[list[Path], dict[Path,
     return sorted(annotations), photos
 
 
-def _read_file(path: Path, where: str, photos: Mapping[Path, list[Path]], options: SourceOptions) -> SourceImage:
-    photo = _photo_beside(path, where, photos)
-    image = Path(where).with_name(photo.name)
+def _read_file(
+    path: Path, where: str, photos: Mapping[Path, list[Path]], finder: PhotoFinder, options: SourceOptions
+) -> SourceImage:
+    photo = _photo_beside(path, where, photos, finder)
+    image = Path(photo.image)
     value = as_mapping(decode_json(read_text(path, where), where), where, "file")
     if "markResult" in value:
         read, field = _read_feature, "markResult.features"
@@ -73,7 +82,7 @@ def _read_file(path: Path, where: str, photos: Mapping[Path, list[Path]], option
         salvage(partial(read, item, where, place, options), _any_label(item), place)
         for place, item in ((f"{field}[{index}]", item) for index, item in enumerate(features))
     ]
-    notes = [*_notes(features), *unread("file key", value, FILE_KEYS)]
+    notes = [*photo.notes, *_notes(features), *unread("file key", value, FILE_KEYS)]
     if "markResult" in value and value.get("dataList"):
         notes.append("data_list_beside_features")
     info = as_mapping({} if value.get("info") is None else value["info"], where, "info")
@@ -89,14 +98,17 @@ def _read_file(path: Path, where: str, photos: Mapping[Path, list[Path]], option
     )
 
 
-def _photo_beside(path: Path, where: str, photos: Mapping[Path, list[Path]]) -> Path:
-    found = photos.get(path.with_suffix(""), [])
-    if not found:
-        raise RecordError(where, "file", f"has no photo beside it ({path.stem}.jpg); add it or remove the JSON")
-    if len(found) > 1:
-        names = ", ".join(item.name for item in found)
+def _photo_beside(path: Path, where: str, photos: Mapping[Path, list[Path]], finder: PhotoFinder) -> Found:
+    beside = photos.get(path.with_suffix(""), [])
+    if len(beside) > 1:
+        names = ", ".join(item.name for item in beside)
         raise RecordError(where, "file", f"has several photos beside it ({names}); keep one")
-    return found[0]
+    if beside:
+        return Found(Path(where).with_name(beside[0].name).as_posix())
+    found = finder.find(path.stem, posixpath.dirname(where))
+    if found.missing:
+        raise RecordError(where, "file", f"has no photo beside it ({path.stem}.jpg): {found.missing}")
+    return found
 
 
 def _notes(features: list[Any]) -> list[str]:

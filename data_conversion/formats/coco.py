@@ -1,9 +1,10 @@
 """Read COCO: instances and captions JSON; ``coco_writer`` writes them.
 
 Files: all of ``annotations/*.json``, ``*.json`` at the root, and ``_annotations.coco.json`` in the root or a folder of
-photos (Roboflow). The name of the file or folder gives the split (``instances_val2017.json``, ``valid/``). Beside
-``instances*.json`` only ``captions*.json`` are read, since COCO's other files repeat the boxes. The captions of a photo
-become its summary, one per line; a photo that has only captions is not annotated, and is counted.
+photos (Roboflow); if there are none, those one folder down. The name of the file or folder gives the split
+(``instances_val2017.json``, ``valid/``). Beside ``instances*.json`` only ``captions*.json`` are read, since COCO's
+other files repeat the boxes. The captions of a photo become its summary, one per line; a photo that has only captions
+is not annotated, and is counted.
 
 ``bbox`` is [x, y, width, height] in pixels from 0, in the frame whose size the image entry declares: the pixels as
 stored, unless the declared size has the shape of the photo after its EXIF turn (``photos.points_to_displayed``). The
@@ -38,11 +39,11 @@ from data_conversion.formats.checks import (
 )
 from data_conversion.formats.coco_segmentation import read_segmentation
 from data_conversion.formats.disk_multimap import DiskMultimap
-from data_conversion.formats.files import named_split, or_bad_source, read_file
+from data_conversion.formats.files import is_hidden, named_split, or_bad_source, read_file
 from data_conversion.formats.json_stream import JsonItem, stream_json
 from data_conversion.formats.salvage import salvage, turned_box, unread, upright
 from data_conversion.formats.source_photos import unnamed_photos
-from data_conversion.locating import PhotoFinder
+from data_conversion.locating import Found, PhotoFinder
 
 ROBOFLOW = "_annotations.coco.json"
 # Read, or written by rote
@@ -89,13 +90,16 @@ class _File:
     @property
     def folders(self) -> list[str]:
         """Where its photos may lie, likeliest first."""
-        return [posixpath.dirname(self.where), f"images/{self.subset}", self.subset, "images"]
+        folder = posixpath.dirname(self.where)
+        above = "" if folder == "annotations" else posixpath.dirname(folder)
+        places = (f"images/{self.subset}", self.subset, "images")
+        return [folder, *places, *(posixpath.join(at, place) for at in (folder, above) if at for place in places)]
 
 
 def iter_records(root: Path, options: SourceOptions = SourceOptions()) -> Iterator[SourceItem]:  # noqa: B008 (frozen)
     """Yield the photos file by file, then those without boxes: with captions only, and with nothing."""
     with DiskMultimap() as store:
-        source = _Source(root, store)
+        source = _Source(root, store, options.ignore)
         paths, others = _annotation_files(root, options.ignore)
         for path in paths:
             yield from read_file(root, path, source.load)
@@ -113,7 +117,8 @@ def iter_records(root: Path, options: SourceOptions = SourceOptions()) -> Iterat
 def _annotation_files(root: Path, ignore: Path | None) -> tuple[list[Path], list[str]]:
     """JSON files to read, and names of those that repeat the instances."""
     found = [*root.glob("*.json"), *root.glob("annotations/*.json"), *root.glob(f"*/{ROBOFLOW}")]
-    files = sorted({path for path in found if path.name[0] != "." and path.parent.resolve() != ignore})
+    found = found or [*root.glob("*/*.json"), *root.glob("*/annotations/*.json"), *root.glob(f"*/*/{ROBOFLOW}")]
+    files = sorted({path for path in found if not is_hidden(path, root) and path.parent.resolve() != ignore})
     with_instances = {path.parent for path in files if path.name.startswith("instances")}
     others = [
         path for path in files if path.parent in with_instances and not path.name.startswith(("instances", "captions"))
@@ -124,9 +129,9 @@ def _annotation_files(root: Path, ignore: Path | None) -> tuple[list[Path], list
 class _Source:
     """The files of one source, by photo."""
 
-    def __init__(self, root: Path, store: DiskMultimap) -> None:
+    def __init__(self, root: Path, store: DiskMultimap, ignore: Path | None) -> None:
         self.root, self.store = root, store
-        self.finder = PhotoFinder(root)
+        self.finder = PhotoFinder(root, ignore)
         self.files: list[_File] = []
 
     def load(self, path: Path, where: str) -> Iterator[BadSource | SourceNote]:
@@ -178,7 +183,7 @@ class _Source:
         for found in self._images(file):
             if isinstance(found, BadSource):
                 continue
-            place = self._place(file, found[1])
+            place = self._place(file, found[1]).image
             for index, value in self.store.get(file.map("annotations"), _id(found[1], "id")):
                 if _is_caption(value):
                     self.store.put("captions", place, [file.where, f"annotations[{index}].caption", value["caption"]])
@@ -204,19 +209,19 @@ class _Source:
                 yield found
                 continue
             index, entry = found
-            field, place = f"images[{index}]", self._place(file, entry)
-            known = place is not None and self.store.has("photos", place)
-            self.store.put("photos", place)
+            field, photo = f"images[{index}]", self._place(file, entry)
+            known = photo.image != "" and self.store.has("photos", photo.image)
+            self.store.put("photos", photo.image)
             if file.boxes:
-                yield self._photo(file, field, entry, place)
+                yield self._photo(file, field, entry, photo)
             elif not known:
                 yield BadSource(file.where, field, "has captions but no boxes", reason="no_annotation")
 
     @or_bad_source
-    def _photo(self, file: _File, field: str, entry: dict[str, Any], place: str | None) -> SourceItem:
-        if place is None:
+    def _photo(self, file: _File, field: str, entry: dict[str, Any], photo: Found) -> SourceItem:
+        if not photo.image:
             raise RecordError(file.where, f"{field}.file_name", f"must be a path, is {entry.get('file_name')!r}")
-        check_text(place, file.where, f"{field}.file_name")
+        check_text(photo.image, file.where, f"{field}.file_name")
         notes = unread("image key", entry, IMAGE_KEYS)
         size = declared_size(entry.get("width"), entry.get("height"), file.where, field, notes)
         objects = []
@@ -226,24 +231,25 @@ class _Source:
                 label = file.categories.get(_id(value, "category_id"), "")
                 objects.append(salvage(partial(_read_object, value, file, here, size, notes), label, here))
         return SourceImage(
-            image=place,
+            image=photo.image,
             source=file.where,
             objects=tuple(objects),
             size=size,
             split=file.split,
-            summary=self._summary(place),
-            notes=tuple(notes),
+            summary=self._summary(photo.image),
+            notes=(*notes, *photo.notes),
+            missing=photo.missing,
         )
 
     def _summary(self, place: str) -> str | None:
         lines = [as_text(value, where, name) for where, name, value in self.store.get("captions", place)]
         return "\n".join(filter(None, lines)) or None
 
-    def _place(self, file: _File, entry: Any) -> str | None:
-        """Path of an image entry's photo, relative to the root; None if the entry names none."""
+    def _place(self, file: _File, entry: Any) -> Found:
+        """Where an image entry's photo is; a path of "" if the entry names none."""
         name = entry.get("file_name") if isinstance(entry, dict) else None
         if not isinstance(name, str) or not name.strip():
-            return None
+            return Found("")
         return self.finder.find(name.strip(), *file.folders)
 
 

@@ -1,19 +1,22 @@
-"""Read CSV tables at the root, one row per object: ``image,x1,y1,x2,y2,desc`` in any order, with a header.
+"""Read CSV tables, one row per object: ``image,x1,y1,x2,y2,desc`` in any order, with a header.
 
     image,x1,y1,x2,y2,desc,split,group,width,height
     photos/a.jpg,10,20,110,80,screw/loose,train,site 4,1440,1920
     photos/b.jpg,,,,,,val,,,                                          nothing to see in b.jpg
 
-UTF-8, separated by ``,`` ``;`` or tab (found from the header), quotes doubled. Corners are edges in pixels from 0 of
-the displayed photo. Optional columns: split (or the file name gives it: ``train.csv``), group, and the width and height
-of the frame that the corners are measured in. Other columns, such as score, are not read, and noted. A photo's rows
-may be anywhere in one file. A photo is looked for in ``images/``, at the root, and anywhere if its name is unique.
+Tables lie at the root or, if there are none, one folder down. UTF-8 or UTF-16 with a mark (Excel's "Unicode text"),
+separated by ``,`` ``;`` or tab (found from the header), quotes doubled. Columns may have the names of ALIASES, such as
+TensorFlow's ``filename,width,height,class,xmin,ymin,xmax,ymax``. Corners are edges in pixels from 0 of the displayed
+photo. Optional columns: split (or the file name gives it: ``train.csv``), group, and the width and height of the frame
+that the corners are measured in. Other columns, such as score, are not read, and noted. A photo's rows may be anywhere
+in one file. A photo is looked for in ``images/`` and beside the table, then as ``locating`` does.
 """
 
 from __future__ import annotations
 
 import csv
 import difflib
+import posixpath
 from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -22,15 +25,27 @@ from bbu.errors import RecordError, shown
 from data_conversion.base import BadSource, Dropped, RawObject, SourceImage, SourceItem, SourceOptions, readable
 from data_conversion.formats.checks import box_of_corners, declared_size, parse_number
 from data_conversion.formats.disk_multimap import DiskMultimap
-from data_conversion.formats.files import bad_source, named_split, open_utf8, or_bad_source
+from data_conversion.formats.files import annotation_files, bad_source, named_split, open_text, or_bad_source
 from data_conversion.formats.salvage import salvage, upright
 from data_conversion.formats.source_photos import unnamed_photos
-from data_conversion.locating import PhotoFinder
+from data_conversion.locating import Found, PhotoFinder
 
 CORNERS = ("x1", "y1", "x2", "y2")
 REQUIRED = ("image", *CORNERS, "desc")
 OF_PHOTO = ("split", "group", "width", "height")  # optional; rows of one photo must agree
 DELIMITERS = ",;\t"
+# What other tools call a column, in lower case; of several the first that is there
+ALIASES = {
+    "image": ("filename", "file_name", "image_name", "image_path", "img", "file", "image_id", "imageid", "path"),
+    "x1": ("xmin", "x_min", "left", "xtl"),
+    "y1": ("ymin", "y_min", "top", "ytl"),
+    "x2": ("xmax", "x_max", "right", "xbr"),
+    "y2": ("ymax", "y_max", "bottom", "ybr"),
+    "desc": ("class", "label", "category", "class_name", "label_name", "labelname", "category_name", "description"),
+    "split": ("subset",),
+    "width": ("image_width", "img_width"),
+    "height": ("image_height", "img_height"),
+}
 
 _NAMED = "named"  # map of the photos that tables name
 
@@ -39,10 +54,10 @@ Row = tuple[str, dict[str, str], str | None]  # file:line, column → text, what
 
 def iter_records(root: Path, options: SourceOptions = SourceOptions()) -> Iterator[SourceItem]:  # noqa: B008 (frozen)
     """Yield one item for each photo of each table, by its first row, then one for each photo in no table."""
-    finder = PhotoFinder(root)
+    finder = PhotoFinder(root, options.ignore)
     with DiskMultimap() as store:
-        for path in sorted(path for path in root.glob("*.csv") if path.name[0] != "."):
-            where = readable(path.name)
+        for path in annotation_files(root, "*.csv", options.ignore):
+            where = readable(path.relative_to(root).as_posix())
             try:
                 columns = _store_rows(path, where, store)
             except (RecordError, OSError) as error:
@@ -60,7 +75,7 @@ def _store_rows(path: Path, where: str, store: DiskMultimap) -> list[str]:
     Raises:
         RecordError: the file is no such table; none of its rows count then.
     """
-    with open_utf8(path, where) as stream:
+    with open_text(path, where) as stream:
         line = 0
         try:
             header = stream.readline()
@@ -84,7 +99,13 @@ def _delimiter(header: str) -> str:
 
 
 def _names(header: str, delimiter: str) -> list[str]:
-    return [name.strip() for name in next(csv.reader([header], delimiter=delimiter), [])]
+    """The columns, by the names that this reader has for them."""
+    names = [name.strip() for name in next(csv.reader([header], delimiter=delimiter), [])]
+    for ours, theirs in ALIASES.items():
+        known = [name for alias in (ours, *theirs) for name in names if name.lower() == alias]
+        if known and ours not in names:
+            names[names.index(known[0])] = ours
+    return names
 
 
 def _read_header(header: str, where: str) -> list[str]:
@@ -110,13 +131,14 @@ def _read_photo(
         for where, _, _ in rows:
             yield BadSource(where, "image", "is empty; name the photo")
         return
-    place = finder.find(image, "images")
-    store.put(_NAMED, place)
-    yield _photo(table, place, rows, notes)
+    folder = posixpath.dirname(table)
+    found = finder.find(image, posixpath.join(folder, "images"), folder, "images")
+    store.put(_NAMED, found.image)
+    yield _photo(table, found, rows, notes)
 
 
 @or_bad_source
-def _photo(table: str, place: str, rows: list[Row], notes: tuple[str, ...]) -> SourceImage:
+def _photo(table: str, found: Found, rows: list[Row], notes: tuple[str, ...]) -> SourceImage:
     objects = [row for row in rows if row[2] or any(row[1][name] for name in (*CORNERS, "desc"))]
     if objects:  # then a row without an object is a mistake of its own
         objects = rows
@@ -124,9 +146,9 @@ def _photo(table: str, place: str, rows: list[Row], notes: tuple[str, ...]) -> S
     if not whole:  # what stands in the column of photos may not be one
         raise RecordError(rows[0][0], "row", f"{rows[0][2]}; put text that holds separators in quotes")
     of_photo = {name: _of_photo(whole, name) for name in OF_PHOTO}
-    more = list(notes)
+    more = [*notes, *found.notes]
     return SourceImage(
-        image=place,
+        image=found.image,
         source=table,
         objects=tuple(
             salvage(partial(_read_object, row), row[1].get("desc", ""), f"line {row[0].rpartition(':')[2]}")
@@ -137,6 +159,7 @@ def _photo(table: str, place: str, rows: list[Row], notes: tuple[str, ...]) -> S
         split=_split(of_photo["split"], rows[0][0]) or named_split(Path(table).stem),
         group=of_photo["group"] or None,
         notes=tuple(more),
+        missing=found.missing,
     )
 
 

@@ -1,4 +1,4 @@
-"""Read CVAT's export "CVAT for images 1.1": one or several ``*.xml`` at the root.
+"""Read CVAT's export "CVAT for images 1.1": one or several ``*.xml`` at the root or, if none is there, one folder down.
 
     <image id name width height [subset]>
       <box label xtl ytl xbr ybr [rotation]>  <polygon label points="x,y;x,y">  <polyline …>  <tag label>
@@ -21,6 +21,7 @@ Format: docs.cvat.ai/docs/dataset_management/formats/format-cvat, "XML annotatio
 from __future__ import annotations
 
 import math
+import posixpath
 import xml.etree.ElementTree as ElementTree
 from collections import Counter
 from collections.abc import Iterator
@@ -34,7 +35,7 @@ from data_conversion.formats.checks import check_text, declared_size, parse_numb
 from data_conversion.formats.files import named_split, or_bad_source
 from data_conversion.formats.salvage import attribute_levels, salvage, turned_box, unread
 from data_conversion.formats.source_photos import read_exports
-from data_conversion.formats.xml_files import NoDoctype, parse_xml
+from data_conversion.formats.xml_files import NoDoctype, open_xml, parse_xml
 from data_conversion.locating import PhotoFinder
 
 SHAPES = {"polygon": ("poly", 3), "polyline": ("line", 2)}  # element → kind and fewest points
@@ -76,7 +77,7 @@ def _read_images(path: Path, where: str, finder: PhotoFinder) -> Iterator[Source
     parse_xml(path, _Check(where))  # to its end, before anything is taken from a file that may be cut off
     parents: list[ElementTree.Element] = []  # of the current element, from the root down
     index = 0
-    for event, element in ElementTree.iterparse(path, events=("start", "end")):
+    for event, element in ElementTree.iterparse(open_xml(path), events=("start", "end")):
         if event == "start":
             parents.append(element)
             continue
@@ -101,15 +102,18 @@ def _read_image(image: ElementTree.Element, where: str, place: str, finder: Phot
     size = declared_size(width, height, where, place, notes)
     objects, tags = _read_shapes(image, where, place, notes)
     subset = image.get("subset", "")
+    folder = posixpath.dirname(where)
+    photo = finder.find(name, *(posixpath.join(folder, at) for at in (f"images/{subset}", "images", "")))
     return SourceImage(
-        image=finder.find(name, f"images/{subset}", "images"),
+        image=photo.image,
         source=where,
         objects=tuple(objects),
         size=size,
         displayed=True,
         split=named_split(subset),
         summary=TAG_SEPARATOR.join(tags) or None,
-        notes=(*notes, *(() if objects else ("no_shapes",))),
+        notes=(*notes, *(() if objects else ("no_shapes",)), *photo.notes),
+        missing=photo.missing,
     )
 
 

@@ -3,8 +3,9 @@
     objects   {"bbox": [[x, y, width, height], …], "category": […]} or [{"bbox": […], "category": …}, …]
     text or caption   text, or a list of texts
 
-The label is in ``categories``, ``category``, ``label`` or ``desc``: text, or the number of a ClassLabel. Objects with
-``iscrowd`` are dropped; other keys of an object with content are not read, and noted.
+The label is in ``categories``, ``category``, ``label`` or ``desc``: text, or the number of a ClassLabel, or of a line
+in ``classes.txt`` beside the table. Objects with ``iscrowd`` are dropped; other keys of an object with content are not
+read, and noted.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ CROWD_KEYS = ("iscrowd", "is_crowd")
 OTHER_KEYS = ("bbox", "id", "area")  # the last two are not read, and hold nothing of use
 SUMMARY_COLUMNS = ("text", "caption")
 
+CLASS_FILE = "classes.txt"  # names of numbered classes, one a line from 0 on, where the table does not hold them
 NO_LABEL = -1  # what datasets writes for a missing ClassLabel
 
 
@@ -99,7 +101,10 @@ def _label(value: Any, names: Sequence[str] | None, where: str, field: str) -> s
     if isinstance(value, bool) or not isinstance(value, int):
         raise RecordError(where, field, f"must be text or the number of a class, is {value!r}")
     if names is None:
-        raise RecordError(where, field, f"is {value}, a class without a name; write the name")
+        way_out = (
+            f"write the names in {CLASS_FILE} beside the table, one a line from class 0 on, or in place of numbers"
+        )
+        raise RecordError(where, field, f"is {value}, a class without a name; {way_out}")
     if value == NO_LABEL:
         return ""
     if not 0 <= value < len(names):

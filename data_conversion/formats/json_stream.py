@@ -15,7 +15,7 @@ from typing import IO, Any, NamedTuple
 
 from bbu.errors import RecordError
 from bbu.jsonl import decode_json
-from data_conversion.formats.files import open_utf8
+from data_conversion.formats.files import open_text
 
 CHUNK = 1 << 20  # characters read at a time
 MAX_ITEM = 1 << 25  # characters; no photo or object is that long
@@ -47,7 +47,7 @@ def stream_json(path: Path, where: str) -> Iterator[JsonItem]:
         RecordError: names ``where``, the item and the reason; raised as soon as the reader gets there.
         OSError: the file cannot be read.
     """
-    with open_utf8(path, where) as stream:
+    with open_text(path, where) as stream:
         yield from _Document(stream, where).pieces()
 
 

@@ -8,12 +8,13 @@ region (same ``id``, or its id as ``parentID``), each as a further level, in fil
 region describe the whole photo: they become its summary. Other results (ratings, relations …) and other keys with
 content (meta, data of the task) are noted, not read.
 
-Annotations: of several the ground truth is read, otherwise the one updated last (note ``several_annotations``);
-cancelled ones never are. Predictions are read only where a task has no key ``annotations``, that is in a file made for
-import: in an export they are a model's guesses, not labels.
+Annotations (``completions`` before version 1.0): of several the ground truth is read, otherwise the one updated last
+(note ``several_annotations``); cancelled ones never are. Predictions are read only where a task has neither key, that
+is in a file made for import: in an export they are a model's guesses, not labels.
 
-Photos: the longest tail of the reference that is a file of the source, with or without the eight hexadecimal digits
-that Label Studio puts before the name of an upload. ``data.split`` (train, val or test) is the split, if given.
+Photos: as ``locating`` does, with or without the eight hexadecimal digits that Label Studio puts before the name of an
+upload; ``references`` reads the addresses of local files and of cloud storage. ``data.split`` (train, val or test) is
+the split, if given.
 
 Formats: labelstud.io/guide/export (raw JSON), /guide/task_format, /guide/predictions.
 """
@@ -28,7 +29,6 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, unquote_plus
 
 from bbu.errors import RecordError, shown
 from bbu.images import IMAGE_SUFFIXES
@@ -47,7 +47,8 @@ from data_conversion.formats.files import bad_source
 from data_conversion.formats.json_stream import stream_json
 from data_conversion.formats.salvage import MALFORMED_OBJECT, label_in, salvage, unread
 from data_conversion.formats.source_photos import read_exports
-from data_conversion.locating import PhotoFinder
+from data_conversion.locating import Found, PhotoFinder
+from data_conversion.references import spellings
 
 SHAPES = re.compile(r"(rectangle|polygon|keypoint|brush|ellipse|bitmask|vector|cube|magicwand)(labels)?")
 TEXTS = {"labels": "labels", "choices": "choices", "textarea": "text", "taxonomy": "taxonomy"}  # type → key of value
@@ -55,10 +56,10 @@ UPLOAD_PREFIX = re.compile(r"[0-9a-f]{8}-(?=.)")
 SENTENCE_SEPARATOR = "; "  # between the texts about a whole photo
 REPEATED_ID = "repeated_region_id"  # note
 # Read, or written by rote
-TASK_KEYS = ("id", "data", "annotations", "predictions", "drafts", "file_upload", "created_at", "updated_at", "project",
-             "inner_id", "total_annotations", "cancelled_annotations", "total_predictions", "comment_count",
-             "unresolved_comment_count", "last_comment_updated_at", "updated_by", "comment_authors", "annotation_id",
-             "completed_by", "allow_skip", "overlap", "is_labeled")  # fmt: skip
+TASK_KEYS = ("id", "data", "annotations", "completions", "predictions", "drafts", "file_upload", "created_at",
+             "updated_at", "project", "inner_id", "total_annotations", "cancelled_annotations", "total_predictions",
+             "comment_count", "unresolved_comment_count", "last_comment_updated_at", "updated_by", "comment_authors",
+             "annotation_id", "completed_by", "allow_skip", "overlap", "is_labeled")  # fmt: skip
 REGION_KEYS = ("id", "type", "value", "from_name", "to_name", "source", "origin", "original_width", "original_height",
                "image_rotation", "parentID", "readonly", "hidden", "locked", "score")  # fmt: skip
 VALUE_KEYS = ("x", "y", "width", "height", "rotation", "points", "closed")
@@ -119,8 +120,9 @@ def _read_task(value: Any, where: str, place: str, finder: PhotoFinder) -> Sourc
     reference, key = _reference(data, regions, where, place)
     more += [*unread("task key", task, TASK_KEYS), *unread("data key", data, (key, "split"))]
     split = data.get("split")
+    photo = _find_photo(reference, finder, posixpath.dirname(where))
     return SourceImage(
-        image=_find_photo(reference, finder),
+        image=photo.image,
         source=where,
         objects=(
             *(
@@ -134,18 +136,17 @@ def _read_task(value: Any, where: str, place: str, finder: PhotoFinder) -> Sourc
         relative=size is None,
         split=split if isinstance(split, str) and split in SPLITS else None,
         summary=summary,
-        notes=(*notes, *more),
+        notes=(*notes, *more, *photo.notes),
+        missing=photo.missing,
     )
 
 
 def _choose_results(task: Mapping[str, Any], where: str, place: str) -> BadSource | tuple[list[Any], str, list[str]]:
     """The results to read, their place, and notes; a BadSource if nobody has labelled the photo."""
-    if task.get("annotations") is None:
-        name, notes = "predictions", ["predictions_read"]
-        found = as_list(task.get("predictions") or [], where, f"{place}.predictions")[:1]
-    else:
-        name, notes = "annotations", []
-        found = as_list(task["annotations"], where, f"{place}.annotations")
+    name = next((name for name in ("annotations", "completions") if task.get(name) is not None), "predictions")
+    found, notes = as_list(task.get(name, []), where, f"{place}.{name}"), []
+    if name == "predictions":
+        found, notes = found[:1], ["predictions_read"]
     places = [f"{place}.{name}[{index}]" for index in range(len(found))]
     kept = [(as_mapping(item, where, here), here) for item, here in zip(found, places, strict=True)]
     kept = [(item, here) for item, here in kept if item.get("was_cancelled") is not True]
@@ -339,39 +340,14 @@ def _reference(data: Mapping[str, Any], regions: list[_Region], where: str, plac
         if isinstance(data.get(key), str) and data[key].strip():
             return check_text(data[key].strip(), where, f"{place}.data.{key}"), key
     for key, text in data.items():
-        if isinstance(text, str) and text.partition("?")[0].strip().lower().endswith(IMAGE_SUFFIXES):
+        if isinstance(text, str) and any(form.lower().endswith(IMAGE_SUFFIXES) for form in spellings(text)):
             return check_text(text.strip(), where, f"{place}.data.{key}"), key
     raise RecordError(where, f"{place}.data", "names no photo; keys: " + (", ".join(data) or "none"))
 
 
-def _find_photo(reference: str, finder: PhotoFinder) -> str:
-    """Path of the photo in the source; one that is not found comes back as in the reference."""
-    names = [name.replace("\\", "/") for name in _paths(reference)]
-    if posixpath.normpath(names[0]).startswith("../"):
-        return names[0]  # leaves the source, which is refused when the photo is opened
-    for name in names:
-        parts = posixpath.normpath(name).split("/")
-        for start in range(len(parts)):
-            tail = "/".join(parts[start:])
-            if tail and (finder.root / tail).is_file():
-                return tail
-    for bare in (posixpath.basename(name) for name in names):
-        for guess in (bare, UPLOAD_PREFIX.sub("", bare, count=1)):
-            found = finder.find(guess) if guess else guess
-            if found and (finder.root / found).is_file():
-                return found
-    return names[0]
-
-
-def _paths(reference: str) -> list[str]:
-    """Candidate paths of a reference, likeliest first: older versions did not escape local files and URLs."""
-    path, _, query = reference.partition("?")
-    if path.rstrip("/").endswith("data/local-files"):
-        name = query.partition("d=")[2].lstrip("/")
-        return [unquote_plus(name), unquote(name), name]
-    if "://" in path:
-        name = path.partition("://")[2].partition("/")[2]
-        return [unquote(name), name]
-    if path.startswith("/data/upload/"):
-        return [path.lstrip("/"), unquote(path.lstrip("/"))]
-    return [reference, unquote(reference)]
+def _find_photo(reference: str, finder: PhotoFinder, folder: str) -> Found:
+    """The photo of a task; ``folder`` is that of the export."""
+    reference = reference.lstrip("/") if reference.startswith("/data/upload/") else reference
+    names = [posixpath.basename(form) for form in spellings(reference)]
+    uploads = dict.fromkeys(UPLOAD_PREFIX.sub("", name, count=1) for name in names if UPLOAD_PREFIX.match(name))
+    return finder.find(reference, folder, others=uploads)

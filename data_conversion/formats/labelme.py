@@ -15,8 +15,9 @@ LabelMe applies the EXIF orientation when it loads a photo, so its points are di
 
 Description: the label, then the names of flags that are set, the attributes that X-AnyLabeling writes (a ticked one
 gives its name, others their value), each in file order, then the description text. ``imagePath``
-is relative to the folder of the JSON. A photo that is not there is taken from ``imageData`` or, without that, from
-elsewhere in the source; both are noted. A folder called train, val or test is the split.
+is relative to the folder of the JSON. A photo that is not there, in any spelling or under the name of the JSON, is
+taken from ``imageData`` or, without that, from elsewhere in the source; both are noted. A folder called train, val or
+test is the split.
 """
 
 from __future__ import annotations
@@ -47,10 +48,11 @@ from data_conversion.base import (
 )
 from data_conversion.formats.checks import as_list, as_mapping, as_points, check_text, declared_size
 from data_conversion.formats.disk_multimap import DiskMultimap
-from data_conversion.formats.files import new_file, read_each, read_text, split_of, walk_files
+from data_conversion.formats.files import new_file, read_each, read_text, split_of
 from data_conversion.formats.salvage import attribute_levels, label_in, salvage, unread, upright
 from data_conversion.formats.source_photos import unnamed_photos
-from data_conversion.locating import PhotoFinder
+from data_conversion.locating import BY_TAIL, Found, PhotoFinder
+from data_conversion.source_folder import walk_files
 
 Points = list[tuple[float, float]]
 
@@ -74,7 +76,6 @@ FILE_KEYS = (
 AXIS_TOLERANCE = 0.5  # displayed pixels that the corners of a box may lie off its enclosing box
 CIRCLE_AS_BOX = "circle_read_as_its_box"  # note
 PHOTO_FROM_JSON = "photo_taken_from_image_data"  # note
-PHOTO_ELSEWHERE = "photo_found_in_another_folder"  # note
 
 VERSION = "5.4.1"  # of written files: the newest whose shapes every LabelMe 5 reads
 SHAPES = {"bbox_2d": "rectangle", "poly": "polygon", "line": "linestrip"}  # geometry of a record → shape_type
@@ -84,7 +85,7 @@ def iter_records(root: Path, options: SourceOptions = SourceOptions()) -> Iterat
     """Yield one item for each JSON file, then one for each photo that none names, both by folder and name."""
     files = (path for path in walk_files(root, options.ignore) if path.suffix.lower() == ".json")
     with DiskMultimap() as named:
-        for item in read_each(root, files, partial(_read_file, finder=PhotoFinder(root))):
+        for item in read_each(root, files, partial(_read_file, finder=PhotoFinder(root, options.ignore))):
             if isinstance(item, SourceImage):
                 named.put("photos", item.image)
             else:  # the photo of a malformed JSON does have one
@@ -101,46 +102,47 @@ def _read_file(path: Path, where: str, finder: PhotoFinder) -> SourceImage:
         raise RecordError(where, "shapes", "is missing; is this a LabelMe file?")
     notes = [f"photo flag not read: {name}" for name in _flags(value.get("flags"), where, "flags")]
     notes += unread("file key", value, FILE_KEYS)
-    image, content = _photo(value, where, finder, notes)
+    photo, content = _photo(value, where, finder, notes)
     shapes = as_list(value["shapes"], where, "shapes")
     objects = tuple(
         salvage(partial(_read_shape, item, where, place, notes), label_in(item, "label"), place)
         for place, item in ((f"shapes[{index}]", item) for index, item in enumerate(shapes))
     )
     return SourceImage(
-        image=image,
+        image=photo.image,
         source=where,
         objects=objects,
         size=declared_size(value.get("imageWidth"), value.get("imageHeight"), where, "image", notes),
         displayed=True,
-        split=split_of(image),
+        split=split_of(photo.image),
         content=content,
         notes=tuple(notes),
+        missing=photo.missing,
     )
 
 
 # ---------------------------------------------------------------- photo
 
 
-def _photo(value: Mapping[str, Any], where: str, finder: PhotoFinder, notes: list[str]) -> tuple[str, bytes | None]:
-    """Path of the photo, and its bytes if only the JSON has them."""
-    name = _text(value.get("imagePath"), where, "imagePath").replace("\\", "/")
+def _photo(value: Mapping[str, Any], where: str, finder: PhotoFinder, notes: list[str]) -> tuple[Found, bytes | None]:
+    """Where the photo is, and its bytes if only the JSON has them; one in another folder may be another photo."""
+    name = _text(value.get("imagePath"), where, "imagePath").strip()
     if not name:
         raise RecordError(where, "imagePath", "is missing or empty; name the photo")
     folder = posixpath.dirname(where)
-    image = posixpath.normpath(posixpath.join(folder, name))
-    if finder.has(image):
-        return image, None
-    data = _text(value.get("imageData"), where, "imageData")
+    stem = posixpath.splitext(posixpath.basename(where))[0]
+    photo = finder.find(name, folder, others=[stem], home=folder)
+    image = posixpath.normpath(posixpath.join(folder, name.replace("\\", "/")))
+    as_written = photo.image == image and not photo.missing
+    beside = posixpath.dirname(photo.image) == folder and not photo.missing
+    data = "" if as_written or beside else _text(value.get("imageData"), where, "imageData")
     if not data:
-        elsewhere = finder.find(name)
-        found = finder.has(elsewhere)
-        notes += [PHOTO_ELSEWHERE] * found
-        return elsewhere if found else image, None
+        notes += photo.notes if as_written or photo.missing or photo.notes else (BY_TAIL,)
+        return photo, None
     notes.append(PHOTO_FROM_JSON)
     if image.startswith(("/", "../")):  # outside the source: only the name is used
-        image = posixpath.join(folder, posixpath.basename(name))
-    return image, _decode_photo(data, where)
+        image = posixpath.join(folder, posixpath.basename(image))
+    return Found(image), _decode_photo(data, where)
 
 
 def _decode_photo(data: str, where: str) -> bytes:

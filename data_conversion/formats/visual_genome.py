@@ -12,8 +12,6 @@ in the order of the regions; there are no splits.
 
 from __future__ import annotations
 
-import os
-import posixpath
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -34,11 +32,11 @@ from data_conversion.formats.checks import (
     declared_size,
 )
 from data_conversion.formats.disk_multimap import DiskMultimap
-from data_conversion.formats.files import bad_source, or_bad_source
+from data_conversion.formats.files import annotation_files, bad_source, or_bad_source
 from data_conversion.formats.json_stream import stream_json
 from data_conversion.formats.salvage import label_in, salvage, unread, upright
 from data_conversion.formats.source_photos import unnamed_photos
-from data_conversion.locating import PhotoFinder
+from data_conversion.locating import Found, PhotoFinder
 
 FULL_WIDTH_SLASH = "／"
 SLASH_IN_PHRASE = "slash_in_phrase"
@@ -53,7 +51,7 @@ _NAMED = "named"  # map of the photos that image_data names
 def iter_records(root: Path, options: SourceOptions = SourceOptions()) -> Iterator[SourceItem]:  # noqa: B008 (frozen)
     """Yield one item for each photo of the region files, then one for each photo without regions."""
     with DiskMultimap() as store:
-        source = _Source(root, store)
+        source = _Source(root, store, options.ignore)
         yield from source.load("image_data*.json", "image_id", source.image_files)
         yield from source.load("region_descriptions*.json", "id", source.region_files)
         source.store_places()
@@ -67,15 +65,15 @@ def iter_records(root: Path, options: SourceOptions = SourceOptions()) -> Iterat
 class _Source:
     """Both kinds of files, each in the map of its name: photo id (None: no id) → (field, entry)."""
 
-    def __init__(self, root: Path, store: DiskMultimap) -> None:
-        self.root, self.store = root, store
-        self.finder = PhotoFinder(root)
+    def __init__(self, root: Path, store: DiskMultimap, ignore: Path | None) -> None:
+        self.root, self.store, self.ignore = root, store, ignore
+        self.finder = PhotoFinder(root, ignore)
         self.image_files: list[str] = []
         self.region_files: list[str] = []
 
     def load(self, pattern: str, key: str, loaded: list[str]) -> Iterator[BadSource]:
         """Read the files of one kind; yields an item for each file that cannot be read."""
-        for path in sorted(self.root.glob(pattern)):
+        for path in annotation_files(self.root, pattern, self.ignore):
             where = readable(path.relative_to(self.root).as_posix())
             try:
                 self._read(path, where, key)
@@ -98,9 +96,7 @@ class _Source:
         for file in self.image_files:
             for image_id in self.store.keys(file):
                 for _, entry in self.store.get(file, image_id):
-                    place = self._place(entry)
-                    if place is not None:
-                        self.store.put(_NAMED, place)
+                    self.store.put(_NAMED, self._place(entry).image)
 
     def photos(self, file: str, image_id: int | None) -> Iterator[SourceItem]:
         """The item of one photo id."""
@@ -116,7 +112,7 @@ class _Source:
     @or_bad_source
     def _photo(self, where: str, field: str, image_id: int, entry: dict[str, Any]) -> SourceItem:
         notes = unread("photo key", entry, PHOTO_KEYS)
-        place, size = self._image(image_id, where, field, notes)
+        photo, size = self._image(image_id, where, field, notes)
         regions = as_list(entry.get("regions"), where, f"{field}.regions")
         objects = []
         for index, value in enumerate(regions):
@@ -124,9 +120,10 @@ class _Source:
             objects.append(
                 salvage(partial(_read_region, value, image_id, where, here, notes), label_in(value, "phrase"), here)
             )
-        return SourceImage(place, where, tuple(objects), size, notes=tuple(notes))
+        notes += photo.notes
+        return SourceImage(photo.image, where, tuple(objects), size, notes=tuple(notes), missing=photo.missing)
 
-    def _image(self, image_id: int, where: str, field: str, notes: list[str]) -> tuple[str, tuple[int, int] | None]:
+    def _image(self, image_id: int, where: str, field: str, notes: list[str]) -> tuple[Found, tuple[int, int] | None]:
         """Place and declared size of a photo, from image_data."""
         found = [(file, *value) for file in self.image_files for value in self.store.get(file, image_id)]
         if not found:
@@ -135,28 +132,23 @@ class _Source:
         if more:
             why = f"{image_id} is also that of {file}: {place_field}; keep one"
             raise RecordError(more[0][0], f"{more[0][1]}.image_id", why)
-        place = self._place(entry)
-        if place is None:
+        photo = self._place(entry)
+        if not photo.image:
             raise RecordError(file, f"{place_field}.url", f"must be an address, is {entry.get('url')!r}")
         notes += unread("image_data key", entry, IMAGE_KEYS)
         size = declared_size(entry.get("width"), entry.get("height"), file, place_field, notes)
-        return check_text(place, file, f"{place_field}.url"), size
+        check_text(photo.image, file, f"{place_field}.url")
+        return photo, size
 
-    def _place(self, entry: Any) -> str | None:
-        """Path of an image_data entry's photo, relative to the root; None if it has no valid URL."""
+    def _place(self, entry: Any) -> Found:
+        """Where an image_data entry's photo is; a path of "" if it has no valid URL."""
         address = entry.get("url") if isinstance(entry, dict) else None
-        if not isinstance(address, str) or not address.strip("/"):
-            return None
         try:
-            path = unquote(urlsplit(address).path)
+            path = unquote(urlsplit(address).path) if isinstance(address, str) else ""
         except ValueError:  # no valid URL
-            return None
+            path = ""
         as_addressed = "/".join(path.strip("/").split("/")[-2:])
-        for name in (as_addressed, posixpath.basename(as_addressed)):
-            place = self.finder.find(name, "images")
-            if os.path.isfile(self.root / place):
-                return place
-        return as_addressed or None
+        return self.finder.find(as_addressed, "", "images") if as_addressed else Found("")
 
     def without_regions(self) -> Iterator[BadSource]:
         """One item for each image_data entry that no region file has, or that has no id."""

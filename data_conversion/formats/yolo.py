@@ -26,7 +26,7 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -35,13 +35,23 @@ import numpy as np
 from bbu.errors import RecordError, shown
 from bbu.geometry import cxcywh_to_xyxy
 from bbu.images import IMAGE_SUFFIXES
-from data_conversion.base import BadSource, Dropped, RawObject, SourceImage, SourceItem, SourceNote, SourceOptions
+from data_conversion.base import (
+    BadSource,
+    Dropped,
+    RawObject,
+    SourceImage,
+    SourceItem,
+    SourceNote,
+    SourceOptions,
+    readable,
+)
 from data_conversion.formats.checks import check_text
 from data_conversion.formats.disk_multimap import DiskMultimap
-from data_conversion.formats.files import bad_source, read_each, read_text, split_of, walk_files
+from data_conversion.formats.files import bad_source, read_each, read_text, split_of
 from data_conversion.formats.pose_rows import pose_rows
 from data_conversion.formats.salvage import salvage, unread
-from data_conversion.locating import PhotoFinder
+from data_conversion.locating import OTHER_SUFFIXES, Found, PhotoFinder, cannot_be_read, folded
+from data_conversion.source_folder import walk_files
 
 CLASS_FILES = ("classes.txt", "obj.names", "labels/classes.txt")
 SPLIT_KEYS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
@@ -55,6 +65,8 @@ YAML_KEYS = ("names", "nc", "path", *SPLIT_KEYS, "kpt_shape", "flip_idx", "downl
 
 PHOTOS = "photos"  # map: path → split
 LABELS = "labels"  # map: label file → the photo that it was read for
+CLAIMED = "claimed"  # map: label files that a photo has by its very name
+SPELLINGS = "spellings"  # map: path in one case and Unicode form → any other label file
 
 
 @dataclass(frozen=True)
@@ -83,6 +95,23 @@ class _Source:
     polygons: bool = False
     notes: tuple[str, ...] = ()
     store: DiskMultimap = field(default_factory=DiskMultimap)
+
+    @cached_property
+    def finder(self) -> PhotoFinder:
+        return PhotoFinder(self.root, self.ignore)
+
+    def label_in_another_spelling(self, label: str) -> str:
+        """A label file whose path differs in case or Unicode form alone, as photos and labels of two systems do."""
+        if not self.store.has(SPELLINGS, ""):
+            self.store.put(SPELLINGS, "", "")  # marks that the others are there
+            for image in self.store.keys(PHOTOS):
+                self.store.put(CLAIMED, label_place(image))
+            for path in walk_files(self.root, self.ignore):
+                place = path.relative_to(self.root).as_posix()
+                if path.suffix.lower() == ".txt" and readable(place) == place and not self.store.has(CLAIMED, place):
+                    self.store.put(SPELLINGS, folded(place), place)
+        found = self.store.get(SPELLINGS, folded(label)) if readable(label) == label else []
+        return found[0] if len(found) == 1 else ""
 
 
 def iter_records(root: Path, options: SourceOptions = SourceOptions()) -> Iterator[SourceItem]:  # noqa: B008 (frozen)
@@ -120,6 +149,11 @@ def _open_source(root: Path, ignore: Path | None) -> _Source:
         if (root / name).is_file():
             lines = read_text(root / name, name).rstrip().splitlines()
             return _Source(root, ignore, name, names={index: line.strip() for index, line in enumerate(lines)})
+    below = [path.parent.name for path in sorted(root.glob("*/data.yaml")) if path.parent.name[0] != "."]
+    if below:
+        raise RecordError(
+            "data.yaml", "file", f"is missing here, but there is {below[0]}/data.yaml: convert that folder"
+        )
     others = ", ".join(CLASS_FILES)
     raise RecordError("data.yaml", "file", f"is missing, and so are {others}: the classes have no names; add one")
 
@@ -254,8 +288,8 @@ def _find_photos(source: _Source) -> Iterator[SourceItem]:
             elif keys.setdefault(place, key) != key:
                 yield SourceNote(source.file, f"{key} is the {keys[place]} folder; its photos count as {keys[place]}")
             else:
-                for image in _photos_of(source, place, key):
-                    yield from _add_photo(source, image, key)
+                for photo in _photos_of(source, place, key):
+                    yield from _add_photo(source, photo, key)
         except RecordError as error:
             yield bad_source(error)
 
@@ -280,18 +314,17 @@ def _locate(source: _Source, key: str, entry: str) -> str | None:
     return None
 
 
-def _photos_of(source: _Source, place: str, key: str) -> Iterator[str]:
+def _photos_of(source: _Source, place: str, key: str) -> Iterator[Found]:
     path = source.root / place
     if path.is_dir():
-        yield from _photos_below(source, path)
+        yield from map(Found, _photos_below(source, path))
     elif path.suffix.lower() != ".txt":
         raise RecordError(source.file, key, f"{shown(place)} must be a folder, or a .txt of photos")
     else:
-        finder = PhotoFinder(source.root)
         for number, line in enumerate(read_text(path, place).splitlines(), start=1):
             if line.strip():
                 name = check_text(line.strip(), place, f"line {number}")
-                yield posixpath.normpath(finder.find(name, source.base, posixpath.dirname(place)))
+                yield source.finder.find(name, source.base, posixpath.dirname(place))
 
 
 def _photos_below(source: _Source, folder: Path) -> Iterator[str]:
@@ -300,12 +333,12 @@ def _photos_below(source: _Source, folder: Path) -> Iterator[str]:
             yield path.relative_to(source.root).as_posix()
 
 
-def _add_photo(source: _Source, image: str, key: str) -> Iterator[SourceItem]:
-    split = SPLIT_KEYS[key]
+def _add_photo(source: _Source, photo: Found, key: str) -> Iterator[SourceItem]:
+    image, split = photo.image, SPLIT_KEYS[key]
     found = source.store.get(PHOTOS, image)
-    if image.startswith(("/", "../")):
-        # The path is refused when the photo is opened; labels beside it are not read.
-        yield SourceImage(image, source.file, (), split=split)
+    if photo.missing:  # labels beside it are not read
+        source.store.put(LABELS, label_place(image), image)
+        yield SourceImage(image, source.file, (), split=split, missing=photo.missing)
     elif not found:
         source.store.put(PHOTOS, image, split)
     elif found != [split]:
@@ -328,8 +361,7 @@ def _many_numbers(source: _Source) -> Iterator[tuple[str, list[float]]]:
 
 def label_place(image: str) -> str:
     """Path of a photo's label file."""
-    head, found, tail = f"/{image}".rpartition("/images/")
-    path = f"{head}/labels/{tail}".removeprefix("/") if found else image
+    path = re.sub("(?is)(.*/)images/", r"\1labels/", f"/{image}", count=1).removeprefix("/")
     return f"{posixpath.splitext(path)[0]}.txt"
 
 
@@ -338,6 +370,8 @@ def _read_photo(path: Path, image: str, source: _Source) -> SourceImage:
     (split,) = source.store.get(PHOTOS, image)
     item = partial(SourceImage, image, displayed=True, relative=True, split=split)
     if not os.path.lexists(source.root / label):
+        label = source.label_in_another_spelling(label)
+    if not label:
         return item(source=image, objects=(), notes=(NO_LABEL_FILE,))
     others = source.store.get(LABELS, label)
     if others:
@@ -399,14 +433,18 @@ def _fraction(text: str, where: str, place: str) -> float:
 def _unused_labels(source: _Source) -> Iterator[BadSource]:
     """Label files without a photo, or whose photo no entry names."""
     for path in walk_files(source.root, source.ignore):
-        label = path.relative_to(source.root).as_posix()
-        head, found, tail = f"/{label}".rpartition("/labels/")
-        if not found or path.suffix != ".txt" or path.name == "classes.txt" or source.store.has(LABELS, label):
+        place = path.relative_to(source.root).as_posix()
+        if place.lower().endswith(OTHER_SUFFIXES):
+            yield BadSource(place, "file", cannot_be_read(place), reason="not_readable")
+        head, found, tail = f"/{place}".rpartition("/labels/")
+        if not found or path.suffix != ".txt" or path.name == "classes.txt" or source.store.has(LABELS, place):
             continue
         stem = f"{head}/images/{tail}".removeprefix("/").removesuffix(".txt")
         photos = [f"{stem}{variant}" for suffix in IMAGE_SUFFIXES for variant in (suffix, suffix.upper())]
         if any(os.path.isfile(source.root / photo) for photo in photos):
             why = f"its photo is in none of the folders that {source.file} names"
-            yield BadSource(label, "file", why, reason="not_in_image_sets")
+            yield BadSource(place, "file", why, reason="not_in_image_sets")
         else:
-            yield BadSource(label, "file", f"has no photo {stem}.jpg; add it or remove the file")
+            photo = source.finder.find(stem)
+            hint = photo.missing or f"is it {photo.image}? Then label and photo need like paths"
+            yield BadSource(place, "file", f"has no photo {stem}.jpg; add it or remove the file ({hint})")

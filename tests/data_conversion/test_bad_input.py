@@ -94,7 +94,6 @@ BAD_JSON: dict[str, tuple[Breaker, str]] = {
     "empty file": (bbu_text(""), "is not valid JSON"),
     "truncated JSON": (bbu_text('{"markResult": {"features": ['), "is not valid JSON"),
     "two documents": (bbu_text("{} {}"), "is not valid JSON"),
-    "UTF-16": (bbu_text("{}".encode("utf-16")), "is not UTF-8"),
     "GBK": (bbu_text('{"标签": 1}'.encode("gbk")), "is not UTF-8"),
     "binary": (bbu_text(b"\xff\xd8\xff\xe0"), "is not UTF-8"),
     "a list at the top": (bbu_text("[]"), "file: must be a JSON object, is list"),
@@ -194,7 +193,13 @@ def voc_box(**changes: str) -> Breaker:
 
 
 def voc_file_name(name: str) -> Breaker:
-    return lambda source, voc_object, document: source.voc("bad", voc_object(), filename=name)
+    """A <filename>, and no photo that has the name of the XML."""
+
+    def build(source: Any, voc_object: Any, document: Any) -> None:
+        source.voc("bad", voc_object(), filename=name)
+        (source.root / "JPEGImages" / "bad.jpg").unlink()
+
+    return build
 
 
 def voc_doctype(source: Any, voc_object: Any, document: Any) -> None:
@@ -219,7 +224,7 @@ BAD_VOC: dict[str, tuple[Breaker, str]] = {
     "an encoding nobody knows": (voc_text("<?xml version='1.0' encoding='x-y'?><annotation/>"), "is not valid XML"),
     "a photo outside the source": (voc_file_name("../../secret.jpg"), "leaves the source folder"),
     "an absolute photo path": (voc_file_name("/../../../etc/passwd"), "leaves the source folder"),
-    "a photo that is not there": (voc_file_name("none.jpg"), "none.jpg: cannot be read"),
+    "a photo that is not there": (voc_file_name("none.jpg"), "no photo at .*/JPEGImages/none.jpg"),
     "the XML as its own photo": (voc_file_name("../Annotations/bad.xml"), "is not a whole image"),
     "a photo annotated twice": (voc_annotated_twice, "annotated twice, also by Annotations/bad.xml"),
     "listed without XML": (voc_listed_without_xml, "train.txt: bad: has no Annotations/bad.xml"),
@@ -347,7 +352,8 @@ def test_a_source_of_bad_files_only_is_an_error_even_when_lenient(source: Any) -
     source.write("a.json", "{")
     with pytest.raises(UserError, match=r"none of 1 photos could be converted; the first: a\.json: row: is not valid"):
         source.convert(on_error="skip")
-    assert not source.out.exists()
+    assert not (source.out / "train.jsonl").exists()
+    assert [row["source"] for row in source.lines("invalid_samples.jsonl")] == ["a.json"]
 
 
 def test_a_stem_in_two_image_sets_is_an_error_even_when_lenient(source: Any, voc_object: Any) -> None:

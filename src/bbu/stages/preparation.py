@@ -105,6 +105,7 @@ def _convert(config: Config, raw: Path, records: Path) -> None:
         images=source.images,
         frame=source.frame,
         units=source.units,
+        follow_links=source.follow_links,
         progress=True,
     )
     print(report.summary(), flush=True)

@@ -271,7 +271,7 @@ def test_names_are_read_as_they_are_written(source: Any, names: str, known: dict
         ("[" * 3000, "nested too deeply"),
         ("names: [\x07]", "is not valid YAML"),
         ('names: ["\\ud83d"]', "holds a broken character"),
-        (b"\xff\xfen", "is not UTF-8"),
+        (b"\xff\xfen", "is not UTF-16"),
     ],
 )
 def test_a_bad_data_yaml_is_one_error_and_no_photos(source: Any, text: str | bytes, why: str) -> None:
