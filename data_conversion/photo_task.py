@@ -65,8 +65,8 @@ class PhotoTask:
         photos: folder of linked, copied and re-encoded photos.
         max_pixels: largest re-encoded photo; 0 means no limit.
         frame: "displayed" or "stored" overrides the frame of the format's coordinates; "" keeps it.
-        units: "shares": coordinates are shares of the frame, 0 to 1; "" keeps the format's rule.
         follow_links: open photos behind links that lead outside the source folder.
+        units: "shares": coordinates are shares of the frame, 0 to 1; "" keeps the format's rule.
     """
 
     root: Path
@@ -75,8 +75,8 @@ class PhotoTask:
     photos: Path = Path()
     max_pixels: int = 0
     frame: str = ""
-    units: str = ""
     follow_links: bool = False
+    units: str = ""
 
     def __call__(self, item: SourceItem) -> Outcome:
         """The outcome of one item; a problem with the photo is part of it, not raised."""

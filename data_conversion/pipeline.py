@@ -54,8 +54,8 @@ def convert(
     images: str = KEEP,
     max_pixels: int = 0,
     frame: str = "",
-    units: str = "",
     follow_links: bool = False,
+    units: str = "",
     workers: int = 0,
     progress: bool = False,
 ) -> ConversionReport:
@@ -74,8 +74,8 @@ def convert(
         images: how photo files are stored, one of photo_files.MODES.
         max_pixels: with images = reencode, larger photos and their objects are scaled down to this; 0 means no limit.
         frame: ``displayed`` or ``stored`` overrides the frame of the format's coordinates.
-        units: ``shares``: coordinates are shares of the photo, in formats that have pixels (base.Format.shares).
         follow_links: read files and photos behind links that lead outside ``input_dir``.
+        units: ``shares``: coordinates are shares of the photo, in formats that have pixels (base.Format.shares).
         workers: number of processes; 0 means one per core.
         progress: show a progress bar on stderr, if that is a terminal.
 
@@ -90,7 +90,7 @@ def convert(
     _check_units(units, source_format)
     taxonomy = taxonomy or Taxonomy()
     work = out.resolve().with_name(f".{out.resolve().name}.partial")
-    task = PhotoTask(root, taxonomy, images, work / "photos", max_pixels, frame, units, follow_links)
+    task = PhotoTask(root, taxonomy, images, work / "photos", max_pixels, frame, follow_links, units)
     report = ConversionReport(source_format, seed, images)
     journal = Journal(work, {"format": source_format, "task": settings_hash(task)})
     try:

@@ -146,7 +146,7 @@ def _photo(table: str, found: Found, rows: list[Row], notes: tuple[str, ...]) ->
     if not whole:  # what stands in the column of photos may not be one
         raise RecordError(rows[0][0], "row", f"{rows[0][2]}; put text that holds separators in quotes")
     of_photo = {name: _of_photo(whole, name) for name in OF_PHOTO}
-    more = [*notes, *found.notes]
+    more = list(notes)
     return SourceImage(
         image=found.image,
         source=table,
@@ -158,7 +158,7 @@ def _photo(table: str, found: Found, rows: list[Row], notes: tuple[str, ...]) ->
         displayed=True,
         split=_split(of_photo["split"], rows[0][0]) or named_split(Path(table).stem),
         group=of_photo["group"] or None,
-        notes=tuple(more),
+        notes=(*more, *found.notes),
         missing=found.missing,
     )
 

@@ -144,7 +144,8 @@ def _read_task(value: Any, where: str, place: str, finder: PhotoFinder) -> Sourc
 def _choose_results(task: Mapping[str, Any], where: str, place: str) -> BadSource | tuple[list[Any], str, list[str]]:
     """The results to read, their place, and notes; a BadSource if nobody has labelled the photo."""
     name = next((name for name in ("annotations", "completions") if task.get(name) is not None), "predictions")
-    found, notes = as_list(task.get(name, []), where, f"{place}.{name}"), []
+    value = task.get(name)
+    found, notes = as_list([] if value is None else value, where, f"{place}.{name}"), []
     if name == "predictions":
         found, notes = found[:1], ["predictions_read"]
     places = [f"{place}.{name}[{index}]" for index in range(len(found))]

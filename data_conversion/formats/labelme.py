@@ -14,10 +14,10 @@ LabelMe applies the EXIF orientation when it loads a photo, so its points are di
 | point, points, mask, cuboid, all else  | dropped as ``unsupported_shape`` |
 
 Description: the label, then the names of flags that are set, the attributes that X-AnyLabeling writes (a ticked one
-gives its name, others their value), each in file order, then the description text. ``imagePath``
-is relative to the folder of the JSON. A photo that is not there, in any spelling or under the name of the JSON, is
-taken from ``imageData`` or, without that, from elsewhere in the source; both are noted. A folder called train, val or
-test is the split.
+gives its name, others their value), each in file order, then the description text. ``imagePath`` is relative to the
+folder of the JSON. A photo that is not there, in any spelling or under the name of the JSON, is taken from
+``imageData`` or, without that, from elsewhere in the source; both are noted. A folder called train, val or test is the
+split.
 """
 
 from __future__ import annotations

@@ -151,9 +151,7 @@ def _open_source(root: Path, ignore: Path | None) -> _Source:
             return _Source(root, ignore, name, names={index: line.strip() for index, line in enumerate(lines)})
     below = [path.parent.name for path in sorted(root.glob("*/data.yaml")) if path.parent.name[0] != "."]
     if below:
-        raise RecordError(
-            "data.yaml", "file", f"is missing here, but there is {below[0]}/data.yaml: convert that folder"
-        )
+        raise RecordError("data.yaml", "file", f"is missing; there is {below[0]}/data.yaml: convert that folder")
     others = ", ".join(CLASS_FILES)
     raise RecordError("data.yaml", "file", f"is missing, and so are {others}: the classes have no names; add one")
 

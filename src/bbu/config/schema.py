@@ -66,8 +66,8 @@ class SourceConfig:
     on_error: str = choice("fail", ("fail", "skip"))  # skip: malformed files are listed in invalid_samples.jsonl
     images: str = choice("keep", ("keep", "link", "copy", "reencode"))  # what conversion does with photo files
     frame: str = choice("", ("", "displayed", "stored"))  # what coordinates refer to; empty: the format's rule
-    units: str = choice("", ("", "shares"))  # shares: coordinates are shares of the photo; empty: the format's rule
     follow_links: bool = False  # read what links show from outside path; photos then need images: link or copy
+    units: str = choice("", ("", "shares"))  # shares: coordinates are shares of the photo; empty: the format's rule
     photos: dict[str, int] = ranged({})  # cabinet_photos only: photos to draw for each split
 
 

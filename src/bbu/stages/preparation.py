@@ -104,8 +104,8 @@ def _convert(config: Config, raw: Path, records: Path) -> None:
         splits=source.splits or None,
         images=source.images,
         frame=source.frame,
-        units=source.units,
         follow_links=source.follow_links,
+        units=source.units,
         progress=True,
     )
     print(report.summary(), flush=True)
