@@ -91,9 +91,9 @@ class _File:
     def folders(self) -> list[str]:
         """Where its photos may lie, likeliest first."""
         folder = posixpath.dirname(self.where)
-        above = "" if folder == "annotations" else posixpath.dirname(folder)
-        places = (f"images/{self.subset}", self.subset, "images")
-        return [folder, *places, *(posixpath.join(at, place) for at in (folder, above) if at for place in places)]
+        base = posixpath.dirname(folder) if posixpath.basename(folder) == "annotations" else folder
+        places = [f"images/{self.subset}", self.subset, "images"]
+        return [folder, *places, *(posixpath.join(base, place) for place in places if base)]
 
 
 def iter_records(root: Path, options: SourceOptions = SourceOptions()) -> Iterator[SourceItem]:  # noqa: B008 (frozen)
