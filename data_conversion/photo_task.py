@@ -159,6 +159,8 @@ def inside(root: Path, image: str, follow_links: bool = False) -> Path:
     try:
         return resolve_image(root, image)
     except (UserError, ValueError, OSError):  # ValueError: a null character; OSError: a loop of links
+        if os.path.islink(root / image) and not os.path.exists(root / image):
+            raise ImageError(f"{image} is a link to a file that is not there; restore it, or mount its disk") from None
         lexically = posixpath.normpath(image).startswith(("/", "../"))
         if lexically or not os.path.isfile(root / image):
             raise ImageError(f"image path {image!r} leaves the source folder; move the photo inside it") from None

@@ -34,6 +34,8 @@ AXIS_TOLERANCE = 0.5  # stored pixels that the sides of a box may lie off the ax
 FILE_KEYS = ("info", "markResult", "dataList", "tagInfo", "version", "qualityResult", "workload", "statistcs",
              "statistics", "submitWorkflow")  # fmt: skip
 INFO_KEYS = ("width", "height", "depth")
+FEATURE_KEYS = ("type", "id", "geometry", "coordinates", "properties")
+GEOMETRY_KEYS = ("type", "coordinates")
 PROPERTIES = ("content", "contentZh", "objectId", "layerId", "generateMode")
 
 
@@ -69,7 +71,7 @@ def _read_file(
 ) -> SourceImage:
     photo = _photo_beside(path, where, photos, finder)
     image = Path(photo.image)
-    value = as_mapping(decode_json(read_text(path, where), where), where, "file")
+    value = as_mapping(decode_json(read_text(path, where), where, constants=True), where, "file")
     if "markResult" in value:
         read, field = _read_feature, "markResult.features"
         features = as_list(as_mapping(value["markResult"], where, "markResult").get("features"), where, field)
@@ -117,6 +119,8 @@ def _notes(features: list[Any]) -> list[str]:
     contents = [item["content"] for item in every if isinstance(item.get("content"), dict)]
     unasked = [f"content key not read: {key}" for content in contents for key in unknown_questions(content)]
     others = [note for item in every for note in unread("property", item, PROPERTIES)]
+    others += [note for item in features for note in unread("feature key", item, FEATURE_KEYS)]
+    others += [note for item in features for note in unread("geometry key", _part(item, "geometry"), GEOMETRY_KEYS)]
     return [*["repeated_object_id"] * (len(ids) - len(set(ids))), *unasked, *others]
 
 

@@ -25,6 +25,7 @@ import posixpath
 import xml.etree.ElementTree as ElementTree
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 
@@ -77,7 +78,7 @@ def _read_images(path: Path, where: str, finder: PhotoFinder) -> Iterator[Source
     parse_xml(path, _Check(where))  # to its end, before anything is taken from a file that may be cut off
     parents: list[ElementTree.Element] = []  # of the current element, from the root down
     index = 0
-    for event, element in ElementTree.iterparse(open_xml(path), events=("start", "end")):
+    for event, element in _elements(path):
         if event == "start":
             parents.append(element)
             continue
@@ -88,6 +89,11 @@ def _read_images(path: Path, where: str, finder: PhotoFinder) -> Iterator[Source
             yield _read_image(element, where, f"image[{index}]", finder)
             index += 1
         parents[0].clear()  # otherwise the whole file would collect below the root
+
+
+def _elements(path: Path) -> Iterator[tuple[str, ElementTree.Element]]:
+    with closing(open_xml(path)) as stream:
+        yield from ElementTree.iterparse(stream, events=("start", "end"))
 
 
 @or_bad_source

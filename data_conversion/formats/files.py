@@ -48,6 +48,11 @@ def split_of(path: str) -> str | None:
     return next(filter(None, map(named_split, PurePosixPath(path).parts[:-1])), None)
 
 
+def split_of_file(where: str) -> str | None:
+    """The split that an annotation file of many photos names, or else one of its folders."""
+    return named_split(PurePosixPath(where).stem) or split_of(where)
+
+
 def declared_split(name: str) -> tuple[str | None, tuple[str, ...]]:
     """As named_split, for a field that is there to name the split; with a note if its word is none."""
     split = named_split(name)

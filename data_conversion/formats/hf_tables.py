@@ -53,7 +53,10 @@ class Table:
 
 
 def saved_tables(root: Path, folder: Path) -> list[Table | BadSource]:
-    """What ``save_to_disk`` wrote into a folder of the source: one table, or one for each split."""
+    """What ``save_to_disk`` wrote into a folder of the source: one table, or one for each split.
+
+    A val or test split whose folder is not there is listed, and stops nothing.
+    """
     at = folder.relative_to(root)
     where = (at / "dataset_dict.json").as_posix()
     try:
@@ -67,7 +70,13 @@ def saved_tables(root: Path, folder: Path) -> list[Table | BadSource]:
                 raise RecordError(where, f"splits[{index}]", f"must be the name of a folder, is {name!r}")
     except (RecordError, OSError) as error:
         return [bad_source(error, where)]
-    return [SavedTable(folder / name, (at / name / "state.json").as_posix(), name) for name in splits]
+    return [_saved_split(folder / name, where, (at / name / "state.json").as_posix()) for name in splits]
+
+
+def _saved_split(folder: Path, named_in: str, where: str) -> Table | BadSource:
+    if named_split(folder.name) in ("val", "test") and not folder.exists():
+        return BadSource(named_in, "splits", f"there is no folder {folder.name}", reason="missing_split")
+    return SavedTable(folder, where, folder.name)
 
 
 def _split_of_state(path: Path, where: str) -> str:
@@ -97,7 +106,7 @@ class JsonLines(Table):
 
     def _row(self, line: str, number: int) -> dict[str, Any] | RecordError:
         try:
-            return as_mapping(decode_json(line, self.where), self.where, f"line {number}")
+            return as_mapping(decode_json(line, self.where, constants=True), self.where, f"line {number}")
         except RecordError as error:
             field = error.field if error.field.startswith("line ") else f"line {number}.{error.field}"
             return RecordError(self.where, field, error.why)

@@ -38,7 +38,14 @@ from data_conversion.base import (
 )
 from data_conversion.formats.checks import box_of_corners, check_text, declared_size, parse_number
 from data_conversion.formats.files import bad_source, read_each, read_text, split_of
-from data_conversion.formats.salvage import attribute_levels, salvage, turned_box, unread, unread_elements
+from data_conversion.formats.salvage import (
+    attribute_levels,
+    salvage,
+    turned_box,
+    unread,
+    unread_elements,
+    upright,
+)
 from data_conversion.formats.xml_files import NoDoctype, parse_xml
 from data_conversion.locating import Found, PhotoFinder
 from data_conversion.source_folder import walk_files
@@ -230,4 +237,5 @@ def _geometry(
     if isinstance(found, Dropped):
         return found
     degrees = parse_number(attributes.get(ROTATION) or "0", where, f"{field}.attributes.{ROTATION}")
-    return turned_box(desc, (x1 - 1, y1 - 1, x2, y2), math.radians(degrees), f"{field}.bndbox")
+    found = turned_box(desc, (x1 - 1, y1 - 1, x2, y2), math.radians(degrees), f"{field}.bndbox")
+    return upright(found, {child.tag: child.text for parent in (item, box) for child in parent}, field)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 from xml.etree.ElementTree import Element
@@ -16,7 +17,7 @@ ROTATED_BOX = "rotated_box"
 TURNS = ("rotation", "rotate", "angle", "theta")  # keys that turn a box, in formats that do not say about which point
 
 # What tools write where nothing was set.
-UNSET = ("", "0", "0.0", "false", "none", "null", "unspecified", "__undefined__")
+UNSET = ("", "false", "none", "null", "nan", "n/a", "unspecified", "__undefined__")
 UNDEFINED = "__undefined__"  # CVAT's word for an attribute that is not set
 
 
@@ -48,7 +49,10 @@ def has_content(value: Any) -> bool:
         return any(map(has_content, value.values()))
     if isinstance(value, list | tuple):
         return any(map(has_content, value))
-    return value.strip().lower() not in UNSET if isinstance(value, str) else bool(value)
+    if not isinstance(value, str):
+        return bool(value) and value == value  # NaN is what pandas writes for nothing
+    text = value.strip().lower()
+    return text not in UNSET and not re.fullmatch(r"[+-]?0*\.?0*", text)
 
 
 def unread(kind: str, value: Any, read: Collection[str]) -> list[str]:

@@ -58,7 +58,6 @@ def open_xml(path: Path) -> IO[bytes]:
     """A file as its parser takes it: expat knows UTF-8, UTF-16 and single-byte encodings; others become UTF-8.
 
     Raises:
-        LookupError: the encoding that the file declares does not exist.
         OSError: it cannot be read.
     """
     stream = path.open("rb")
@@ -114,13 +113,14 @@ class _AsUtf8(io.RawIOBase):
 
 
 def _hint(path: Path) -> str:
-    """What helps if a file without a declaration is not UTF-8."""
+    """What helps if a file that is to be UTF-8, by its declaration or without one, is not."""
     with path.open("rb") as stream:
         start = stream.read(CHUNK)
-    if _DECLARED.match(start) or unicode_encoding(start[:4]) != "utf-8-sig":
+    declared = _DECLARED.match(start)
+    if (declared and declared["name"].lower() not in (b"utf-8", b"utf8")) or unicode_encoding(start[:4]) != "utf-8-sig":
         return ""
     try:
         codecs.getincrementaldecoder("utf-8")().decode(start)
     except UnicodeDecodeError:
-        return '; it is not UTF-8: begin it with its encoding, such as <?xml version="1.0" encoding="GB18030"?>'
+        return '; it is not UTF-8: begin it with its own encoding, such as <?xml version="1.0" encoding="GB18030"?>'
     return ""

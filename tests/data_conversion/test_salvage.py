@@ -8,6 +8,8 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from data_conversion.formats import FORMATS
 from data_conversion.formats.salvage import attribute_levels, has_content, turned_box, unread
@@ -180,6 +182,7 @@ TABLE: dict[str, tuple[Build, dict[str, Any]]] = {
         "an unknown shape": voc_object(inner="<polygon><x1>1</x1></polygon>"),
         "no label": voc_object(name=None),
         "no object": "<object/>",
+        "a turn without a rule": voc_object(more={"angle": "30"}),
     }),
     "coco": (coco, {
         "no geometry": coco_object(bbox=GONE),
@@ -338,12 +341,56 @@ def test_shares_of_the_photo_are_asked_about_and_read_on_demand(
     assert all(name in SHARES for name, entry in FORMATS.items() if entry.shares)
 
 
+SCALAR = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=3))
+JUNK = st.recursive(SCALAR, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner))
+# Keys that are about the photo, or name another object, not about the object alone
+OF_PHOTO = ("image_id", "image_rotation", "original_width", "original_height", "to_name", "id", "parentID", "source")
+OBJECTS: dict[str, Callable[..., dict[str, Any]]] = {
+    "bbu_json": bbu_object,
+    "coco": coco_object,
+    "hf_dataset": hf_object,
+    "label_studio": region,
+    "labelme": shape,
+    "visual_genome": phrase,
+}
+
+
+def places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """Paths of all nodes of a JSON value below the root."""
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    return [found for key, inner in items for found in ((*path, key), *places(inner, (*path, key)))]
+
+
+@pytest.mark.parametrize("source_format", OBJECTS)
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_whatever_stands_in_an_object_the_others_stay_and_it_is_kept_or_listed(
+    source: Any, source_format: str, data: st.DataObject
+) -> None:
+    value = json.loads(json.dumps(OBJECTS[source_format](box=(1, 2, 7, 9))))
+    *parents, last = data.draw(st.sampled_from([path for path in places(value) if path[0] not in OF_PHOTO]))
+    node = value
+    for key in parents:
+        node = node[key]
+    node[last] = data.draw(JUNK)
+    TABLE[source_format][0](source, value)
+    report = source.convert(source_format)
+    boxes = [item.get("bbox_2d") for item in source.objects() if item["desc"] == "bolt"]
+    assert all(list(box) in boxes for box in BOXES)
+    noted = sum(count for note, count in report.notes.items() if note.startswith("result_not_read"))
+    pieces = report.notes["further_piece_of_a_line"]
+    assert report.objects_written + report.objects_dropped + noted == report.objects_read + noted == 3 + pieces
+
+
 # ---------------------------------------------------------------- the pieces
 
 
 def test_what_has_content() -> None:
     assert not any(
-        map(has_content, [None, "", " ", 0, 0.0, False, "0", "False", "__undefined__", [], {}, [0], {"a": []}])
+        map(
+            has_content,
+            [None, "", " ", 0, 0.0, False, "0", "0.00", "nan", "False", "__undefined__", [], {}, [0], {"a": []}],
+        )
     )
     assert all(map(has_content, ["x", 1, -1, True, "true", [0, 1], {"a": {"b": "x"}}]))
     value = {"meta": {"text": ["rusty"], "empty": ""}, "score": 0.0, "known": 1, "tags": ["a"]}

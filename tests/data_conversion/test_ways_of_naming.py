@@ -183,6 +183,22 @@ def test_an_annotation_file_behind_a_link_is_neither_read_nor_quoted(source: Any
         assert "topsecret" not in path.read_text(encoding="utf-8")
 
 
+def test_a_photo_on_a_disk_that_is_not_there_is_told_from_one_outside(source: Any, tmp_path: Path) -> None:
+    (source.root / "p.jpg").symlink_to(tmp_path / "unmounted" / "p.jpg")
+    csv_table(source, "p.jpg")
+    with pytest.raises(UserError, match=r"p.jpg is a link to a file that is not there; restore it, or mount its disk"):
+        source.convert("csv", follow_links=True)
+
+
+def test_parquet_and_saved_data_sets_behind_a_link_are_not_read(source: Any, tmp_path: Path) -> None:
+    for name, place in (("p.parquet", "train-00000-of-00001.parquet"), ("state.json", "state.json")):
+        (tmp_path / name).write_text(SECRET, encoding="utf-8")
+        (source.root / place).symlink_to(tmp_path / name)
+        with pytest.raises(UserError, match=r"--follow-links") as caught:
+            source.convert("hf_dataset")
+        assert "topsecret" not in str(caught.value)
+
+
 def test_a_yolo_label_behind_a_link_is_not_quoted(source: Any, tmp_path: Path) -> None:
     (tmp_path / "passwd").write_text(SECRET, encoding="utf-8")
     source.photo("images/p.jpg")

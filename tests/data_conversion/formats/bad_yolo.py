@@ -139,6 +139,6 @@ NOTED: dict[str, tuple[Callable[[Any], None], str]] = {
     ),
     "a photo in two splits": (
         entry("val: images/train"),
-        "val is the train folder",
+        "val has the photos of train; they count as train",
     ),
 }

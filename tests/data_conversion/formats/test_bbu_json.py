@@ -183,9 +183,13 @@ def test_other_keys_with_content_are_noted_by_name(source: Any, document: Any, b
     source.photo("a.jpg")
     value = {**document([bbu_object(rotation=30, quality="")]), "remarks": {"text": "old"}}
     value["info"]["rotation"] = 90
+    value["markResult"]["features"][0]["title"] = "x"
+    value["markResult"]["features"][0]["geometry"]["angle"] = 5
     source.write("a.json", json.dumps(value))
     assert source.convert().notes == {
         "property not read: rotation": 1,
+        "feature key not read: title": 1,
+        "geometry key not read: angle": 1,
         "file key not read: remarks.text": 1,
         "info key not read: rotation": 1,
     }

@@ -88,6 +88,7 @@ def test_xml_that_declares_utf_16_and_is_utf_8_is_read(source: Any, name: str) -
     [
         (b'<?xml version="1.0" encoding="gbk"?><annotation>' + b"\xff\xff</annotation>", "is not in the encoding"),
         ("<annotation><object><name>螺丝</name></object></annotation>".encode("gbk"), 'encoding="GB18030"'),
+        ('<?xml version="1.0" encoding="UTF-8"?><annotation>螺丝</annotation>'.encode("gbk"), 'encoding="GB18030"'),
         (b'<?xml version="1.0" encoding="klingon"?><annotation/>', "is not valid XML: unknown encoding"),
     ],
 )
