@@ -11,9 +11,11 @@ from bbu.errors import UserError
 from data_conversion.formats import FORMATS
 from data_conversion.photo_files import MODES
 from data_conversion.pipeline import convert
+from data_conversion.source_folder import following_links
 from data_conversion.taxonomies import load_taxonomy
 
 DONE, TERMS_OUTSIDE, FAILED = 0, 1, 2  # exit status
+FOLLOW_LINKS = "read files and photos behind links that lead outside INPUT"
 
 
 def parse_splits_argument(text: str) -> dict[str, str]:
@@ -55,8 +57,13 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("input_dir", metavar="INPUT", help="source folder; never changed; the image root of the rows")
     parser.add_argument("output_dir", metavar="OUTPUT", help="folder for the row files; created if missing")
     parser.add_argument("--taxonomy", help="a YAML file, or a shipped one by name: bbu (default: keep every label)")
-    parser.add_argument("--val-fraction", type=float, default=0.1, help="where the source has no splits (default 0.1)")
-    parser.add_argument("--test-fraction", type=float, default=0.0, help="where the source has no splits (default 0)")
+    parser.add_argument("--val-fraction", type=float, help="drawn by seed (default 0.1 where the source has no splits)")
+    parser.add_argument("--test-fraction", type=float, help="likewise (default 0)")
+    parser.add_argument(
+        "--group-by",
+        default="",
+        help="what drawn splits keep together: folder, or a regular expression on the photo's path, such as ^(.+)_",
+    )
     parser.add_argument("--max-teachers", type=int, default=0, help="moved from train to teacher.jsonl (default 0)")
     parser.add_argument("--seed", type=int, default=0, help="for splits and teachers (default 0)")
     parser.add_argument("--on-error", choices=("fail", "skip"), default="fail", help="for malformed files")
@@ -66,6 +73,8 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--max-pixels", type=int, default=0, help="largest re-encoded photo (default: no limit)")
     parser.add_argument("--frame", choices=("displayed", "stored"), default="", help="what coordinates are pixels of")
+    parser.add_argument("--follow-links", action="store_true", help=FOLLOW_LINKS)
+    parser.add_argument("--units", choices=("shares",), default="", help="coordinates are shares of the photo, 0 to 1")
     parser.add_argument("--workers", type=int, default=0, help="processes (default: one per core)")
     return parser
 
@@ -95,6 +104,7 @@ def build_taxonomy_parser() -> argparse.ArgumentParser:
     parser.add_argument("format", choices=[name for name, entry in FORMATS.items() if entry.read], metavar="FORMAT")
     parser.add_argument("input", metavar="INPUT", help="source folder")
     parser.add_argument("output", metavar="FILE", help="YAML file to write")
+    parser.add_argument("--follow-links", action="store_true", help=FOLLOW_LINKS)
     return parser
 
 
@@ -119,7 +129,8 @@ def _taxonomy(argv: Sequence[str]) -> int:
     from data_conversion.taxonomy_draft import read_labels, write_draft
 
     arguments = build_taxonomy_parser().parse_args(argv)
-    labels = read_labels(arguments.format, Path(arguments.input))
+    with following_links(arguments.follow_links):
+        labels = read_labels(arguments.format, Path(arguments.input))
     write_draft(Path(arguments.output), labels)
     print(f"{len(labels.counts)} labels of {labels.counts.total()} objects; draft written to {arguments.output}")
     return DONE

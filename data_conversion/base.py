@@ -1,8 +1,8 @@
 """What formats hand to the pipeline and take from the exporter.
 
 In: ``iter_records(root, options)`` yields one item per photo: a SourceImage, or a BadSource that says why there is
-none. It reads annotations only, always in the same order, and holds one photo's at a time, so that memory does not
-grow with the data set; the pipeline opens the photos.
+none; and a SourceNote for an oddity of no single photo. It reads annotations only, always in the same order, and holds
+one photo's at a time, so that memory does not grow with the data set; the pipeline opens the photos.
 
 Out: ``write_records(photos, folder)`` writes the annotation files of ExportPhoto items, one at a time, and counts what
 the format cannot hold.
@@ -66,6 +66,7 @@ class SourceImage:
         content: bytes of the photo file where the source itself holds them (Parquet, Arrow); ``image`` is then the
             name that the file gets.
         notes: codes of harmless oddities, counted in the report.
+        missing: why the photo was not found; "" if it was. It matters only where photos are opened.
     """
 
     image: str
@@ -79,6 +80,7 @@ class SourceImage:
     group: str | None = None
     content: bytes | None = None
     notes: tuple[str, ...] = ()
+    missing: str = ""
 
 
 @dataclass(frozen=True)
@@ -91,7 +93,15 @@ class BadSource:
     reason: str = MALFORMED
 
 
-SourceItem = SourceImage | BadSource
+@dataclass(frozen=True)
+class SourceNote:
+    """A harmless oddity of a whole source or file: ``code`` is counted in the report, as those of photos."""
+
+    source: str
+    code: str
+
+
+SourceItem = SourceImage | BadSource | SourceNote
 
 
 @dataclass(frozen=True)
@@ -158,12 +168,14 @@ class Format:
         summary: one line for ``--help``.
         write: items → annotation files in a new, empty folder; None if the format can only be read.
         photo_place: (image, split) → where tools look for the photo, relative to the written folder.
+        shares: whether its coordinates are pixels by habit alone, so that a source may hold shares of the photo.
     """
 
     read: IterRecords | None
     summary: str
     write: WriteRecords | None = None
     photo_place: Callable[[str, str | None], str] = lambda image, split: image
+    shares: bool = False
 
 
 def readable(text: str) -> str:

@@ -97,6 +97,12 @@ class Journal:
         found = self._database.execute(query, (image, before)).fetchone() if image else None
         return str(found[0]) if found else None
 
+    def objects_of(self, image: str, before: int) -> list[dict[str, Any]] | None:
+        """The written objects of the first item with this photo, None if it has no row."""
+        query = "SELECT row FROM photos WHERE image = ? AND seq < ? ORDER BY seq LIMIT 1"
+        found = self._database.execute(query, (image, before)).fetchone()
+        return list(json.loads(found[0])["objects"]) if found and found[0] else None
+
     def add(self, seq: int, fingerprint: str, outcome: Outcome) -> None:
         """Store one outcome in place of an earlier one at this position."""
         row = outcome.row
@@ -121,8 +127,8 @@ class Journal:
     # ------------------------------------------------------------ reading
 
     def totals(self) -> tuple[int, int]:
-        """Numbers of items and objects that were read."""
-        query = "SELECT count(*), coalesce(sum(objects_read), 0) FROM photos"
+        """Numbers of photos and objects that were read."""
+        query = "SELECT count(*), coalesce(sum(objects_read), 0) FROM photos WHERE row IS NOT NULL OR bad IS NOT NULL"
         photos, objects = self._database.execute(query).fetchone()
         return photos, objects
 
@@ -133,13 +139,28 @@ class Journal:
             yield source, BadSource(**json.loads(bad)) if bad else None, [Dropped(**it) for it in json.loads(dropped)]
 
     def notes(self) -> Iterator[str]:
-        """Every note of every photo with a row."""
-        for (notes,) in self._database.execute("SELECT notes FROM photos WHERE row IS NOT NULL"):
+        """Every note of every photo with a row, and those of the source."""
+        for (notes,) in self._database.execute("SELECT notes FROM photos WHERE bad IS NULL"):
             yield from json.loads(notes)
 
-    def candidates(self) -> Iterator[tuple[int, str, str | None]]:
-        """(position, content hash, the source's split) of every row, by name of the photo."""
-        yield from self._database.execute("SELECT seq, digest, hint FROM photos WHERE row IS NOT NULL ORDER BY name")
+    def candidates(self) -> Iterator[tuple[int, str, str | None, str, str | None]]:
+        """(position, content hash, the source's split, photo, its group) of every row, by name of the photo."""
+        yield from self._database.execute(
+            "SELECT seq, digest, hint, image, json_extract(metadata, '$.group') FROM photos WHERE row IS NOT NULL "
+            "ORDER BY name"
+        )
+
+    def photos_with_objects(self) -> dict[str, tuple[int, int]]:
+        """Split → photos, and how many of them have objects."""
+        query = (
+            "SELECT split, count(*), sum(json_array_length(row, '$.objects') > 0) FROM photos "
+            "WHERE row IS NOT NULL GROUP BY split"
+        )
+        return {split: (photos, filled) for split, photos, filled in self._database.execute(query)}
+
+    def sources(self) -> Iterator[str]:
+        """The annotation file of every item."""
+        yield from (source for (source,) in self._database.execute("SELECT source FROM photos"))
 
     def set_splits(self, splits: Sequence[tuple[str | None, int]]) -> None:
         """Set (split, position) of every row; split None leaves it out."""

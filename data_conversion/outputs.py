@@ -15,6 +15,7 @@ from data_conversion.journal import Journal
 from data_conversion.report import ConversionReport
 
 REPORT = "conversion_report.json"  # moved last: a folder with a report is complete
+REFUSED = "nothing_converted"  # folder of reports beside the rows of an earlier conversion
 PHOTOS = "photos"  # the folder of linked, copied and re-encoded photos
 OUTPUTS = (
     "train.jsonl",
@@ -56,6 +57,29 @@ def write_outputs(folder: Path, journal: Journal, report: ConversionReport) -> N
         _move_into_place(staging, photos if photos.exists() else None, folder)
     except OSError as error:
         raise UserError(f"{folder}: cannot be written ({error.strerror}); choose another output folder") from None
+
+
+def write_refusals(folder: Path, journal: Journal, report: ConversionReport) -> Path:
+    """Write what was lost, and why, of a source that gave no row; returns the folder of these files.
+
+    Raises:
+        UserError: the folder cannot be written.
+    """
+    if (folder / "train.jsonl").exists():  # an earlier conversion, which stays as it is
+        folder = folder / REFUSED
+    staging = journal.folder / "refused"
+    try:
+        shutil.rmtree(staging, ignore_errors=True)
+        staging.mkdir()
+        write_jsonl(staging / "invalid_objects.jsonl", _invalid_objects(journal))
+        write_jsonl(staging / "invalid_samples.jsonl", _invalid_samples(journal))
+        write_json(staging / REPORT, report.to_json())
+        folder.mkdir(parents=True, exist_ok=True)
+        for path in sorted(staging.iterdir(), reverse=True):
+            os.replace(path, folder / path.name)
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be written ({error.strerror}); choose another output folder") from None
+    return folder
 
 
 def _counted(rows: Iterable[dict[str, Any]], labels: Counter[str]) -> Iterator[dict[str, Any]]:

@@ -106,9 +106,16 @@ def points_to_displayed(
         already_displayed = True
         notes.append(ALREADY_DISPLAYED)
     elif lies_on_side:
+        size = f"declared size {declared[0]}x{declared[1]} is the photo ({frame[0]}x{frame[1]}) on its side"
+        if displayed != stored:
+            raise ImageError(
+                f"{size}: it is that of the file as stored, which EXIF orientation {photo.orientation} turns for "
+                "display; if coordinates are pixels of the stored file, add --frame stored (data.source.frame: "
+                "stored), otherwise correct the declared size"
+            )
         raise ImageError(
-            f"declared size {declared[0]}x{declared[1]} is the photo ({frame[0]}x{frame[1]}) on its side, and no EXIF "
-            "turn explains it; restore the photo's EXIF tag or correct the declared size"
+            f"{size}, and no EXIF turn explains it, so --frame (data.source.frame) cannot help; restore the photo's "
+            "EXIF tag or correct the declared size"
         )
     affine = exif_affine(1 if already_displayed else photo.orientation, *declared)
     width, height = declared if already_displayed else displayed_size(*declared, photo.orientation)

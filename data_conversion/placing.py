@@ -16,6 +16,7 @@ from bbu.geometry import (
     clip_line,
     clip_polygon,
     line_length,
+    longest_piece,
     polygon_area,
     transform_boxes,
     transform_points,
@@ -27,9 +28,12 @@ from data_conversion.base import Dropped, RawObject
 MIN_SIDE = 1.0  # displayed pixels: least side of a box, length of a line, square root of a polygon's area
 DECIMALS = 2  # of a pixel, as in written records
 CLIPPED = "clipped_object"  # note: an object was clipped by more than rounding
+LINE_IN_PIECES = "further_piece_of_a_line"  # note: a line that leaves the photo and comes back is one object per piece
 
 # Why an object is not in the output: code → meaning.
 REASONS = {
+    "malformed_object": "its geometry or label cannot be read; the detail says why",
+    "rotated_box": "a turned box in a format that has none: its upright box would be another geometry",
     "no_description": "the source gives no label",
     "unsupported_shape": "a shape other than a box, polygon or line: a point, an ellipse, a mask …",
     "crowd": "a region of many objects, which has no single description",
@@ -50,6 +54,8 @@ def place_objects(
 ) -> tuple[list[ObjectRow], list[Dropped], list[str]]:
     """Kept objects in (y1, x1) order, dropped ones in file order, and notes for the report.
 
+    A line whose inside is several pieces gives one object for each.
+
     Args:
         affine: annotation pixels → displayed pixels.
         size: displayed (width, height).
@@ -59,15 +65,17 @@ def place_objects(
     notes: list[str] = []
     seen: set[ObjectRow] = set()
     for item in objects:
-        placed = item if isinstance(item, Dropped) else _place(item, taxonomy, affine, size, notes)
-        if isinstance(placed, Dropped):
-            dropped.append(placed)
-        elif placed in seen:
-            assert isinstance(item, RawObject)
-            dropped.append(_drop(item, "duplicate", "is in this photo already, with the same geometry"))
-        else:
-            seen.add(placed)
-            kept.append(placed)
+        if isinstance(item, Dropped):
+            dropped.append(item)
+            continue
+        for placed in _place(item, taxonomy, affine, size, notes):
+            if isinstance(placed, Dropped):
+                dropped.append(placed)
+            elif placed in seen:
+                dropped.append(_drop(item, "duplicate", "is in this photo already, with the same geometry"))
+            else:
+                seen.add(placed)
+                kept.append(placed)
     return sorted(kept, key=_reading_order), dropped, notes
 
 
@@ -82,28 +90,31 @@ def _drop(item: RawObject, reason: str, detail: str) -> Dropped:
 
 def _place(
     item: RawObject, taxonomy: Taxonomy, affine: Affine, size: tuple[int, int], notes: list[str]
-) -> ObjectRow | Dropped:
+) -> list[ObjectRow] | list[Dropped]:
+    """The object, several for a line in pieces, or why it is dropped."""
     desc = taxonomy.normalise(item.desc)
     if not desc:
-        return _drop(item, "no_description", "the token map leaves nothing of the label")
+        return [_drop(item, "no_description", "the token map leaves nothing of the label")]
     problem = taxonomy.problem(item.desc)
     if problem:
-        return _drop(item, "outside_hierarchy", problem)
+        return [_drop(item, "outside_hierarchy", problem)]
     # The last bits of a fraction or percentage must not put a corner outside the image, where it would be clipped.
     points_R2 = np.round(_to_displayed(item, affine), 6)
     if not _extent(item.kind, points_R2) > 0:
-        return _drop(item, "zero_area", f"{item.kind} {_listed(points_R2)} has no extent")
-    cut_R2 = _clip(item.kind, points_R2, size)
-    if not len(cut_R2):
-        return _drop(item, "outside_image", f"{item.kind} {_listed(points_R2)} lies outside {size[0]}x{size[1]}")
+        return [_drop(item, "zero_area", f"{item.kind} {_listed(points_R2)} has no extent")]
+    pieces = _clip(item.kind, points_R2, size)
+    if not pieces:
+        return [_drop(item, "outside_image", f"{item.kind} {_listed(points_R2)} lies outside {size[0]}x{size[1]}")]
     # + 0.0 turns -0.0 into 0.0; rounding before sorting gives the order of the written numbers.
-    cut_R2 = _without_repeats(item.kind, np.round(cut_R2, DECIMALS) + 0.0)
-    if _extent(item.kind, cut_R2) < MIN_SIDE:
-        return _drop(item, "too_small", f"{item.kind} {_listed(cut_R2)} is under {MIN_SIDE:g} pixel")
+    cut = [_without_repeats(item.kind, np.round(piece_R2, DECIMALS) + 0.0) for piece_R2 in pieces]
+    large = [piece_R2 for piece_R2 in cut if _extent(item.kind, piece_R2) >= MIN_SIDE]
+    if not large:
+        return [_drop(item, "too_small", f"{item.kind} {_listed(longest_piece(cut))} is under {MIN_SIDE:g} pixel")]
     beyond = np.maximum(-points_R2, points_R2 - size).max()
     if beyond > BOUNDS_TOLERANCE:
         notes.append(CLIPPED)
-    return ObjectRow(desc, item.kind, tuple(float(value) for value in cut_R2.ravel()))
+    notes += [LINE_IN_PIECES] * (len(large) - 1)
+    return [ObjectRow(desc, item.kind, tuple(float(value) for value in piece_R2.ravel())) for piece_R2 in large]
 
 
 def _to_displayed(item: RawObject, affine: Affine) -> np.ndarray:
@@ -123,14 +134,14 @@ def _extent(kind: str, points_R2: np.ndarray) -> float:
     return line_length(points_R2) if len(points_R2) > 1 else 0.0
 
 
-def _clip(kind: str, points_R2: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """(R, 2) points inside the image; (0, 2) if there are none."""
+def _clip(kind: str, points_R2: np.ndarray, size: tuple[int, int]) -> list[np.ndarray]:
+    """What lies inside the image, (R, 2) points: one piece, several of a line, none if it lies outside."""
     if kind == "bbox_2d":
         box = clip_box(points_R2.ravel(), *size).reshape(2, 2)
-        return box if (box[1] > box[0]).all() else box[:0]
-    cut_R2 = clip_polygon(points_R2, *size) if kind == "poly" else clip_line(points_R2, *size)
-    # A single shared point, or a ring flattened against the border, is outside.
-    return cut_R2 if _extent(kind, cut_R2) > 0 else cut_R2[:0]
+        return [box] if (box[1] > box[0]).all() else []
+    pieces = [clip_polygon(points_R2, *size)] if kind == "poly" else clip_line(points_R2, *size)
+    # A ring flattened against the border is outside.
+    return [piece_R2 for piece_R2 in pieces if len(piece_R2) and _extent(kind, piece_R2) > 0]
 
 
 def _without_repeats(kind: str, points_R2: np.ndarray) -> np.ndarray:

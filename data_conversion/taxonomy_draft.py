@@ -12,7 +12,7 @@ from typing import Any
 from bbu.errors import UserError
 from bbu.jsonl import atomic_writer
 from bbu.taxonomy import ATTRIBUTE_SEPARATOR, Taxonomy, prefix_tree, split_path
-from data_conversion.base import BadSource, RawObject, SourceOptions, readable
+from data_conversion.base import BadSource, RawObject, SourceNote, SourceOptions, readable
 from data_conversion.formats import FORMATS
 
 RARE = 2  # objects; a label this rare is often a typo
@@ -42,6 +42,8 @@ def read_labels(source_format: str, root: Path) -> Labels:
         if isinstance(item, BadSource):
             if item.reason == "malformed":
                 raise UserError(readable(f"{root / item.source}: {item.field}: {item.detail}"))
+            continue
+        if isinstance(item, SourceNote):
             continue
         photos += 1
         counts.update(it.desc for it in item.objects if isinstance(it, RawObject) and split_path(it.desc))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -35,7 +36,6 @@ from bbu.geometry import (
     iou_matrix,
     line_length,
     polygon_area,
-    segments_inside,
     thicken,
     transform_boxes,
     transform_points,
@@ -232,20 +232,39 @@ def test_a_cut_polygon_lies_inside_and_halves_add_up(ring: np.ndarray) -> None:
 @given(rings)
 def test_what_a_line_has_inside_adds_up_over_a_window_and_its_halves(line: np.ndarray) -> None:
     def inside(points: np.ndarray, width: int) -> float:
-        ends = segments_inside(points, width, 60)
-        assert (ends >= -1e-9).all() and (ends <= np.array([width, 60]) + 1e-9).all()
-        return float(np.linalg.norm(ends[:, 1] - ends[:, 0], axis=1).sum())
+        pieces = clip_line(points, width, 60)
+        assert all((piece >= 0).all() and (piece <= [width, 60]).all() for piece in pieces)
+        return sum(map(line_length, pieces))
 
     assume(not np.isin(line[:, 0], [0, 45, 100]).any())  # a piece along the cut is in both halves
     assert inside(line, 45) + inside(line - [45, 0], 55) == pytest.approx(inside(line, 100), abs=1e-6)
     assert inside(line, 100) <= line_length(line) + 1e-9
 
 
-def test_a_line_that_comes_back_is_joined_but_only_its_inside_is_counted() -> None:
+def on_border(a: np.ndarray, b: np.ndarray, near: float = 0.0) -> bool:
+    """Whether both points lie on the same side of an image of 100 x 60, within ``near`` pixels."""
+    sides = ((0, 0), (0, 100), (1, 0), (1, 60))
+    return any(max(abs(a[axis] - at), abs(b[axis] - at)) <= near for axis, at in sides)
+
+
+@given(rings)
+def test_no_piece_of_a_line_runs_along_the_border_unless_the_line_does(line: np.ndarray) -> None:
+    own = [pair for pair in pairwise(line) if on_border(*pair, near=1e-6)]
+    along = [pair for piece in clip_line(line, 100, 60) for pair in pairwise(piece) if on_border(*pair)]
+    assert not along or own
+
+
+def test_a_line_that_leaves_and_comes_back_is_two_pieces() -> None:
     line = np.array([[10.0, 50.0], [10.0, 70.0], [30.0, 70.0], [30.0, 50.0]])
-    assert line_length(clip_line(line, 100, 60)) == 40
-    ends = segments_inside(line, 100, 60)
-    assert np.linalg.norm(ends[:, 1] - ends[:, 0], axis=1).sum() == 20
+    first, second = clip_line(line, 100, 60)
+    assert (first.tolist(), second.tolist()) == ([[10, 50], [10, 60]], [[30, 60], [30, 50]])
+
+
+def test_a_line_that_touches_the_border_or_runs_along_it_stays_whole() -> None:
+    touching = np.array([[10.0, 50.0], [20.0, 60.0], [40.0, 60.0], [50.0, 50.0]])
+    (piece,) = clip_line(touching, 100, 60)
+    assert (piece == touching).all()
+    assert clip_line(np.array([[-10.0, 10.0], [0.0, 0.0], [10.0, -10.0]]), 100, 60) == [], "a corner alone"
 
 
 # ---------------------------------------------------------------- EXIF

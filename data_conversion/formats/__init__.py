@@ -31,10 +31,13 @@ FORMATS: dict[str, Format] = {
         "COCO: annotations/*.json (instances, captions) or _annotations.coco.json in folders of photos",
         coco_writer.write_records,
         coco_writer.photo_place,
+        shares=True,
     ),
-    "csv": Format(csv_table.iter_records, "*.csv with a header: image,x1,y1,x2,y2,desc"),
+    "csv": Format(csv_table.iter_records, "*.csv with a header: image,x1,y1,x2,y2,desc", shares=True),
     "cvat": Format(cvat.iter_records, "CVAT for images 1.1: *.xml, photos anywhere below"),
-    "hf_dataset": Format(hf_dataset.iter_records, "Hugging Face: save_to_disk, Parquet shards, or an image folder"),
+    "hf_dataset": Format(
+        hf_dataset.iter_records, "Hugging Face: save_to_disk, Parquet shards, or an image folder", shares=True
+    ),
     "label_studio": Format(
         label_studio.iter_records,
         "JSON export of Label Studio; written as pre-annotations to correct, with the labelling interface",
@@ -43,7 +46,7 @@ FORMATS: dict[str, Format] = {
     ),
     "labelme": Format(labelme.iter_records, "LabelMe: one JSON beside each photo", labelme.write_records),
     "visual_genome": Format(
-        visual_genome.iter_records, "region_descriptions*.json, image_data*.json, VG_100K/, VG_100K_2/"
+        visual_genome.iter_records, "region_descriptions*.json, image_data*.json, VG_100K/, VG_100K_2/", shares=True
     ),
     "yolo": Format(
         yolo.iter_records,

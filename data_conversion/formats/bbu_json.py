@@ -1,13 +1,14 @@
 """Read BBU annotation files: one GeoJSON-like JSON beside each photo, in pixels of the un-rotated file.
 
-    root/[train|val|test/]…/name.jpg + name.json
+    root/[train|val|test/]…/name.jpg + name.json      a folder called train, val or test, at any depth, is the split
 
-The top level has ``markResult.features[]`` or ``dataList[]``; ``info`` gives the size; every other key is ignored.
+The top level has ``markResult.features[]`` or ``dataList[]``; ``info`` gives the size. Others are noted.
 A ring of four corners along the axes becomes ``bbox_2d``, any other ring ``poly``, a LineString ``line``.
 """
 
 from __future__ import annotations
 
+import posixpath
 from collections.abc import Iterator, Mapping
 from functools import partial
 from itertools import chain
@@ -19,20 +20,34 @@ from bbu.geometry import enclosing_box
 from bbu.images import IMAGE_SUFFIXES
 from bbu.jsonl import decode_json
 from bbu.taxonomy import SEPARATOR
-from data_conversion.base import SPLITS, BadSource, Dropped, RawObject, SourceImage, SourceItem, SourceOptions
+from data_conversion.base import BadSource, Dropped, RawObject, SourceImage, SourceItem, SourceOptions
 from data_conversion.formats.checks import as_list, as_mapping, as_points, check_text, declared_size
-from data_conversion.formats.files import read_each, read_text, walk_files
+from data_conversion.formats.files import read_each, read_text, split_of
 from data_conversion.formats.questions import QUESTIONS, answers_to_path, unknown_questions
+from data_conversion.formats.salvage import label_in, salvage, unread
+from data_conversion.locating import Found, PhotoFinder
+from data_conversion.source_folder import walk_files
 
 RINGS = {"ExtentPolygon": 4, "Square": 4, "Quad": 4, "Polygon": None}  # type → number of corners, None = any
 AXIS_TOLERANCE = 0.5  # stored pixels that the sides of a box may lie off the axes
+# Read, or written by rote
+FILE_KEYS = ("info", "markResult", "dataList", "tagInfo", "version", "qualityResult", "workload", "statistcs",
+             "statistics", "submitWorkflow")  # fmt: skip
+INFO_KEYS = ("width", "height", "depth")
+FEATURE_KEYS = ("type", "id", "geometry", "coordinates", "properties")
+GEOMETRY_KEYS = ("type", "coordinates")
+PROPERTIES = ("content", "contentZh", "objectId", "layerId", "generateMode")
 
 
 def iter_records(root: Path, options: SourceOptions = SourceOptions()) -> Iterator[SourceItem]:  # noqa: B008 (frozen)
     """Yield one item for each annotation file, and one for each photo without one, by path."""
     annotations, photos = _find_files(root, options.ignore)
-    yield from read_each(root, annotations, partial(_read_file, photos=photos, options=options))
+    finder = PhotoFinder(root, options.ignore)
     annotated = {path.with_suffix("") for path in annotations}
+    for item in read_each(root, annotations, partial(_read_file, photos=photos, finder=finder, options=options)):
+        if isinstance(item, SourceImage) and item.notes:  # perhaps found under another spelling
+            annotated.add((root / item.image).with_suffix(""))
+        yield item
     for stem in sorted(photos.keys() - annotated):
         for photo in photos[stem]:
             name = photo.relative_to(root).as_posix()
@@ -51,10 +66,12 @@ def _find_files(root: Path, ignore: Path | None) -> tuple[list[Path], dict[Path,
     return sorted(annotations), photos
 
 
-def _read_file(path: Path, where: str, photos: Mapping[Path, list[Path]], options: SourceOptions) -> SourceImage:
-    photo = _photo_beside(path, where, photos)
-    image = Path(where).with_name(photo.name)
-    value = as_mapping(decode_json(read_text(path, where), where), where, "file")
+def _read_file(
+    path: Path, where: str, photos: Mapping[Path, list[Path]], finder: PhotoFinder, options: SourceOptions
+) -> SourceImage:
+    photo = _photo_beside(path, where, photos, finder)
+    image = Path(photo.image)
+    value = as_mapping(decode_json(read_text(path, where), where, constants=True), where, "file")
     if "markResult" in value:
         read, field = _read_feature, "markResult.features"
         features = as_list(as_mapping(value["markResult"], where, "markResult").get("features"), where, field)
@@ -63,37 +80,58 @@ def _read_file(path: Path, where: str, photos: Mapping[Path, list[Path]], option
         features = as_list(value["dataList"], where, field)
     else:
         raise RecordError(where, "markResult", "is missing, and so is dataList; is this an annotation file?")
-    objects = [read(item, where, f"{field}[{i}]", options) for i, item in enumerate(features)]
-    notes = _notes(features)
+    objects = [
+        salvage(partial(read, item, where, place, options), _any_label(item), place)
+        for place, item in ((f"{field}[{index}]", item) for index, item in enumerate(features))
+    ]
+    notes = [*photo.notes, *_notes(features), *unread("file key", value, FILE_KEYS)]
     if "markResult" in value and value.get("dataList"):
         notes.append("data_list_beside_features")
     info = as_mapping({} if value.get("info") is None else value["info"], where, "info")
-    first = image.parts[0] if len(image.parts) > 1 else ""
+    notes += unread("info key", info, INFO_KEYS)
     return SourceImage(
         image=image.as_posix(),
         source=where,
         objects=tuple(objects),
-        size=declared_size(info.get("width"), info.get("height"), where, "info"),
-        split=first if first in SPLITS else None,
+        size=declared_size(info.get("width"), info.get("height"), where, "info", notes),
+        split=split_of(image.as_posix()),
         notes=tuple(notes),
     )
 
 
-def _photo_beside(path: Path, where: str, photos: Mapping[Path, list[Path]]) -> Path:
-    found = photos.get(path.with_suffix(""), [])
-    if not found:
-        raise RecordError(where, "file", f"has no photo beside it ({path.stem}.jpg); add it or remove the JSON")
-    if len(found) > 1:
-        names = ", ".join(item.name for item in found)
+def _photo_beside(path: Path, where: str, photos: Mapping[Path, list[Path]], finder: PhotoFinder) -> Found:
+    beside = photos.get(path.with_suffix(""), [])
+    if len(beside) > 1:
+        names = ", ".join(item.name for item in beside)
         raise RecordError(where, "file", f"has several photos beside it ({names}); keep one")
-    return found[0]
+    if beside:
+        return Found(Path(where).with_name(beside[0].name).as_posix())
+    found = finder.find(path.stem, posixpath.dirname(where))
+    if found.missing:
+        raise RecordError(where, "file", f"has no photo beside it ({path.stem}.jpg): {found.missing}")
+    return found
 
 
 def _notes(features: list[Any]) -> list[str]:
-    """One for each objectId of an earlier feature (the objects are kept), and each content key of neither scheme."""
-    ids = [str(item["properties"].get("objectId")) for item in features if item["properties"].get("objectId")]
-    unread = (key for item in features for key in unknown_questions(item["properties"].get("content") or {}))
-    return ["repeated_object_id"] * (len(ids) - len(set(ids))) + [f"content key not read: {key}" for key in unread]
+    """One for each objectId of an earlier feature (the objects are kept), and each key with content not read."""
+    every = [found for item in features if isinstance(found := _part(item, "properties"), dict)]
+    ids = [str(item["objectId"]) for item in every if item.get("objectId")]
+    contents = [item["content"] for item in every if isinstance(item.get("content"), dict)]
+    unasked = [f"content key not read: {key}" for content in contents for key in unknown_questions(content)]
+    others = [note for item in every for note in unread("property", item, PROPERTIES)]
+    others += [note for item in features for note in unread("feature key", item, FEATURE_KEYS)]
+    others += [note for item in features for note in unread("geometry key", _part(item, "geometry"), GEOMETRY_KEYS)]
+    return [*["repeated_object_id"] * (len(ids) - len(set(ids))), *unasked, *others]
+
+
+def _part(value: Any, key: str) -> Any:
+    return value.get(key) if isinstance(value, dict) else None
+
+
+def _any_label(feature: Any) -> str:
+    """The label of a feature in either language, for reports."""
+    properties = _part(feature, "properties")
+    return label_in(_part(properties, "contentZh"), "标签") or label_in(_part(properties, "content"), "label")
 
 
 # ---------------------------------------------------------------- geometry

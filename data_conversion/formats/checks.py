@@ -7,6 +7,7 @@ what is wrong.
 from __future__ import annotations
 
 import math
+import re
 from typing import Any
 
 from bbu.errors import RecordError, shown
@@ -14,11 +15,18 @@ from data_conversion.base import Dropped, RawObject
 
 MAX_COORDINATE = 1e6  # pixels; a larger number is no pixel coordinate and would overflow later sums
 MAX_IMAGE_SIDE = 1_000_000  # pixels
+SIZE_UNUSABLE = "declared_size_unusable_photo_size_taken"  # note
 
 
-def declared_size(width: Any, height: Any, where: str, field: str) -> tuple[int, int] | None:
-    """As check_size; None where neither side is declared."""
-    return None if width is None and height is None else check_size(width, height, where, field)
+def declared_size(width: Any, height: Any, where: str, field: str, notes: list[str]) -> tuple[int, int] | None:
+    """As check_size; None, which means the photo's own size, where a side is missing or 0 or less, which is noted."""
+    if width is None and height is None:
+        return None
+    numbers = [side for side in (width, height) if isinstance(side, int | float) and not isinstance(side, bool)]
+    if None in (width, height) or any(number <= 0 for number in numbers):
+        notes.append(SIZE_UNUSABLE)
+        return None
+    return check_size(width, height, where, field)
 
 
 def check_size(width: Any, height: Any, where: str, field: str) -> tuple[int, int]:
@@ -45,6 +53,13 @@ def check_number(value: Any, where: str, field: str) -> float:
     if not abs(number) <= MAX_COORDINATE:
         raise RecordError(where, field, f"must be a pixel coordinate, is {shown(value)}")
     return number
+
+
+def as_whole(value: Any) -> Any:
+    """A whole number that a tool wrote as 1.0 or "1" as int; every other value as it is."""
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    return int(value) if isinstance(value, str) and re.fullmatch("0|-?[1-9][0-9]{0,17}", value) else value
 
 
 def parse_number(text: str | None, where: str, field: str) -> float:

@@ -1,37 +1,58 @@
 """Read COCO: instances and captions JSON; ``coco_writer`` writes them.
 
 Files: all of ``annotations/*.json``, ``*.json`` at the root, and ``_annotations.coco.json`` in the root or a folder of
-photos (Roboflow). The name of the file or folder gives the split (``instances_val2017.json``, ``valid/``). Beside
-``instances*.json`` only ``captions*.json`` are read, since COCO's other files repeat the boxes. The captions of a photo
-become its summary, one per line; a photo that has only captions is not annotated, and is counted.
+photos (Roboflow); if there are none, those one folder down. The name of the file or folder gives the split
+(``instances_val2017.json``, ``valid/``). Beside ``instances*.json`` only ``captions*.json`` are read, since COCO's
+other files repeat the boxes. The captions of a photo become its summary, one per line; a photo that has only captions
+is not annotated, and is counted.
 
 ``bbox`` is [x, y, width, height] in pixels from 0, in the frame whose size the image entry declares: the pixels as
 stored, unless the declared size has the shape of the photo after its EXIF turn (``photos.points_to_displayed``). The
 category name is the description; ``attributes`` and other keys are not read, and noted. ``coco_segmentation`` reads
-polygons and masks. ``iscrowd`` marks a region of many objects, which has no single description: dropped as ``crowd``.
-Ids are numbers or texts, unique in their file.
+polygons and masks; the box stands in for one that cannot be used. CVAT's attribute ``rotation`` (degrees, clockwise)
+turns a box about its centre: a ``poly``. ``iscrowd`` marks a region of many objects, which has no single description:
+dropped as ``crowd``. Ids are numbers or texts; those of photos and categories are unique in their file.
 """
 
 from __future__ import annotations
 
+import math
 import posixpath
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from bbu.errors import RecordError
-from data_conversion.base import BadSource, Dropped, RawObject, SourceImage, SourceItem, SourceOptions
-from data_conversion.formats.checks import as_box, as_list, as_mapping, as_text, box_of_size, check_text, declared_size
+from bbu.errors import RecordError, shown
+from data_conversion.base import BadSource, Dropped, RawObject, SourceImage, SourceItem, SourceNote, SourceOptions
+from data_conversion.formats.checks import (
+    as_box,
+    as_list,
+    as_mapping,
+    as_text,
+    as_whole,
+    box_of_size,
+    check_number,
+    check_text,
+    declared_size,
+)
 from data_conversion.formats.coco_segmentation import read_segmentation
 from data_conversion.formats.disk_multimap import DiskMultimap
-from data_conversion.formats.files import named_split, or_bad_source, read_file
+from data_conversion.formats.files import is_hidden, or_bad_source, read_file, split_of_file
 from data_conversion.formats.json_stream import JsonItem, stream_json
+from data_conversion.formats.salvage import salvage, turned_box, unread, upright
 from data_conversion.formats.source_photos import unnamed_photos
-from data_conversion.locating import PhotoFinder
+from data_conversion.locating import Found, PhotoFinder
 
 ROBOFLOW = "_annotations.coco.json"
-READ_KEYS = ("id", "image_id", "category_id", "bbox", "segmentation", "iscrowd", "area", "attributes")
+# Read, or written by rote
+READ_KEYS = ("id", "image_id", "category_id", "bbox", "segmentation", "iscrowd", "area")
+IMAGE_KEYS = ("id", "file_name", "width", "height", "license", "flickr_url", "coco_url", "date_captured")
+CATEGORY_KEYS = ("id", "name", "supercategory", "color")
+
+REPEATED_ID = "repeated_annotation_id"  # note
+SEGMENTATION_UNUSABLE = "segmentation_unusable_box_taken"  # note
 
 NO_ID = None  # key of entries without a valid id
 
@@ -44,12 +65,14 @@ class _File:
         categories: category id → name.
         captions: whether it has captions.
         boxes: whether it annotates objects, even if there are none.
+        notes: what of it is not read.
     """
 
     where: str
     categories: dict[Any, str] = field(default_factory=dict)
     captions: bool = False
     boxes: bool = False
+    notes: list[str] = field(default_factory=list)
 
     def map(self, name: str) -> str:
         return f"{self.where}: {name}"
@@ -61,19 +84,21 @@ class _File:
 
     @property
     def split(self) -> str | None:
-        folder = posixpath.basename(posixpath.dirname(self.where))
-        return named_split(folder) if self.where.endswith(ROBOFLOW) else named_split(Path(self.where).stem)
+        return split_of_file(self.where)
 
     @property
     def folders(self) -> list[str]:
         """Where its photos may lie, likeliest first."""
-        return [posixpath.dirname(self.where), f"images/{self.subset}", self.subset, "images"]
+        folder = posixpath.dirname(self.where)
+        base = posixpath.dirname(folder) if posixpath.basename(folder) == "annotations" else folder
+        places = [f"images/{self.subset}", self.subset, "images"]
+        return [folder, *places, *(posixpath.join(base, place) for place in places if base)]
 
 
 def iter_records(root: Path, options: SourceOptions = SourceOptions()) -> Iterator[SourceItem]:  # noqa: B008 (frozen)
     """Yield the photos file by file, then those without boxes: with captions only, and with nothing."""
     with DiskMultimap() as store:
-        source = _Source(root, store)
+        source = _Source(root, store, options.ignore)
         paths, others = _annotation_files(root, options.ignore)
         for path in paths:
             yield from read_file(root, path, source.load)
@@ -91,7 +116,8 @@ def iter_records(root: Path, options: SourceOptions = SourceOptions()) -> Iterat
 def _annotation_files(root: Path, ignore: Path | None) -> tuple[list[Path], list[str]]:
     """JSON files to read, and names of those that repeat the instances."""
     found = [*root.glob("*.json"), *root.glob("annotations/*.json"), *root.glob(f"*/{ROBOFLOW}")]
-    files = sorted({path for path in found if path.name[0] != "." and path.parent.resolve() != ignore})
+    found = found or [*root.glob("*/*.json"), *root.glob("*/annotations/*.json"), *root.glob(f"*/*/{ROBOFLOW}")]
+    files = sorted({path for path in found if not is_hidden(path, root) and path.parent.resolve() != ignore})
     with_instances = {path.parent for path in files if path.name.startswith("instances")}
     others = [
         path for path in files if path.parent in with_instances and not path.name.startswith(("instances", "captions"))
@@ -102,15 +128,20 @@ def _annotation_files(root: Path, ignore: Path | None) -> tuple[list[Path], list
 class _Source:
     """The files of one source, by photo."""
 
-    def __init__(self, root: Path, store: DiskMultimap) -> None:
+    def __init__(self, root: Path, store: DiskMultimap, ignore: Path | None) -> None:
         self.root, self.store = root, store
-        self.finder = PhotoFinder(root)
+        self.finder = PhotoFinder(root, ignore)
         self.files: list[_File] = []
 
-    def load(self, path: Path, where: str) -> Iterator[BadSource]:
-        """Read a file into the store; yields one item for each photo that annotations name and ``images`` lacks."""
+    def load(self, path: Path, where: str) -> Iterator[BadSource | SourceNote]:
+        """Read a file into the store; yields one item for each photo that annotations name and ``images`` lacks.
+
+        Ids of annotations are not needed, so repeated ones are noted.
+        """
         file = self._read(path, where)
         self.files.append(file)
+        yield from (SourceNote(where, REPEATED_ID) for _ in self.store.keys(file.map("ids"), at_least=2))
+        yield from (SourceNote(where, note) for note in file.notes)
         for image_id in self.store.keys(file.map("annotations"), not_in=file.map("images")):
             (index, value), *more = self.store.get(file.map("annotations"), image_id)
             yield _lost(where, f"annotations[{index}]", value, image_id, len(more))
@@ -144,15 +175,15 @@ class _Source:
             image_id = _id(item.value, "image_id")
             self.store.put(file.map("annotations"), image_id, [item.number, item.value])
             if _id(item.value, "id") is not NO_ID:
-                self.store.put(file.map("ids"), item.value["id"], [item.number, image_id])
+                self.store.put(file.map("ids"), _id(item.value, "id"))
 
     def store_captions(self, file: _File) -> None:
         """Captions by photo: (where, field, value), checked where they are used."""
         for found in self._images(file):
             if isinstance(found, BadSource):
                 continue
-            place = self._place(file, found[1])
-            for index, value in self.store.get(file.map("annotations"), found[1]["id"]):
+            place = self._place(file, found[1]).image
+            for index, value in self.store.get(file.map("annotations"), _id(found[1], "id")):
                 if _is_caption(value):
                     self.store.put("captions", place, [file.where, f"annotations[{index}].caption", value["caption"]])
 
@@ -172,69 +203,58 @@ class _Source:
 
     def photos(self, file: _File) -> Iterator[SourceItem]:
         """One item for each image of a file, in its order; of captions alone for those that no other file describes."""
-        twice = self._repeated_annotations(file) if file.boxes else {}
         for found in self._images(file):
             if isinstance(found, BadSource):
                 yield found
                 continue
             index, entry = found
-            field, place = f"images[{index}]", self._place(file, entry)
-            known = place is not None and self.store.has("photos", place)
-            self.store.put("photos", place)
-            if file.boxes and entry["id"] in twice:
-                yield BadSource(file.where, *twice[entry["id"]])
-            elif file.boxes:
-                yield self._photo(file, field, entry, place)
+            field, photo = f"images[{index}]", self._place(file, entry)
+            known = photo.image != "" and self.store.has("photos", photo.image)
+            self.store.put("photos", photo.image)
+            if file.boxes:
+                yield self._photo(file, field, entry, photo)
             elif not known:
                 yield BadSource(file.where, field, "has captions but no boxes", reason="no_annotation")
 
-    def _repeated_annotations(self, file: _File) -> dict[Any, tuple[str, str]]:
-        """Image id → (field, why) for photos with an annotation whose id is not unique."""
-        found: dict[Any, tuple[str, str]] = {}
-        for number in self.store.keys(file.map("ids"), at_least=2):
-            (first, _), *others = self.store.get(file.map("ids"), number)
-            for index, image_id in others:
-                why = f"{number!r} is also the id of annotations[{first}]; renumber them"
-                found.setdefault(image_id, (f"annotations[{index}].id", why))
-        return found
-
     @or_bad_source
-    def _photo(self, file: _File, field: str, entry: dict[str, Any], place: str | None) -> SourceItem:
-        if place is None:
+    def _photo(self, file: _File, field: str, entry: dict[str, Any], photo: Found) -> SourceItem:
+        if not photo.image:
             raise RecordError(file.where, f"{field}.file_name", f"must be a path, is {entry.get('file_name')!r}")
-        check_text(place, file.where, f"{field}.file_name")
-        size = declared_size(entry.get("width"), entry.get("height"), file.where, field)
-        notes: list[str] = []
-        objects = [
-            _read_object(value, file, f"annotations[{index}]", size, notes)
-            for index, value in self.store.get(file.map("annotations"), entry["id"])
-            if not _is_caption(value)
-        ]
+        check_text(photo.image, file.where, f"{field}.file_name")
+        notes = unread("image key", entry, IMAGE_KEYS)
+        size = declared_size(entry.get("width"), entry.get("height"), file.where, field, notes)
+        objects = []
+        for index, value in self.store.get(file.map("annotations"), _id(entry, "id")):
+            if not _is_caption(value):
+                here = f"annotations[{index}]"
+                label = file.categories.get(_id(value, "category_id"), "")
+                objects.append(salvage(partial(_read_object, value, file, here, size, notes), label, here))
         return SourceImage(
-            image=place,
+            image=photo.image,
             source=file.where,
             objects=tuple(objects),
             size=size,
             split=file.split,
-            summary=self._summary(place),
-            notes=tuple(notes),
+            summary=self._summary(photo.image),
+            notes=(*notes, *photo.notes),
+            missing=photo.missing,
         )
 
     def _summary(self, place: str) -> str | None:
         lines = [as_text(value, where, name) for where, name, value in self.store.get("captions", place)]
         return "\n".join(filter(None, lines)) or None
 
-    def _place(self, file: _File, entry: Any) -> str | None:
-        """Path of an image entry's photo, relative to the root; None if the entry names none."""
+    def _place(self, file: _File, entry: Any) -> Found:
+        """Where an image entry's photo is; a path of "" if the entry names none."""
         name = entry.get("file_name") if isinstance(entry, dict) else None
         if not isinstance(name, str) or not name.strip():
-            return None
+            return Found("")
         return self.finder.find(name.strip(), *file.folders)
 
 
 def _id(entry: Any, name: str) -> int | str | None:
     """The id that an entry has under ``name``, or NO_ID."""
-    value = entry.get(name) if isinstance(entry, dict) else NO_ID
+    value = as_whole(entry.get(name)) if isinstance(entry, dict) else NO_ID
     return value if isinstance(value, int | str) and not isinstance(value, bool) else NO_ID
 
 
@@ -264,7 +284,8 @@ def _add_category(file: _File, item: JsonItem) -> None:
     if number is NO_ID:
         raise RecordError(file.where, f"{item.field}.id", f"must be a whole number or text, is {value.get('id')!r}")
     name = as_text(value.get("name"), file.where, f"{item.field}.name")
-    if number in file.categories:
+    file.notes += unread("category key", value, CATEGORY_KEYS)
+    if file.categories.get(number, name) != name:
         raise RecordError(file.where, f"{item.field}.id", f"{number!r} is also that of {file.categories[number]!r}")
     file.categories[number] = name
 
@@ -277,37 +298,64 @@ def _read_object(
 ) -> RawObject | Dropped:
     number = _id(value, "category_id")
     if number not in file.categories:
-        why = f"must be the id of a category, is {value.get('category_id')!r}"
+        why = f"must be the id of a category, is {shown(value.get('category_id'))}"
         raise RecordError(file.where, f"{field}.category_id", why)
     label = file.categories[number]
     if _is_crowd(value, file.where, field):
         detail = "iscrowd: a region of many objects has no single description"
         return Dropped(label or "(no label)", "crowd", detail, f"{field}.iscrowd")
-    has_box = value.get("bbox") not in (None, [])
-    box = as_box(value["bbox"], file.where, f"{field}.bbox") if has_box else None
-    geometry, note = read_segmentation(value.get("segmentation"), size, file.where, f"{field}.segmentation")
-    notes += [note] if note else []
-    notes += _left_out(value, file.where, field)
+    found, more = _read_geometry(value, label, file.where, field, size)
     if not label:
         return Dropped("(no label)", "no_description", "its category has an empty name", f"{field}.category_id")
-    if geometry is None:
-        if box is None:
-            raise RecordError(file.where, f"{field}.bbox", "is missing, and so is segmentation")
-        found = box_of_size(label, box, f"{field}.bbox")
-        return replace(found, field=field) if isinstance(found, RawObject) else found
-    return RawObject(label, *geometry, field)
+    notes += more
+    return replace(found, field=field) if isinstance(found, RawObject) else found
+
+
+def _read_geometry(
+    value: dict[str, Any], label: str, where: str, field: str, size: tuple[int, int] | None
+) -> tuple[RawObject | Dropped, list[str]]:
+    """The segmentation; the box where there is none, or none that can be used. And notes."""
+    geometry, note = None, None
+    has_box = value.get("bbox") not in (None, [])
+    try:
+        geometry, note = read_segmentation(value.get("segmentation"), size, where, f"{field}.segmentation")
+    except RecordError:
+        if not has_box:
+            raise
+        note = SEGMENTATION_UNUSABLE
+    found: RawObject | Dropped
+    if geometry is not None:
+        found = RawObject(label, *geometry, field)
+    elif has_box:
+        found = box_of_size(label, as_box(value["bbox"], where, f"{field}.bbox"), f"{field}.bbox")
+    else:
+        raise RecordError(where, f"{field}.bbox", "is missing, and so is a segmentation with an area")
+    upright_box = isinstance(found, RawObject) and found.kind == "bbox_2d" and not (geometry and note)
+    degrees = _rotation(value) if upright_box else None
+    if degrees and isinstance(found, RawObject):
+        angle = math.radians(check_number(degrees, where, f"{field}.attributes.rotation"))
+        x1, y1, x2, y2 = found.points
+        found = turned_box(label, (x1, y1, x2, y2), angle, field)
+    elif upright_box:
+        found = upright(found, value, field)
+    return found, [*([note] if note else []), *_left_out(value, turned=bool(degrees))]
+
+
+def _rotation(value: dict[str, Any]) -> Any:
+    """CVAT's turn of the box about its centre, in degrees clockwise; it is an attribute, since COCO has none."""
+    attributes = value.get("attributes")
+    return attributes.get("rotation") if isinstance(attributes, dict) else None
 
 
 def _is_crowd(value: dict[str, Any], where: str, field: str) -> bool:
-    crowd = value.get("iscrowd", 0)
-    if crowd not in (0, 1) or isinstance(crowd, float):
-        raise RecordError(where, f"{field}.iscrowd", f"must be 0 or 1, is {crowd!r}")
+    crowd = as_whole(value.get("iscrowd") or 0)
+    if crowd not in (0, 1):
+        raise RecordError(where, f"{field}.iscrowd", f"must be 0 or 1, is {shown(crowd)}")
     return bool(crowd)
 
 
-def _left_out(value: dict[str, Any], where: str, field: str) -> list[str]:
-    """A note for each key and attribute that is not read."""
-    attributes = value.get("attributes")
-    names = as_mapping(attributes, where, f"{field}.attributes") if attributes is not None else {}
-    keys = [f"annotation key not read: {key}" for key in value if key not in READ_KEYS]
-    return keys + [f"attribute not read: {key}" for key in names]
+def _left_out(value: dict[str, Any], turned: bool) -> list[str]:
+    """A note for each key and attribute with content that is not read; the rotation of a turned box is."""
+    attributes, rotation = value.get("attributes"), ("rotation",) if turned else ()
+    keys = (*READ_KEYS, *rotation, *(("attributes",) if isinstance(attributes, dict) else ()))
+    return unread("annotation key", value, keys) + unread("attribute", attributes, rotation)

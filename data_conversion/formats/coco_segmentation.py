@@ -4,6 +4,8 @@ absent, null or []                  none: the annotation's ``bbox`` counts
 [[x, y, …]]                         ``poly``, or ``bbox_2d`` if these are just the four corners of a box
 [[x, y, …], [x, y, …], …]           an object in several pieces: its box, noted
 {"size": [h, w], "counts": …}       run lengths (RLE), compressed or not: their box, noted
+
+Pieces and masks without an area are as absent, and noted.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from bbu.errors import RecordError
-from bbu.geometry import enclosing_box
+from bbu.geometry import enclosing_box, polygon_area
 from data_conversion.formats.checks import MAX_COORDINATE, as_list, as_mapping, check_number, check_size
 
 BOX_TOLERANCE = 0.5  # pixels that a polygon's corner may lie off the box it is read as
@@ -21,6 +23,7 @@ MAX_MASK_PIXELS = 2**31  # pycocotools counts in 32 bits
 
 SEVERAL_POLYGONS = "several_polygons_kept_as_box"
 MASK = "mask_kept_as_box"
+NO_AREA = "segmentation_without_area_not_read"
 
 Geometry = tuple[str, tuple[float, ...]]  # kind, points
 
@@ -34,23 +37,27 @@ def read_segmentation(
         size: declared (width, height) of the photo; a mask must have the same.
 
     Raises:
-        RecordError: numbers that form no polygon, or run lengths that do not fill the photo.
+        RecordError: what is no list of numbers, or run lengths that do not fill the photo.
     """
     if value is None or value == []:
         return None, None
     if isinstance(value, dict):
-        return ("bbox_2d", _mask_box(value, size, where, field)), MASK
-    rings = [_read_ring(ring, where, f"{field}[{i}]") for i, ring in enumerate(as_list(value, where, field))]
+        box = _mask_box(value, size, where, field)
+        return (("bbox_2d", box), MASK) if box[2] > box[0] and box[3] > box[1] else (None, NO_AREA)
+    every = [_read_ring(ring, where, f"{field}[{i}]") for i, ring in enumerate(as_list(value, where, field))]
+    rings = [ring for ring in every if len(ring) >= 6 and polygon_area(np.reshape(ring, (-1, 2))) > 0]
+    if not rings:
+        return None, NO_AREA
     if len(rings) > 1:
         return ("bbox_2d", enclosing_box([number for ring in rings for number in ring])), SEVERAL_POLYGONS
     box = enclosing_box(rings[0])
-    return ("bbox_2d", box) if _is_box(rings[0], box) else ("poly", rings[0]), None
+    return ("bbox_2d", box) if _is_box(rings[0], box) else ("poly", rings[0]), NO_AREA if every != rings else None
 
 
 def _read_ring(value: Any, where: str, field: str) -> tuple[float, ...]:
     """Flat x, y of a ring, without the closing point that some tools repeat."""
     items = as_list(value, where, field)
-    if not items or len(items) % 2:
+    if len(items) % 2:
         raise RecordError(where, field, f"must be pairs x, y, has {len(items)} numbers")
     ring = _numbers(items, where, field)
     return ring[:-2] if len(ring) > 6 and ring[:2] == ring[-2:] else ring
@@ -70,7 +77,8 @@ def _is_box(ring: tuple[float, ...], box: tuple[float, float, float, float]) -> 
     x1, y1, x2, y2 = box
     corners = 2 * [(x1, y1), (x2, y1), (x2, y2), (x1, y2)]
     orders = [corners[start : start + 4][::way] for start in range(4) for way in (1, -1)]
-    return any(np.abs(np.reshape(ring, (4, 2)) - order).max() <= BOX_TOLERANCE for order in orders)
+    tolerance = min(BOX_TOLERANCE, 0.05 * max(x2 - x1, y2 - y1))  # of a small box, or one in shares of the photo, less
+    return any(np.abs(np.reshape(ring, (4, 2)) - order).max() <= tolerance for order in orders)
 
 
 def _mask_box(

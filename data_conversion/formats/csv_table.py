@@ -1,34 +1,58 @@
-"""Read CSV tables at the root, one row per object: ``image,x1,y1,x2,y2,desc`` in any order, with a header.
+"""Read CSV tables, one row per object: ``image,x1,y1,x2,y2,desc`` in any order, with a header.
 
     image,x1,y1,x2,y2,desc,split,group,width,height
     photos/a.jpg,10,20,110,80,screw/loose,train,site 4,1440,1920
     photos/b.jpg,,,,,,val,,,                                          nothing to see in b.jpg
 
-UTF-8, separated by ``,`` ``;`` or tab (found from the header), quotes doubled. Corners are edges in pixels from 0 of
-the displayed photo. Optional columns: split (or the file name gives it: ``train.csv``), group, and the width and height
-of the frame that the corners are measured in. Other columns, such as score, are not read, and noted. A photo's rows
-may be anywhere in one file. A photo is looked for in ``images/``, at the root, and anywhere if its name is unique.
+Tables lie at the root or, if there are none, one folder down. UTF-8 or UTF-16 with a mark (Excel's "Unicode text"),
+separated by ``,`` ``;`` or tab (found from the header), quotes doubled. Columns may have the names of ALIASES, such as
+TensorFlow's ``filename,width,height,class,xmin,ymin,xmax,ymax``. Corners are edges in pixels from 0 of the displayed
+photo. Optional columns: split (or the file name gives it: ``train.csv``), group, and the width and height of the frame
+that the corners are measured in. Other columns, such as score, are not read, and noted. A photo's rows may be anywhere
+in one file. A photo is looked for in ``images/`` and beside the table, then as ``locating`` does.
 """
 
 from __future__ import annotations
 
 import csv
 import difflib
+import posixpath
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 
 from bbu.errors import RecordError, shown
 from data_conversion.base import BadSource, Dropped, RawObject, SourceImage, SourceItem, SourceOptions, readable
-from data_conversion.formats.checks import box_of_corners, check_side, parse_number
+from data_conversion.formats.checks import box_of_corners, declared_size, parse_number
 from data_conversion.formats.disk_multimap import DiskMultimap
-from data_conversion.formats.files import bad_source, named_split, open_utf8, or_bad_source
+from data_conversion.formats.files import (
+    annotation_files,
+    bad_source,
+    named_split,
+    open_text,
+    or_bad_source,
+    split_of_file,
+)
+from data_conversion.formats.salvage import salvage, upright
 from data_conversion.formats.source_photos import unnamed_photos
-from data_conversion.locating import PhotoFinder
+from data_conversion.locating import Found, PhotoFinder
 
 CORNERS = ("x1", "y1", "x2", "y2")
 REQUIRED = ("image", *CORNERS, "desc")
 OF_PHOTO = ("split", "group", "width", "height")  # optional; rows of one photo must agree
 DELIMITERS = ",;\t"
+# What other tools call a column, in lower case; of several the first that is there
+ALIASES = {
+    "image": ("filename", "file_name", "image_name", "image_path", "img", "file", "image_id", "imageid", "path"),
+    "x1": ("xmin", "x_min", "left", "xtl"),
+    "y1": ("ymin", "y_min", "top", "ytl"),
+    "x2": ("xmax", "x_max", "right", "xbr"),
+    "y2": ("ymax", "y_max", "bottom", "ybr"),
+    "desc": ("class", "label", "category", "class_name", "label_name", "labelname", "category_name", "description"),
+    "split": ("subset",),
+    "width": ("image_width", "img_width"),
+    "height": ("image_height", "img_height"),
+}
 
 _NAMED = "named"  # map of the photos that tables name
 
@@ -37,10 +61,10 @@ Row = tuple[str, dict[str, str], str | None]  # file:line, column → text, what
 
 def iter_records(root: Path, options: SourceOptions = SourceOptions()) -> Iterator[SourceItem]:  # noqa: B008 (frozen)
     """Yield one item for each photo of each table, by its first row, then one for each photo in no table."""
-    finder = PhotoFinder(root)
+    finder = PhotoFinder(root, options.ignore)
     with DiskMultimap() as store:
-        for path in sorted(path for path in root.glob("*.csv") if path.name[0] != "."):
-            where = readable(path.name)
+        for path in annotation_files(root, "*.csv", options.ignore):
+            where = readable(path.relative_to(root).as_posix())
             try:
                 columns = _store_rows(path, where, store)
             except (RecordError, OSError) as error:
@@ -58,7 +82,7 @@ def _store_rows(path: Path, where: str, store: DiskMultimap) -> list[str]:
     Raises:
         RecordError: the file is no such table; none of its rows count then.
     """
-    with open_utf8(path, where) as stream:
+    with open_text(path, where) as stream:
         line = 0
         try:
             header = stream.readline()
@@ -82,7 +106,13 @@ def _delimiter(header: str) -> str:
 
 
 def _names(header: str, delimiter: str) -> list[str]:
-    return [name.strip() for name in next(csv.reader([header], delimiter=delimiter), [])]
+    """The columns, by the names that this reader has for them."""
+    names = [name.strip() for name in next(csv.reader([header], delimiter=delimiter), [])]
+    for ours, theirs in ALIASES.items():
+        known = [name for alias in (ours, *theirs) for name in names if name.lower() == alias]
+        if known and ours not in names:
+            names[names.index(known[0])] = ours
+    return names
 
 
 def _read_header(header: str, where: str) -> list[str]:
@@ -108,30 +138,35 @@ def _read_photo(
         for where, _, _ in rows:
             yield BadSource(where, "image", "is empty; name the photo")
         return
-    place = finder.find(image, "images")
-    store.put(_NAMED, place)
-    yield _photo(table, place, rows, notes)
+    folder = posixpath.dirname(table)
+    found = finder.find(image, posixpath.join(folder, "images"), folder, "images")
+    store.put(_NAMED, found.image)
+    yield _photo(table, found, rows, notes)
 
 
 @or_bad_source
-def _photo(table: str, place: str, rows: list[Row], notes: tuple[str, ...]) -> SourceImage:
-    for where, _, wrong in rows:
-        if wrong is not None:
-            raise RecordError(where, "row", f"{wrong}; put text that holds separators in quotes")
-    objects = [row for row in rows if any(row[1][name] for name in (*CORNERS, "desc"))]
-    if objects and len(objects) < len(rows):
-        where = next(where for where, cells, _ in rows if not any(cells[name] for name in (*CORNERS, "desc")))
-        raise RecordError(where, "desc", f"is empty: nothing to see, but {objects[0][0]} has an object in that photo")
-    of_photo = {name: _of_photo(rows, name) for name in OF_PHOTO}
+def _photo(table: str, found: Found, rows: list[Row], notes: tuple[str, ...]) -> SourceImage:
+    objects = [row for row in rows if row[2] or any(row[1][name] for name in (*CORNERS, "desc"))]
+    if objects:  # then a row without an object is a mistake of its own
+        objects = rows
+    whole = [row for row in rows if not row[2]]
+    if not whole:  # what stands in the column of photos may not be one
+        raise RecordError(rows[0][0], "row", f"{rows[0][2]}; put text that holds separators in quotes")
+    of_photo = {name: _of_photo(whole, name) for name in OF_PHOTO}
+    more = list(notes)
     return SourceImage(
-        image=place,
+        image=found.image,
         source=table,
-        objects=tuple(_read_object(cells, where) for where, cells, _ in objects),
-        size=_size(of_photo, rows[0][0]),
+        objects=tuple(
+            salvage(partial(_read_object, row), row[1].get("desc", ""), f"line {row[0].rpartition(':')[2]}")
+            for row in objects
+        ),
+        size=_size(of_photo, rows[0][0], more),
         displayed=True,
-        split=_split(of_photo["split"], rows[0][0]) or named_split(Path(table).stem),
+        split=_split(of_photo["split"], rows[0][0]) or split_of_file(table),
         group=of_photo["group"] or None,
-        notes=notes,
+        notes=(*more, *found.notes),
+        missing=found.missing,
     )
 
 
@@ -151,20 +186,22 @@ def _split(value: str, where: str) -> str | None:
     return split
 
 
-def _size(of_photo: Mapping[str, str], where: str) -> tuple[int, int] | None:
-    if not of_photo["width"] and not of_photo["height"]:
-        return None
-    numbers = {name: _number(of_photo[name], where, name) for name in ("width", "height")}
-    width, height = (check_side(number, where, name) for name, number in numbers.items())
-    return width, height
+def _size(of_photo: Mapping[str, str], where: str, notes: list[str]) -> tuple[int, int] | None:
+    width, height = (_number(of_photo[name], where, name) if of_photo[name] else None for name in ("width", "height"))
+    return declared_size(width, height, where, "row", notes)
 
 
-def _read_object(cells: Mapping[str, str], where: str) -> RawObject | Dropped:
-    x1, y1, x2, y2 = (_number(cells[name], where, name) for name in CORNERS)
+def _read_object(row: Row) -> RawObject | Dropped:
+    where, cells, wrong = row
     line = where.rpartition(":")[2]
+    if wrong is not None:
+        raise RecordError(where, f"line {line}", f"{wrong}; put text that holds separators in quotes")
+    if not any(cells[name] for name in (*CORNERS, "desc")):
+        raise RecordError(where, f"line {line}", "says that there is nothing to see, but the photo has objects")
+    x1, y1, x2, y2 = (_number(cells[name], where, f"line {line}.{name}") for name in CORNERS)
     if not cells["desc"]:
         return Dropped("(no label)", "no_description", "desc is empty", f"line {line}.desc")
-    return box_of_corners(cells["desc"], (x1, y1, x2, y2), f"line {line}")
+    return upright(box_of_corners(cells["desc"], (x1, y1, x2, y2), f"line {line}"), cells, f"line {line}")
 
 
 def _number(text: str, where: str, field: str) -> float:

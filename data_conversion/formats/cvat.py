@@ -1,4 +1,4 @@
-"""Read CVAT's export "CVAT for images 1.1": one or several ``*.xml`` at the root.
+"""Read CVAT's export "CVAT for images 1.1": one or several ``*.xml`` at the root or, if none is there, one folder down.
 
     <image id name width height [subset]>
       <box label xtl ytl xbr ybr [rotation]>  <polygon label points="x,y;x,y">  <polyline …>  <tag label>
@@ -8,11 +8,12 @@ Frame: since release 2.1 of 2022 CVAT applies the EXIF orientation and exports t
 photo, so ``displayed`` is set. A box with a rotation (degrees, clockwise around its centre) becomes a ``poly``.
 
 Description: the label, then the value of each attribute as a further level, in file order. A ticked checkbox
-(``true``) gives its name, an unticked one (``false``) nothing. Tags describe the whole photo: they become its summary.
+(``true``) gives its name, an unticked one (``false``) and ``__undefined__`` nothing. Tags describe the whole photo:
+they become its summary. What else a shape says (occluded, group_id) is noted.
 
 Splits: the subset in a project's export (train, validation, test and the like). An ``<image>`` without shapes is a
 photo with nothing to see, but CVAT writes photos that nobody has looked at in the same way, so they are noted
-(``no_shapes``). Points, ellipses, masks, cuboids and skeletons are dropped as ``unsupported_shape``.
+(``no_shapes``). Points, ellipses, masks, cuboids, skeletons and all else are dropped as ``unsupported_shape``.
 
 Format: docs.cvat.ai/docs/dataset_management/formats/format-cvat, "XML annotation format", version 1.1.
 """
@@ -20,22 +21,28 @@ Format: docs.cvat.ai/docs/dataset_management/formats/format-cvat, "XML annotatio
 from __future__ import annotations
 
 import math
+import posixpath
 import xml.etree.ElementTree as ElementTree
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import closing
+from functools import partial
 from pathlib import Path
 
 from bbu.errors import RecordError, shown
 from bbu.taxonomy import SEPARATOR
 from data_conversion.base import Dropped, RawObject, SourceImage, SourceItem, SourceOptions
-from data_conversion.formats.checks import box_of_corners, check_size, check_text, parse_number
-from data_conversion.formats.files import named_split, or_bad_source
+from data_conversion.formats.checks import check_text, declared_size, parse_number
+from data_conversion.formats.files import declared_split, or_bad_source
+from data_conversion.formats.salvage import attribute_levels, salvage, turned_box, unread
 from data_conversion.formats.source_photos import read_exports
-from data_conversion.formats.xml_files import NoDoctype, parse_xml
+from data_conversion.formats.xml_files import NoDoctype, open_xml, parse_xml
 from data_conversion.locating import PhotoFinder
 
 SHAPES = {"polygon": ("poly", 3), "polyline": ("line", 2)}  # element → kind and fewest points
-OTHER_SHAPES = ("points", "ellipse", "mask", "cuboid", "skeleton")
+# Read, or written by rote
+IMAGE_ATTRIBUTES = ("id", "name", "width", "height", "subset", "task_id")
+SHAPE_ATTRIBUTES = ("label", "source", "z_order", "xtl", "ytl", "xbr", "ybr", "rotation", "points")
 MAX_DEPTH = 20  # of nested elements; exports have 5
 TAG_SEPARATOR = "; "  # between the tags of a photo
 CHOOSE_IMAGES = "export the task again as CVAT for images 1.1"
@@ -71,7 +78,7 @@ def _read_images(path: Path, where: str, finder: PhotoFinder) -> Iterator[Source
     parse_xml(path, _Check(where))  # to its end, before anything is taken from a file that may be cut off
     parents: list[ElementTree.Element] = []  # of the current element, from the root down
     index = 0
-    for event, element in ElementTree.iterparse(path, events=("start", "end")):
+    for event, element in _elements(path):
         if event == "start":
             parents.append(element)
             continue
@@ -84,27 +91,42 @@ def _read_images(path: Path, where: str, finder: PhotoFinder) -> Iterator[Source
         parents[0].clear()  # otherwise the whole file would collect below the root
 
 
+def _elements(path: Path) -> Iterator[tuple[str, ElementTree.Element]]:
+    with closing(open_xml(path)) as stream:
+        yield from ElementTree.iterparse(stream, events=("start", "end"))
+
+
 @or_bad_source
 def _read_image(image: ElementTree.Element, where: str, place: str, finder: PhotoFinder) -> SourceItem:
     name = check_text(image.get("name", "").strip(), where, f"{place}.name")
     if not name:
         raise RecordError(where, f"{place}.name", "is missing")
-    size = check_size(_number(image, "width", where, place), _number(image, "height", where, place), where, place)
-    objects, tags = _read_shapes(image, where, place)
+    notes = unread("image attribute", image.attrib, IMAGE_ATTRIBUTES)
+    width, height = (
+        _number(image, side, where, place) if side in image.attrib else None for side in ("width", "height")
+    )
+    size = declared_size(width, height, where, place, notes)
+    objects, tags = _read_shapes(image, where, place, notes)
     subset = image.get("subset", "")
+    split, unknown = declared_split(subset)
+    folder = posixpath.dirname(where)
+    photo = finder.find(name, *(posixpath.join(folder, at) for at in (f"images/{subset}", "images", "")))
     return SourceImage(
-        image=finder.find(name, f"images/{subset}", "images"),
+        image=photo.image,
         source=where,
         objects=tuple(objects),
         size=size,
         displayed=True,
-        split=named_split(subset),
+        split=split,
         summary=TAG_SEPARATOR.join(tags) or None,
-        notes=() if objects else ("no_shapes",),
+        notes=(*notes, *unknown, *(() if objects else ("no_shapes",)), *photo.notes),
+        missing=photo.missing,
     )
 
 
-def _read_shapes(image: ElementTree.Element, where: str, place: str) -> tuple[list[RawObject | Dropped], list[str]]:
+def _read_shapes(
+    image: ElementTree.Element, where: str, place: str, notes: list[str]
+) -> tuple[list[RawObject | Dropped], list[str]]:
     """Objects in file order, and the text of the tags."""
     objects: list[RawObject | Dropped] = []
     tags: list[str] = []
@@ -112,60 +134,45 @@ def _read_shapes(image: ElementTree.Element, where: str, place: str) -> tuple[li
     for shape in image:
         here = f"{place}.{shape.tag}[{counts[shape.tag]}]"
         counts[shape.tag] += 1
-        desc = _describe(shape, where, here)
         if shape.tag == "tag":
-            tags += [desc] if desc else []
+            tags += filter(None, [_describe(shape, where, here)])
         else:
-            objects.append(_read_shape(shape, desc, where, here))
+            objects.append(salvage(partial(_read_shape, shape, where, here), shape.get("label", ""), here))
+            if isinstance(objects[-1], RawObject):
+                notes += unread("shape attribute", shape.attrib, SHAPE_ATTRIBUTES)
     return objects, tags
 
 
 def _describe(shape: ElementTree.Element, where: str, place: str) -> str:
     """The label, then its attributes, as a path."""
-    levels = [shape.get("label", "")]
-    for index, attribute in enumerate(shape.iterfind("attribute")):
-        value = (attribute.text or "").strip()
-        ticked = {"true": attribute.get("name", ""), "false": ""}
-        levels.append(check_text(ticked.get(value.lower(), value), where, f"{place}.attribute[{index}]"))
-    return SEPARATOR.join(level.strip() for level in levels if level.strip())
+    attributes = [(item.get("name", ""), item.text or "") for item in shape.iterfind("attribute")]
+    levels = [shape.get("label", "").strip(), *attribute_levels(attributes)]
+    return check_text(SEPARATOR.join(filter(None, levels)), where, f"{place}.attribute")
 
 
-def _read_shape(shape: ElementTree.Element, desc: str, where: str, place: str) -> RawObject | Dropped:
-    if shape.tag == "box":
-        kind, points = _box(shape, where, place)
-    elif shape.tag in SHAPES:
-        kind, points = SHAPES[shape.tag][0], _points(shape, where, place)
-    elif shape.tag in OTHER_SHAPES:
+def _read_shape(shape: ElementTree.Element, where: str, place: str) -> RawObject | Dropped:
+    desc = _describe(shape, where, place)
+    if shape.tag not in ("box", *SHAPES):
         return Dropped(desc or "(no label)", "unsupported_shape", f"<{shape.tag}> is no box, polygon or line", place)
+    if shape.tag == "box":
+        x1, y1, x2, y2 = (_number(shape, name, where, place) for name in ("xtl", "ytl", "xbr", "ybr"))
+        angle = _number(shape, "rotation", where, place) if "rotation" in shape.attrib else 0.0
+        found = turned_box(desc, (x1, y1, x2, y2), math.radians(angle), place)
     else:
-        raise RecordError(where, place, f"is no shape of {', '.join(('box', *SHAPES, *OTHER_SHAPES))}")
+        kind, fewest = SHAPES[shape.tag]
+        points = _points(shape, where, place)
+        short = len(points) < 2 * fewest
+        detail = f"a {shape.tag} of {len(points) // 2} points has no extent"
+        found = Dropped(desc, "zero_area", detail, place) if short else RawObject(desc, kind, points, place)
     if not shape.get("label", "").strip():
         return Dropped("(no label)", "no_description", "the label is missing or empty", place)
-    if shape.tag in SHAPES and len(points) < 2 * SHAPES[shape.tag][1]:
-        return Dropped(desc, "zero_area", f"a {shape.tag} of {len(points) // 2} points has no extent", place)
-    if kind == "bbox_2d":
-        x1, y1, x2, y2 = points
-        return box_of_corners(desc, (x1, y1, x2, y2), place)
-    return RawObject(desc, kind, points, place)
-
-
-def _box(shape: ElementTree.Element, where: str, place: str) -> tuple[str, tuple[float, ...]]:
-    """Kind and points; a rotated box is the polygon of its corners."""
-    x1, y1, x2, y2 = (_number(shape, name, where, place) for name in ("xtl", "ytl", "xbr", "ybr"))
-    angle = math.radians(_number(shape, "rotation", where, place) if "rotation" in shape.attrib else 0.0)
-    if not angle % math.tau or x2 <= x1 or y2 <= y1:
-        return "bbox_2d", (x1, y1, x2, y2)
-    cos, sin = math.cos(angle), math.sin(angle)
-    (cx, cy), (dx, dy) = ((x1 + x2) / 2, (y1 + y2) / 2), ((x2 - x1) / 2, (y2 - y1) / 2)
-    around = ((-dx, -dy), (dx, -dy), (dx, dy), (-dx, dy))
-    # y points down, so this is clockwise on the screen.
-    return "poly", tuple(n for x, y in around for n in (cx + x * cos - y * sin, cy + x * sin + y * cos))
+    return found
 
 
 def _points(shape: ElementTree.Element, where: str, place: str) -> tuple[float, ...]:
     """The flat coordinates in ``points="x,y;x,y"``."""
     numbers: list[float] = []
-    for index, pair in enumerate(shape.get("points", "").split(";")):
+    for index, pair in enumerate(filter(None, shape.get("points", "").split(";"))):
         name = f"{place}.points[{index}]"
         parts = pair.split(",")
         if len(parts) != 2:

@@ -28,11 +28,26 @@ from bbu.errors import RecordError
 from data_conversion.base import BadSource, SourceImage, SourceItem, SourceOptions, readable
 from data_conversion.formats.checks import check_text
 from data_conversion.formats.disk_multimap import DiskMultimap
-from data_conversion.formats.files import bad_source, named_split, or_bad_source, split_of, walk_files
-from data_conversion.formats.hf_objects import SUMMARY_COLUMNS, read_objects, read_size, read_summary
+from data_conversion.formats.files import (
+    annotation_files,
+    bad_source,
+    declared_split,
+    or_bad_source,
+    read_text,
+    split_of,
+)
+from data_conversion.formats.hf_objects import (
+    CLASS_FILE,
+    LABEL_KEYS,
+    SUMMARY_COLUMNS,
+    read_objects,
+    read_size,
+    read_summary,
+)
 from data_conversion.formats.hf_tables import CsvFile, JsonLines, ParquetTable, Table, parquet_tables, saved_tables
 from data_conversion.formats.source_photos import unnamed_photos
-from data_conversion.locating import PhotoFinder
+from data_conversion.locating import Found, PhotoFinder
+from data_conversion.source_folder import walk_files
 
 COLUMNS = ("image", "file_name", "objects", "width", "height", *SUMMARY_COLUMNS)
 # Metadata files of an image folder, in which the photos' folders give the split
@@ -58,9 +73,10 @@ _NAMED = "named"  # map of the photos that have files of their own
 def iter_records(root: Path, options: SourceOptions = SourceOptions()) -> Iterator[SourceItem]:  # noqa: B008 (frozen)
     """Yield one item per row, table by table; for an image folder also one for each photo in no row."""
     with DiskMultimap() as store:
-        source = _Source(root, store)
-        if (root / "dataset_dict.json").is_file() or (root / "state.json").is_file():
-            yield from source.items(saved_tables(root))
+        source = _Source(root, store, options.ignore)
+        saved = _saved_folder(root, options.ignore)
+        if saved is not None:
+            yield from source.items(saved_tables(root, saved))
             return
         metadata = [path for path in walk_files(root, options.ignore) if path.name in METADATA]
         if not metadata:
@@ -70,12 +86,21 @@ def iter_records(root: Path, options: SourceOptions = SourceOptions()) -> Iterat
         yield from unnamed_photos(root, options.ignore, store, _NAMED)
 
 
+def _saved_folder(root: Path, ignore: Path | None) -> Path | None:
+    """The folder that ``save_to_disk`` wrote: the root, or one in it."""
+    for name in ("dataset_dict.json", "state.json"):
+        files = annotation_files(root, name, ignore)
+        if files:
+            return files[0].parent
+    return None
+
+
 class _Source:
     """The rows of all tables, as photos."""
 
-    def __init__(self, root: Path, store: DiskMultimap) -> None:
+    def __init__(self, root: Path, store: DiskMultimap, ignore: Path | None) -> None:
         self.root, self.store = root, store
-        self.finder = PhotoFinder(root)
+        self.finder = PhotoFinder(root, ignore)
         self.rows_of_split: Counter[str] = Counter()
 
     def items(self, tables: Sequence[Table | BadSource]) -> Iterator[SourceItem]:
@@ -98,7 +123,7 @@ class _Source:
     def _rows(self, table: Table) -> Iterator[SourceItem]:
         own_names = self._has_own_names(table.split)
         try:
-            names = table.class_names()
+            names = {**self._listed_names(table), **table.class_names()}
             for prefix, row in table.rows():
                 number = self.rows_of_split[table.split]
                 self.rows_of_split[table.split] += 1
@@ -109,29 +134,48 @@ class _Source:
         except (RecordError, OSError) as error:
             yield bad_source(error, table.where)
 
+    def _listed_names(self, table: Table) -> Mapping[str, Sequence[str]]:
+        """The class names in CLASS_FILE beside a table or at the root, for every label key; none without it."""
+        for folder in (posixpath.dirname(table.where), ""):
+            where = posixpath.join(folder, CLASS_FILE)
+            if (self.root / where).is_file():
+                lines = read_text(self.root / where, where).rstrip().splitlines()
+                return {key: [line.strip() for line in lines] for key in LABEL_KEYS}
+        return {}
+
     @or_bad_source
     def _photo(
         self, table: Table, prefix: str, row: Mapping[str, Any], names: Mapping[str, Sequence[str]], number: int | None
     ) -> SourceItem:
-        image, content = self._image(table, prefix, row, number)
+        photo, content = self._image(table, prefix, row, number)
+        image = photo.image
         if content is None:
             self.store.put(_NAMED, image)
         objects, notes = read_objects(row.get("objects"), names, table.where, f"{prefix}objects")
-        size = read_size(row, table.where, prefix)
+        size = read_size(row, table.where, prefix, notes)
+        split, unknown = declared_split(table.split)
         return SourceImage(
             image=image,
             source=table.where,
             objects=objects,
             size=size,
             displayed=size is None,
-            split=named_split(table.split) or (split_of(image) if content is None else None),
+            split=split or (split_of(image) if content is None else None),
             summary=read_summary(row, table.where, prefix),
             content=content,
-            notes=(*notes, *(f"column not read: {name}" for name in row if name not in COLUMNS)),
+            notes=(
+                *notes,
+                *unknown,
+                *(f"column not read: {name}" for name in row if name not in COLUMNS),
+                *photo.notes,
+            ),
+            missing=photo.missing,
         )
 
-    def _image(self, table: Table, prefix: str, row: Mapping[str, Any], number: int | None) -> tuple[str, bytes | None]:
-        """The photo's name and bytes, or its path and None.
+    def _image(
+        self, table: Table, prefix: str, row: Mapping[str, Any], number: int | None
+    ) -> tuple[Found, bytes | None]:
+        """The photo's name and bytes, or where it is and None.
 
         Args:
             number: its name; None names it after its file.
@@ -147,7 +191,7 @@ class _Source:
             if not isinstance(content, bytes):
                 raise RecordError(table.where, field, f"must be the bytes of a photo, is {type(content).__name__}")
             stem = f"{number:08d}" if number is not None else _stem(path)
-            return posixpath.join(table.split, f"{stem}{_suffix(content, table.where, field)}"), content
+            return Found(posixpath.join(table.split, f"{stem}{_suffix(content, table.where, field)}")), content
         if not isinstance(path, str) or not path.strip():
             raise RecordError(table.where, field, f"must name a photo or hold one, is {path!r}")
         folder = posixpath.dirname(table.where) if column == "file_name" else ""

@@ -3,26 +3,38 @@
     objects   {"bbox": [[x, y, width, height], …], "category": […]} or [{"bbox": […], "category": …}, …]
     text or caption   text, or a list of texts
 
-The label is in ``categories``, ``category``, ``label`` or ``desc``: text, or the number of a ClassLabel. Objects with
-``iscrowd`` are dropped; other keys of an object are not read, and noted.
+The label is in ``categories``, ``category``, ``label`` or ``desc``: text, or the number of a ClassLabel, or of a line
+in ``classes.txt`` beside the table. Objects with ``iscrowd`` are dropped; other keys of an object with content are not
+read, and noted.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from bbu.errors import RecordError
 from bbu.jsonl import decode_json
 from data_conversion.base import Dropped, RawObject
-from data_conversion.formats.checks import as_box, as_list, as_mapping, as_text, box_of_size, check_text, declared_size
+from data_conversion.formats.checks import (
+    as_box,
+    as_list,
+    as_mapping,
+    as_text,
+    as_whole,
+    box_of_size,
+    check_text,
+    declared_size,
+)
+from data_conversion.formats.salvage import label_in, salvage, unread, upright
 
 LABEL_KEYS = ("categories", "category", "label", "desc")
 CROWD_KEYS = ("iscrowd", "is_crowd")
 OTHER_KEYS = ("bbox", "id", "area")  # the last two are not read, and hold nothing of use
 SUMMARY_COLUMNS = ("text", "caption")
 
+CLASS_FILE = "classes.txt"  # names of numbered classes, one a line from 0 on, where the table does not hold them
 NO_LABEL = -1  # what datasets writes for a missing ClassLabel
 
 
@@ -41,27 +53,26 @@ def read_objects(
         raise RecordError(where, field, "is missing; a photo with nothing to see has empty lists")
     if isinstance(value, str):
         try:
-            value = decode_json(value, where)
+            value = decode_json(value, where, constants=True)
         except RecordError as error:
             raise RecordError(where, field, error.why) from None
-    objects, notes = [], []
+    objects: list[RawObject | Dropped] = []
+    notes: list[str] = []
     for name, item in _one_by_one(value, where, field):
-        label_key = _label_key(item, where, field)
-        label = _label(item[label_key], names.get(label_key), where, name.format(label_key))
-        objects.append(_read_object(item, label, where, name.format("bbox")))
-        known = (label_key, *CROWD_KEYS, *OTHER_KEYS)
-        notes += [f"object key not read: {key}" for key in item if key not in known]
+        place = name.format("bbox")
+        objects.append(
+            salvage(partial(_read_object, item, names, where, name, notes), label_in(item, *LABEL_KEYS), place)
+        )
     return tuple(objects), notes
 
 
-def _one_by_one(value: Any, where: str, field: str) -> list[tuple[str, dict[str, Any]]]:
+def _one_by_one(value: Any, where: str, field: str) -> list[tuple[str, Any]]:
     """A list of objects, or a mapping of lists, as one mapping per object.
 
     Before each stands how its fields are called, with ``{}`` for the key: ``objects[3].{}``, or ``objects.{}[3]``.
     """
     if isinstance(value, list):
-        items = [as_mapping(item, where, f"{field}[{number}]") for number, item in enumerate(value)]
-        return [(f"{field}[{number}].{{}}", item) for number, item in enumerate(items)]
+        return [(f"{field}[{number}].{{}}", item) for number, item in enumerate(value)]
     columns = {key: as_list(cells, where, f"{field}.{key}") for key, cells in as_mapping(value, where, field).items()}
     if "bbox" not in columns:
         raise RecordError(where, f"{field}.bbox", f"is missing; keys are {', '.join(columns) or 'none'}")
@@ -86,10 +97,14 @@ def _label(value: Any, names: Sequence[str] | None, where: str, field: str) -> s
         return ""
     if isinstance(value, str):
         return check_text(value.strip(), where, field)
+    value = as_whole(value)
     if isinstance(value, bool) or not isinstance(value, int):
         raise RecordError(where, field, f"must be text or the number of a class, is {value!r}")
     if names is None:
-        raise RecordError(where, field, f"is {value}, a class without a name; write the name")
+        way_out = (
+            f"write the names in {CLASS_FILE} beside the table, one a line from class 0 on, or in place of numbers"
+        )
+        raise RecordError(where, field, f"is {value}, a class without a name; {way_out}")
     if value == NO_LABEL:
         return ""
     if not 0 <= value < len(names):
@@ -97,13 +112,20 @@ def _label(value: Any, names: Sequence[str] | None, where: str, field: str) -> s
     return check_text(names[value].strip(), where, field)
 
 
-def _read_object(item: Mapping[str, Any], label: str, where: str, place: str) -> RawObject | Dropped:
+def _read_object(
+    value: Any, names: Mapping[str, Sequence[str]], where: str, name: str, notes: list[str]
+) -> RawObject | Dropped:
+    here, place = name.replace(".{}", ""), name.format("bbox")
+    item = as_mapping(value, where, here)
+    label_key = _label_key(item, where, here)
+    label = _label(item[label_key], names.get(label_key), where, name.format(label_key))
     box = as_box(item.get("bbox"), where, place)
     if not label:
         return Dropped("(no label)", "no_description", "the label is empty", place)
     if any(item.get(key) for key in CROWD_KEYS):
         return Dropped(label, "crowd", "iscrowd: a region of many objects has no single description", place)
-    return box_of_size(label, box, place)
+    notes += unread("object key", item, (label_key, *CROWD_KEYS, *OTHER_KEYS))
+    return upright(box_of_size(label, box, place), item, place)
 
 
 def read_summary(row: Mapping[str, Any], where: str, prefix: str) -> str | None:
@@ -116,8 +138,7 @@ def read_summary(row: Mapping[str, Any], where: str, prefix: str) -> str | None:
     return "\n".join(filter(None, lines)) or None
 
 
-def read_size(row: Mapping[str, Any], where: str, prefix: str) -> tuple[int, int] | None:
-    """The size that the row declares, or None; in CSV it is text."""
-    sides = [row.get(name) for name in ("width", "height")]
-    width, height = (int(side) if isinstance(side, str) and re.fullmatch(r"\d{1,9}", side) else side for side in sides)
-    return declared_size(width, height, where, prefix.rstrip(".") or "row")
+def read_size(row: Mapping[str, Any], where: str, prefix: str, notes: list[str]) -> tuple[int, int] | None:
+    """The size that the row declares, or None; in CSV it is text. Adds to ``notes``."""
+    width, height = (as_whole(row.get(name)) for name in ("width", "height"))
+    return declared_size(width, height, where, prefix.rstrip(".") or "row", notes)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import json
+import posixpath
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -18,7 +19,8 @@ from bbu.errors import RecordError
 from bbu.jsonl import decode_json
 from data_conversion.base import BadSource, readable
 from data_conversion.formats.checks import as_list, as_mapping
-from data_conversion.formats.files import bad_source, named_split, open_utf8, read_text
+from data_conversion.formats.files import bad_source, named_split, open_text, read_text
+from data_conversion.source_folder import check_inside
 
 ROWS = 16  # of a table in memory at a time, with their photos
 SHARD = re.compile(r"(?P<split>.+?)-\d{5}-of-\d{5}")
@@ -50,24 +52,35 @@ class Table:
         return {}
 
 
-def saved_tables(root: Path) -> list[Table | BadSource]:
-    """What ``save_to_disk`` wrote: one table, or one for each split."""
+def saved_tables(root: Path, folder: Path) -> list[Table | BadSource]:
+    """What ``save_to_disk`` wrote into a folder of the source: one table, or one for each split.
+
+    A val or test split whose folder is not there is listed, and stops nothing.
+    """
+    at = folder.relative_to(root)
+    where = (at / "dataset_dict.json").as_posix()
     try:
-        if not (root / "dataset_dict.json").is_file():
-            return [SavedTable(root, "state.json", _split_of_state(root / "state.json"))]
-        where = "dataset_dict.json"
+        if not (root / where).is_file():
+            where = (at / "state.json").as_posix()
+            return [SavedTable(folder, where, _split_of_state(root / where, where))]
         value = as_mapping(decode_json(read_text(root / where, where), where), where, "file")
         splits = as_list(value.get("splits"), where, "splits")
         for index, name in enumerate(splits):
             if not isinstance(name, str) or not re.fullmatch(r"\w[\w.-]*", name):
                 raise RecordError(where, f"splits[{index}]", f"must be the name of a folder, is {name!r}")
     except (RecordError, OSError) as error:
-        return [bad_source(error, "dataset_dict.json")]
-    return [SavedTable(root / name, f"{name}/state.json", name) for name in splits]
+        return [bad_source(error, where)]
+    return [_saved_split(folder / name, where, (at / name / "state.json").as_posix()) for name in splits]
 
 
-def _split_of_state(path: Path) -> str:
-    value = as_mapping(decode_json(read_text(path, path.name), path.name), path.name, "file")
+def _saved_split(folder: Path, named_in: str, where: str) -> Table | BadSource:
+    if named_split(folder.name) in ("val", "test") and not folder.exists():
+        return BadSource(named_in, "splits", f"there is no folder {folder.name}", reason="missing_split")
+    return SavedTable(folder, where, folder.name)
+
+
+def _split_of_state(path: Path, where: str) -> str:
+    value = as_mapping(decode_json(read_text(path, where), where), where, "file")
     split = value.get("_split")
     return split if isinstance(split, str) and re.fullmatch(r"\w[\w.-]*", split) else ""
 
@@ -86,14 +99,14 @@ def parquet_tables(root: Path, files: Iterable[Path]) -> list[Table | BadSource]
 
 class JsonLines(Table):
     def rows(self) -> Rows:
-        with open_utf8(self.path, self.where, newline="\n") as stream:
+        with open_text(self.path, self.where, newline="\n") as stream:
             for number, line in enumerate(stream, start=1):
                 if line.strip():
                     yield f"line {number}.", self._row(line, number)
 
     def _row(self, line: str, number: int) -> dict[str, Any] | RecordError:
         try:
-            return as_mapping(decode_json(line, self.where), self.where, f"line {number}")
+            return as_mapping(decode_json(line, self.where, constants=True), self.where, f"line {number}")
         except RecordError as error:
             field = error.field if error.field.startswith("line ") else f"line {number}.{error.field}"
             return RecordError(self.where, field, error.why)
@@ -103,7 +116,7 @@ class CsvFile(Table):
     """Cells are text; an empty one is none."""
 
     def rows(self) -> Rows:
-        with open_utf8(self.path, self.where) as stream:
+        with open_text(self.path, self.where) as stream:
             reader = csv.reader(stream, strict=True)
             try:
                 columns = next(reader, [])
@@ -168,6 +181,8 @@ class SavedTable(_ArrowTable):
     def _dataset(self) -> Any:
         import datasets
 
+        for file in sorted(self.path.iterdir()):
+            check_inside(file, posixpath.join(posixpath.dirname(self.where), file.name))
         dataset = datasets.load_from_disk(str(self.path.resolve()))
         dataset.data.validate(full=True)  # Arrow trusts the offsets in a file, so check them
         return dataset
@@ -186,12 +201,14 @@ class ParquetTable(_ArrowTable):
     def batches(self, columns: list[str] | None) -> Iterator[Any]:
         from pyarrow import parquet
 
+        check_inside(self.path, self.where)
         with parquet.ParquetFile(self.path) as file:
             yield from file.iter_batches(batch_size=ROWS, columns=columns)
 
     def features(self) -> Any:
         from pyarrow import parquet
 
+        check_inside(self.path, self.where)
         with parquet.ParquetFile(self.path) as file:
             stored = (file.schema_arrow.metadata or {}).get(b"huggingface", b"{}")
         return json.loads(stored).get("info", {}).get("features", {})

@@ -1,6 +1,6 @@
 """Read one big JSON file item by item: memory holds one item of a top-level list, never the whole file.
 
-The standard library's scanner finds the items and ``bbu.jsonl.decode_json`` decodes them, so that NaN, a repeated key
+The standard library's scanner finds the items and ``bbu.jsonl.decode_json`` decodes them, so that a repeated key
 and deep nesting are the same errors as in a small file. (The yajl backend of ijson reads half a surrogate pair as "?"
 and keeps the last of two equal keys, and the memory for its prefixes grows with the square of the nesting depth.)
 """
@@ -15,7 +15,7 @@ from typing import IO, Any, NamedTuple
 
 from bbu.errors import RecordError
 from bbu.jsonl import decode_json
-from data_conversion.formats.files import open_utf8
+from data_conversion.formats.files import open_text
 
 CHUNK = 1 << 20  # characters read at a time
 MAX_ITEM = 1 << 25  # characters; no photo or object is that long
@@ -47,7 +47,7 @@ def stream_json(path: Path, where: str) -> Iterator[JsonItem]:
         RecordError: names ``where``, the item and the reason; raised as soon as the reader gets there.
         OSError: the file cannot be read.
     """
-    with open_utf8(path, where) as stream:
+    with open_text(path, where) as stream:
         yield from _Document(stream, where).pieces()
 
 
@@ -136,7 +136,7 @@ class _Document:
         text = self.text[self.at : self.at + length]
         self.at += length
         try:
-            return decode_json(text, self.where)
+            return decode_json(text, self.where, constants=True)
         except RecordError as error:
             inner = "" if error.field == "row" else f".{error.field}"
             raise RecordError(self.where, f"{field}{inner}", error.why) from None

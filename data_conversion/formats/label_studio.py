@@ -5,14 +5,16 @@ and the size is ``original_width`` x ``original_height``. Where those are missin
 
 Description: the labels of a region (several are joined by ``,``), then the choices, texts and taxonomy paths of that
 region (same ``id``, or its id as ``parentID``), each as a further level, in file order. Choices and texts without a
-region describe the whole photo: they become its summary. Other results (ratings, relations …) are noted, not read.
+region describe the whole photo: they become its summary. Other results (ratings, relations …) and other keys with
+content (meta, data of the task) are noted, not read.
 
-Annotations: of several the ground truth is read, otherwise the one updated last (note ``several_annotations``);
-cancelled ones never are. Predictions are read only where a task has no key ``annotations``, that is in a file made for
-import: in an export they are a model's guesses, not labels.
+Annotations (``completions`` before version 1.0): of several the ground truth is read, otherwise the one updated last
+(note ``several_annotations``); cancelled ones never are. Predictions are read only where a task has neither key, that
+is in a file made for import: in an export they are a model's guesses, not labels.
 
-Photos: the longest tail of the reference that is a file of the source, with or without the eight hexadecimal digits
-that Label Studio puts before the name of an upload. ``data.split`` (train, val or test) is the split, if given.
+Photos: as ``locating`` does, with or without the eight hexadecimal digits that Label Studio puts before the name of an
+upload; ``references`` reads the addresses of local files and of cloud storage. ``data.split`` (train, val or test) is
+the split, if given.
 
 Formats: labelstud.io/guide/export (raw JSON), /guide/task_format, /guide/predictions.
 """
@@ -24,14 +26,14 @@ import posixpath
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, unquote_plus
 
 from bbu.errors import RecordError, shown
 from bbu.images import IMAGE_SUFFIXES
 from bbu.taxonomy import ATTRIBUTE_SEPARATOR, SEPARATOR
-from data_conversion.base import SPLITS, BadSource, Dropped, RawObject, SourceImage, SourceItem, SourceOptions
+from data_conversion.base import BadSource, Dropped, RawObject, SourceImage, SourceItem, SourceOptions
 from data_conversion.formats.checks import (
     as_list,
     as_mapping,
@@ -41,15 +43,26 @@ from data_conversion.formats.checks import (
     check_text,
     declared_size,
 )
-from data_conversion.formats.files import bad_source
+from data_conversion.formats.files import bad_source, declared_split
 from data_conversion.formats.json_stream import stream_json
+from data_conversion.formats.salvage import MALFORMED_OBJECT, label_in, salvage, unread
 from data_conversion.formats.source_photos import read_exports
-from data_conversion.locating import PhotoFinder
+from data_conversion.locating import Found, PhotoFinder
+from data_conversion.references import spellings
 
 SHAPES = re.compile(r"(rectangle|polygon|keypoint|brush|ellipse|bitmask|vector|cube|magicwand)(labels)?")
 TEXTS = {"labels": "labels", "choices": "choices", "textarea": "text", "taxonomy": "taxonomy"}  # type → key of value
 UPLOAD_PREFIX = re.compile(r"[0-9a-f]{8}-(?=.)")
 SENTENCE_SEPARATOR = "; "  # between the texts about a whole photo
+REPEATED_ID = "repeated_region_id"  # note
+# Read, or written by rote
+TASK_KEYS = ("id", "data", "annotations", "completions", "predictions", "drafts", "file_upload", "created_at",
+             "updated_at", "project", "inner_id", "total_annotations", "cancelled_annotations", "total_predictions",
+             "comment_count", "unresolved_comment_count", "last_comment_updated_at", "updated_by", "comment_authors",
+             "annotation_id", "completed_by", "allow_skip", "overlap", "is_labeled")  # fmt: skip
+REGION_KEYS = ("id", "type", "value", "from_name", "to_name", "source", "origin", "original_width", "original_height",
+               "image_rotation", "parentID", "readonly", "hidden", "locked", "score")  # fmt: skip
+VALUE_KEYS = ("x", "y", "width", "height", "rotation", "points", "closed")
 CHOOSE_JSON = "choose the format JSON when you export from Label Studio"
 
 
@@ -102,30 +115,39 @@ def _read_task(value: Any, where: str, place: str, finder: PhotoFinder) -> Sourc
     if isinstance(chosen, BadSource):
         return chosen
     results, results_place, notes = chosen
-    regions, summary, more = _read_results(results, where, results_place)
-    size = _frame(regions, where)
-    split = data.get("split")
+    regions, bad, summary, more = _read_results(results, where, results_place)
+    size = _frame(regions, where, more)
+    reference, key = _reference(data, regions, where, place)
+    more += [*unread("task key", task, TASK_KEYS), *unread("data key", data, (key, "split"))]
+    split, unknown = declared_split(str(data.get("split") or ""))
+    photo = _find_photo(reference, finder, posixpath.dirname(where))
     return SourceImage(
-        image=_find_photo(_reference(data, regions, where, place), finder),
+        image=photo.image,
         source=where,
-        objects=tuple(_read_region(region, size, where) for region in regions),
+        objects=(
+            *(
+                salvage(partial(_read_region, region, size, where), SEPARATOR.join(region.levels), region.place)
+                for region in regions
+            ),
+            *bad,
+        ),
         size=size,
         displayed=True,
         relative=size is None,
-        split=split if isinstance(split, str) and split in SPLITS else None,
+        split=split,
         summary=summary,
-        notes=(*notes, *more),
+        notes=(*notes, *more, *unknown, *photo.notes),
+        missing=photo.missing,
     )
 
 
 def _choose_results(task: Mapping[str, Any], where: str, place: str) -> BadSource | tuple[list[Any], str, list[str]]:
     """The results to read, their place, and notes; a BadSource if nobody has labelled the photo."""
-    if task.get("annotations") is None:
-        name, notes = "predictions", ["predictions_read"]
-        found = as_list(task.get("predictions") or [], where, f"{place}.predictions")[:1]
-    else:
-        name, notes = "annotations", []
-        found = as_list(task["annotations"], where, f"{place}.annotations")
+    name = next((name for name in ("annotations", "completions") if task.get(name) is not None), "predictions")
+    value = task.get(name)
+    found, notes = as_list([] if value is None else value, where, f"{place}.{name}"), []
+    if name == "predictions":
+        found, notes = found[:1], ["predictions_read"]
     places = [f"{place}.{name}[{index}]" for index in range(len(found))]
     kept = [(as_mapping(item, where, here), here) for item, here in zip(found, places, strict=True)]
     kept = [(item, here) for item, here in kept if item.get("was_cancelled") is not True]
@@ -143,33 +165,65 @@ def _choose_results(task: Mapping[str, Any], where: str, place: str) -> BadSourc
 # ---------------------------------------------------------------- results → regions and texts
 
 
-def _read_results(results: list[Any], where: str, place: str) -> tuple[list[_Region], str | None, list[str]]:
-    """Regions in file order with their descriptions, the text about the photo, and notes."""
+def _read_results(
+    results: list[Any], where: str, place: str
+) -> tuple[list[_Region], list[Dropped], str | None, list[str]]:
+    """Regions in file order with their descriptions, those that cannot be read, the text about the photo, and notes."""
     regions: dict[str, _Region] = {}
+    bad: list[Dropped] = []
     others: list[tuple[dict[str, Any], str]] = []
+    notes: list[str] = []
+    repeated: set[str] = set()
     for index, value in enumerate(results):
         here = f"{place}[{index}]"
+        found = _read_result(value, where, here)
+        if isinstance(found, Dropped):
+            bad.append(found)
+        elif isinstance(found, _Region):
+            notes += _unread(found)
+            first = regions.setdefault(_identity(found.item, here), found)
+            if first is not found and _outline(first) == _outline(found):
+                first.levels += found.levels  # one shape, labelled by two controls
+            elif first is not found:
+                repeated.add(_identity(found.item, here))
+                regions[f"at {here}"] = found
+        else:
+            others.append((found, here))
+    notes += [REPEATED_ID] * len(repeated)
+    about_photo: list[str] = []
+    for item, here in others:
+        identity = next((it for it in (_identity(item, here), str(item.get("parentID"))) if it in regions), None)
+        if item["type"] not in TEXTS or identity in repeated:
+            notes.append(f"result_not_read: {item['type']}" + " of a repeated id" * (identity in repeated))
+            continue
+        levels = about_photo if identity is None else regions[identity].levels
+        try:
+            levels += _texts(item, TEXTS[item["type"]], where, here)
+        except RecordError as error:
+            if identity is None:
+                raise
+            owner = regions.pop(identity)
+            label = SEPARATOR.join(owner.levels) or "(no label)"
+            bad.append(Dropped(label, MALFORMED_OBJECT, error.why, error.field))
+    return list(regions.values()), bad, SENTENCE_SEPARATOR.join(about_photo) or None, notes
+
+
+def _read_result(value: Any, where: str, here: str) -> _Region | dict[str, Any] | Dropped:
+    """A region with its own labels, any other result as it is; Dropped for a region that cannot be read."""
+    label = label_in(value, "type")
+    try:
         item = as_mapping(value, where, here)
         if not isinstance(item.get("type"), str):
             raise RecordError(where, f"{here}.type", f"must be text, is {shown(item.get('type'))}")
-        if not SHAPES.fullmatch(item["type"]):
-            others.append((item, here))
-            continue
-        region = _Region(item, here, _texts(item, item["type"], where, here))
-        first = regions.setdefault(_identity(item, here), region)
-        if first is not region:
-            if _outline(first) != _outline(region):
-                raise RecordError(where, f"{here}.id", "is the id of another region too; ids must be unique")
-            first.levels += region.levels  # one shape, labelled by two controls
-    about_photo: list[str] = []
-    notes: list[str] = []
-    for item, here in others:
-        if item["type"] not in TEXTS:
-            notes.append(f"result_not_read: {item['type']}")
-            continue
-        owner = regions.get(_identity(item, here)) or regions.get(str(item.get("parentID")))
-        (owner.levels if owner else about_photo).extend(_texts(item, TEXTS[item["type"]], where, here))
-    return list(regions.values()), SENTENCE_SEPARATOR.join(about_photo) or None, notes
+        return _Region(item, here, _texts(item, label, where, here)) if SHAPES.fullmatch(label) else item
+    except RecordError as error:
+        return Dropped(label or "(no label)", MALFORMED_OBJECT, error.why, error.field)
+
+
+def _unread(region: _Region) -> list[str]:
+    """A note for each key of a region and of its value that has content and is not read."""
+    value_keys = (*VALUE_KEYS, region.shape)
+    return unread("region key", region.item, REGION_KEYS) + unread("region value", region.value, value_keys)
 
 
 def _identity(item: Mapping[str, Any], here: str) -> str:
@@ -200,7 +254,7 @@ def _texts(item: Mapping[str, Any], key: str, where: str, here: str) -> list[str
 # ---------------------------------------------------------------- geometry
 
 
-def _frame(regions: list[_Region], where: str) -> tuple[int, int] | None:
+def _frame(regions: list[_Region], where: str, notes: list[str]) -> tuple[int, int] | None:
     """The displayed size that the regions declare; None if they declare none."""
     size = None
     for region in regions:
@@ -209,7 +263,7 @@ def _frame(regions: list[_Region], where: str) -> tuple[int, int] | None:
             why = f"is {turned:g}: the photo was rotated by hand during labelling; rotate the file and label it again"
             raise RecordError(where, f"{region.place}.image_rotation", why)
         width, height = region.item.get("original_width"), region.item.get("original_height")
-        found = declared_size(width, height, where, f"{region.place}.original")
+        found = declared_size(width, height, where, f"{region.place}.original", notes)
         if size and found and size != found:
             raise RecordError(where, f"{region.place}.original_width", "differs from that of another region; keep one")
         size = found or size
@@ -275,8 +329,8 @@ def _scale(size: tuple[int, int] | None) -> tuple[float, float]:
 # ---------------------------------------------------------------- the photo
 
 
-def _reference(data: Mapping[str, Any], regions: list[_Region], where: str, place: str) -> str:
-    """The task's reference to its photo: under the key that its regions name, ``image``, or any that names a photo."""
+def _reference(data: Mapping[str, Any], regions: list[_Region], where: str, place: str) -> tuple[str, str]:
+    """The reference to the task's photo, and its key: that which regions name, ``image``, or any that names a photo."""
     named = {str(region.item["to_name"]) for region in regions if region.item.get("to_name") is not None}
     if len(named) > 1:
         raise RecordError(
@@ -285,41 +339,16 @@ def _reference(data: Mapping[str, Any], regions: list[_Region], where: str, plac
     sources = {str(region.item["source"]).removeprefix("$") for region in regions if region.item.get("source")}
     for key in (*sorted(sources), *named, "image"):
         if isinstance(data.get(key), str) and data[key].strip():
-            return check_text(data[key].strip(), where, f"{place}.data.{key}")
+            return check_text(data[key].strip(), where, f"{place}.data.{key}"), key
     for key, text in data.items():
-        if isinstance(text, str) and text.partition("?")[0].strip().lower().endswith(IMAGE_SUFFIXES):
-            return check_text(text.strip(), where, f"{place}.data.{key}")
+        if isinstance(text, str) and any(form.lower().endswith(IMAGE_SUFFIXES) for form in spellings(text)):
+            return check_text(text.strip(), where, f"{place}.data.{key}"), key
     raise RecordError(where, f"{place}.data", "names no photo; keys: " + (", ".join(data) or "none"))
 
 
-def _find_photo(reference: str, finder: PhotoFinder) -> str:
-    """Path of the photo in the source; one that is not found comes back as in the reference."""
-    names = [name.replace("\\", "/") for name in _paths(reference)]
-    if posixpath.normpath(names[0]).startswith("../"):
-        return names[0]  # leaves the source, which is refused when the photo is opened
-    for name in names:
-        parts = posixpath.normpath(name).split("/")
-        for start in range(len(parts)):
-            tail = "/".join(parts[start:])
-            if tail and (finder.root / tail).is_file():
-                return tail
-    for bare in (posixpath.basename(name) for name in names):
-        for guess in (bare, UPLOAD_PREFIX.sub("", bare, count=1)):
-            found = finder.find(guess) if guess else guess
-            if found and (finder.root / found).is_file():
-                return found
-    return names[0]
-
-
-def _paths(reference: str) -> list[str]:
-    """Candidate paths of a reference, likeliest first: older versions did not escape local files and URLs."""
-    path, _, query = reference.partition("?")
-    if path.rstrip("/").endswith("data/local-files"):
-        name = query.partition("d=")[2].lstrip("/")
-        return [unquote_plus(name), unquote(name), name]
-    if "://" in path:
-        name = path.partition("://")[2].partition("/")[2]
-        return [unquote(name), name]
-    if path.startswith("/data/upload/"):
-        return [path.lstrip("/"), unquote(path.lstrip("/"))]
-    return [reference, unquote(reference)]
+def _find_photo(reference: str, finder: PhotoFinder, folder: str) -> Found:
+    """The photo of a task; ``folder`` is that of the export."""
+    reference = reference.lstrip("/") if reference.startswith("/data/upload/") else reference
+    names = [posixpath.basename(form) for form in spellings(reference)]
+    uploads = dict.fromkeys(UPLOAD_PREFIX.sub("", name, count=1) for name in names if UPLOAD_PREFIX.match(name))
+    return finder.find(reference, folder, others=uploads)

@@ -7,14 +7,17 @@ LabelMe applies the EXIF orientation when it loads a photo, so its points are di
 | shape_type                             | becomes |
 |----------------------------------------|---------|
 | rectangle                              | bbox_2d; poly if its four corners do not lie along the axes |
-| polygon, oriented_rectangle, rotation  | poly (``rotation`` is the turned rectangle of X-AnyLabeling) |
+| polygon, oriented_rectangle, rotation, | poly (``rotation`` is the turned rectangle of X-AnyLabeling) |
+| quadrilateral                          |         |
 | line, linestrip                        | line |
 | circle (centre, a point on it)         | bbox_2d, the box that touches it, noted |
-| point, points, mask                    | dropped as ``unsupported_shape`` |
+| point, points, mask, cuboid, all else  | dropped as ``unsupported_shape`` |
 
-Description: the label, then the names of flags that are set, in file order, then the description text. ``imagePath``
-is relative to the folder of the JSON. A photo that is not there is taken from ``imageData`` or, without that, from
-elsewhere in the source; both are noted. A folder called train, val or test is the split.
+Description: the label, then the names of flags that are set, the attributes that X-AnyLabeling writes (a ticked one
+gives its name, others their value), each in file order, then the description text. ``imagePath`` is relative to the
+folder of the JSON. A photo that is not there, in any spelling or under the name of the JSON, is taken from
+``imageData`` or, without that, from elsewhere in the source; both are noted. A folder called train, val or test is the
+split.
 """
 
 from __future__ import annotations
@@ -28,11 +31,11 @@ from itertools import chain
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from bbu.errors import RecordError
+from bbu.errors import RecordError, shown
 from bbu.geometry import enclosing_box
 from bbu.images import IMAGE_SUFFIXES
 from bbu.jsonl import decode_json, write_json
-from bbu.taxonomy import join_path
+from bbu.taxonomy import ATTRIBUTE_SEPARATOR, join_path
 from data_conversion.base import (
     Dropped,
     ExportLosses,
@@ -45,20 +48,34 @@ from data_conversion.base import (
 )
 from data_conversion.formats.checks import as_list, as_mapping, as_points, check_text, declared_size
 from data_conversion.formats.disk_multimap import DiskMultimap
-from data_conversion.formats.files import new_file, read_each, read_text, split_of, walk_files
+from data_conversion.formats.files import new_file, read_each, read_text, split_of
+from data_conversion.formats.salvage import attribute_levels, label_in, salvage, unread, upright
 from data_conversion.formats.source_photos import unnamed_photos
-from data_conversion.locating import PhotoFinder
+from data_conversion.locating import BY_TAIL, Found, PhotoFinder
+from data_conversion.source_folder import walk_files
 
 Points = list[tuple[float, float]]
 
-RINGS = ("polygon", "oriented_rectangle", "rotation")
+RINGS = ("polygon", "oriented_rectangle", "rotation", "quadrilateral")
 LINES = ("line", "linestrip")
-UNSUPPORTED = ("point", "points", "mask")  # no box, polygon or line
-SHAPE_TYPES = ("rectangle", *RINGS, *LINES, "circle", *UNSUPPORTED)
+SHAPE_TYPES = ("rectangle", *RINGS, *LINES, "circle")
+# Read, or written by rote; ``direction`` repeats what the corners of a ``rotation`` say
+SHAPE_KEYS = ("label", "points", "shape_type", "flags", "attributes", "description", "group_id", "direction", "mask",
+              "line_color", "fill_color")  # fmt: skip
+FILE_KEYS = (
+    "version",
+    "flags",
+    "shapes",
+    "imagePath",
+    "imageData",
+    "imageHeight",
+    "imageWidth",
+    "lineColor",
+    "fillColor",
+)
 AXIS_TOLERANCE = 0.5  # displayed pixels that the corners of a box may lie off its enclosing box
 CIRCLE_AS_BOX = "circle_read_as_its_box"  # note
 PHOTO_FROM_JSON = "photo_taken_from_image_data"  # note
-PHOTO_ELSEWHERE = "photo_found_in_another_folder"  # note
 
 VERSION = "5.4.1"  # of written files: the newest whose shapes every LabelMe 5 reads
 SHAPES = {"bbox_2d": "rectangle", "poly": "polygon", "line": "linestrip"}  # geometry of a record → shape_type
@@ -68,7 +85,7 @@ def iter_records(root: Path, options: SourceOptions = SourceOptions()) -> Iterat
     """Yield one item for each JSON file, then one for each photo that none names, both by folder and name."""
     files = (path for path in walk_files(root, options.ignore) if path.suffix.lower() == ".json")
     with DiskMultimap() as named:
-        for item in read_each(root, files, partial(_read_file, finder=PhotoFinder(root))):
+        for item in read_each(root, files, partial(_read_file, finder=PhotoFinder(root, options.ignore))):
             if isinstance(item, SourceImage):
                 named.put("photos", item.image)
             else:  # the photo of a malformed JSON does have one
@@ -80,47 +97,52 @@ def iter_records(root: Path, options: SourceOptions = SourceOptions()) -> Iterat
 
 
 def _read_file(path: Path, where: str, finder: PhotoFinder) -> SourceImage:
-    value = as_mapping(decode_json(read_text(path, where), where), where, "file")
+    value = as_mapping(decode_json(read_text(path, where), where, constants=True), where, "file")
     if "shapes" not in value:
         raise RecordError(where, "shapes", "is missing; is this a LabelMe file?")
     notes = [f"photo flag not read: {name}" for name in _flags(value.get("flags"), where, "flags")]
-    image, content = _photo(value, where, finder, notes)
+    notes += unread("file key", value, FILE_KEYS)
+    photo, content = _photo(value, where, finder, notes)
     shapes = as_list(value["shapes"], where, "shapes")
-    objects = tuple(_read_shape(item, where, f"shapes[{index}]", notes) for index, item in enumerate(shapes))
+    objects = tuple(
+        salvage(partial(_read_shape, item, where, place, notes), label_in(item, "label"), place)
+        for place, item in ((f"shapes[{index}]", item) for index, item in enumerate(shapes))
+    )
     return SourceImage(
-        image=image,
+        image=photo.image,
         source=where,
         objects=objects,
-        size=declared_size(value.get("imageWidth"), value.get("imageHeight"), where, "image"),
+        size=declared_size(value.get("imageWidth"), value.get("imageHeight"), where, "image", notes),
         displayed=True,
-        split=split_of(image),
+        split=split_of(photo.image),
         content=content,
         notes=tuple(notes),
+        missing=photo.missing,
     )
 
 
 # ---------------------------------------------------------------- photo
 
 
-def _photo(value: Mapping[str, Any], where: str, finder: PhotoFinder, notes: list[str]) -> tuple[str, bytes | None]:
-    """Path of the photo, and its bytes if only the JSON has them."""
-    name = _text(value.get("imagePath"), where, "imagePath").replace("\\", "/")
+def _photo(value: Mapping[str, Any], where: str, finder: PhotoFinder, notes: list[str]) -> tuple[Found, bytes | None]:
+    """Where the photo is, and its bytes if only the JSON has them; one in another folder may be another photo."""
+    name = _text(value.get("imagePath"), where, "imagePath").strip()
     if not name:
         raise RecordError(where, "imagePath", "is missing or empty; name the photo")
     folder = posixpath.dirname(where)
-    image = posixpath.normpath(posixpath.join(folder, name))
-    if finder.has(image):
-        return image, None
-    data = _text(value.get("imageData"), where, "imageData")
+    stem = posixpath.splitext(posixpath.basename(where))[0]
+    photo = finder.find(name, folder, others=[stem], home=folder)
+    image = posixpath.normpath(posixpath.join(folder, name.replace("\\", "/")))
+    as_written = photo.image == image and not photo.missing
+    beside = posixpath.dirname(photo.image) == folder and not photo.missing
+    data = "" if as_written or beside else _text(value.get("imageData"), where, "imageData")
     if not data:
-        elsewhere = finder.find(name)
-        found = finder.has(elsewhere)
-        notes += [PHOTO_ELSEWHERE] * found
-        return elsewhere if found else image, None
+        notes += photo.notes if as_written or photo.missing or photo.notes else (BY_TAIL,)
+        return photo, None
     notes.append(PHOTO_FROM_JSON)
     if image.startswith(("/", "../")):  # outside the source: only the name is used
-        image = posixpath.join(folder, posixpath.basename(name))
-    return image, _decode_photo(data, where)
+        image = posixpath.join(folder, posixpath.basename(image))
+    return Found(image), _decode_photo(data, where)
 
 
 def _decode_photo(data: str, where: str) -> bytes:
@@ -137,11 +159,11 @@ def _read_shape(value: Any, where: str, field: str, notes: list[str]) -> RawObje
     shape = as_mapping(value, where, field)
     desc = _description(shape, where, field)
     name = shape.get("shape_type") or "polygon"  # the oldest files hold only polygons, without a type
-    if not isinstance(name, str) or name not in SHAPE_TYPES:
-        raise RecordError(where, f"{field}.shape_type", f"must be one of {', '.join(SHAPE_TYPES)}, is {name!r}")
+    if not isinstance(name, str):
+        raise RecordError(where, f"{field}.shape_type", f"must be text, is {shown(name)}")
+    if name not in SHAPE_TYPES:
+        return Dropped(desc or "(no label)", "unsupported_shape", f"{shown(name)} is no box, polygon or line", field)
     points = as_points(shape.get("points"), where, f"{field}.points")
-    if name in UNSUPPORTED:
-        return Dropped(desc or "(no label)", "unsupported_shape", f"{name} is no box, polygon or line", field)
     if not desc:
         return Dropped("(no label)", "no_description", "label is empty", field)
     kind, flat = _geometry(name, points, where, f"{field}.points")
@@ -149,15 +171,28 @@ def _read_shape(value: Any, where: str, field: str, notes: list[str]) -> RawObje
         notes.append(CIRCLE_AS_BOX)
     if shape.get("group_id") is not None:
         notes.append("group_id_not_read")
-    return RawObject(desc, kind, flat, field)
+    notes += unread("shape key", shape, SHAPE_KEYS)
+    return upright(RawObject(desc, kind, flat, field), shape, field)
 
 
 def _description(shape: Mapping[str, Any], where: str, field: str) -> str:
-    """Label / set flags / description text; "" without a label."""
+    """Label / set flags / attributes / description text; "" without a label."""
     label = _text(shape.get("label"), where, f"{field}.label").strip()
     text = _text(shape.get("description"), where, f"{field}.description").strip()
     flags = _flags(shape.get("flags"), where, f"{field}.flags")
-    return join_path(part for part in (label, *flags, text) if part) if label else ""
+    attributes = _attributes(shape.get("attributes"), where, f"{field}.attributes")
+    return join_path(part for part in (label, *flags, *attributes, text) if part) if label else ""
+
+
+def _attributes(value: Any, where: str, field: str) -> list[str]:
+    """Levels of the attributes that X-AnyLabeling writes: text, a number, true, false, or a list of these, by name."""
+    pairs = []
+    for name, item in as_mapping(value or {}, where, field).items():
+        values = item if isinstance(item, list) else [] if item is None or item != item else [item]  # NaN is nothing
+        if not all(isinstance(part, str | int | float) for part in values):
+            raise RecordError(where, f"{field}.{name}", f"must be text or a number, is {type(item).__name__}")
+        pairs.append((name, ATTRIBUTE_SEPARATOR.join(map(str, values))))
+    return [check_text(level, where, field) for level in attribute_levels(pairs)]
 
 
 def _flags(value: Any, where: str, field: str) -> list[str]:

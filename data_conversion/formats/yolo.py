@@ -9,17 +9,24 @@ fractions, 0 to 1, of the displayed photo, since Ultralytics applies the EXIF or
 
 ``train``, ``val`` and ``test`` are a folder, a list of folders, or a .txt that lists photos. Without them, or with only
 ``classes.txt`` or ``obj.names`` for the class names, every photo is read and folder names give the split. Label files
-in folders that the entries leave out are counted.
+in folders that the entries leave out are counted. A val or test folder that is not there, or is the train folder, is
+noted.
+
+With ``kpt_shape`` rows are boxes with key points, which are counted as not read. Without it rows of many numbers are
+polygons; where all of them read as poses too (``pose_rows``), that is an error until ``task: segment`` (or obb) or
+``kpt_shape`` says which.
 """
 
 from __future__ import annotations
 
+import math
 import os
 import posixpath
 import re
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -28,20 +35,38 @@ import numpy as np
 from bbu.errors import RecordError, shown
 from bbu.geometry import cxcywh_to_xyxy
 from bbu.images import IMAGE_SUFFIXES
-from data_conversion.base import BadSource, Dropped, RawObject, SourceImage, SourceItem, SourceOptions
+from data_conversion.base import (
+    BadSource,
+    Dropped,
+    RawObject,
+    SourceImage,
+    SourceItem,
+    SourceNote,
+    SourceOptions,
+    readable,
+)
 from data_conversion.formats.checks import check_text
 from data_conversion.formats.disk_multimap import DiskMultimap
-from data_conversion.formats.files import bad_source, read_each, read_text, split_of, walk_files
-from data_conversion.locating import PhotoFinder
+from data_conversion.formats.files import bad_source, read_each, read_text, split_of
+from data_conversion.formats.pose_rows import pose_rows
+from data_conversion.formats.salvage import salvage, unread
+from data_conversion.locating import OTHER_SUFFIXES, Found, PhotoFinder, cannot_be_read, folded
+from data_conversion.source_folder import walk_files
 
 CLASS_FILES = ("classes.txt", "obj.names", "labels/classes.txt")
 SPLIT_KEYS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 NOTHING = ("", "~", "null")  # an empty entry
-ROUNDING = 1e-3  # fractions that tools round to few digits may lie this far outside 0 to 1
+TASKS = ("", "detect", "segment", "obb", "pose")
+OUTSIDE = 0.1  # fractions may lie this far outside 0 to 1, by rounding or a careless hand; pixels lie farther out
 NO_LABEL_FILE = "no_label_file"  # note
+KEYPOINTS = "key points not read"  # note
+# Of data.yaml, read or written by rote
+YAML_KEYS = ("names", "nc", "path", *SPLIT_KEYS, "kpt_shape", "flip_idx", "download", "roboflow", "task")
 
 PHOTOS = "photos"  # map: path → split
 LABELS = "labels"  # map: label file → the photo that it was read for
+CLAIMED = "claimed"  # map: label files that a photo has by its very name
+SPELLINGS = "spellings"  # map: path in one case and Unicode form → any other label file
 
 
 @dataclass(frozen=True)
@@ -54,6 +79,9 @@ class _Source:
         names: class number → description.
         base: folder that the entries are relative to, itself relative to the root.
         entries: (key, folder or list); empty means every photo below the root.
+        keypoints: numbers that a row has after its box, 0 for none.
+        polygons: whether the file says that rows of many numbers are polygons.
+        notes: oddities of the file.
         store: what was found so far: the maps PHOTOS and LABELS.
     """
 
@@ -63,7 +91,27 @@ class _Source:
     names: Mapping[int, str]
     base: str = ""
     entries: tuple[tuple[str, str], ...] = ()
+    keypoints: int = 0
+    polygons: bool = False
+    notes: tuple[str, ...] = ()
     store: DiskMultimap = field(default_factory=DiskMultimap)
+
+    @cached_property
+    def finder(self) -> PhotoFinder:
+        return PhotoFinder(self.root, self.ignore)
+
+    def label_in_another_spelling(self, label: str) -> str:
+        """A label file whose path differs in case or Unicode form alone, as photos and labels of two systems do."""
+        if not self.store.has(SPELLINGS, ""):
+            self.store.put(SPELLINGS, "", "")  # marks that the others are there
+            for image in self.store.keys(PHOTOS):
+                self.store.put(CLAIMED, label_place(image))
+            for path in walk_files(self.root, self.ignore):
+                place = path.relative_to(self.root).as_posix()
+                if path.suffix.lower() == ".txt" and readable(place) == place and not self.store.has(CLAIMED, place):
+                    self.store.put(SPELLINGS, folded(place), place)
+        found = self.store.get(SPELLINGS, folded(label)) if readable(label) == label else []
+        return found[0] if len(found) == 1 else ""
 
 
 def iter_records(root: Path, options: SourceOptions = SourceOptions()) -> Iterator[SourceItem]:  # noqa: B008 (frozen)
@@ -74,7 +122,12 @@ def iter_records(root: Path, options: SourceOptions = SourceOptions()) -> Iterat
         yield bad_source(error)
         return
     with source.store:
+        yield from (SourceNote(source.file, note) for note in source.notes)
         yield from _find_photos(source)
+        doubt = None if source.polygons or source.keypoints else pose_rows(_many_numbers(source))
+        if doubt is not None:
+            yield BadSource(source.file, "kpt_shape", doubt)
+            return
         files = (root / image for image in source.store.keys(PHOTOS))
         yield from read_each(root, files, partial(_read_photo, source=source))
         yield from _unused_labels(source)
@@ -91,11 +144,14 @@ def _open_source(root: Path, ignore: Path | None) -> _Source:
     """
     found = _yaml_file(root)
     if found is not None:
-        return _Source(root, ignore, found, *_read_yaml(root, found))
+        return _Source(root, ignore, found, **_read_yaml(root, found))
     for name in CLASS_FILES:
         if (root / name).is_file():
             lines = read_text(root / name, name).rstrip().splitlines()
-            return _Source(root, ignore, name, {index: line.strip() for index, line in enumerate(lines)})
+            return _Source(root, ignore, name, names={index: line.strip() for index, line in enumerate(lines)})
+    below = [path.parent.name for path in sorted(root.glob("*/data.yaml")) if path.parent.name[0] != "."]
+    if below:
+        raise RecordError("data.yaml", "file", f"is missing; there is {below[0]}/data.yaml: convert that folder")
     others = ", ".join(CLASS_FILES)
     raise RecordError("data.yaml", "file", f"is missing, and so are {others}: the classes have no names; add one")
 
@@ -109,18 +165,34 @@ def _yaml_file(root: Path) -> str | None:
     return names[0] if names else None
 
 
-def _read_yaml(root: Path, where: str) -> tuple[dict[int, str], str, tuple[tuple[str, str], ...]]:
-    """Names, base and entries of a source."""
+def _read_yaml(root: Path, where: str) -> dict[str, Any]:
+    """What data.yaml says of a source, by field of _Source."""
     value = _load_yaml(read_text(root / where, where), where)
     if not isinstance(value, dict):
         raise RecordError(where, "file", "must hold names, train and val as key: value")
-    if "kpt_shape" in value:
-        raise RecordError(where, "kpt_shape", "says that rows hold key points; only boxes and polygons are read")
+    task = value.get("task", "")
+    if task not in TASKS:
+        raise RecordError(where, "task", f"must be one of {', '.join(filter(None, TASKS))}, is {shown(task)}")
     names = _class_names(value.get("names"), where)
     if value.get("nc", str(len(names))) != str(len(names)):
         raise RecordError(where, "nc", f"is {shown(value['nc'])}, but names has {len(names)}; correct one of them")
     entries = [(key, entry) for key in SPLIT_KEYS for entry in _entries(value.get(key, ""), where, key)]
-    return names, _base_folder(root, value.get("path", ""), where), tuple(entries)
+    return {
+        "names": names,
+        "base": _base_folder(root, value.get("path", ""), where),
+        "entries": tuple(entries),
+        "keypoints": _keypoints(value.get("kpt_shape", []), where),
+        "polygons": task in ("segment", "obb"),
+        "notes": tuple(unread("data.yaml key", value, YAML_KEYS)),
+    }
+
+
+def _keypoints(value: Any, where: str) -> int:
+    """``kpt_shape: [points, numbers of each]`` → their product, 0 without key points."""
+    numbers = value if isinstance(value, list) else [value]
+    if not all(isinstance(number, str) and re.fullmatch("[0-9]{1,4}", number) for number in numbers):
+        raise RecordError(where, "kpt_shape", f"must be [points, 2 or 3], is {shown(value)}")
+    return math.prod(map(int, numbers)) if numbers else 0
 
 
 def _load_yaml(text: str, where: str) -> Any:
@@ -161,6 +233,9 @@ def _class_names(value: Any, where: str) -> dict[int, str]:
 
 def _class_number(text: str, where: str, place: str) -> int:
     if not re.fullmatch("[0-9]{1,9}", text):
+        with suppress(ValueError):  # NumPy and pandas write 0.0 and 0.000e+00
+            if text.isascii() and float(text).is_integer() and 0 <= float(text) < 1e9:
+                return int(float(text))
         raise RecordError(where, place, f"must be a class number, 0 or above, is {shown(text)}")
     return int(text)
 
@@ -202,17 +277,35 @@ def _find_photos(source: _Source) -> Iterator[SourceItem]:
     if not source.entries:
         for image in _photos_below(source, source.root):
             source.store.put(PHOTOS, image, split_of(image))
+    keys: dict[tuple[int, int], str] = {}  # what a folder or list holds → the first key that names it
     for key, entry in source.entries:
         try:
             place = _locate(source, key, entry)
-            for image in _photos_of(source, place, key):
-                yield from _add_photo(source, image, key)
+            if place is None:
+                yield SourceNote(source.file, f"{key} {shown(entry)} does not exist")
+                continue
+            found = _signature(source, place, key)
+            first = keys.setdefault(found, key)
+            if first != key and found[0]:
+                yield SourceNote(source.file, f"{key} has the photos of {first}; they count as {first}")
+                continue
+            for photo in _photos_of(source, place, key):
+                yield from _add_photo(source, photo, key)
         except RecordError as error:
             yield bad_source(error)
 
 
-def _locate(source: _Source, key: str, entry: str) -> str:
-    """The folder or list that an entry means, relative to the root.
+def _signature(source: _Source, place: str, key: str) -> tuple[int, int]:
+    """How many photos a folder or list holds, and a hash of which, in constant memory."""
+    hashes = [0, 0]
+    for photo in _photos_of(source, place, key):
+        hashes[0] += 1
+        hashes[1] ^= hash(photo.image)
+    return hashes[0], hashes[1]
+
+
+def _locate(source: _Source, key: str, entry: str) -> str | None:
+    """The folder or list that an entry means, relative to the root; None if nothing is there, as tools leave it.
 
     Roboflow writes ``../train/images`` for a folder beside data.yaml. If nothing is there, Ultralytics drops the
     ``../``, and so does this.
@@ -223,22 +316,25 @@ def _locate(source: _Source, key: str, entry: str) -> str:
     for guess in guesses:
         if guess is not None and os.path.exists(source.root / guess):
             return guess
-    why = "leaves the source folder; move it inside" if guesses[0] is None else "does not exist; add it"
-    raise RecordError(source.file, key, f"{shown(entry)} {why}, or remove the line")
+    if guesses[0] is None and os.path.exists(os.path.join(source.root, source.base, entry)):
+        why = f"{shown(entry)} leaves the source folder; move it inside, or remove the line"
+        raise RecordError(source.file, key, why)
+    if key == "train" and sum(other == "train" for other, _ in source.entries) == 1:
+        raise RecordError(source.file, key, f"{shown(entry)} does not exist; add it, or remove the line")
+    return None
 
 
-def _photos_of(source: _Source, place: str, key: str) -> Iterator[str]:
+def _photos_of(source: _Source, place: str, key: str) -> Iterator[Found]:
     path = source.root / place
     if path.is_dir():
-        yield from _photos_below(source, path)
+        yield from map(Found, _photos_below(source, path))
     elif path.suffix.lower() != ".txt":
         raise RecordError(source.file, key, f"{shown(place)} must be a folder, or a .txt of photos")
     else:
-        finder = PhotoFinder(source.root)
         for number, line in enumerate(read_text(path, place).splitlines(), start=1):
             if line.strip():
                 name = check_text(line.strip(), place, f"line {number}")
-                yield posixpath.normpath(finder.find(name, source.base, posixpath.dirname(place)))
+                yield source.finder.find(name, source.base, posixpath.dirname(place))
 
 
 def _photos_below(source: _Source, folder: Path) -> Iterator[str]:
@@ -247,12 +343,12 @@ def _photos_below(source: _Source, folder: Path) -> Iterator[str]:
             yield path.relative_to(source.root).as_posix()
 
 
-def _add_photo(source: _Source, image: str, key: str) -> Iterator[SourceItem]:
-    split = SPLIT_KEYS[key]
+def _add_photo(source: _Source, photo: Found, key: str) -> Iterator[SourceItem]:
+    image, split = photo.image, SPLIT_KEYS[key]
     found = source.store.get(PHOTOS, image)
-    if image.startswith(("/", "../")):
-        # The path is refused when the photo is opened; labels beside it are not read.
-        yield SourceImage(image, source.file, (), split=split)
+    if photo.missing:  # labels beside it are not read
+        source.store.put(LABELS, label_place(image), image)
+        yield SourceImage(image, source.file, (), split=split, missing=photo.missing)
     elif not found:
         source.store.put(PHOTOS, image, split)
     elif found != [split]:
@@ -262,10 +358,20 @@ def _add_photo(source: _Source, image: str, key: str) -> Iterator[SourceItem]:
 # ---------------------------------------------------------------- label files
 
 
+def _many_numbers(source: _Source) -> Iterator[tuple[str, list[float]]]:
+    """(place, numbers after the class) of every row that is read as a polygon, and of boxes as they are."""
+    for image in source.store.keys(PHOTOS):
+        label = label_place(image)
+        with suppress(RecordError, ValueError):  # reported when the rows are read
+            if os.path.isfile(source.root / label):
+                for number, line in enumerate(read_text(source.root / label, label).splitlines(), start=1):
+                    if line.strip():
+                        yield f"{label} line {number}", [float(text) for text in line.split()[1:]]
+
+
 def label_place(image: str) -> str:
     """Path of a photo's label file."""
-    head, found, tail = f"/{image}".rpartition("/images/")
-    path = f"{head}/labels/{tail}".removeprefix("/") if found else image
+    path = re.sub("(?is)(.*/)images/", r"\1labels/", f"/{image}", count=1).removeprefix("/")
     return f"{posixpath.splitext(path)[0]}.txt"
 
 
@@ -274,26 +380,46 @@ def _read_photo(path: Path, image: str, source: _Source) -> SourceImage:
     (split,) = source.store.get(PHOTOS, image)
     item = partial(SourceImage, image, displayed=True, relative=True, split=split)
     if not os.path.lexists(source.root / label):
+        label = source.label_in_another_spelling(label)
+    if not label:
         return item(source=image, objects=(), notes=(NO_LABEL_FILE,))
     others = source.store.get(LABELS, label)
     if others:
         raise RecordError(label, "file", f"is beside {others[0]} and {path.name}; rename one photo and its labels")
     source.store.put(LABELS, label, image)
     lines = enumerate(read_text(source.root / label, label).splitlines(), start=1)
-    objects = [_read_row(line.split(), source, label, f"line {number}") for number, line in lines if line.strip()]
-    return item(source=label, objects=tuple(objects))
+    notes: list[str] = []
+    objects = [
+        salvage(partial(_read_row, row, source, label, place, notes), _class_name(row[0], source), place)
+        for place, row in ((f"line {number}", line.split()) for number, line in lines if line.strip())
+    ]
+    return item(source=label, objects=tuple(objects), notes=tuple(notes))
 
 
-def _read_row(row: list[str], source: _Source, where: str, place: str) -> RawObject | Dropped:
-    """One line: a class number and a box (4 numbers) or a polygon (3 points or more)."""
+def _class_name(text: str, source: _Source) -> str:
+    """Name of the class that a row starts with, "" if it has none; for reports."""
+    try:
+        return source.names.get(int(float(text)), "")
+    except (ValueError, OverflowError):
+        return ""
+
+
+def _read_row(row: list[str], source: _Source, where: str, place: str, notes: list[str]) -> RawObject | Dropped:
+    """One line: a class number and a box (4 numbers), a box and key points, or a polygon (3 points or more)."""
     number, names = _class_number(row[0], where, place), source.names
     if number not in names:
         known = f"{len(names)} names in {source.file}"
         raise RecordError(where, place, f"class {number} is none of the {known}; add its name or correct the number")
     count = len(row) - 1
+    if source.keypoints:
+        if count not in (4, 4 + source.keypoints):
+            why = f"needs cx cy w h and {source.keypoints} numbers of key points (kpt_shape) after the class"
+            raise RecordError(where, place, f"{why}; has {count} numbers")
+        notes += [KEYPOINTS] * (count > 4)
+        row, count = row[:5], 4
     if count == 5 or (count > 6 and count % 2):
         why = f"has {count} numbers after the class: one too many, as in predictions with a confidence (save_conf)"
-        raise RecordError(where, place, f"{why}; remove it")
+        raise RecordError(where, place, f"{why}; remove it, or write kpt_shape into data.yaml if these are key points")
     if count != 4 and count < 6:
         raise RecordError(where, place, f"needs cx cy w h, or at least 3 points, after the class; has {count} numbers")
     fractions = [_fraction(text, where, place) for text in row[1:]]
@@ -309,7 +435,7 @@ def _fraction(text: str, where: str, place: str) -> float:
         number = float(text)
     except ValueError:
         raise RecordError(where, place, f"must hold numbers, has {shown(text)}") from None
-    if not -ROUNDING <= number <= 1 + ROUNDING:
+    if not -OUTSIDE <= number <= 1 + OUTSIDE:
         raise RecordError(where, place, f"must hold fractions of the photo, 0 to 1, has {shown(text)}")
     return number
 
@@ -317,14 +443,18 @@ def _fraction(text: str, where: str, place: str) -> float:
 def _unused_labels(source: _Source) -> Iterator[BadSource]:
     """Label files without a photo, or whose photo no entry names."""
     for path in walk_files(source.root, source.ignore):
-        label = path.relative_to(source.root).as_posix()
-        head, found, tail = f"/{label}".rpartition("/labels/")
-        if not found or path.suffix != ".txt" or path.name == "classes.txt" or source.store.has(LABELS, label):
+        place = path.relative_to(source.root).as_posix()
+        if place.lower().endswith(OTHER_SUFFIXES):
+            yield BadSource(place, "file", cannot_be_read(place), reason="not_readable")
+        head, found, tail = f"/{place}".rpartition("/labels/")
+        if not found or path.suffix != ".txt" or path.name == "classes.txt" or source.store.has(LABELS, place):
             continue
         stem = f"{head}/images/{tail}".removeprefix("/").removesuffix(".txt")
         photos = [f"{stem}{variant}" for suffix in IMAGE_SUFFIXES for variant in (suffix, suffix.upper())]
         if any(os.path.isfile(source.root / photo) for photo in photos):
             why = f"its photo is in none of the folders that {source.file} names"
-            yield BadSource(label, "file", why, reason="not_in_image_sets")
+            yield BadSource(place, "file", why, reason="not_in_image_sets")
         else:
-            yield BadSource(label, "file", f"has no photo {stem}.jpg; add it or remove the file")
+            photo = source.finder.find(stem)
+            hint = photo.missing or f"is it {photo.image}? Then label and photo need like paths"
+            yield BadSource(place, "file", f"has no photo {stem}.jpg; add it or remove the file ({hint})")

@@ -12,8 +12,9 @@ import numpy as np
 from bbu.geometry import cxcywh_to_xyxy, xyxy_to_cxcywh
 from bbu.jsonl import atomic_writer
 from data_conversion.base import SPLITS, ExportLosses, ExportObject, ExportPhoto
-from data_conversion.formats.files import new_file, walk_files
+from data_conversion.formats.files import new_file
 from data_conversion.formats.yolo import label_place
+from data_conversion.source_folder import walk_files
 
 DIGITS = 8  # 0.0002 pixels in a photo of 20,000
 

@@ -193,21 +193,41 @@ def clip_polygon(points_R2: np.ndarray, width: int, height: int) -> np.ndarray:
     return points_R2
 
 
-def clip_line(points_R2: np.ndarray, width: int, height: int) -> np.ndarray:
-    """Polyline clipped to the image, segment by segment; (0, 2) if it lies outside.
+def clip_line(points_R2: np.ndarray, width: int, height: int) -> list[np.ndarray]:
+    """The pieces of a polyline inside the image, each (R, 2) and in the order of the line; [] if it lies outside.
 
-    Where a line leaves the image and comes back, the two points on the border are joined.
+    Where a line leaves the image and comes back, one piece ends and the next begins, so that no piece runs along the
+    border unless the line itself does.
     """
-    inside_R2 = segments_inside(points_R2, width, height).reshape(-1, 2)
-    return inside_R2[(np.diff(inside_R2, axis=0, prepend=np.nan) != 0).any(axis=1)]  # without repeats
-
-
-def segments_inside(points_R2: np.ndarray, width: int, height: int) -> np.ndarray:
-    """(R, 2, 2) ends of the parts of a polyline's segments that lie inside the image."""
     limit = np.array([width, height], dtype=np.float64)
-    spans = ((start, end, _inside_span(start, end, limit)) for start, end in pairwise(points_R2))
-    kept = [[start + share * (end - start) for share in span] for start, end, span in spans if span is not None]
-    return np.array(kept, dtype=np.float64).reshape(-1, 2, 2)
+    pieces: list[list[np.ndarray]] = []
+    joined = False  # whether the segment before ended inside, where this one starts
+    for start, end in pairwise(points_R2):
+        low, high = _inside_span(start, end, limit) or (1.0, 0.0)
+        if low <= high:
+            if not (joined and low == 0):
+                pieces.append([_between(start, end, low, limit)])
+            pieces[-1].append(_between(start, end, high, limit))
+        joined = low <= high == 1
+    cut = [_without_repeats(np.array(piece)) for piece in pieces]
+    return [piece_R2 for piece_R2 in cut if len(piece_R2) > 1]
+
+
+def longest_piece(pieces: list[np.ndarray]) -> np.ndarray:
+    """The longest of the pieces of a line, the first of equal ones; (0, 2) if there are none."""
+    return max(pieces, key=line_length, default=np.empty((0, 2)))
+
+
+def _between(start: np.ndarray, end: np.ndarray, share: float, limit: np.ndarray) -> np.ndarray:
+    """The point at a share of a segment; the ends themselves are not changed, not even in their last bits."""
+    point = start if share == 0 else end if share == 1 else start + share * (end - start)
+    cut: np.ndarray = np.clip(point, 0, limit)  # rounding may put it outside by its last bits
+    return cut
+
+
+def _without_repeats(points_R2: np.ndarray) -> np.ndarray:
+    kept_R2: np.ndarray = points_R2[(np.diff(points_R2, axis=0, prepend=np.nan) != 0).any(axis=1)]
+    return kept_R2
 
 
 def _inside_span(start: np.ndarray, end: np.ndarray, limit: np.ndarray) -> tuple[float, float] | None:

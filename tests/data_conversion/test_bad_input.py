@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,13 +94,11 @@ BAD_JSON: dict[str, tuple[Breaker, str]] = {
     "empty file": (bbu_text(""), "is not valid JSON"),
     "truncated JSON": (bbu_text('{"markResult": {"features": ['), "is not valid JSON"),
     "two documents": (bbu_text("{} {}"), "is not valid JSON"),
-    "UTF-16": (bbu_text("{}".encode("utf-16")), "is not UTF-8"),
     "GBK": (bbu_text('{"标签": 1}'.encode("gbk")), "is not UTF-8"),
     "binary": (bbu_text(b"\xff\xd8\xff\xe0"), "is not UTF-8"),
     "a list at the top": (bbu_text("[]"), "file: must be a JSON object, is list"),
     "deep nesting": (bbu_text(deep(100_000)), "nested too deeply"),
     "a number of 5,000 digits": (bbu_text('{"a": ' + "9" * 5000 + "}"), "is not valid JSON"),
-    "NaN": (bbu_text('{"info": NaN}'), "NaN is not valid JSON"),
     "a key twice": (bbu_text('{"info": {}, "info": {}}'), "info: appears twice"),
     "neither top level": (bbu_text('{"version": "1"}'), "markResult: is missing"),
     "markResult is null": (bbu_text('{"markResult": null}'), "markResult: must be a JSON object"),
@@ -109,6 +108,29 @@ BAD_JSON: dict[str, tuple[Breaker, str]] = {
         "markResult.features: must be a list, is dict",
     ),
     "dataList a text": (bbu_text('{"dataList": "x"}'), "dataList: must be a list, is str"),
+    "half a surrogate pair as a key": (
+        bbu_text(r'{"info": {"\ud83d": 1, "\ud83d": 2}}'),
+        r"\\ud83d: appears twice",
+    ),
+    "size a text": (bbu_value(lambda v: v["info"].update(height="60")), "info.height: must be a number"),
+    "size NaN": (
+        bbu_value(lambda v: v["info"].update(width=float("nan"))),
+        "info.width: must be a pixel coordinate, is nan",
+    ),
+    "info a list": (bbu_value(lambda v: v.update(info=[80, 60])), "info: must be a JSON object"),
+    "size on its side": (bbu_value(lambda v: v.update(info={"width": 60, "height": 80})), "60x80 is the photo .80x60."),
+    "photo missing": (bbu_photo(lambda raw: None), "has no photo beside it .bad.jpg."),
+    "photo empty": (bbu_photo(lambda raw: b""), r"image: bad.jpg: is not a whole image"),
+    "photo header cut off": (bbu_photo(lambda raw: raw[:30]), "bad.jpg: is not a whole image"),
+    "photo cut off": (bbu_photo(lambda raw: raw[:-40]), "bad.jpg: is not a whole image: .*truncated"),
+    "photo is text": (bbu_photo(lambda raw: b"<html>404</html>"), "bad.jpg: is not a whole image: cannot identify"),
+    "two photos of one name": (second_photo, "several photos beside it .bad.jpeg, bad.jpg."),
+    "file name not UTF-8": (name_not_utf8, r"bad\\udcff.json: file: has a name that is not UTF-8"),
+    "a link to nowhere": (json_is_a_dead_link, "bad.json: file: cannot be read"),
+}
+
+# Only the object is bad: it is dropped, and the report says this
+DROPPED_JSON: dict[str, tuple[Breaker, str]] = {
     "dataList of one corner": (
         bbu_text('{"dataList": [{"coordinates": [[1, 2]], "properties": {}}]}'),
         r"dataList\[0\].coordinates: needs two corners",
@@ -145,25 +167,13 @@ BAD_JSON: dict[str, tuple[Breaker, str]] = {
         properties(content={"bbu_brand": "华为", "fiber_protection": "铠装"}),
         "several object types: bbu, fiber",
     ),
-    "half a surrogate pair as a key": (
-        bbu_text(r'{"info": {"\ud83d": 1, "\ud83d": 2}}'),
-        r"\\ud83d: appears twice",
-    ),
     "half a surrogate pair": (properties(contentZh={"标签": "\ud83d"}), "holds a broken character"),
-    "size zero": (bbu_value(lambda v: v["info"].update(width=0)), "info.width: must be a whole number of pixels"),
-    "size a text": (bbu_value(lambda v: v["info"].update(height="60")), "info.height: must be a number"),
-    "half a size": (bbu_value(lambda v: v["info"].pop("height")), "info.height: must be a number, is None"),
-    "size NaN": (bbu_text('{"info": {"width": NaN}}'), "NaN is not valid JSON"),
-    "info a list": (bbu_value(lambda v: v.update(info=[80, 60])), "info: must be a JSON object"),
-    "size on its side": (bbu_value(lambda v: v.update(info={"width": 60, "height": 80})), "60x80 is the photo .80x60."),
-    "photo missing": (bbu_photo(lambda raw: None), "has no photo beside it .bad.jpg."),
-    "photo empty": (bbu_photo(lambda raw: b""), r"image: bad.jpg: is not a whole image"),
-    "photo header cut off": (bbu_photo(lambda raw: raw[:30]), "bad.jpg: is not a whole image"),
-    "photo cut off": (bbu_photo(lambda raw: raw[:-40]), "bad.jpg: is not a whole image: .*truncated"),
-    "photo is text": (bbu_photo(lambda raw: b"<html>404</html>"), "bad.jpg: is not a whole image: cannot identify"),
-    "two photos of one name": (second_photo, "several photos beside it .bad.jpeg, bad.jpg."),
-    "file name not UTF-8": (name_not_utf8, r"bad\\udcff.json: file: has a name that is not UTF-8"),
-    "a link to nowhere": (json_is_a_dead_link, "bad.json: file: cannot be read"),
+}
+
+# Harmless: the report counts this note
+NOTED_JSON: dict[str, tuple[Breaker, str]] = {
+    "size zero": (bbu_value(lambda v: v["info"].update(width=0)), "declared_size_unusable"),
+    "half a size": (bbu_value(lambda v: v["info"].pop("height")), "declared_size_unusable"),
 }
 
 
@@ -185,7 +195,13 @@ def voc_box(**changes: str) -> Breaker:
 
 
 def voc_file_name(name: str) -> Breaker:
-    return lambda source, voc_object, document: source.voc("bad", voc_object(), filename=name)
+    """A <filename>, and no photo that has the name of the XML."""
+
+    def build(source: Any, voc_object: Any, document: Any) -> None:
+        source.voc("bad", voc_object(), filename=name)
+        (source.root / "JPEGImages" / "bad.jpg").unlink()
+
+    return build
 
 
 def voc_doctype(source: Any, voc_object: Any, document: Any) -> None:
@@ -194,7 +210,7 @@ def voc_doctype(source: Any, voc_object: Any, document: Any) -> None:
 
 def voc_annotated_twice(source: Any, voc_object: Any, document: Any) -> None:
     source.voc("bad", voc_object())
-    source.voc("zz", voc_object(), filename="bad.jpg")
+    source.voc("zz", voc_object(box=(1, 1, 9, 9)), filename="bad.jpg")
 
 
 def voc_listed_without_xml(source: Any, voc_object: Any, document: Any) -> None:
@@ -208,14 +224,16 @@ BAD_VOC: dict[str, tuple[Breaker, str]] = {
     "DOCTYPE with an entity": (voc_doctype, "DOCTYPE: is refused"),
     "DOCTYPE in UTF-16": (voc_text("<!DOCTYPE a><annotation/>".encode("utf-16")), "DOCTYPE: is refused"),
     "an encoding nobody knows": (voc_text("<?xml version='1.0' encoding='x-y'?><annotation/>"), "is not valid XML"),
-    "size without height": (
-        voc_text("<annotation><size><width>9</width></size></annotation>"),
-        "size.height: is missing",
-    ),
-    "size zero in XML": (
-        voc_text("<annotation><size><width>0</width><height>9</height></size></annotation>"),
-        "size.width: must be a whole number",
-    ),
+    "a photo outside the source": (voc_file_name("../../secret.jpg"), "leaves the source folder"),
+    "an absolute photo path": (voc_file_name("/../../../etc/passwd"), "leaves the source folder"),
+    "a photo that is not there": (voc_file_name("none.jpg"), "no photo at .*/JPEGImages/none.jpg"),
+    "the XML as its own photo": (voc_file_name("../Annotations/bad.xml"), "is not a whole image"),
+    "a photo annotated twice": (voc_annotated_twice, "annotated twice, also by Annotations/bad.xml"),
+    "listed without XML": (voc_listed_without_xml, "train.txt: bad: has no Annotations/bad.xml"),
+}
+
+# Only the object is bad: it is dropped, and the report says this
+DROPPED_VOC: dict[str, tuple[Breaker, str]] = {
     "bndbox missing": (
         lambda source, voc_object, document: source.voc("bad", "<object><name>x</name></object>"),
         r"object\[0\].bndbox: is missing",
@@ -223,12 +241,18 @@ BAD_VOC: dict[str, tuple[Breaker, str]] = {
     "a corner missing": (voc_box(ymax=""), r"object\[0\].bndbox.ymax: is missing"),
     "a corner is text": (voc_box(xmin="left"), "bndbox.xmin: must be a number, is 'left'"),
     "a corner is NaN": (voc_box(xmin="nan"), "bndbox.xmin: must be a pixel coordinate, is nan"),
-    "a photo outside the source": (voc_file_name("../../secret.jpg"), "leaves the source folder"),
-    "an absolute photo path": (voc_file_name("/../../../etc/passwd"), "leaves the source folder"),
-    "a photo that is not there": (voc_file_name("none.jpg"), "none.jpg: cannot be read"),
-    "the XML as its own photo": (voc_file_name("../Annotations/bad.xml"), "is not a whole image"),
-    "a photo annotated twice": (voc_annotated_twice, "annotated twice, also by Annotations/bad.xml"),
-    "listed without XML": (voc_listed_without_xml, "train.txt: bad: has no Annotations/bad.xml"),
+}
+
+# Harmless: the report counts this note
+NOTED_VOC: dict[str, tuple[Breaker, str]] = {
+    "size without height": (
+        voc_text("<annotation><size><width>9</width></size></annotation>"),
+        "declared_size_unusable",
+    ),
+    "size zero in XML": (
+        voc_text("<annotation><size><width>0</width><height>9</height></size></annotation>"),
+        "declared_size_unusable",
+    ),
 }
 
 
@@ -240,27 +264,47 @@ class Case:
     good: Callable[[Any], None] | None = None
 
 
-# Every ``formats/bad_<format>.py`` beside this file: FORMAT, good(source), and CASES: name → (build(source), message).
-# good() makes a source of one sound photo; build() then breaks or adds exactly one thing.
+# Every ``formats/bad_<format>.py`` beside this file: FORMAT, good(source), and CASES, DROPPED and NOTED: name →
+# (build(source), message). good() makes a source of one sound photo; build() then breaks or adds exactly one thing.
 MODULES = [
     importlib.import_module(f"tests.data_conversion.formats.{path.stem}")
     for path in sorted((Path(__file__).parent / "formats").glob("bad_*.py"))
 ]
-CASES = {
-    **{name: Case("bbu_json", *case) for name, case in BAD_JSON.items()},
-    **{name: Case("pascal_voc", *case) for name, case in BAD_VOC.items()},
-    **{
-        f"{module.FORMAT}: {name}": Case(module.FORMAT, build, why, module.good)
-        for module in MODULES
-        for name, (build, why) in module.CASES.items()
-    },
-}
 
 
-@pytest.fixture(params=CASES.values(), ids=CASES.keys())
+def table(name: str, of_json: dict[str, tuple[Breaker, str]], of_voc: dict[str, tuple[Breaker, str]]) -> Any:
+    """Parameters: every case of one kind, in all formats."""
+    cases = {
+        **{case: Case("bbu_json", *parts) for case, parts in of_json.items()},
+        **{case: Case("pascal_voc", *parts) for case, parts in of_voc.items()},
+        **{
+            f"{module.FORMAT}: {case}": Case(module.FORMAT, build, why, module.good)
+            for module in MODULES
+            for case, (build, why) in getattr(module, name, {}).items()
+        },
+    }
+    return {"params": cases.values(), "ids": cases.keys()}
+
+
+@pytest.fixture(**table("CASES", BAD_JSON, BAD_VOC))
 def case(request: pytest.FixtureRequest, source: Any, bbu_object: Any, voc_object: Any, document: Any) -> Case:
     """A source of one good photo and one bad thing."""
-    wanted: Case = request.param
+    return build_case(request.param, source, bbu_object, voc_object, document)
+
+
+@pytest.fixture(**table("DROPPED", DROPPED_JSON, DROPPED_VOC))
+def bad_object(request: pytest.FixtureRequest, source: Any, bbu_object: Any, voc_object: Any, document: Any) -> Case:
+    """A source of one good photo and a bad object in another."""
+    return build_case(request.param, source, bbu_object, voc_object, document)
+
+
+@pytest.fixture(**table("NOTED", NOTED_JSON, NOTED_VOC))
+def oddity(request: pytest.FixtureRequest, source: Any, bbu_object: Any, voc_object: Any, document: Any) -> Case:
+    """A source with something that tools write by rote."""
+    return build_case(request.param, source, bbu_object, voc_object, document)
+
+
+def build_case(wanted: Case, source: Any, bbu_object: Any, voc_object: Any, document: Any) -> Case:
     if wanted.good is not None:
         wanted.good(source)
         wanted.build(source)
@@ -271,6 +315,20 @@ def case(request: pytest.FixtureRequest, source: Any, bbu_object: Any, voc_objec
         source.voc("good", voc_object())
         wanted.build(source, voc_object, document)
     return wanted
+
+
+def test_a_bad_object_is_dropped_alone_and_the_report_says_why(source: Any, bad_object: Case) -> None:
+    report = source.convert(bad_object.source_format)
+    assert "malformed" not in report.photos_skipped
+    assert report.objects_read == report.objects_written + report.objects_dropped and report.objects_written
+    lost = [f"{row['source']}: {row['field']}: {row['detail']}" for row in source.lines("invalid_objects.jsonl")]
+    assert any(re.search(bad_object.why, line) for line in lost), lost
+
+
+def test_what_tools_write_by_rote_is_a_note(source: Any, oddity: Case) -> None:
+    report = source.convert(oddity.source_format)
+    assert not report.photos_skipped or set(report.photos_skipped) == {"no_annotation"}
+    assert any(oddity.why in note for note in report.notes), report.notes
 
 
 def test_strict_one_clear_error_and_no_output(source: Any, case: Case) -> None:
@@ -296,15 +354,34 @@ def test_a_source_of_bad_files_only_is_an_error_even_when_lenient(source: Any) -
     source.write("a.json", "{")
     with pytest.raises(UserError, match=r"none of 1 photos could be converted; the first: a\.json: row: is not valid"):
         source.convert(on_error="skip")
-    assert not source.out.exists()
+    assert not (source.out / "train.jsonl").exists()
+    assert [row["source"] for row in source.lines("invalid_samples.jsonl")] == ["a.json"]
 
 
 def test_a_stem_in_two_image_sets_is_an_error_even_when_lenient(source: Any, voc_object: Any) -> None:
     source.voc("a", voc_object())
-    source.write("ImageSets/Main/train.txt", "a")
+    source.write("ImageSets/Main/train.txt", "a\nb")
     source.write("ImageSets/Main/test.txt", "a")
     with pytest.raises(UserError, match="is in train and in test"):
         source.convert("pascal_voc", on_error="skip")
+
+
+def test_one_list_for_train_and_for_val_is_one_split_and_noted(source: Any, voc_object: Any) -> None:
+    source.voc("a", voc_object())
+    source.write("ImageSets/Main/train.txt", "a")
+    source.write("ImageSets/Main/val.txt", "a")
+    report = source.convert("pascal_voc")
+    assert report.notes == {"val lists the photos of train; they count as train": 1}
+    assert [row.metadata["split"] for row in source.rows()] == ["train"]
+
+
+def test_a_photo_annotated_twice_alike_counts_once(source: Any, voc_object: Any) -> None:
+    source.voc("a", voc_object())
+    source.voc("b", voc_object(), filename="a.jpg")
+    (source.root / "JPEGImages/b.jpg").unlink()
+    report = source.convert("pascal_voc")
+    assert report.photos_skipped == {"same_annotation_twice": 1}
+    assert (report.objects_written, report.dropped) == (1, {("RBC", "photo_skipped"): 1})
 
 
 SCALAR = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=3))

@@ -126,11 +126,30 @@ def test_rescaling_is_reported(source: Any, bbu_object: Any) -> None:
     assert "note     1 x rescaled" in report.summary()
 
 
+@pytest.mark.parametrize("orientation", [5, 6, 7, 8])
+def test_a_size_of_the_stored_file_in_a_format_of_displayed_pixels_names_the_option(
+    source: Any, orientation: int
+) -> None:
+    source.photo("a.jpg", size=(80, 60), orientation=orientation)
+    source.write("labels.csv", "image,x1,y1,x2,y2,desc,width,height\na.jpg,10,10,30,20,x,80,60\n")
+    why = rf"80x60 .*stored, which EXIF orientation {orientation} turns .*--frame stored \(data.source.frame: stored\)"
+    with pytest.raises(UserError, match=why):
+        source.convert("csv")
+    assert source.convert("csv", frame="stored").photos_written == 1
+
+
+def test_a_size_on_its_side_without_exif_says_that_no_frame_helps(source: Any) -> None:
+    source.photo("a.jpg", size=(80, 60))
+    source.write("labels.csv", "image,x1,y1,x2,y2,desc,width,height\na.jpg,10,10,30,20,x,60,80\n")
+    with pytest.raises(UserError, match=r"no EXIF turn explains it, so --frame \(data.source.frame\) cannot help"):
+        source.convert("csv")
+
+
 def test_a_link_out_of_the_source_is_refused(source: Any, bbu_object: Any, tmp_path: Path) -> None:
     source.bbu("a", [bbu_object()])
     (source.root / "a.jpg").rename(tmp_path / "secret.jpg")
     (source.root / "a.jpg").symlink_to(tmp_path / "secret.jpg")
-    with pytest.raises(UserError, match="leaves the source folder"):
+    with pytest.raises(UserError, match="is behind a link that leads outside the source folder; add --follow-links"):
         source.convert()
 
 

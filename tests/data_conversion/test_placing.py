@@ -34,7 +34,6 @@ def place(kind: str, *points: float, desc: str = "object", taxonomy: Taxonomy | 
         ("poly", (-10, 10, -10, -10, 10, -10, 10, 10), (0, 10, 0, 0, 10, 0, 10, 10)),
         ("poly", (50, -20, 140, 25, 50, 70), None),
         ("line", (-10, 10, 10, 10), (0, 10, 10, 10)),
-        ("line", (90, 10, 110, 30, 110, 60, 90, 10), (90, 10, 100, 20, 100, 35, 90, 10)),
     ],
 )
 def test_geometry_is_cut_to_the_image(kind: str, points: tuple[float, ...], cut: Any) -> None:
@@ -42,6 +41,23 @@ def test_geometry_is_cut_to_the_image(kind: str, points: tuple[float, ...], cut:
     if cut is not None:
         assert item.points == cut
     parse_row(Row(("a.jpg",), (item,), WIDTH, HEIGHT).to_json(), "row")
+
+
+def test_a_line_that_leaves_the_photo_and_comes_back_is_an_object_for_each_piece() -> None:
+    raw = RawObject("cable", "line", (90, 10, 110, 30, 110, 60, 90, 10), "field")
+    kept, dropped, notes = place_objects((raw,), Taxonomy(), IDENTITY, (WIDTH, HEIGHT))
+    assert [(item.desc, item.points) for item in kept] == [
+        ("cable", (90, 10, 100, 20)),
+        ("cable", (100, 35, 90, 10)),
+    ]
+    assert (dropped, notes) == ([], ["clipped_object", "further_piece_of_a_line"])
+
+
+def test_a_piece_of_a_line_under_a_pixel_is_no_object() -> None:
+    raw = RawObject("cable", "line", (50, 10, 110, 10, 110, 20, 99.5, 20), "field")
+    kept, _, notes = place_objects((raw,), Taxonomy(), IDENTITY, (WIDTH, HEIGHT))
+    assert [item.points for item in kept] == [(50, 10, 100, 10)]
+    assert notes == ["clipped_object"]
 
 
 @pytest.mark.parametrize(
@@ -109,11 +125,12 @@ def test_every_object_is_kept_in_the_contract_or_dropped_by_name(kind: str, poin
 def test_what_lies_inside_is_not_changed_by_the_cut(points: list[tuple[float, float]]) -> None:
     inside = np.array(points)
     assert (clip_polygon(inside, WIDTH, HEIGHT) == inside).all()
-    assert line_length(clip_line(inside, WIDTH, HEIGHT)) == pytest.approx(line_length(inside))
+    assert sum(map(line_length, clip_line(inside, WIDTH, HEIGHT))) == pytest.approx(line_length(inside))
 
 
 def test_areas_and_lengths_of_a_cut() -> None:
     diamond = np.array([[50.0, -25.0], [100.0, 25.0], [50.0, 75.0], [0.0, 25.0]])
     assert polygon_area(diamond) == 5000
     assert polygon_area(clip_polygon(diamond, WIDTH, HEIGHT)) == pytest.approx(5000 - 2 * 625)
-    assert line_length(clip_line(np.array([[-30.0, 20.0], [130.0, 20.0]]), WIDTH, HEIGHT)) == 100
+    (piece,) = clip_line(np.array([[-30.0, 20.0], [130.0, 20.0]]), WIDTH, HEIGHT)
+    assert line_length(piece) == 100

@@ -25,6 +25,7 @@ from transformers.trainer_pt_utils import safe_globals
 
 from bbu.errors import CheckpointError
 from bbu.jsonl import write_json
+from bbu.machine import RESUME, disk_full
 from bbu.models.acceleration.lora import has_lora, load_learned
 from bbu.models.checkpoint import BACKBONE_FOLDER, FACTS_FILE, LORA_FILE, is_model_file, load_backbone, load_head
 from bbu.models.manifest import MANIFEST_FILE, check_same, check_whole, read_manifest, seal, sync
@@ -118,23 +119,18 @@ def new_checkpoint(output_dir: Path, step: int, *, keep: int, best: int | None) 
             written.rename(target)
             sync(output_dir)
             _rotate(output_dir, saving, step, keep, best)
-    except (OSError, SafetensorError, RuntimeError) as error:
-        if not _cannot_write(error):
+    except Exception as error:  # torch and safetensors have types of their own for what the disk refuses
+        full = disk_full(error, output_dir)
+        if not full and not isinstance(error, OSError | SafetensorError):
             raise
-        why = error.strerror if isinstance(error, OSError) and error.strerror else str(error).splitlines()[0]
+        why = "the disk is full" if full else " ".join(str(error).split())
+        kept = ", ".join(path.name for path in checkpoints(output_dir)) or "no checkpoint"
         raise CheckpointError(
-            f"{checkpoint_at(output_dir, step)}: cannot be saved: {why}; make room, then pass training.resume=true"
+            f"{checkpoint_at(output_dir, step)}: cannot be saved: {why}; {kept} as before; make room and {RESUME}"
         ) from error
     finally:
         if is_main():
             shutil.rmtree(saving, ignore_errors=True)
-
-
-def _cannot_write(error: Exception) -> bool:
-    """Whether the disk is to blame; torch's writer has no error class of its own."""
-    return (
-        not isinstance(error, RuntimeError) or "PytorchStreamWriter" in str(error) or "inline_container" in str(error)
-    )
 
 
 def _make_room(target: Path, saving: Path) -> None:

@@ -20,17 +20,16 @@ from bbu.data.collators import PackedDataCollator, StandardDataCollator
 from bbu.data.dataset import TrainingStream
 from bbu.data.packing.planner import Budgets, PackedRun
 from bbu.data.shared_memory import IntoSharedMemory
-from bbu.errors import ConfigError, UserError
+from bbu.errors import ConfigError
 from bbu.interruption import LoaderShield
 from bbu.jsonl import decode_json, write_json
 from bbu.layers.transfer import to_device
 from bbu.losses.weighting import TERMS, count_terms, max_one, term_weights, weigh
-from bbu.machine import RESUME, disk_full
 from bbu.models.checkpoint import save_model
 from bbu.training.callbacks import EvaluateAtEnd, ProgressBar
 from bbu.training.distributed import is_main, sum_over_ranks, world_size
 from bbu.training.finite import StepGuard, poison
-from bbu.training.folders import checkpoint_at, checkpoints
+from bbu.training.folders import checkpoint_at
 from bbu.training.loss_log import LOG_FILE, LogFile, LossWindow
 from bbu.training.objective import DetectionObjective
 from bbu.training.param_groups import optimizer_groups
@@ -326,14 +325,6 @@ class BBUTrainer(Trainer):
                     folder = checkpoint_at(saving, self.state.global_step)
                     self.state.save_to_json(str(folder / STATE_FILE))
                     write_json(folder / IDENTITY_FILE, self.identity)
-            except Exception as error:
-                if not disk_full(error, output):
-                    raise
-                kept = ", ".join(path.name for path in checkpoints(output)) or "no checkpoint"
-                raise UserError(
-                    f"{checkpoint_at(output, self.state.global_step)}: cannot be saved: the disk is full; {kept} as "
-                    f"before; make room and {RESUME}"
-                ) from None
             finally:
                 self.args.output_dir = str(output)
 

@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw
 
 from bbu.data.augment.objects import place_objects, share_inside
 from bbu.geometry import IDENTITY, Affine
-from bbu.records import ObjectRow
+from bbu.records import BOUNDS_TOLERANCE, ObjectRow
 
 SIZE = (100, 60)
 
@@ -27,7 +27,7 @@ def make_object(kind: str, *points: float) -> ObjectRow:
         (make_object("bbox_2d", -30, -10, 10, 10), 0.125, (0, 0, 10, 10)),
         (make_object("poly", 90, 10, 110, 10, 110, 30, 90, 30), 0.5, (100, 30, 90, 30, 90, 10, 100, 10)),
         (make_object("line", 50, 20, 50, 80, 90, 80), 0.4, (50, 20, 50, 60)),
-        (make_object("line", 80, 10, 120, 10, 120, 30, 80, 30), 0.4, (80, 10, 100, 10, 100, 30, 80, 30)),
+        (make_object("line", 80, 10, 120, 10, 120, 30, 70, 30), 0.45454545, (100, 30, 70, 30)),  # the longest piece
     ],
 )
 def test_an_object_is_clipped_or_dropped_by_its_visible_fraction(
@@ -85,3 +85,19 @@ def test_the_fraction_inside_a_window_is_that_of_painted_pixels(ring: np.ndarray
     seen = light[y : y + SIZE[1], x : x + SIZE[0]].sum() / light.sum()
     share = share_inside(make_object("poly", *ring.ravel().tolist()), corner, SIZE)
     assert share == pytest.approx(seen, abs=0.08)
+
+
+@given(
+    hnp.arrays(np.float64, st.tuples(st.integers(2, 7), st.just(2)), elements=st.floats(-60, 160, width=16)),
+    st.floats(0, 1),
+)
+def test_a_kept_line_never_runs_along_the_border_unless_it_did(line: np.ndarray, share: float) -> None:
+    def along(points: np.ndarray, near: float) -> bool:
+        low, high = np.minimum(points[1:], points[:-1]), np.maximum(points[1:], points[:-1])
+        return bool(((np.abs(low) <= near) & (high <= near)).any() or (low >= np.array(SIZE) - near).any())
+
+    kept = place_objects([make_object("line", *line.ravel().tolist())], IDENTITY, SIZE, share)
+    assert len(kept) <= 1, "packs are planned with the number of objects"
+    for item in kept:
+        assert len(item.points) <= line.size
+        assert not along(np.reshape(item.points, (-1, 2)), 0.0) or along(line, BOUNDS_TOLERANCE)

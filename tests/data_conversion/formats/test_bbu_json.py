@@ -165,10 +165,11 @@ def test_a_byte_order_mark_and_a_missing_size_are_fine(source: Any, bbu_object: 
     assert (source.rows()[0].width, source.rows()[0].height) == (80, 60)
 
 
-def test_an_empty_photo_is_a_row_without_objects(source: Any) -> None:
+def test_an_empty_photo_is_a_row_without_objects(source: Any, bbu_object: Any) -> None:
     source.bbu("a", [])
+    source.bbu("b", [bbu_object()])
     source.convert()
-    assert source.objects() == []
+    assert [len(row.objects) for row in source.rows()] == [0, 1]
 
 
 def test_repeated_ids_are_noted_and_exact_copies_dropped(source: Any, bbu_object: Any) -> None:
@@ -176,3 +177,19 @@ def test_repeated_ids_are_noted_and_exact_copies_dropped(source: Any, bbu_object
     report = source.convert()
     assert report.notes == {"repeated_object_id": 2}
     assert report.dropped == {("标签/可读", "duplicate"): 1}
+
+
+def test_other_keys_with_content_are_noted_by_name(source: Any, document: Any, bbu_object: Any) -> None:
+    source.photo("a.jpg")
+    value = {**document([bbu_object(rotation=30, quality="")]), "remarks": {"text": "old"}}
+    value["info"]["rotation"] = 90
+    value["markResult"]["features"][0]["title"] = "x"
+    value["markResult"]["features"][0]["geometry"]["angle"] = 5
+    source.write("a.json", json.dumps(value))
+    assert source.convert().notes == {
+        "property not read: rotation": 1,
+        "feature key not read: title": 1,
+        "geometry key not read: angle": 1,
+        "file key not read: remarks.text": 1,
+        "info key not read: rotation": 1,
+    }

@@ -98,7 +98,7 @@ def test_lists_may_come_in_any_order_after_a_byte_order_mark_with_any_ids(source
     value = {
         "annotations": [
             annotation(1, "b"),
-            annotation("1", "a"),
+            annotation("one", "a"),
             annotation(2, 7),
             annotation(3, "b", category_id="c"),
         ],
@@ -158,7 +158,7 @@ TRIANGLE = [10, 10, 30, 10, 30, 20]
         ([[*TRIANGLE, 10, 10]], "poly", (10, 10, 30, 10, 30, 20)),
         ([[10, 10, 30, 10, 30, 20, 10, 20]], "bbox_2d", (10, 10, 30, 20)),
         ([[30, 20, 30, 10, 10, 10, 10, 20]], "bbox_2d", (10, 10, 30, 20)),
-        ([[10, 10, 30, 20, 30, 10, 10, 20]], "poly", (10, 10, 30, 20, 30, 10, 10, 20)),
+        ([[10, 10, 30, 20, 30, 10, 10, 24]], "poly", (10, 10, 30, 20, 30, 10, 10, 24)),
         ([[20, 10, 30, 15, 20, 20, 10, 15]], "poly", (20, 10, 30, 15, 20, 20, 10, 15)),
     ],
     ids=["none", "null", "polygon", "closed", "corners", "corners the other way", "bow tie", "turned square"],
@@ -210,13 +210,41 @@ def test_crowds_and_boxes_without_extent_are_dropped_by_reason(source: Any) -> N
 
 
 def test_what_is_not_read_of_an_annotation_is_noted_by_name(source: Any) -> None:
-    item = one_photo(source, annotation(attributes={"occluded": False, "rotation": 3.0}, keypoints=[1], caption="x"))
+    attributes = {"occluded": True, "state": "loose", "outside": False}
+    item = one_photo(source, annotation(attributes=attributes, keypoints=[1], caption="x", score=0))
     assert item.summary is None and item.notes == (
         "annotation key not read: keypoints",
         "annotation key not read: caption",
         "attribute not read: occluded",
-        "attribute not read: rotation",
+        "attribute not read: state",
     )
+
+
+@pytest.mark.parametrize("segmentation", [[[]], [[20, 30]], [[10, 10, 30, 20]], [[1, 1, 2, 2, 3, 3]], [[10, 10, None]]])
+def test_the_box_stands_in_for_a_segmentation_that_cannot_be_used(source: Any, segmentation: Any) -> None:
+    item = one_photo(source, annotation(segmentation=segmentation))
+    assert shapes(item) == [("bbox_2d", (10, 10, 30, 20))]
+    assert len(item.notes) == 1 and "segmentation" in item.notes[0]
+
+
+def test_a_polygon_stands_in_for_a_box_that_cannot_be_used_and_empty_pieces_do_not_count(source: Any) -> None:
+    item = one_photo(source, annotation(segmentation=[TRIANGLE, [], [1, 1]], bbox=[None, 1]))
+    assert shapes(item) == [("poly", tuple(TRIANGLE))]
+
+
+def test_a_rotation_turns_the_box_and_one_of_no_known_rule_is_refused(source: Any) -> None:
+    box = [[10, 10, 30, 10, 30, 20, 10, 20]]
+    item = one_photo(source, annotation(attributes={"rotation": 90.0}, rotation=90, segmentation=box))
+    ((kind, points),) = shapes(item)
+    assert kind == "poly" and points == pytest.approx((25, 5, 25, 25, 15, 25, 15, 5)) and not item.notes
+    (dropped,) = one_photo(source, annotation(angle=30)).objects
+    assert (dropped.reason, dropped.field) == ("rotated_box", "annotations[0].angle")
+
+
+@pytest.mark.parametrize("ids", [(1.0, 1.0), ("1", "1"), (1, "1")])
+def test_ids_written_as_floats_or_text_are_the_same_numbers(source: Any, ids: Any) -> None:
+    item = one_photo(source, annotation(image_id=ids[0], category_id=ids[1]))
+    assert [it.desc for it in item.objects] == ["RBC"]
 
 
 @pytest.mark.parametrize(("size", "box"), [((80, 60), [40, 10, 50, 30]), ((60, 80), [10, 10, 30, 20])])

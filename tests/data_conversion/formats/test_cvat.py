@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import importlib
-import math
 import tracemalloc
 from collections.abc import Callable
 from typing import Any
@@ -59,19 +58,13 @@ def test_a_box_turns_clockwise_around_its_centre(read: Any) -> None:
     assert (full.kind, full.points) == ("bbox_2d", (30, 20, 50, 30))
 
 
-@given(angle=st.floats(0, 360), width=st.floats(1, 40), height=st.floats(1, 40))
-def test_turning_keeps_centre_and_sides(angle: float, width: float, height: float) -> None:
-    from xml.etree.ElementTree import Element
-
-    from data_conversion.formats.cvat import _box
-
-    corners = {"xtl": "10", "ytl": "20", "xbr": str(10 + width), "ybr": str(20 + height), "rotation": str(angle)}
-    kind, points = _box(Element("box", corners), "f", "p")
-    if kind == "poly":
-        a, b, c, d = (complex(points[i], points[i + 1]) for i in (0, 2, 4, 6))
-        assert (a + c) / 2 == pytest.approx(complex(10 + width / 2, 20 + height / 2)) == (b + d) / 2
-        turned = complex(math.cos(math.radians(angle)), math.sin(math.radians(angle)))
-        assert b - a == pytest.approx(width * turned) and d - a == pytest.approx(height * turned * 1j)
+def test_what_is_not_set_is_no_level_and_what_is_not_read_is_noted(read: Any) -> None:
+    shape = BOX.replace('occluded="0"', 'occluded="1"').replace(
+        "></box>", ">" + attribute("state", "__undefined__") + attribute("colour", "red") + "</box>"
+    )
+    item = read(shape)
+    assert [it.desc for it in item.objects] == ["label/red"]
+    assert item.notes == ("shape attribute not read: occluded",)
 
 
 def test_attributes_are_further_levels(read: Any) -> None:

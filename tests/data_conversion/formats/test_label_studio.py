@@ -353,3 +353,24 @@ def test_a_damaged_export_is_records_or_one_error(tmp_path_factory: pytest.TempP
     write = ways.sound_source(root, {"export.json": SOUND}, ["a.jpg", "b.jpg"])
     write("export.json", content)
     ways.convert_or_one_error("label_studio", root)
+
+
+def test_meta_and_data_that_are_not_read_are_noted_by_name(source: Any) -> None:
+    source.photo("a.jpg")
+    value = task("a.jpg", {**rectangle(), "meta": {"text": ["rusty"]}}, meta={"shift": 2})
+    value["data"]["site"] = "north"
+    source.write("a.json", json.dumps([value]))
+    assert source.convert("label_studio").notes == {
+        "region key not read: meta.text": 1,
+        "task key not read: meta.shift": 1,
+        "data key not read: site": 1,
+    }
+
+
+def test_two_shapes_of_one_id_are_both_kept_but_its_choices_belong_to_neither(source: Any) -> None:
+    source.photo("a.jpg")
+    choice = {"id": "r1", "type": "choices", "value": {"choices": ["loose"]}}
+    source.write("a.json", json.dumps([task("a.jpg", rectangle(), rectangle(x=50.0), choice)]))
+    report = source.convert("label_studio")
+    assert [item["desc"] for item in source.objects()] == ["label", "label"]
+    assert report.notes == {"repeated_region_id": 1, "result_not_read: choices of a repeated id": 1}

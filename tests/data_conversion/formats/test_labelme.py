@@ -39,6 +39,14 @@ def only(source: Any) -> SourceImage:
     return item
 
 
+def test_attributes_are_levels_between_flags_and_the_description(source: Any) -> None:
+    attributes = {"state": "loose", "worn": True, "clean": False, "colours": ["red", "blue"], "note": None, "turns": 3}
+    put(source, shape(flags={"old": True}, attributes=attributes, description="by hand", direction=1.5, score=0.9))
+    report = source.convert("labelme")
+    assert [item["desc"] for item in source.objects()] == ["RBC/old/loose/worn/red,blue/3/by hand"]
+    assert report.notes == {"shape key not read: score": 1}
+
+
 @pytest.mark.parametrize(
     ("shape_type", "points", "kind", "flat"),
     [
@@ -48,6 +56,7 @@ def only(source: Any) -> SourceImage:
         ("rectangle", TILTED, "poly", [20, 5, 40, 15, 35, 25, 15, 15]),
         ("oriented_rectangle", TILTED, "poly", [20, 5, 40, 15, 35, 25, 15, 15]),
         ("rotation", TILTED, "poly", [20, 5, 40, 15, 35, 25, 15, 15]),
+        ("quadrilateral", TILTED, "poly", [20, 5, 40, 15, 35, 25, 15, 15]),
         ("polygon", [[10, 10], [30, 10], [20, 30]], "poly", [10, 10, 30, 10, 20, 30]),
         (None, [[10, 10], [30, 10], [20, 30]], "poly", [10, 10, 30, 10, 20, 30]),
         ("line", [[5, 5], [40, 5]], "line", [5, 5, 40, 5]),
@@ -67,7 +76,7 @@ def test_what_is_no_box_polygon_or_line_is_dropped_by_name(source: Any, shape_ty
     put(source, shape(), shape(label="dot", shape_type=shape_type, points=[[1, 1]]))
     report = source.convert("labelme")
     assert report.dropped == {("dot", "unsupported_shape"): 1}
-    assert source.lines("invalid_objects.jsonl")[0]["detail"] == f"{shape_type} is no box, polygon or line"
+    assert source.lines("invalid_objects.jsonl")[0]["detail"] == f"{shape_type!r} is no box, polygon or line"
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -185,9 +194,11 @@ def test_hidden_files_and_the_output_are_not_read(source: Any) -> None:
 
 
 def test_a_photo_with_no_shapes_is_a_row(source: Any) -> None:
-    put(source)
+    put(source, shape())
+    source.photo("empty.jpg")
+    source.write("empty.json", document(imagePath="empty.jpg"))
     source.convert("labelme")
-    assert source.objects() == []
+    assert [len(row.objects) for row in source.rows()] == [0, 1]
 
 
 # ---------------------------------------------------------------- writing

@@ -41,6 +41,41 @@ def test_a_full_image_is_one_to_width_and_becomes_zero_to_width(source: Any, voc
     assert source.objects() == [{"desc": "RBC", "bbox_2d": [0, 0, 80, 60]}]
 
 
+def test_attributes_are_further_levels_and_other_elements_are_noted(source: Any, voc_object: Any) -> None:
+    pairs = [("state", "loose"), ("rusty", "true"), ("x", "__undefined__"), ("occluded", "True"), ("rotation", "0.0")]
+    items = "".join(f"<attribute><name>{name}</name><value>{value}</value></attribute>" for name, value in pairs)
+    more = f"<attributes>{items}</attributes><pose>Unspecified</pose><truncated>0</truncated><difficult>1</difficult>"
+    source.voc("a", voc_object("bolt").replace("</object>", f"{more}<part><name>head</name></part></object>"))
+    report = source.convert("pascal_voc")
+    assert [item["desc"] for item in source.objects()] == ["bolt/loose/rusty"]
+    assert report.notes == {
+        "attribute not read: occluded": 1,
+        "object element not read: difficult": 1,
+        "object element not read: part": 1,
+    }
+
+
+def test_the_plain_text_of_attributes_is_a_level_too(source: Any, voc_object: Any) -> None:
+    source.voc("a", voc_object("bolt").replace("</object>", "<attributes>rusty,old</attributes></object>"))
+    source.convert("pascal_voc")
+    assert [item["desc"] for item in source.objects()] == ["bolt/rusty,old"]
+
+
+def test_a_turned_box_is_a_polygon_by_the_rule_of_its_tool(source: Any, voc_object: Any) -> None:
+    rotation = "<attributes><attribute><name>rotation</name><value>90</value></attribute></attributes>"
+    turned = "<robndbox><cx>40</cx><cy>30</cy><w>20</w><h>10</h><angle>1.5707963267948966</angle></robndbox>"
+    in_degrees = turned.replace("1.5707963267948966", "90")
+    cvat = voc_object("cvat", (31, 26, 50, 35)).replace("</object>", f"{rotation}</object>")
+    source.voc(
+        "a", f"{cvat}<object><name>roLabelImg</name>{turned}</object><object><name>x</name>{in_degrees}</object>"
+    )
+    source.convert("pascal_voc")
+    polygon = [45, 20, 45, 40, 35, 40, 35, 20]
+    assert source.objects() == [{"desc": "cvat", "poly": polygon}, {"desc": "roLabelImg", "poly": polygon}]
+    (lost,) = source.lines("invalid_objects.jsonl")
+    assert (lost["label"], lost["detail"]) == ("x", "must be in radians, up to 2 pi, is 90")
+
+
 def test_image_sets_are_the_splits(source: Any, voc_object: Any) -> None:
     for name in ("a", "b", "c", "unused"):
         source.voc(name, voc_object())

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from bbu.errors import UserError
 from bbu.geometry import enclosing_box, thicken
-from data_conversion.base import BadSource, Dropped, ExportObject, ExportPhoto, SourceImage, SourceOptions
+from data_conversion.base import BadSource, Dropped, ExportObject, ExportPhoto, RawObject, SourceImage, SourceOptions
 from data_conversion.formats.yolo import iter_records
 from data_conversion.formats.yolo_writer import photo_place, write_records
 from tests.data_conversion.formats.bad_yolo import YAML, good
@@ -76,6 +76,55 @@ def test_a_rounding_outside_the_photo_is_accepted(source: Any) -> None:
     source.write("labels/train/good.txt", "0 0.5 0.5 1.0001 1")
     source.convert("yolo")
     assert source.objects() == [{"desc": "RBC", "bbox_2d": [0, 0, 80, 60]}]
+
+
+def test_a_class_may_be_written_as_a_float(source: Any) -> None:
+    good(source)
+    source.write("labels/train/good.txt", "0.0 .5 .5 .2 .2\n1.000000000000000000e+00 .5 .5 .5 .5\n0.5 .5 .5 .1 .1")
+    report = source.convert("yolo")
+    assert {item["desc"] for item in source.objects()} == {"RBC", "WBC"}
+    assert report.dropped == {("RBC", "malformed_object"): 1}
+
+
+@pytest.mark.parametrize("shape", ["[2, 3]", "[3, 2]"])
+def test_of_a_pose_the_box_is_read_and_the_key_points_are_counted(source: Any, shape: str) -> None:
+    good(source)
+    source.write("data.yaml", f"{YAML}kpt_shape: {shape}\nflip_idx: [0, 1]\ncolours: [red]\n")
+    source.write("labels/train/good.txt", "0 .5 .5 .25 .5 .5 .5 2 .4 .4 1\n0 .5 .5 .25 .25\n1 .5 .5 .25 .5 .5 .5\n")
+    report = source.convert("yolo")
+    assert [item["bbox_2d"] for item in source.objects()] == [[30, 15, 50, 45], [30, 22.5, 50, 37.5]]
+    assert report.notes == {"key points not read": 1, "data.yaml key not read: colours": 1}
+    assert report.dropped == {("WBC", "malformed_object"): 1}
+
+
+POSES = ["0 .5 .5 .25 .5 .5 .55 .45 .5", "0 .5 .5 .25 .5 .5 .55 0 0", "0 .5 .5 .25 .5 .5 .55 2 .45 .5 1"]
+
+
+@pytest.mark.parametrize("row", POSES)
+def test_rows_that_are_poses_as_well_as_polygons_are_asked_about(source: Any, row: str) -> None:
+    good(source)
+    source.write("labels/train/good.txt", f"{row}\n{row}\n")
+    bad = only_bad(source)
+    assert (bad.source, bad.field) == ("data.yaml", "kpt_shape")
+    assert "task: segment" in bad.detail and "labels/train/good.txt line 1" in bad.detail
+    source.write("data.yaml", f"{YAML}task: segment\n")
+    kinds = {item.kind for item in read(source)["images/train/good.jpg"].objects if isinstance(item, RawObject)}
+    assert kinds <= {"poly"}
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        "0 .4 .4 .6 .4 .6 .6 .4 .6",  # a box by its corners
+        "0 .5 .4 .6 .5 .5 .6 .4 .5",  # a turned one
+        f"{POSES[0]}\n0 .5 .5 .6 .5 .55 .6",  # polygons have any number of corners
+        f"{POSES[0]}\n0 .1 .1 .4 .1 .3 .4 .1 .3",  # as a pose its box would leave the photo
+    ],
+)
+def test_polygons_are_not_mistaken_for_poses(source: Any, rows: str) -> None:
+    good(source)
+    source.write("labels/train/good.txt", rows)
+    assert all(item.kind == "poly" for item in read(source)["images/train/good.jpg"].objects)
 
 
 def test_an_empty_label_file_and_none_are_photos_with_nothing_to_see(source: Any) -> None:
@@ -215,13 +264,14 @@ def test_names_are_read_as_they_are_written(source: Any, names: str, known: dict
         ("names: [a]\nnames: [b]", "'names': appears twice"),
         ("names: [a]\nnc: 2", "nc: is '2', but names has 1"),
         ("names: [a]\ntrain: {x: y}", "train: must be a folder, a list of folders or a .txt, is dict"),
-        ("names: [a]\nkpt_shape: [17, 3]", "kpt_shape: says that rows hold key points"),
+        ("names: [a]\nkpt_shape: {a: b}", "kpt_shape: must be [points, 2 or 3]"),
+        ("names: [a]\ntask: pose it", "task: must be one of detect, segment, obb, pose"),
         ("names: [a", "is not valid YAML"),
         ("names: &x [*x]", "is not valid YAML"),
         ("[" * 3000, "nested too deeply"),
         ("names: [\x07]", "is not valid YAML"),
         ('names: ["\\ud83d"]', "holds a broken character"),
-        (b"\xff\xfen", "is not UTF-8"),
+        (b"\xff\xfen", "is not UTF-16"),
     ],
 )
 def test_a_bad_data_yaml_is_one_error_and_no_photos(source: Any, text: str | bytes, why: str) -> None:

@@ -2,7 +2,9 @@
 
 Rule for objects at a border: an object that keeps less than ``min_visible`` of its area (a line: of its length) is
 dropped; the others are clipped to the canvas. Visibility is measured on the object's own outline, for a rotated
-``bbox_2d`` on its four rotated corners. Its new ``bbox_2d`` encloses these corners, so it grows with the angle.
+``bbox_2d`` on its four rotated corners. Its new ``bbox_2d`` encloses these corners, so it grows with the angle. A line
+that leaves the canvas and comes back keeps its longest piece: the number of objects may not grow, since packs are
+planned with it.
 
 Points go through bbu.geometry's affine maps, in which a photo spans 0 to its width. torchvision's KeyPoints are pixel
 centres (a flip sends x to width - 1 - x), and its transform of boxes would let an object that has left the canvas come
@@ -22,8 +24,8 @@ from bbu.geometry import (
     clip_polygon,
     enclosing_box,
     line_length,
+    longest_piece,
     polygon_area,
-    segments_inside,
     transform_points,
 )
 from bbu.records import BOUNDS_TOLERANCE, ObjectRow
@@ -72,9 +74,8 @@ def _clip(kind: str, points: np.ndarray, size: Size) -> tuple[np.ndarray, float]
     if (points >= -BOUNDS_TOLERANCE).all() and (points <= np.array(size) + BOUNDS_TOLERANCE).all():
         return points.clip(0, size), 1.0
     if kind == "line":
-        whole = line_length(points)
-        cut, ends = clip_line(points, *size), segments_inside(points, *size)
-        left = float(np.linalg.norm(ends[:, 1] - ends[:, 0], axis=1).sum())
+        pieces = clip_line(points, *size)
+        whole, cut, left = line_length(points), longest_piece(pieces), sum(map(line_length, pieces))
     else:
         whole, cut = polygon_area(points), clip_polygon(points, *size)
         left = polygon_area(cut) if len(cut) else 0.0
