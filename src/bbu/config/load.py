@@ -59,7 +59,10 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         raise ConfigError(f"{path}: {_explain(error)}") from None
     for override in overrides:
         merged = _apply_override(merged, override)
-    config = OmegaConf.to_object(merged)
+    try:
+        config = OmegaConf.to_object(merged)
+    except OmegaConfBaseException as error:  # an override of an interpolation, which is followed only here
+        raise ConfigError(f"{', '.join([str(path), *overrides])}: {_explain(error)}") from None
     assert isinstance(config, Config)
     config.name = config.name or path.stem
     config.output_dir = config.output_dir or f"outputs/{config.name}"

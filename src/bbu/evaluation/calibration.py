@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from bbu.errors import UserError
+from bbu.errors import UserError, shown
 from bbu.evaluation.descriptions import ratio
 from bbu.evaluation.matching import Matched, flatten, rank
 from bbu.evaluation.pairing import pair
@@ -158,12 +158,12 @@ class Calibration:
     def _parsed(cls, value: Any) -> Calibration:
         kind, parameters = value["kind"], value["parameters"]
         if value["format"] != FORMAT or kind not in KINDS:
-            raise ValueError(f"format {value['format']}, kind {kind!r}")
-        temperature = float(parameters["temperature"]) if kind == "temperature" else None
+            raise ValueError(f"format {shown(value['format'])}, kind {shown(kind)}")
+        temperature = _number(parameters["temperature"]) if kind == "temperature" else None
         if temperature is not None and not (math.isfinite(temperature) and temperature > 0):
             raise ValueError(f"temperature must be above 0, is {temperature}")
         pairs = zip(parameters["scores"], parameters["shares"], strict=True) if kind == "isotonic" else ()
-        knots = tuple((float(score), float(share)) for score, share in pairs)
+        knots = tuple((_number(score), _number(share)) for score, share in pairs)
         steps = np.diff(knots, axis=0, prepend=((0, 0),), append=((1, 1),)) if knots else np.array(-1)
         if kind == "isotonic" and not (steps >= 0).all():
             raise ValueError("scores and shares must rise within [0, 1]")
@@ -176,6 +176,13 @@ def calibrated_row(calibration: Calibration, row: PredictionRow) -> PredictionRo
     scores = calibration.apply([item.score for item in row.predictions]).tolist()
     items = zip(row.predictions, scores, strict=True)
     return replace(row, predictions=tuple(replace(item, score=score) for item, score in items))
+
+
+def _number(value: Any) -> float:
+    try:
+        return float(value)
+    except OverflowError:
+        raise ValueError(f"{shown(value)} is too large") from None
 
 
 def fit_calibration(
