@@ -160,11 +160,12 @@ class Calibration:
         if value["format"] != FORMAT or kind not in KINDS:
             raise ValueError(f"format {shown(value['format'])}, kind {shown(kind)}")
         temperature = _number(parameters["temperature"]) if kind == "temperature" else None
-        if temperature is not None and not (math.isfinite(temperature) and temperature > 0):
-            raise ValueError(f"temperature must be above 0, is {temperature}")
+        if temperature is not None and not TEMPERATURES[0] <= temperature <= TEMPERATURES[1]:
+            raise ValueError("temperature must lie in [{:g}, {:g}], is {:g}".format(*TEMPERATURES, temperature))
         pairs = zip(parameters["scores"], parameters["shares"], strict=True) if kind == "isotonic" else ()
         knots = tuple((_number(score), _number(share)) for score, share in pairs)
-        steps = np.diff(knots, axis=0, prepend=((0, 0),), append=((1, 1),)) if knots else np.array(-1)
+        with np.errstate(over="ignore"):
+            steps = np.diff(knots, axis=0, prepend=((0, 0),), append=((1, 1),)) if knots else np.array(-1)
         if kind == "isotonic" and not (steps >= 0).all():
             raise ValueError("scores and shares must rise within [0, 1]")
         before, after = ({name: value[f"{name}_{when}"] for name in ("ECE", "Brier")} for when in ("before", "after"))
