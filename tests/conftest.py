@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cache
@@ -208,3 +209,19 @@ def _spread(count: int, size: tuple[int, int], seed: int) -> list[ObjectRow]:
         x2, y2 = x1 + random.uniform(0.1, 0.3) * width, y1 + random.uniform(0.1, 0.3) * height
         objects.append(ObjectRow(DESCRIPTIONS[number % len(DESCRIPTIONS)], "bbox_2d", (x1, y1, x2, y2)))
     return objects
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """One line of what the fuzzing tests damaged, also where their own lines were captured."""
+    tallies = [
+        dict(value)
+        for outcome in ("passed", "failed")
+        for report in terminalreporter.getreports(outcome)
+        for name, value in getattr(report, "user_properties", ())
+        if name == "fuzzing"
+    ]
+    if tallies:
+        seeds = {tally.pop("seed") for tally in tallies}
+        total = sum(map(Counter, tallies), Counter())
+        counts = ", ".join(f"{total[outcome]} {outcome}" for outcome in ("refused", "read", "failed"))
+        terminalreporter.write_line(f"fuzzing: seed {min(seeds)}, {total.total()} damaged cases: {counts}")

@@ -35,7 +35,7 @@ from bbu.jsonl import write_json, write_jsonl
 from bbu.models.build import build_model
 from bbu.models.checkpoint import FACTS_FILE
 from bbu.models.precision import use_bf16
-from bbu.records import PredictedObject, PredictionRow, Row, read_predictions, resolve_image
+from bbu.records import PredictedObject, PredictionRow, Row, iter_predictions, read_predictions, resolve_image
 
 SHOTS = (0, 1, 3, 5)  # teachers of the few-shot curve
 TEXT_TITLE = "its language model's text"
@@ -284,7 +284,7 @@ def _scored(material: Material, name: str, rows: Sequence[PredictionRow]) -> dic
     evaluation = material.config.evaluation
     metrics = evaluate(
         material.rows,
-        read_predictions(path),
+        iter_predictions(path),
         score_threshold=evaluation.score_threshold,
         train_descriptions=material.trained_descriptions,
         precision=evaluation.target_precision,

@@ -19,7 +19,8 @@ from __future__ import annotations
 import difflib
 import json
 import math
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,7 @@ AREA_BINS = (0.05, 0.20)  # mean box area as a fraction of the photo: under 5 %,
 PLACE_GRID = 3  # cells per side, for the mean centre of all boxes
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class ObjectRow:
     """One annotated object: a description and exactly one geometry in displayed pixels."""
 
@@ -59,7 +60,7 @@ class ObjectRow:
         return {"desc": self.desc, self.kind: points}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Row:
     """One annotated photo."""
 
@@ -108,7 +109,7 @@ def situations(row: Row) -> tuple[str, ...]:
     return f"count {count_bin}", f"place {column},{line}", f"size {area_bin}"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class FewShotSample:
     """One photo to learn or predict (student), worked examples (teachers), and photos without answers that are shown
     before it in its own turn (context)."""
@@ -127,7 +128,7 @@ class FewShotSample:
         return sample
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class PredictedObject:
     """One predicted object: xyxy box in displayed pixels, description, and two confidences in [0, 1].
 
@@ -153,7 +154,7 @@ class PredictedObject:
         return row
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class PredictionRow:
     """All predictions for one photo, or the error that prevented them."""
 
@@ -250,7 +251,8 @@ def parse_prediction_row(value: Any, where: str) -> PredictionRow:
         score = inner.unit(item["score"], "score")
         objectness = inner.unit(item.get("objectness", item["score"]), "objectness")
         levels = inner.levels(item["levels"], item["desc"]) if "levels" in item else None
-        predictions.append(PredictedObject((box[0], box[1], box[2], box[3]), item["desc"], score, objectness, levels))
+        desc = sys.intern(item["desc"])  # a million objects share few descriptions
+        predictions.append(PredictedObject((box[0], box[1], box[2], box[3]), desc, score, objectness, levels))
     return PredictionRow(check.images(value["images"]), width, height, tuple(predictions))
 
 
@@ -274,7 +276,7 @@ def _parse_object(value: Any, check: _Checker, width: int, height: int) -> Objec
         if not -BOUNDS_TOLERANCE <= number <= limit + BOUNDS_TOLERANCE:
             axis = "xy"[index % 2]
             check.fail(kind, f"{axis} = {number:g} is outside the image (0 to {limit}); clip it or drop the object")
-    return ObjectRow(desc=check.text(value["desc"], "desc"), kind=kind, points=points)
+    return ObjectRow(desc=sys.intern(check.text(value["desc"], "desc")), kind=kind, points=points)
 
 
 class _Checker:
@@ -381,13 +383,18 @@ def _tidy(value: float) -> float | int:
 # ---------------------------------------------------------------- files
 
 
-def read_rows(path: str | Path) -> list[Row]:
-    """All annotated rows of a JSONL file.
+def iter_rows(path: str | Path) -> Iterator[Row]:
+    """The annotated rows of a JSONL file, one at a time.
 
     Raises:
         RecordError: the first row that breaks the contract.
     """
-    return [parse_row(value, where) for where, value in iter_json_lines(path)]
+    return (parse_row(value, where) for where, value in iter_json_lines(path))
+
+
+def read_rows(path: str | Path) -> list[Row]:
+    """``iter_rows`` as a list."""
+    return list(iter_rows(path))
 
 
 def read_samples(path: str | Path) -> list[FewShotSample]:
@@ -395,9 +402,14 @@ def read_samples(path: str | Path) -> list[FewShotSample]:
     return [parse_sample(value, where) for where, value in iter_json_lines(path)]
 
 
+def iter_predictions(path: str | Path) -> Iterator[PredictionRow]:
+    """The rows of a predictions file, one at a time."""
+    return (parse_prediction_row(value, where) for where, value in iter_json_lines(path))
+
+
 def read_predictions(path: str | Path) -> list[PredictionRow]:
-    """All rows of a predictions file."""
-    return [parse_prediction_row(value, where) for where, value in iter_json_lines(path)]
+    """``iter_predictions`` as a list."""
+    return list(iter_predictions(path))
 
 
 def resolve_image(root: str | Path, name: str) -> Path:

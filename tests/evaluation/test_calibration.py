@@ -235,7 +235,10 @@ def damage(key: str, value: object) -> Callable[[dict[str, object]], object]:
         (damage("kind", "platt"), "platt"),
         (damage("format", 9), "format 9"),
         (damage("parameters", {}), "temperature"),
-        (damage("parameters", {"temperature": 0}), "above 0"),
+        (damage("parameters", {"temperature": 0}), "lie in"),
+        (damage("parameters", {"temperature": 1e-320}), "lie in"),  # 0.3 to its inverse is 0, and so is 0.7
+        (damage("parameters", {"temperature": 10**400}), "too large"),
+        (damage("format", "a\nb"), r"format 'a\\nb'"),
         (damage("parameters", {"temperature": "hot"}), "hot"),
         (damage("parameters", []), "list"),
         (lambda saved: {name: value for name, value in saved.items() if name != "ECE_after"}, "ECE_after"),

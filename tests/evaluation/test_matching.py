@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import gc
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
 
+from bbu.evaluation import matching
 from bbu.evaluation.descriptions import greedy_match
 from bbu.evaluation.matching import MATCH_IOU, Matched, any_object, flatten, rank
 from bbu.evaluation.pairing import pair
 from bbu.geometry import iou_matrix
-from tests.evaluation.photo_sets import DESCRIPTIONS, cell, guess, photo, photo_sets
+from bbu.records import PredictionRow, Row
+from tests.evaluation.photo_sets import DESCRIPTIONS, cell, guess, photo, photo_sets, random_rows
 
 
 @given(photo_sets)
@@ -58,6 +63,46 @@ def test_predictions_are_kept_and_ranked_for_each_photo_and_category():
     assert ranking.photo_Dt.tolist() == [0, 1, 0] and ranking.rank_Dt.tolist() == [0, 0, 0]
 
 
+def test_rows_are_read_once_and_not_kept():
+    """A large file is never in memory: of all rows given out, at most the last two are still alive."""
+    truth, found = random_rows(0, photos=40)
+    alive = []
+
+    def stream(rows):
+        for row in list(rows):
+            yield replace(row)
+            gc.collect(0)
+            alive.append(sum(type(item) in (Row, PredictionRow) for item in gc.get_objects()))
+
+    whole = pair(truth, found)
+    before = sum(type(item) in (Row, PredictionRow) for item in gc.get_objects())
+    streamed = pair(stream(truth), stream(found))
+    assert len(alive) == 80 and max(alive) <= before + 2
+    assert streamed.photos.names == whole.photos.names
+    assert all(np.array_equal(getattr(streamed.photos, name), getattr(whole.photos, name)) for name in COLUMNS)
+
+
+COLUMNS = ("truth_boxes_Gt4", "truth_desc_Gt", "boxes_Dt4", "desc_Dt", "scores_Dt", "objectness_Dt")
+
+
+@given(photo_sets)
+def test_the_order_of_photos_changes_no_column(photo_set):
+    truth, found = photo_set
+    one, other = pair(truth, found).photos, pair(truth[::-1], found[::-1]).photos
+    assert all(np.array_equal(getattr(one, name), getattr(other, name)) for name in COLUMNS)
+    assert [photo.name for photo in one[:2]] == [row.images[0] for row in truth[:2]]
+
+
+def test_many_pairs_are_matched_in_pieces_as_they_are_at_once(monkeypatch):
+    flat = flatten(pair(*random_rows(1, photos=30)).photos)
+    whole = rank(flat, any_object, "objectness").match((0.5, 0.75, 0.9))
+    monkeypatch.setattr(matching, "CHUNK", 7)
+    pieces = flatten(pair(*random_rows(1, photos=30)).photos)
+    for name in ("pair_truth_Op", "pair_prediction_Op", "pair_iou_Op"):
+        assert np.array_equal(getattr(flat, name), getattr(pieces, name))
+    assert np.array_equal(whole, rank(pieces, any_object, "objectness").match((0.5, 0.75, 0.9)))
+
+
 def test_overlaps_too_small_to_be_kept_cannot_be_asked_for():
     ranking = rank(flatten(pair([photo("a.jpg")], []).photos), str, "score", 100)
     with pytest.raises(ValueError, match=f"under {MATCH_IOU}"):
@@ -65,7 +110,7 @@ def test_overlaps_too_small_to_be_kept_cannot_be_asked_for():
 
 
 def test_nothing_at_all_can_be_matched():
-    ranking = rank(flatten(()), any_object, "score", 100)
+    ranking = rank(flatten(pair([], []).photos), any_object, "score", 100)
     assert ranking.match((0.5,)).shape == (1, 0) and ranking.categories == ()
 
 

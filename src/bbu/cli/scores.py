@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterable
 from pathlib import Path
 
 from bbu.cli.arguments import Commands, not_negative, positive
@@ -66,11 +67,14 @@ def _add_evaluate(commands: Commands) -> None:
 
 def _evaluate(arguments: argparse.Namespace) -> int:
     from bbu.evaluation import evaluate, summary_table
-    from bbu.records import read_predictions, read_rows
+    from bbu.records import PredictionRow, Row, iter_predictions, iter_rows
 
     if arguments.meteor and not arguments.dense:
         raise UserError(f"--meteor {arguments.meteor} needs --dense; give both")
-    truth, predictions = read_rows(arguments.truth), read_predictions(arguments.predictions)
+    truth: Iterable[Row] = iter_rows(arguments.truth)
+    predictions: Iterable[PredictionRow] = iter_predictions(arguments.predictions)
+    if arguments.dense or arguments.pictures or arguments.report:
+        truth, predictions = list(truth), list(predictions)  # these read them again
     metrics = evaluate(
         truth,
         predictions,
@@ -97,19 +101,19 @@ def _evaluate(arguments: argparse.Namespace) -> int:
         from bbu.evaluation.page import write_report
 
         title = Path(arguments.truth).name
-        page = write_report(arguments.report, truth, predictions, metrics, image_root=root, title=title)
+        page = write_report(arguments.report, list(truth), list(predictions), metrics, image_root=root, title=title)
         print(f"{page.shown} of {page.photos} photos shown in {arguments.report}")
     return 0
 
 
 def _compare(arguments: argparse.Namespace) -> int:
     from bbu.evaluation.compare import compare, comparison_table
-    from bbu.records import read_predictions, read_rows
+    from bbu.records import iter_predictions, iter_rows
 
     comparison = compare(
-        read_rows(arguments.truth),
-        read_predictions(arguments.a),
-        read_predictions(arguments.b),
+        iter_rows(arguments.truth),
+        iter_predictions(arguments.a),
+        iter_predictions(arguments.b),
         score_threshold=arguments.threshold,
         bootstrap_samples=arguments.bootstrap_samples,
     )
@@ -121,9 +125,9 @@ def _compare(arguments: argparse.Namespace) -> int:
 
 def _calibrate(arguments: argparse.Namespace) -> int:
     from bbu.evaluation.calibration import fit_calibration
-    from bbu.records import read_predictions, read_rows
+    from bbu.records import iter_predictions, iter_rows
 
-    truth, predictions = read_rows(arguments.truth), read_predictions(arguments.predictions)
+    truth, predictions = iter_rows(arguments.truth), iter_predictions(arguments.predictions)
     calibration = fit_calibration(truth, predictions, kind=arguments.kind, split=Path(arguments.truth).stem)
     calibration.save(arguments.output)
     print(f"{calibration.summary()}; written to {arguments.output}")
@@ -132,12 +136,12 @@ def _calibrate(arguments: argparse.Namespace) -> int:
 
 def _thresholds(arguments: argparse.Namespace) -> int:
     from bbu.evaluation.operating_points import operating_points, operating_table
-    from bbu.records import read_predictions, read_rows
+    from bbu.records import iter_predictions, iter_rows
 
     goals = {name: getattr(arguments, name) for name in ("precision", "recall", "fppi")}
     ((goal, value),) = ((name, value) for name, value in goals.items() if value is not None)
     points = operating_points(
-        read_rows(arguments.truth), read_predictions(arguments.predictions), goal, value, minimum=arguments.minimum
+        iter_rows(arguments.truth), iter_predictions(arguments.predictions), goal, value, minimum=arguments.minimum
     )
     print(operating_table(points))
     if arguments.output:

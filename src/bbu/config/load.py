@@ -65,8 +65,8 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         merged = _apply_override(merged, override)
     try:
         config = OmegaConf.to_object(merged)
-    except OmegaConfBaseException as error:
-        raise ConfigError(f"{path}: {_explain(error)}") from None
+    except OmegaConfBaseException as error:  # an override of an interpolation, which is followed only here
+        raise ConfigError(f"{', '.join([str(path), *overrides])}: {_explain(error)}") from None
     except RecursionError:
         raise ConfigError(f"{path}: keys refer to each other in a circle (${{...}})") from None
     assert isinstance(config, Config)

@@ -19,10 +19,10 @@ import numpy as np
 from bbu.evaluation.calibration import BINS, width_bin
 from bbu.evaluation.coco import RECALLS, interpolate
 from bbu.evaluation.inspection import SLACK, miss_rate_key, tie_ends
-from bbu.evaluation.matching import Matched
+from bbu.evaluation.matching import CHUNK, Matched
+from bbu.evaluation.pairing import INDEX
 
 CONFIDENCE = 0.95
-CHUNK = 2_000_000  # numbers in one temporary array: 16 MB
 
 Figures = dict[str, np.ndarray]  # metric → (Bs,) values, NaN where undefined
 Interval = list[float] | None
@@ -104,15 +104,12 @@ class _Right:
 
     Attributes:
         place_Tp: index among the detections of annotated descriptions.
-        first_Tp: index of the first true positive of the same category.
-        first_place_Tp: index of the first detection of the same category.
+        first_Ca: index of the first true positive of each category; count_Ca: how many it has.
     """
 
     place_Tp: np.ndarray
-    photo_Tp: np.ndarray
-    category_Tp: np.ndarray
-    first_Tp: np.ndarray
-    first_place_Tp: np.ndarray
+    first_Ca: np.ndarray
+    count_Ca: np.ndarray
 
 
 class _Precision:
@@ -123,16 +120,15 @@ class _Precision:
         categories = np.arange(len(ranking.categories))
         known = int(np.searchsorted(ranking.category_Dt, len(categories)))  # beyond: never annotated
         self.suffix, self.photo_Dt = suffix, ranking.photo_Dt[:known]
-        first_Ca = np.searchsorted(ranking.category_Dt[:known], categories)
+        self.first_Ca = np.searchsorted(ranking.category_Dt[:known], categories)
         by_category = np.argsort(ranking.truth_category_Gt, kind="stable")
         self.truth_photo_Gt = ranking.flat.truth_photo_Gt[by_category]
         self.truth_first_Ca = np.searchsorted(ranking.truth_category_Gt[by_category], categories)
         self.right_U = []
         for match_Dt in matched.match_UDt:
-            place_Tp = np.flatnonzero(match_Dt[:known] >= 0)
-            category_Tp = ranking.category_Dt[place_Tp]
-            first_Tp = np.searchsorted(category_Tp, category_Tp)
-            self.right_U.append(_Right(place_Tp, self.photo_Dt[place_Tp], category_Tp, first_Tp, first_Ca[category_Tp]))
+            place_Tp = np.flatnonzero(match_Dt[:known] >= 0).astype(INDEX)
+            count_Ca = np.bincount(ranking.category_Dt[place_Tp], minlength=len(categories))
+            self.right_U.append(_Right(place_Tp, np.cumsum(count_Ca) - count_Ca, count_Ca))
 
     def figures(self, weights_BsPh: np.ndarray) -> Figures:
         gt_BsCa = np.add.reduceat(weights_BsPh[:, self.truth_photo_Gt], self.truth_first_Ca, axis=1)
@@ -142,10 +138,15 @@ class _Precision:
 
     def _mean(self, right: _Right, weights_BsPh: np.ndarray, seen_BsDt: np.ndarray, gt_BsCa: np.ndarray) -> np.ndarray:
         """(Bs,) mean over the categories that have ground truth."""
-        found_BsTp = _running(weights_BsPh, right.photo_Tp)
-        found_BsTp = found_BsTp[:, 1:] - found_BsTp.take(right.first_Tp, axis=1)
-        seen_BsTp = seen_BsDt.take(right.place_Tp + 1, axis=1) - seen_BsDt.take(right.first_place_Tp, axis=1)
-        best_BsTp, points_BsTp = interpolate(found_BsTp, seen_BsTp, gt_BsCa, right.category_Tp)
+
+        def of_its_category(values_BsCa: np.ndarray) -> np.ndarray:
+            return np.repeat(values_BsCa, right.count_Ca, axis=1)
+
+        found_BsTp = _running(weights_BsPh, self.photo_Dt[right.place_Tp])
+        found_BsTp = found_BsTp[:, 1:] - of_its_category(found_BsTp.take(right.first_Ca, axis=1))
+        seen_BsTp = seen_BsDt.take(right.place_Tp + 1, axis=1) - of_its_category(seen_BsDt.take(self.first_Ca, axis=1))
+        category_Tp = np.repeat(np.arange(len(right.count_Ca)), right.count_Ca)
+        best_BsTp, points_BsTp = interpolate(found_BsTp, seen_BsTp, gt_BsCa, category_Tp)
         # A category without ground truth in a bootstrap sample has no recall, so it reaches no recall step.
         mean_Bs: np.ndarray = (best_BsTp * points_BsTp).sum(axis=1) / len(RECALLS) / (gt_BsCa > 0).sum(axis=1)
         return mean_Bs
@@ -219,18 +220,18 @@ class _CalibrationErrors:
     def __init__(self, matched: Matched, suffix: str) -> None:
         ranking, right_Dt = matched.ranking, matched.right_Dt
         photos = len(ranking.flat.names)
-        cell_Dt = ranking.photo_Dt * BINS + width_bin(ranking.confidence_Dt)
+        cell_Dt = ranking.photo_Dt * np.int64(BINS) + width_bin(ranking.confidence_Dt)
 
         def sums(values_Dt: np.ndarray) -> np.ndarray:
             return np.bincount(cell_Dt, weights=values_Dt, minlength=photos * BINS).reshape(photos, BINS)
 
-        self.count_PhBn = sums(np.ones(len(cell_Dt)))
+        self.count_Ph = np.bincount(ranking.photo_Dt, minlength=photos).astype(np.float64)
         self.gap_PhBn = sums(ranking.confidence_Dt - right_Dt)
         self.square_PhBn = sums((ranking.confidence_Dt - right_Dt) ** 2)
         self.suffix = suffix
 
     def figures(self, weights_BsPh: np.ndarray) -> Figures:
-        count_Bs = (weights_BsPh @ self.count_PhBn).sum(axis=1)
+        count_Bs = weights_BsPh @ self.count_Ph
         return {
             f"ECE{self.suffix}": np.abs(weights_BsPh @ self.gap_PhBn).sum(axis=1) / count_Bs,
             f"Brier{self.suffix}": (weights_BsPh @ self.square_PhBn).sum(axis=1) / count_Bs,

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from bbu.errors import UserError
+from bbu.errors import UserError, shown
 from bbu.evaluation.descriptions import ratio
 from bbu.evaluation.matching import Matched, flatten, rank
 from bbu.evaluation.pairing import pair
@@ -164,13 +164,14 @@ class Calibration:
     def _parsed(cls, value: Any) -> Calibration:
         kind, parameters = value["kind"], value["parameters"]
         if value["format"] != FORMAT or kind not in KINDS:
-            raise ValueError(f"format {value['format']}, kind {kind!r}")
-        temperature = float(parameters["temperature"]) if kind == "temperature" else None
-        if temperature is not None and not (math.isfinite(temperature) and temperature > 0):
-            raise ValueError(f"temperature must be above 0, is {temperature}")
+            raise ValueError(f"format {shown(value['format'])}, kind {shown(kind)}")
+        temperature = _number(parameters["temperature"]) if kind == "temperature" else None
+        if temperature is not None and not TEMPERATURES[0] <= temperature <= TEMPERATURES[1]:
+            raise ValueError("temperature must lie in [{:g}, {:g}], is {:g}".format(*TEMPERATURES, temperature))
         pairs = zip(parameters["scores"], parameters["shares"], strict=True) if kind == "isotonic" else ()
-        knots = tuple((float(score), float(share)) for score, share in pairs)
-        steps = np.diff(knots, axis=0, prepend=((0, 0),), append=((1, 1),)) if knots else np.array(-1)
+        knots = tuple((_number(score), _number(share)) for score, share in pairs)
+        with np.errstate(over="ignore"):
+            steps = np.diff(knots, axis=0, prepend=((0, 0),), append=((1, 1),)) if knots else np.array(-1)
         if kind == "isotonic" and not (steps >= 0).all():
             raise ValueError("scores and shares must rise within [0, 1]")
         before, after = ({name: value[f"{name}_{when}"] for name in ("ECE", "Brier")} for when in ("before", "after"))
@@ -186,6 +187,13 @@ def calibrated_row(calibration: Calibration, row: PredictionRow) -> PredictionRo
     scores = calibration.apply([item.score for item in row.predictions]).tolist()
     items = zip(row.predictions, scores, strict=True)
     return replace(row, predictions=tuple(replace(item, score=score) for item, score in items))
+
+
+def _number(value: Any) -> float:
+    try:
+        return float(value)
+    except OverflowError:
+        raise ValueError(f"{shown(value)} is too large") from None
 
 
 def fit_calibration(

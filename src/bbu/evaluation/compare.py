@@ -16,7 +16,7 @@ from bbu.evaluation.bootstrap import Headlines, interval, resample
 from bbu.evaluation.coco import IOU_THRESHOLDS
 from bbu.evaluation.matching import FlatDetections, Matched, any_object, flatten, rank
 from bbu.evaluation.metrics import FPPI, check_between
-from bbu.evaluation.pairing import pair
+from bbu.evaluation.pairing import pair_each
 from bbu.evaluation.report import aligned, clip, number
 from bbu.records import PredictionRow, Row
 
@@ -44,11 +44,10 @@ def compare(
     """
     check_between("score_threshold", score_threshold, 0, 1)
     check_between("bootstrap_samples", bootstrap_samples, 0, float("inf"))
-    rows = list(truth)
-    flats = [flatten(pair(rows, predictions).photos) for predictions in (predictions_a, predictions_b)]
+    flats = [flatten(paired.photos) for paired in pair_each(truth, (predictions_a, predictions_b))]
     changes = _photo_changes(flats[0], *(_states(flat, score_threshold) for flat in flats))
     return {
-        "photos_compared": len(rows),
+        "photos_compared": len(flats[0].names),
         "score_threshold": score_threshold,
         "bootstrap_samples": bootstrap_samples,
         "figures": _differences([_headlines(flat) for flat in flats], bootstrap_samples),

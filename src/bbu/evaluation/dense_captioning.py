@@ -18,7 +18,7 @@ Shapes: Gt ground-truth objects, Rg merged regions, Dt detections, Rc recall ste
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -61,7 +61,7 @@ class Candidate:
 
 
 def dense_metrics(
-    truth: Sequence[Row], predictions: Sequence[PredictionRow], *, meteor: Meteor = "approximate"
+    truth: Iterable[Row], predictions: Iterable[PredictionRow], *, meteor: Meteor = "approximate"
 ) -> dict[str, Any]:
     """Dense-captioning mAP of saved predictions, ranked by ``score``, without a limit on their number.
 

@@ -11,7 +11,9 @@ Shapes: Gt ground-truth objects, Dt detections, De descriptions of a vocabulary,
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping
+from functools import partial
+from operator import eq
 from typing import Any
 
 import numpy as np
@@ -21,6 +23,7 @@ from bbu.evaluation.matching import MATCH_IOU, Matched
 MAX_LEVELS = 6  # a remark may contain slashes; deeper levels are only compared as a whole
 
 Pair = tuple[str, str | None]  # annotated description, predicted description (None: no box matched)
+PairCounts = Mapping[Pair, int]
 
 
 def prefix(desc: str, level: int) -> str:
@@ -51,17 +54,22 @@ def greedy_match(iou_DtGt: np.ndarray, ranking_Dt: np.ndarray) -> np.ndarray:
     return matched_Gt
 
 
-def description_pairs(class_agnostic: Matched) -> list[Pair]:
-    """For every object: its description and that of the detection matched to it, class-agnostic."""
+def description_pairs(class_agnostic: Matched) -> PairCounts:
+    """The description of every object with that of the detection matched to it, class-agnostic, counted."""
     flat = class_agnostic.ranking.flat
-    said_Gt = np.full(len(flat.truth_desc_Gt), -1)
+    words = (*flat.vocabulary, None)  # the last: no detection
+    said_Gt = np.full(len(flat.truth_desc_Gt), len(words) - 1)
     places = np.flatnonzero(class_agnostic.right_Dt)
     said_Gt[class_agnostic.match_UDt[0, places]] = flat.desc_Dt[class_agnostic.ranking.prediction_Dt[places]]
-    words = (*flat.vocabulary, None)  # -1 is the last: no detection
-    return [(flat.vocabulary[truth], words[said]) for truth, said in zip(flat.truth_desc_Gt, said_Gt, strict=True)]
+    codes, counts = np.unique(flat.truth_desc_Gt * np.int64(len(words)) + said_Gt, return_counts=True)
+    truth, said = np.divmod(codes, len(words))
+    return {
+        (flat.vocabulary[a], words[b]): count
+        for a, b, count in zip(truth.tolist(), said.tolist(), counts.tolist(), strict=True)
+    }
 
 
-def description_scores(pairs: Sequence[Pair], majority: str | None) -> dict[str, Any]:
+def description_scores(pairs: PairCounts, majority: str | None) -> dict[str, Any]:
     """Caption accuracy (exact match) on matched boxes, beside the majority baseline.
 
     Args:
@@ -72,43 +80,52 @@ def description_scores(pairs: Sequence[Pair], majority: str | None) -> dict[str,
         have a matched box. Level k compares the first k levels of the paths; levels are reported when annotated paths
         have several.
     """
-    matched = [(truth, said) for truth, said in pairs if said is not None]
-    guessed = [(truth, majority) for truth, _ in matched] if majority is not None else []
+    matched = {(truth, said): count for (truth, said), count in pairs.items() if said is not None}
+    boxes = sum(matched.values())
     scores: dict[str, Any] = {
-        "matched_boxes": len(matched),
-        "missed_boxes": len(pairs) - len(matched),
-        "description_accuracy": _accuracy(matched),
-        "description_macro_accuracy": _macro_accuracy(matched),
+        "matched_boxes": boxes,
+        "missed_boxes": sum(pairs.values()) - boxes,
+        "description_accuracy": _accuracy(matched, eq),
+        "description_macro_accuracy": _macro_accuracy(matched, eq),
         "majority_description": majority,
-        "majority_baseline": _accuracy(guessed),
-        "majority_macro_baseline": _macro_accuracy(guessed),
+        "majority_baseline": None,
+        "majority_macro_baseline": None,
     }
+    if majority is not None:
+        scores["majority_baseline"] = _accuracy(matched, lambda truth, _: truth == majority)
+        scores["majority_macro_baseline"] = _macro_accuracy(matched, lambda truth, _: truth == majority)
     levels = level_count({truth for truth, _ in pairs})
     for level in range(1, levels + 1) if levels > 1 else ():
-        scores[f"description_accuracy_level{level}"] = _accuracy(
-            [(prefix(truth, level), prefix(said, level)) for truth, said in matched]
-        )
+        same = partial(_same_levels, level=level)
+        scores[f"description_accuracy_level{level}"] = _accuracy(matched, same)
     return scores
 
 
-def description_table(pairs: Sequence[Pair], ap50: Mapping[str, float | None]) -> dict[str, dict[str, Any]]:
+def description_table(pairs: PairCounts, ap50: Mapping[str, float | None]) -> dict[str, dict[str, Any]]:
     """Annotated description → truth, matched and correct counts, accuracy on matched boxes and AP50.
 
     Most frequent first; equal counts in alphabetical order.
     """
-    truth = Counter(desc for desc, _ in pairs)
-    matched = Counter(desc for desc, said in pairs if said is not None)
-    correct = Counter(desc for desc, said in pairs if said == desc)
+    truth = description_counts(pairs.items())
+    matched = description_counts(item for item in pairs.items() if item[0][1] is not None)
     return {
         desc: {
             "truth": count,
             "matched": matched[desc],
-            "correct": correct[desc],
-            "accuracy": ratio(correct[desc], matched[desc]),
+            "correct": pairs.get((desc, desc), 0),
+            "accuracy": ratio(pairs.get((desc, desc), 0), matched[desc]),
             "AP50": ap50[desc],
         }
         for desc, count in sorted(truth.items(), key=lambda item: (-item[1], item[0]))
     }
+
+
+def description_counts(pairs: Iterable[tuple[Pair, int]]) -> Counter[str]:
+    """Annotated description → its objects, of pairs with their counts."""
+    counts: Counter[str] = Counter()
+    for (truth, _), count in pairs:
+        counts[truth] += count
+    return counts
 
 
 def most_frequent(counts: Mapping[str, int]) -> str | None:
@@ -151,12 +168,16 @@ def ratio(part: float, whole: float) -> float | None:
     return part / whole if whole else None
 
 
-def _accuracy(pairs: Sequence[tuple[str, str]]) -> float | None:
-    return ratio(sum(truth == said for truth, said in pairs), len(pairs))
+def _same_levels(truth: str, said: str, level: int) -> bool:
+    return prefix(truth, level) == prefix(said, level)
 
 
-def _macro_accuracy(pairs: Sequence[tuple[str, str]]) -> float | None:
-    total = Counter(truth for truth, _ in pairs)
-    correct = Counter(truth for truth, said in pairs if truth == said)
+def _accuracy(matched: Mapping[tuple[str, str], int], right: Callable[[str, str], bool]) -> float | None:
+    return ratio(sum(count for pair, count in matched.items() if right(*pair)), sum(matched.values()))
+
+
+def _macro_accuracy(matched: Mapping[tuple[str, str], int], right: Callable[[str, str], bool]) -> float | None:
+    total = description_counts(matched.items())
+    correct = description_counts(item for item in matched.items() if right(*item[0]))
     # sorted, so the sum rounds alike whatever the order of the boxes
     return ratio(sum(correct[desc] / total[desc] for desc in sorted(total)), len(total))

@@ -9,14 +9,13 @@ Shapes: Dt detections, Th score thresholds, Op overlapping pairs.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from bbu.evaluation.descriptions import Pair, ratio
+from bbu.evaluation.descriptions import Pair, PairCounts, ratio
 from bbu.evaluation.matching import MATCH_IOU, Matched
 
 SLACK = 1e-9  # so that 9 of 10 reach a precision of 0.9
@@ -112,14 +111,13 @@ def miss_rate_key(limit: float, suffix: str = "") -> str:
     return f"miss_rate{suffix}_at_{limit:g}"
 
 
-def confusions(pairs: Sequence[Pair]) -> list[dict[str, Any]]:
+def confusions(pairs: PairCounts) -> list[dict[str, Any]]:
     """Annotated and predicted description of every matched box, counted, most frequent first.
 
     ``predicted`` is None for a missed object.
     """
-    counts = Counter(pairs)
-    order: list[Pair] = sorted(counts, key=lambda pair: (-counts[pair], pair[0], pair[1] is not None, pair[1] or ""))
-    return [{"annotated": truth, "predicted": said, "count": counts[truth, said]} for truth, said in order]
+    order: list[Pair] = sorted(pairs, key=lambda pair: (-pairs[pair], pair[0], pair[1] is not None, pair[1] or ""))
+    return [{"annotated": truth, "predicted": said, "count": pairs[truth, said]} for truth, said in order]
 
 
 def duplicate_scores(shown: Matched, score_threshold: float) -> Mapping[str, float | None]:

@@ -6,7 +6,7 @@ taken only when no other is left, and count neither as right nor as wrong. The m
 samples only reweight photos and never match again.
 
 Shapes: Gt ground-truth objects, Dt detections, Op overlapping pairs, De descriptions of a vocabulary,
-U IoU thresholds.
+U IoU thresholds, Ph photos, R rows.
 """
 
 from __future__ import annotations
@@ -19,10 +19,11 @@ from typing import Literal
 
 import numpy as np
 
-from bbu.evaluation.pairing import Photo
+from bbu.evaluation.pairing import INDEX, Photos, joined_ranges
 from bbu.geometry import box_area
 
 MATCH_IOU = 0.5  # the lowest IoU of a match anywhere in this package
+CHUNK = 2_000_000  # numbers in one temporary array: 16 MB
 MAX_DETECTIONS = 100  # COCO's limit per photo and category
 RankBy = Literal["score", "objectness"]
 
@@ -51,53 +52,58 @@ class FlatDetections:
     pair_iou_Op: np.ndarray
 
 
-def flatten(photos: Sequence[Photo]) -> FlatDetections:
+def flatten(photos: Photos) -> FlatDetections:
     """Flatten photos and find the overlapping pairs."""
-    vocabulary = tuple(sorted({desc for photo in photos for desc in (*photo.truth_descs, *photo.descs)}))
-    codes = {desc: code for code, desc in enumerate(vocabulary)}
-    pairs: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
-    truths = predictions = 0
-    for photo in photos:
-        iou_DtGt = _coco_iou(photo.boxes_Dt4, photo.truth_boxes_Gt4)
-        m, n = np.nonzero(iou_DtGt >= MATCH_IOU)
-        pairs.append((n + truths, m + predictions, iou_DtGt[m, n]))
-        truths, predictions = truths + len(photo.truth_descs), predictions + len(photo.descs)
+    truth_Op, prediction_Op, iou_Op = _overlaps(photos)
     return FlatDetections(
-        names=tuple(photo.name for photo in photos),
-        vocabulary=vocabulary,
-        truth_photo_Gt=_owners([len(photo.truth_descs) for photo in photos]),
-        truth_desc_Gt=np.array([codes[desc] for photo in photos for desc in photo.truth_descs], dtype=np.int64),
-        truth_area_Gt=_joined([box_area(photo.truth_boxes_Gt4) for photo in photos]),
-        photo_Dt=_owners([len(photo.descs) for photo in photos]),
-        desc_Dt=np.array([codes[desc] for photo in photos for desc in photo.descs], dtype=np.int64),
-        area_Dt=_joined([box_area(photo.boxes_Dt4) for photo in photos]),
-        confidences={
-            "score": _joined([photo.scores_Dt for photo in photos]),
-            "objectness": _joined([photo.objectness_Dt for photo in photos]),
-        },
-        pair_truth_Op=_joined([pair[0] for pair in pairs]).astype(np.int64),
-        pair_prediction_Op=_joined([pair[1] for pair in pairs]).astype(np.int64),
-        pair_iou_Op=_joined([pair[2] for pair in pairs]),
+        names=photos.names,
+        vocabulary=photos.vocabulary,
+        truth_photo_Gt=_owners(photos.truth_start_Ph),
+        truth_desc_Gt=photos.truth_desc_Gt,
+        truth_area_Gt=box_area(photos.truth_boxes_Gt4),
+        photo_Dt=_owners(photos.start_Ph),
+        desc_Dt=photos.desc_Dt,
+        area_Dt=box_area(photos.boxes_Dt4),
+        confidences={"score": photos.scores_Dt, "objectness": photos.objectness_Dt},
+        pair_truth_Op=truth_Op,
+        pair_prediction_Op=prediction_Op,
+        pair_iou_Op=iou_Op,
     )
 
 
-def _coco_iou(boxes_Dt4: np.ndarray, truth_Gt4: np.ndarray) -> np.ndarray:
-    """IoU from corner and size, as COCO's tools store boxes: rounding then agrees at the threshold."""
-    low_Dt2, size_Dt2 = boxes_Dt4[:, :2], boxes_Dt4[:, 2:] - boxes_Dt4[:, :2]
-    low_Gt2, size_Gt2 = truth_Gt4[:, :2], truth_Gt4[:, 2:] - truth_Gt4[:, :2]
-    high_DtGt2 = np.minimum((low_Dt2 + size_Dt2)[:, None], (low_Gt2 + size_Gt2)[None])
-    shared_DtGt2 = np.maximum(high_DtGt2 - np.maximum(low_Dt2[:, None], low_Gt2[None]), 0.0)
-    shared_DtGt = shared_DtGt2[..., 0] * shared_DtGt2[..., 1]
-    together_DtGt = size_Dt2.prod(axis=1)[:, None] + size_Gt2.prod(axis=1)[None] - shared_DtGt
-    return shared_DtGt / together_DtGt  # pairing thickens flat boxes, so no union is empty
+def _overlaps(photos: Photos) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(Op,) objects, detections and IoUs of the pairs of one photo with IoU ≥ MATCH_IOU, detection by detection."""
+    photo_Dt = _owners(photos.start_Ph)
+    first_Dt, count_Dt = photos.truth_start_Ph[photo_Dt], np.diff(photos.truth_start_Ph)[photo_Dt]
+    pairs_before_Dt = np.append(0, np.cumsum(count_Dt))
+    kept: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = [(*np.empty((2, 0), dtype=INDEX), np.empty(0))]
+    start = 0
+    while start < len(photo_Dt):
+        stop = max(start + 1, int(np.searchsorted(pairs_before_Dt, pairs_before_Dt[start] + CHUNK, side="right")) - 1)
+        truth_R = joined_ranges(first_Dt[start:stop], count_Dt[start:stop])
+        prediction_R = np.repeat(np.arange(start, stop, dtype=INDEX), count_Dt[start:stop])
+        iou_R = _coco_iou(photos.boxes_Dt4[prediction_R], photos.truth_boxes_Gt4[truth_R])
+        close = np.flatnonzero(iou_R >= MATCH_IOU)
+        kept.append((truth_R[close], prediction_R[close], iou_R[close]))
+        start = stop
+    truth_Op, prediction_Op, iou_Op = (np.concatenate(parts) for parts in zip(*kept, strict=True))
+    return truth_Op, prediction_Op, iou_Op
 
 
-def _owners(counts: Sequence[int]) -> np.ndarray:
-    return np.repeat(np.arange(len(counts)), np.array(counts, dtype=np.int64))
+def _coco_iou(boxes_R4: np.ndarray, truth_R4: np.ndarray) -> np.ndarray:
+    """IoU of pairs from corner and size, as COCO's tools store boxes: rounding then agrees at the threshold."""
+    low_R2, size_R2 = boxes_R4[:, :2], boxes_R4[:, 2:] - boxes_R4[:, :2]
+    truth_low_R2, truth_size_R2 = truth_R4[:, :2], truth_R4[:, 2:] - truth_R4[:, :2]
+    high_R2 = np.minimum(low_R2 + size_R2, truth_low_R2 + truth_size_R2)
+    shared_R = np.maximum(high_R2 - np.maximum(low_R2, truth_low_R2), 0.0).prod(axis=1)
+    together_R = size_R2.prod(axis=1) + truth_size_R2.prod(axis=1) - shared_R
+    overlap_R: np.ndarray = shared_R / together_R  # pairing thickens flat boxes, so no union is empty
+    return overlap_R
 
 
-def _joined(parts: Sequence[np.ndarray]) -> np.ndarray:
-    return np.concatenate([np.empty(0), *parts])
+def _owners(start_Ph: np.ndarray) -> np.ndarray:
+    """The photo of each object or detection."""
+    return np.repeat(np.arange(len(start_Ph) - 1, dtype=INDEX), np.diff(start_Ph))
 
 
 @dataclass(frozen=True)
@@ -146,14 +152,17 @@ class Ranking:
         free_UGt = np.ones((len(least_U), truths), dtype=bool)
         match_UDt = np.full((len(least_U), len(self.prediction_Dt)), -1, dtype=np.int32)
         for truth_Op, iou_Op, starts, places in self._rounds:
-            able_UOp = free_UGt[:, truth_Op] & (iou_Op >= least_U[:, None])
             # A detection's pairs are sorted by IoU, and ignored objects rank below all others: the last is the best.
             worth_Op = np.arange(len(truth_Op)) + len(truth_Op) * ~ignored_Gt[truth_Op]
-            best = np.maximum.reduceat(np.where(able_UOp, worth_Op, -1), starts, axis=1)
-            t, which = np.nonzero(best >= 0)
-            taken = truth_Op[best[t, which] % len(truth_Op)]
-            match_UDt[t, places[which]] = taken
-            free_UGt[t, taken] = False
+            at_once = max(1, CHUNK // len(truth_Op))
+            for first in range(0, len(least_U), at_once):
+                some = slice(first, first + at_once)
+                able_UOp = free_UGt[some, truth_Op] & (iou_Op >= least_U[some, None])
+                best = np.maximum.reduceat(np.where(able_UOp, worth_Op, -1), starts, axis=1)
+                t, which = np.nonzero(best >= 0)
+                taken = truth_Op[best[t, which] % len(truth_Op)]
+                match_UDt[t + first, places[which]] = taken
+                free_UGt[t + first, taken] = False
         return match_UDt
 
     @cached_property
@@ -163,14 +172,14 @@ class Ranking:
         A round is (objects, IoUs, where each detection's pairs start, indices of these detections).
         """
         flat = self.flat
-        place = np.full(len(flat.photo_Dt), -1)
+        place = np.full(len(flat.photo_Dt), -1, dtype=INDEX)
         place[self.prediction_Dt] = np.arange(len(self.prediction_Dt))
         place_Op = place[flat.pair_prediction_Op]
         category_Op = np.append(self.category_Dt, -1)[place_Op]  # the last is of detections that are not kept
         kept_Op = np.flatnonzero(category_Op == self.truth_category_Gt[flat.pair_truth_Op])
         place_Op, truth_Op, iou_Op = place_Op[kept_Op], flat.pair_truth_Op[kept_Op], flat.pair_iou_Op[kept_Op]
         candidates = np.unique(place_Op)
-        turn = np.zeros(len(self.prediction_Dt), dtype=np.int64)
+        turn = np.zeros(len(self.prediction_Dt), dtype=INDEX)
         turn[candidates] = _turns(self.photo_Dt[candidates], self.category_Dt[candidates], self.rank_Dt[candidates])
         order = np.lexsort((truth_Op, iou_Op, place_Op, turn[place_Op]))
         place_Op, truth_Op, iou_Op = place_Op[order], truth_Op[order], iou_Op[order]
@@ -205,12 +214,12 @@ class Matched:
 def _turns(*keys: np.ndarray) -> np.ndarray:
     """Rank of each element, by the last key, among the elements that agree in all other keys."""
     order = np.lexsort(keys[::-1])
-    numbers = np.arange(len(order))
+    numbers = np.arange(len(order), dtype=INDEX)
     new = np.zeros(len(order), dtype=bool)
     new[:1] = True
     for key in keys[:-1]:
         new[1:] |= key[order][1:] != key[order][:-1]
-    turns = np.empty(len(order), dtype=np.int64)
+    turns = np.empty(len(order), dtype=INDEX)
     turns[order] = numbers - np.maximum.accumulate(np.where(new, numbers, 0))
     return turns
 
@@ -232,11 +241,11 @@ def rank(
     names = [label(desc) for desc in flat.vocabulary]
     annotated = sorted({names[code] for code in np.unique(flat.truth_desc_Gt)})
     ids = {name: k for k, name in enumerate([*annotated, *sorted(set(names) - set(annotated))])}
-    category_De = np.array([ids[name] for name in names], dtype=np.int64)
+    category_De = np.array([ids[name] for name in names], dtype=INDEX)
     confidence, category = flat.confidences[rank_by], category_De[flat.desc_Dt]
     rank_all = _turns(flat.photo_Dt, category, -confidence)
     kept = np.flatnonzero(rank_all < max_detections)
-    order = kept[np.lexsort((-confidence[kept], category[kept]))]
+    order = kept[np.lexsort((-confidence[kept], category[kept]))].astype(INDEX)
     return Ranking(
         flat=flat,
         categories=tuple(annotated),

@@ -13,7 +13,6 @@ Shapes: Dt detections, Gt ground-truth objects.
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -23,6 +22,7 @@ from bbu.evaluation.bootstrap import Headlines, intervals
 from bbu.evaluation.calibration import reliability
 from bbu.evaluation.coco import AREAS, IOU_THRESHOLDS, RECALL_LIMITS, CocoTables, tables_of
 from bbu.evaluation.descriptions import (
+    description_counts,
     description_pairs,
     description_scores,
     description_table,
@@ -58,7 +58,7 @@ def evaluate(
     Args:
         truth: annotated photos, paired with predictions by their first image path. Polygons and lines count as
             their enclosing boxes; sides under 2 pixels are thickened on both sides of the comparison.
-        predictions: read once, so an iterator over a large file will do.
+        predictions: like ``truth`` read once and not kept, so iterators over large files will do.
         score_threshold: ``score`` from which a prediction counts for false positives, vocabulary and duplicates;
             average precision and caption accuracy do not depend on it.
         train_descriptions: description → count in the training set, for the majority baseline and for predicted
@@ -84,14 +84,16 @@ def evaluate(
         check_between("fppi", limit, 0, MAX_FPPI)
     paired = pair(truth, predictions)
     flat = flatten(paired.photos)
+    coverage = {"photos_without_prediction": paired.without_prediction, "photos_failed": paired.failed}
+    del paired  # the boxes: what follows needs their overlaps only
     by_description = rank(flat, str, "score", max_detections)
     by_box = rank(flat, any_object, "objectness", max_detections)
     coco, ap50 = _coco_figures(by_description, by_box, max_detections)
     described, class_agnostic = Matched.at(by_description, IOU_THRESHOLDS), Matched.at(by_box, IOU_THRESHOLDS)
-    shown = Matched.at(rank(flat, any_object, "score", max_detections))
+    duplicates = duplicate_scores(Matched.at(rank(flat, any_object, "score", max_detections)), score_threshold)
     headlines = Headlines(described, class_agnostic, fppi)
     pairs = description_pairs(class_agnostic)
-    counts = Counter(desc for desc, _ in pairs) if train_descriptions is None else train_descriptions
+    counts = description_counts(pairs.items()) if train_descriptions is None else train_descriptions
     inspected = inspection_table(described, precision, fppi)
     calibration = {
         name: reliability(matched.ranking.confidence_Dt, matched.right_Dt)
@@ -103,15 +105,14 @@ def evaluate(
         "match_iou": MATCH_IOU,
         "target_precision": precision,
         "fppi": list(fppi),
-        "photos": len(paired.photos),
-        "photos_without_prediction": paired.without_prediction,
-        "photos_failed": paired.failed,
+        "photos": len(flat.names),
+        **coverage,
         "truth_boxes": len(flat.truth_desc_Gt),
         "predicted_boxes": len(flat.desc_Dt),
         **coco,
         **description_scores(pairs, most_frequent(counts)),
         **false_positive_scores(described, score_threshold, train_descriptions),
-        **duplicate_scores(shown, score_threshold),
+        **duplicates,
         **{name: value for name, value in headlines.point().items() if name.startswith(INSPECTION_PREFIXES)},
         "intervals": intervals(headlines, bootstrap_samples, seed),
         "bootstrap_samples": bootstrap_samples,

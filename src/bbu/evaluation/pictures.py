@@ -5,7 +5,7 @@ Shapes: Gt ground-truth objects, Dt detections.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -115,8 +115,8 @@ def _outline(item: ObjectRow) -> tuple[Point, ...]:
 
 
 def save_pictures(
-    rows: Sequence[Row],
-    predictions: Sequence[PredictionRow],
+    rows: Iterable[Row],
+    predictions: Iterable[PredictionRow],
     image_root: str | Path,
     output_dir: str | Path,
     *,

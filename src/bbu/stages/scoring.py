@@ -11,7 +11,7 @@ from typing import Any
 
 from bbu.errors import ConfigError, UserError
 from bbu.jsonl import write_json, write_jsonl
-from bbu.records import PredictionRow, Row, read_predictions
+from bbu.records import PredictionRow, Row, iter_predictions, read_predictions
 from bbu.stages.run import Run
 from bbu.stages.run_folder import PICTURES_FOLDER
 
@@ -74,7 +74,7 @@ def score(run: Run) -> dict[str, Any]:
     seen = Counter(item.desc for row in run.students for item in row.objects)
     metrics = evaluate(
         run.evaluation_rows,
-        read_predictions(output / "predictions.jsonl"),
+        iter_predictions(output / "predictions.jsonl"),
         score_threshold=config.evaluation.score_threshold,
         train_descriptions=seen,
         precision=config.evaluation.target_precision,
