@@ -24,7 +24,7 @@ from safetensors.torch import load_file, save_file
 
 from bbu.config import DetectionConfig
 from bbu.data.chat_processor import ChatProcessor
-from bbu.errors import CheckpointError
+from bbu.errors import CheckpointError, shown
 from bbu.families.base import Backbone
 from bbu.families.prompts import PromptSpec
 from bbu.families.registry import backbone_class
@@ -120,7 +120,7 @@ def read_facts(folder: Path) -> dict[str, Any]:
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path}: is damaged: {error}") from None
     if known[0] != FORMAT:
-        raise CheckpointError(f"{path}: format {known[0]}, this version reads {FORMAT}")
+        raise CheckpointError(f"{path}: format {shown(known[0])}, this version reads {FORMAT}")
     if spec.hash != known[1]:
         raise CheckpointError(
             f"{path}: the prompt is not the one the model was trained with (its hash differs); restore the file"

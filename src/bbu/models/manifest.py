@@ -14,7 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TypedDict
 
-from bbu.errors import CheckpointError, RecordError
+from bbu.errors import CheckpointError, RecordError, shown
 from bbu.jsonl import decode_json, write_json
 
 MANIFEST_FILE = "manifest.json"
@@ -62,14 +62,14 @@ def read_manifest(folder: Path) -> Manifest:
             str(name): Entry(size=int(of["size"]), sha256=str(of["sha256"])) for name, of in value["files"].items()
         }
         if value["format"] != FORMAT:
-            raise CheckpointError(f"{path}: format {value['format']}, this version reads {FORMAT}")
+            raise CheckpointError(f"{path}: format {shown(value['format'])}, this version reads {FORMAT}")
     except FileNotFoundError:
         raise CheckpointError(
             f"{path}: is missing: the folder was not written to its end, or by an earlier version; {RESTORE}"
         ) from None
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror}); check the folder's permissions") from None
-    except (RecordError, UnicodeDecodeError, KeyError, TypeError, AttributeError, ValueError) as error:
+    except (RecordError, UnicodeDecodeError, KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
         if isinstance(error, CheckpointError):
             raise
         raise CheckpointError(f"{path}: is damaged: {_first_line(error)}; {RESTORE}") from None
