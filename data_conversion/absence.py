@@ -17,6 +17,7 @@ from bbu.images import IMAGE_SUFFIXES
 from data_conversion.base import readable
 from data_conversion.formats import FORMATS
 from data_conversion.journal import Journal
+from data_conversion.outputs import write_refusals
 from data_conversion.report import LABELS_NEVER_READ, WITHOUT_OBJECTS, ConversionReport
 from data_conversion.source_folder import walk_files
 
@@ -26,17 +27,17 @@ MANY = 0.2  # share of photos without objects from which a remark says so
 NAMED = 5  # folders and reasons in a sentence
 
 
-def check_objects(journal: Journal, root: Path, ignore: Path, report: ConversionReport) -> None:
+def check_objects(journal: Journal, root: Path, out: Path, report: ConversionReport) -> None:
     """Add remarks about unread labels and photos without objects.
 
     Args:
-        ignore: a folder inside the root that is not part of it.
+        out: the output folder; if it lies inside the root, it is not part of the source.
 
     Raises:
-        UserError: no training photo has an object.
+        UserError: no training photo has an object; the reports are written nevertheless.
     """
     read = {(posixpath.dirname(name), posixpath.splitext(name)[1].lower()) for name in journal.sources()}
-    unread = unread_label_folders(root, ignore, read)
+    unread = unread_label_folders(root, out.resolve(), read)
     if unread:
         name = report.source_format
         report.remark(
@@ -49,7 +50,10 @@ def check_objects(journal: Journal, root: Path, ignore: Path, report: Conversion
         if photos - with_objects >= MANY * photos and with_objects < photos:
             report.remark(WITHOUT_OBJECTS, f"{photos - with_objects} of {photos} photos in {split} have no object")
     if not filled["train"][1]:
-        raise UserError(f"{root}: {_nothing_to_learn(filled, report)}")
+        why = _nothing_to_learn(filled, report)
+        report.splits = {name: {"photos": 0, "objects": 0} for name in report.splits}
+        folder = write_refusals(out, journal, report)
+        raise UserError(f"{root}: {why} (reports are in {folder})")
 
 
 def _nothing_to_learn(filled: Mapping[str, tuple[int, int]], report: ConversionReport) -> str:

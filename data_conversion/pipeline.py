@@ -99,17 +99,15 @@ def convert(
     report = ConversionReport(source_format, seed, images)
     journal = Journal(work, {"format": source_format, "task": settings_hash(task)})
     try:
-        items = chain(
-            read(root, SourceOptions(taxonomy.language, ignore=out.resolve())),
-            links_not_followed(root, out.resolve()),
-        )
+        reading = SourceOptions(taxonomy.language, ignore=out.resolve())
+        items = chain(read(root, reading), links_not_followed(root, reading.ignore))
         with following_links(follow_links):
             _read_source(journal, task, items, on_error, workers, progress)
         _check_found(journal, root, out, report)
         _split(journal, root, options, report)
         _move_teachers(journal, max_teachers, seed)
         _count(journal, report)
-        check_objects(journal, root, out.resolve(), report)
+        check_objects(journal, root, out, report)
         if frame and not any(note.startswith("exif_orientation") for note in report.notes):
             report.remark(NO_EFFECT, f"frame {frame} has no effect: EXIF turns none of the photos")
         write_outputs(out, journal, report)

@@ -71,7 +71,7 @@ def _read_file(
 ) -> SourceImage:
     photo = _photo_beside(path, where, photos, finder)
     image = Path(photo.image)
-    value = as_mapping(decode_json(read_text(path, where), where), where, "file")
+    value = as_mapping(decode_json(read_text(path, where), where, constants=True), where, "file")
     if "markResult" in value:
         read, field = _read_feature, "markResult.features"
         features = as_list(as_mapping(value["markResult"], where, "markResult").get("features"), where, field)

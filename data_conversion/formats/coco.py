@@ -39,7 +39,7 @@ from data_conversion.formats.checks import (
 )
 from data_conversion.formats.coco_segmentation import read_segmentation
 from data_conversion.formats.disk_multimap import DiskMultimap
-from data_conversion.formats.files import is_hidden, named_split, or_bad_source, read_file
+from data_conversion.formats.files import is_hidden, or_bad_source, read_file, split_of_file
 from data_conversion.formats.json_stream import JsonItem, stream_json
 from data_conversion.formats.salvage import salvage, turned_box, unread, upright
 from data_conversion.formats.source_photos import unnamed_photos
@@ -84,8 +84,7 @@ class _File:
 
     @property
     def split(self) -> str | None:
-        folder = posixpath.basename(posixpath.dirname(self.where))
-        return named_split(folder) if self.where.endswith(ROBOFLOW) else named_split(Path(self.where).stem)
+        return split_of_file(self.where)
 
     @property
     def folders(self) -> list[str]:

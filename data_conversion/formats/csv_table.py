@@ -25,7 +25,14 @@ from bbu.errors import RecordError, shown
 from data_conversion.base import BadSource, Dropped, RawObject, SourceImage, SourceItem, SourceOptions, readable
 from data_conversion.formats.checks import box_of_corners, declared_size, parse_number
 from data_conversion.formats.disk_multimap import DiskMultimap
-from data_conversion.formats.files import annotation_files, bad_source, named_split, open_text, or_bad_source
+from data_conversion.formats.files import (
+    annotation_files,
+    bad_source,
+    named_split,
+    open_text,
+    or_bad_source,
+    split_of_file,
+)
 from data_conversion.formats.salvage import salvage, upright
 from data_conversion.formats.source_photos import unnamed_photos
 from data_conversion.locating import Found, PhotoFinder
@@ -156,7 +163,7 @@ def _photo(table: str, found: Found, rows: list[Row], notes: tuple[str, ...]) ->
         ),
         size=_size(of_photo, rows[0][0], more),
         displayed=True,
-        split=_split(of_photo["split"], rows[0][0]) or named_split(Path(table).stem),
+        split=_split(of_photo["split"], rows[0][0]) or split_of_file(table),
         group=of_photo["group"] or None,
         notes=(*more, *found.notes),
         missing=found.missing,

@@ -20,12 +20,6 @@ from data_conversion.source_folder import check_inside
 
 Arguments = ParamSpec("Arguments")
 
-# Byte order mark → encoding that reads it; UTF-32 first, since its mark begins with that of UTF-16.
-_MARKS = {codecs.BOM_UTF32_LE: "utf-32", codecs.BOM_UTF32_BE: "utf-32", codecs.BOM_UTF16_LE: "utf-16",
-          codecs.BOM_UTF16_BE: "utf-16"}  # fmt: skip
-# Which of the first 4 bytes are zero, where two Latin characters or more begin a file without a mark
-_WITHOUT_MARK = {(False, True, False, True): "utf-16-le", (True, False, True, False): "utf-16-be"}
-
 # The only words that name a split. A name with any other word in it (test_bench, val_di_sole) is that of a place.
 _SPLITS = {
     **dict.fromkeys(("train", "training"), "train"),
@@ -35,6 +29,12 @@ _SPLITS = {
 _BESIDE_SPLITS = ("instances", "captions", "annotations", "labels", "images")  # what tools put before or after them
 _NO_SPLIT = ("", "default", "all")  # what tools write where there is none
 NOT_A_SPLIT = "not_read_as_a_split"  # note
+
+# Byte order mark → encoding that reads it; UTF-32 first, since its mark begins with that of UTF-16.
+_MARKS = {codecs.BOM_UTF32_LE: "utf-32", codecs.BOM_UTF32_BE: "utf-32", codecs.BOM_UTF16_LE: "utf-16",
+          codecs.BOM_UTF16_BE: "utf-16"}  # fmt: skip
+# Which of the first 4 bytes are zero, where two Latin characters or more begin a file without a mark
+_WITHOUT_MARK = {(False, True, False, True): "utf-16-le", (True, False, True, False): "utf-16-be"}
 
 
 def named_split(name: str) -> str | None:
@@ -46,6 +46,11 @@ def named_split(name: str) -> str | None:
 def split_of(path: str) -> str | None:
     """The split of the first folder in a path that names one: ``valid/images/a.jpg`` → ``val``."""
     return next(filter(None, map(named_split, PurePosixPath(path).parts[:-1])), None)
+
+
+def split_of_file(where: str) -> str | None:
+    """The split that an annotation file of many photos names, or else one of its folders."""
+    return named_split(PurePosixPath(where).stem) or split_of(where)
 
 
 def declared_split(name: str) -> tuple[str | None, tuple[str, ...]]:

@@ -53,7 +53,7 @@ def read_objects(
         raise RecordError(where, field, "is missing; a photo with nothing to see has empty lists")
     if isinstance(value, str):
         try:
-            value = decode_json(value, where)
+            value = decode_json(value, where, constants=True)
         except RecordError as error:
             raise RecordError(where, field, error.why) from None
     objects: list[RawObject | Dropped] = []

@@ -106,7 +106,7 @@ class JsonLines(Table):
 
     def _row(self, line: str, number: int) -> dict[str, Any] | RecordError:
         try:
-            return as_mapping(decode_json(line, self.where), self.where, f"line {number}")
+            return as_mapping(decode_json(line, self.where, constants=True), self.where, f"line {number}")
         except RecordError as error:
             field = error.field if error.field.startswith("line ") else f"line {number}.{error.field}"
             return RecordError(self.where, field, error.why)

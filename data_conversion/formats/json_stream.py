@@ -1,6 +1,6 @@
 """Read one big JSON file item by item: memory holds one item of a top-level list, never the whole file.
 
-The standard library's scanner finds the items and ``bbu.jsonl.decode_json`` decodes them, so that NaN, a repeated key
+The standard library's scanner finds the items and ``bbu.jsonl.decode_json`` decodes them, so that a repeated key
 and deep nesting are the same errors as in a small file. (The yajl backend of ijson reads half a surrogate pair as "?"
 and keeps the last of two equal keys, and the memory for its prefixes grows with the square of the nesting depth.)
 """
@@ -136,7 +136,7 @@ class _Document:
         text = self.text[self.at : self.at + length]
         self.at += length
         try:
-            return decode_json(text, self.where)
+            return decode_json(text, self.where, constants=True)
         except RecordError as error:
             inner = "" if error.field == "row" else f".{error.field}"
             raise RecordError(self.where, f"{field}{inner}", error.why) from None

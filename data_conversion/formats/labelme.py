@@ -97,7 +97,7 @@ def iter_records(root: Path, options: SourceOptions = SourceOptions()) -> Iterat
 
 
 def _read_file(path: Path, where: str, finder: PhotoFinder) -> SourceImage:
-    value = as_mapping(decode_json(read_text(path, where), where), where, "file")
+    value = as_mapping(decode_json(read_text(path, where), where, constants=True), where, "file")
     if "shapes" not in value:
         raise RecordError(where, "shapes", "is missing; is this a LabelMe file?")
     notes = [f"photo flag not read: {name}" for name in _flags(value.get("flags"), where, "flags")]
@@ -188,7 +188,7 @@ def _attributes(value: Any, where: str, field: str) -> list[str]:
     """Levels of the attributes that X-AnyLabeling writes: text, a number, true, false, or a list of these, by name."""
     pairs = []
     for name, item in as_mapping(value or {}, where, field).items():
-        values = item if isinstance(item, list) else [] if item is None else [item]
+        values = item if isinstance(item, list) else [] if item is None or item != item else [item]  # NaN is nothing
         if not all(isinstance(part, str | int | float) for part in values):
             raise RecordError(where, f"{field}.{name}", f"must be text or a number, is {type(item).__name__}")
         pairs.append((name, ATTRIBUTE_SEPARATOR.join(map(str, values))))

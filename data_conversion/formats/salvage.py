@@ -50,7 +50,7 @@ def has_content(value: Any) -> bool:
     if isinstance(value, list | tuple):
         return any(map(has_content, value))
     if not isinstance(value, str):
-        return bool(value)
+        return bool(value) and value == value  # NaN is what pandas writes for nothing
     text = value.strip().lower()
     return text not in UNSET and not re.fullmatch(r"[+-]?0*\.?0*", text)
 

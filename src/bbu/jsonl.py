@@ -13,8 +13,11 @@ from typing import IO, Any
 from bbu.errors import RecordError, UserError
 
 
-def decode_json(text: str, where: str) -> Any:
+def decode_json(text: str, where: str, constants: bool = False) -> Any:
     """Strict JSON: NaN, Infinity and repeated keys are errors.
+
+    Args:
+        constants: read NaN and Infinity as floats, for readers that check every number.
 
     Raises:
         RecordError: with ``where`` and the reason.
@@ -32,7 +35,7 @@ def decode_json(text: str, where: str) -> Any:
         return result
 
     try:
-        return json.loads(text, parse_constant=refuse, object_pairs_hook=unique)
+        return json.loads(text, parse_constant=float if constants else refuse, object_pairs_hook=unique)
     except json.JSONDecodeError as error:
         place = f"column {error.colno}" if error.lineno == 1 else f"line {error.lineno}, column {error.colno}"
         raise RecordError(where, "row", f"is not valid JSON: {error.msg} at {place}") from None

@@ -105,7 +105,7 @@ PUT: dict[str, Put] = {
     "label_studio": label_studio, "labelme": labelme, "pascal_voc": pascal_voc, "visual_genome": visual_genome,
     "yolo": yolo,
 }  # fmt: skip
-WITH_SPLITS = [name for name in PUT if name not in ("pascal_voc", "visual_genome")]  # VOC has fixed file names
+WITH_SPLITS = [name for name in PUT if name not in ("pascal_voc", "visual_genome")]  # VOC's lists have fixed names
 
 
 def test_the_tables_have_every_format() -> None:
@@ -146,7 +146,7 @@ def test_many_photos_without_objects_are_a_remark(source: Any) -> None:
 # ---------------------------------------------------------------- labels that nobody read
 
 
-@pytest.mark.parametrize("folder", ["train/labelTxt", "annotations", "train/images"])
+@pytest.mark.parametrize("folder", ["train/labelTxt", "train/label", "annotations", "train/images"])
 def test_labels_in_another_folder_than_the_tool_s_are_named_in_the_error(folder: str, source: Any) -> None:
     source.write("classes.txt", "bolt\n")
     source.photo("train/images/a.jpg")
@@ -187,6 +187,25 @@ def test_only_an_exact_word_is_a_split(name: str, word: str, split: str | None, 
     assert isinstance(item, SourceImage) and item.split == split
 
 
+@pytest.mark.parametrize(("word", "split"), [("valid", "val"), ("test_bench", None)])
+@pytest.mark.parametrize(
+    ("name", "file"), [("csv", "_annotations.csv"), ("coco", "_annotations.coco.json"), ("pascal_voc", "a.xml")]
+)
+def test_a_folder_of_photos_with_its_own_annotation_file_is_a_split_by_its_exact_word(
+    name: str, file: str, word: str, split: str | None, source: Any
+) -> None:
+    PUT[name](source, "x", "a", True)
+    (written,) = [path for path in source.root.rglob(f"*{Path(file).suffix}") if path.suffix != ".txt"]
+    source.photo(f"{word}/a.jpg")
+    source.write(f"{word}/{file}", written.read_bytes())
+    for path in [*source.root.rglob("*")]:
+        if path.is_file() and path.parent.name != word:
+            path.unlink()
+    read = FORMATS[name].read
+    assert read is not None
+    assert [item.split for item in read(source.root, SourceOptions()) if isinstance(item, SourceImage)] == [split]
+
+
 @pytest.mark.parametrize("name", WITH_SPLITS)
 def test_photos_of_a_place_called_after_a_split_are_drawn_as_asked(name: str, source: Any) -> None:
     for number in range(3 if name in ("labelme", "bbu_json", "label_studio", "yolo") else 1):
@@ -194,17 +213,6 @@ def test_photos_of_a_place_called_after_a_split_are_drawn_as_asked(name: str, so
         PUT[name](source, "yard", f"y{number}", True)
     report = source.convert(name, val_fraction=0.4)
     assert report.splits["val"]["photos"] >= 1 and "test" not in report.splits
-
-
-def test_a_list_of_training_photos_as_val_is_noted_and_they_stay_in_train(source: Any) -> None:
-    source.write("data.yaml", "names: [bolt]\ntrain: images/train\nval: val.txt\n")
-    source.write("val.txt", "images/train/a.jpg\n")
-    for name in ("a", "b"):
-        source.photo(f"images/train/{name}.jpg")
-        source.write(f"labels/train/{name}.txt", "0 0.5 0.5 0.25 0.25\n")
-    report = source.convert("yolo")
-    assert report.splits["train"]["photos"] == 2
-    assert report.notes == {"val lists the photos of train; they count as train": 1}
 
 
 # ---------------------------------------------------------------- sets that users had

@@ -91,7 +91,6 @@ CASES: dict[str, tuple[Callable[[Any], None], str]] = {
     "empty": (text(""), "bad.json: file: is empty"),
     "cut off after a whole task": (text(CUT_OFF), "bad.json: .*: is not valid JSON: the file is cut off"),
     "GBK": (text('[{"标签": 1}]'.encode("gbk")), "bad.json: file: is not UTF-8"),
-    "NaN": (text('[{"data": {"image": NaN}}]'), "NaN is not valid JSON"),
     "a key twice": (text('[{"data": {}, "data": {}}]'), r"\[0\].data: appears twice"),
     "deep nesting": (text("[" * 100_000), "nested too deeply"),
     "lists in lists where an annotation should be": (
@@ -137,6 +136,7 @@ CASES: dict[str, tuple[Callable[[Any], None], str]] = {
 
 # Only the object is bad: it is dropped, and the report says this
 DROPPED: dict[str, tuple[Callable[[Any], None], str]] = {
+    "x is NaN": (geometry(x=float("nan")), "value.x: must be a pixel coordinate, is nan"),
     "a result without a type": (result(type=None), r"result\[0\].type: must be text, is None"),
     "a result without a value": (result(value=None), r"result\[0\].value: must be a JSON object"),
     "x is text": (geometry(x="10"), r"result\[0\].value.x: must be a number, is '10'"),

@@ -82,7 +82,6 @@ CASES: dict[str, tuple[Callable[[Any], None], str]] = {
     "another tool's file": (text('{"markResult": {"features": []}}'), "shapes: is missing; is this a LabelMe file"),
     "shapes a mapping": (file(shapes={}), "shapes: must be a list, is dict"),
     "shapes null": (file(shapes=None), "shapes: must be a list, is NoneType"),
-    "a coordinate is NaN": (second_shape(points=[[float("nan"), 1], [9, 9]]), "NaN is not valid JSON"),
     "a number of 5,000 digits": (text('{"shapes": [' + "9" * 5000 + "]}"), "is not valid JSON"),
     "a size on its side": (file(imageWidth=60, imageHeight=80), "60x80 is the photo .80x60. on its side"),
     "imagePath missing": (file(imagePath=REMOVE), "imagePath: is missing or empty"),
@@ -105,6 +104,10 @@ CASES: dict[str, tuple[Callable[[Any], None], str]] = {
 
 # Only the object is bad: it is dropped, and the report says this
 DROPPED: dict[str, tuple[Callable[[Any], None], str]] = {
+    "a coordinate is NaN": (
+        second_shape(points=[[float("nan"), 1], [9, 9]]),
+        r"points\[0\]\[0\]: must be a pixel coordinate, is nan",
+    ),
     "a shape is text": (file(shapes=["x"]), r"shapes\[0\]: must be a JSON object, is str"),
     "a label is a number": (second_shape(label=3), r"shapes\[1\].label: must be text, is int"),
     "half a surrogate pair": (second_shape(label="\ud83d"), r"shapes\[1\].label: holds a broken character"),

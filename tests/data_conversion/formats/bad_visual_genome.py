@@ -76,7 +76,6 @@ CASES: dict[str, tuple[Callable[[Any], None], str]] = {
     "an object": (regions('{"regions": []}'), "file: must be a list with one entry per photo"),
     "GBK": (regions('[{"id": "标签"}]'.encode("gbk")), "file: is not UTF-8"),
     "deep nesting": (regions("[" * 100_000), "nested too deeply"),
-    "NaN": (regions(json.dumps([photo(2, region(2, x=float("nan")))])), r"\[0\]: NaN is not valid JSON"),
     "an entry is a number": (regions([3]), r"\[0\]: must be a JSON object, is int"),
     "an entry without an id": (regions([photo(REMOVE)]), r"\[0\].id: must be the number of a photo, is None"),
     "an id of text": (regions([photo("x")]), r"\[0\].id: must be the number of a photo, is 'x'"),
@@ -99,6 +98,7 @@ CASES: dict[str, tuple[Callable[[Any], None], str]] = {
 
 # Only the object is bad: it is dropped, and the report says this
 DROPPED: dict[str, tuple[Callable[[Any], None], str]] = {
+    "x is NaN": (one_region(x=float("nan")), r"regions\[1\].x: must be a pixel coordinate, is nan"),
     "a region is text": (regions([photo(2, "x")]), r"\[0\].regions\[0\]: must be a JSON object, is str"),
     "a region of another photo": (one_region(image_id=1), r"regions\[1\].image_id: is 1 in the entry of photo 2"),
     "no phrase": (one_region(phrase=REMOVE), r"regions\[1\].phrase: must be text, is None"),
