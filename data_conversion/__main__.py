@@ -57,8 +57,13 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("input_dir", metavar="INPUT", help="source folder; never changed; the image root of the rows")
     parser.add_argument("output_dir", metavar="OUTPUT", help="folder for the row files; created if missing")
     parser.add_argument("--taxonomy", help="a YAML file, or a shipped one by name: bbu (default: keep every label)")
-    parser.add_argument("--val-fraction", type=float, default=0.1, help="where the source has no splits (default 0.1)")
-    parser.add_argument("--test-fraction", type=float, default=0.0, help="where the source has no splits (default 0)")
+    parser.add_argument("--val-fraction", type=float, help="drawn by seed (default 0.1 where the source has no splits)")
+    parser.add_argument("--test-fraction", type=float, help="likewise (default 0)")
+    parser.add_argument(
+        "--group-by",
+        default="",
+        help="what drawn splits keep together: folder, or a regular expression on the photo's path, such as ^(.+)_",
+    )
     parser.add_argument("--max-teachers", type=int, default=0, help="moved from train to teacher.jsonl (default 0)")
     parser.add_argument("--seed", type=int, default=0, help="for splits and teachers (default 0)")
     parser.add_argument("--on-error", choices=("fail", "skip"), default="fail", help="for malformed files")

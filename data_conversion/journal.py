@@ -143,9 +143,24 @@ class Journal:
         for (notes,) in self._database.execute("SELECT notes FROM photos WHERE bad IS NULL"):
             yield from json.loads(notes)
 
-    def candidates(self) -> Iterator[tuple[int, str, str | None]]:
-        """(position, content hash, the source's split) of every row, by name of the photo."""
-        yield from self._database.execute("SELECT seq, digest, hint FROM photos WHERE row IS NOT NULL ORDER BY name")
+    def candidates(self) -> Iterator[tuple[int, str, str | None, str, str | None]]:
+        """(position, content hash, the source's split, photo, its group) of every row, by name of the photo."""
+        yield from self._database.execute(
+            "SELECT seq, digest, hint, image, json_extract(metadata, '$.group') FROM photos WHERE row IS NOT NULL "
+            "ORDER BY name"
+        )
+
+    def photos_with_objects(self) -> dict[str, tuple[int, int]]:
+        """Split → photos, and how many of them have objects."""
+        query = (
+            "SELECT split, count(*), sum(json_array_length(row, '$.objects') > 0) FROM photos "
+            "WHERE row IS NOT NULL GROUP BY split"
+        )
+        return {split: (photos, filled) for split, photos, filled in self._database.execute(query)}
+
+    def sources(self) -> Iterator[str]:
+        """The annotation file of every item."""
+        yield from (source for (source,) in self._database.execute("SELECT source FROM photos"))
 
     def set_splits(self, splits: Sequence[tuple[str | None, int]]) -> None:
         """Set (split, position) of every row; split None leaves it out."""

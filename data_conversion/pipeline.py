@@ -10,7 +10,6 @@ a stopped conversion resumes when it is started again with the same arguments.
 from __future__ import annotations
 
 import difflib
-import math
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import replace
@@ -23,16 +22,18 @@ from tqdm import tqdm
 from bbu.errors import RecordError, UserError
 from bbu.records import parse_row
 from bbu.taxonomy import Taxonomy
+from data_conversion.absence import check_objects
 from data_conversion.base import MALFORMED, SPLITS, BadSource, Dropped, IterRecords, SourceItem, SourceOptions, readable
 from data_conversion.formats import FORMATS
+from data_conversion.grouping import group_function
 from data_conversion.journal import Journal, settings_hash
 from data_conversion.outputs import write_outputs, write_refusals
 from data_conversion.parallel import map_in_order
 from data_conversion.photo_files import KEEP, MODES, REENCODE
 from data_conversion.photo_task import Outcome, PhotoTask, fingerprint
-from data_conversion.report import ConversionReport
+from data_conversion.report import NO_EFFECT, ConversionReport
 from data_conversion.source_folder import following_links, links_not_followed
-from data_conversion.splits import Candidate, assign_splits, parse_splits
+from data_conversion.splits import Candidate, SplitOptions, assign_splits
 from data_conversion.teacher import choose_teachers
 
 FRAMES = ("", "displayed", "stored")
@@ -45,8 +46,9 @@ def convert(
     output_dir: str | Path,
     *,
     taxonomy: Taxonomy | None,
-    val_fraction: float = 0.1,
-    test_fraction: float = 0.0,
+    val_fraction: float | None = None,
+    test_fraction: float | None = None,
+    group_by: str = "",
     max_teachers: int = 0,
     seed: int = 0,
     on_error: str = "fail",
@@ -67,7 +69,9 @@ def convert(
             ``output_dir/photos`` if ``images`` puts the photos there.
         output_dir: created if missing; left as it was on any error.
         taxonomy: token map and hierarchy; None keeps every description.
-        val_fraction, test_fraction: fractions drawn by seed if the source has no splits of its own.
+        val_fraction, test_fraction: shares drawn by seed from the photos that the source's own splits do not hold out;
+            None: 0.1 and 0 if it has no splits of its own, otherwise none.
+        group_by: what drawn splits keep together, see ``grouping.py``; "" means the groups that the source names.
         max_teachers: rows moved from train.jsonl to teacher.jsonl.
         on_error: ``fail`` stops at the first malformed file; ``skip`` counts it and continues.
         splits: target split → source splits joined by ``+``; other source splits are left out.
@@ -80,12 +84,13 @@ def convert(
         progress: show a progress bar on stderr, if that is a terminal.
 
     Raises:
-        UserError: a bad argument, or a malformed source file (file, field and reason).
+        UserError: a bad argument, a malformed source file (file, field and reason), or no object to learn from.
     """
     root, out = Path(input_dir), Path(output_dir)
     read = _reader(source_format)
-    targets = parse_splits(splits)
-    _check_arguments(root, out, val_fraction, test_fraction, max_teachers, on_error)
+    options = SplitOptions(splits, val_fraction, test_fraction, group_by, seed)
+    options.check()
+    _check_arguments(root, out, max_teachers, on_error)
     _check_images(images, max_pixels, frame)
     _check_units(units, source_format)
     taxonomy = taxonomy or Taxonomy()
@@ -94,14 +99,19 @@ def convert(
     report = ConversionReport(source_format, seed, images)
     journal = Journal(work, {"format": source_format, "task": settings_hash(task)})
     try:
-        options = SourceOptions(taxonomy.language, ignore=out.resolve())
-        items = chain(read(root, options), links_not_followed(root, options.ignore))
+        items = chain(
+            read(root, SourceOptions(taxonomy.language, ignore=out.resolve())),
+            links_not_followed(root, out.resolve()),
+        )
         with following_links(follow_links):
             _read_source(journal, task, items, on_error, workers, progress)
         _check_found(journal, root, out, report)
-        _split(journal, root, targets, val_fraction, test_fraction, seed, report)
+        _split(journal, root, options, report)
         _move_teachers(journal, max_teachers, seed)
         _count(journal, report)
+        check_objects(journal, root, out.resolve(), report)
+        if frame and not any(note.startswith("exif_orientation") for note in report.notes):
+            report.remark(NO_EFFECT, f"frame {frame} has no effect: EXIF turns none of the photos")
         write_outputs(out, journal, report)
     except UserError:
         journal.discard()
@@ -122,20 +132,13 @@ def _reader(name: str) -> IterRecords:
     return readers[name]
 
 
-def _check_arguments(
-    root: Path, out: Path, val_fraction: float, test_fraction: float, max_teachers: int, on_error: str
-) -> None:
+def _check_arguments(root: Path, out: Path, max_teachers: int, on_error: str) -> None:
     if not root.is_dir():
         raise UserError(f"{root}: input folder does not exist or is not a folder")
     if out.exists() and not out.is_dir():
         raise UserError(f"{out}: output exists and is not a folder; choose another name")
     if root.resolve().is_relative_to(out.resolve()):
         raise UserError(f"{out}: output folder holds the input {root}; choose a folder beside it")
-    for name, value in (("val_fraction", val_fraction), ("test_fraction", test_fraction)):
-        if not (math.isfinite(value) and 0 <= value < 1):
-            raise UserError(f"{name} must lie in [0, 1), is {value}")
-    if val_fraction + test_fraction >= 1:
-        raise UserError(f"val_fraction + test_fraction = {val_fraction + test_fraction:g} leaves nothing to train on")
     if max_teachers < 0:
         raise UserError(f"max_teachers must be 0 or more, is {max_teachers}")
     if on_error not in ("fail", "skip"):
@@ -242,29 +245,37 @@ def _listed(counts: Mapping[str, int]) -> str:
 # ---------------------------------------------------------------- splits and teachers
 
 
-def _split(
-    journal: Journal,
-    root: Path,
-    targets: Mapping[str, str],
-    val_fraction: float,
-    test_fraction: float,
-    seed: int,
-    report: ConversionReport,
-) -> None:
+def _split(journal: Journal, root: Path, options: SplitOptions, report: ConversionReport) -> None:
     places, candidates = [], []
-    hints: dict[str | None, str | None] = {}  # one object per text for all photos
-    for seq, digest, hint in journal.candidates():
+    group_of = group_function(options.group_by)
+    same: dict[str | None, str | None] = {}  # one object per text for all photos
+    ungrouped = ""
+    for seq, digest, hint, image, own_group in journal.candidates():
+        group = group_of(image, own_group)
+        ungrouped = ungrouped or (image if group is None else "")
         places.append(seq)
-        candidates.append(Candidate(digest, hints.setdefault(hint, hint)))
-    chosen, counts = assign_splits(candidates, targets, val_fraction, test_fraction, seed)
-    report.notes.update(counts)
-    report.splits = {name: {} for name in SPLITS if name != "test" or test_fraction > 0 or "test" in chosen}
-    journal.set_splits(list(zip(chosen, places, strict=True)))
-    for seq, split, candidate in zip(places, chosen, candidates, strict=True):
+        candidates.append(Candidate(digest, same.setdefault(hint, hint), same.setdefault(group, group)))
+    if options.group_by:
+        _check_groups(candidates, options.group_by, ungrouped, report)
+    try:
+        chosen = assign_splits(candidates, options)
+    except UserError as error:
+        raise UserError(f"{root}: {error}") from None
+    report.notes.update(chosen.counts)
+    report.remarks |= chosen.remarks
+    report.splits = {name: {} for name in SPLITS if name != "test" or options.test_fraction or "test" in chosen.splits}
+    journal.set_splits(list(zip(chosen.splits, places, strict=True)))
+    for seq, split, candidate in zip(places, chosen.splits, candidates, strict=True):
         if split is None:
             _leave_out(journal, seq, candidate.hint)
-    if "train" not in chosen:
-        raise UserError(f"{root}: no photo is left for train; check the source's splits or --splits")
+
+
+def _check_groups(candidates: list[Candidate], group_by: str, ungrouped: str, report: ConversionReport) -> None:
+    alone = sum(candidate.group is None for candidate in candidates)
+    if alone == len(candidates):
+        raise UserError(f"group_by {group_by!r} matches none of {alone} photos, such as {ungrouped}; correct it")
+    if alone:
+        report.notes["photos_that_group_by_does_not_match"] += alone
 
 
 def _leave_out(journal: Journal, seq: int, hint: str | None) -> None:

@@ -8,6 +8,13 @@ from typing import Any
 
 MAX_LINES = 20  # of dropped labels in the summary; the report file has all of them
 
+# Codes of remarks about the whole source
+NO_EFFECT = "option_without_effect"
+NOTHING_HELD_OUT = "nothing_held_out"
+GROUP_ACROSS_SPLITS = "group_across_splits"
+LABELS_NEVER_READ = "labels_never_read"
+WITHOUT_OBJECTS = "many_photos_without_objects"
+
 
 @dataclass
 class ConversionReport:
@@ -20,6 +27,7 @@ class ConversionReport:
         dropped: (label, reason) → objects that are in no row.
         splits: name → {"photos", "objects"} of every row file.
         notes: code → count of harmless oddities.
+        remarks: code → sentences about the whole source.
         unknown_terms: raw label → why it is outside the taxonomy.
         images: how photo files were stored.
     """
@@ -33,7 +41,11 @@ class ConversionReport:
     dropped: Counter[tuple[str, str]] = field(default_factory=Counter)
     splits: dict[str, dict[str, int]] = field(default_factory=dict)
     notes: Counter[str] = field(default_factory=Counter)
+    remarks: dict[str, list[str]] = field(default_factory=dict)
     unknown_terms: dict[str, str] = field(default_factory=dict)
+
+    def remark(self, code: str, text: str) -> None:
+        self.remarks.setdefault(code, []).append(text)
 
     @property
     def photos_written(self) -> int:
@@ -83,6 +95,7 @@ class ConversionReport:
             "outside_taxonomy": dict(sorted(self.unknown_terms.items())),
             "splits": self.splits,
             "notes": dict(sorted(self.notes.items())),
+            "remarks": dict(sorted(self.remarks.items())),
         }
 
     def summary(self) -> str:
@@ -101,4 +114,5 @@ class ConversionReport:
         if len(ranked) > MAX_LINES:
             lines.append(f"dropped  … and {len(ranked) - MAX_LINES} more kinds, see conversion_report.json")
         lines += [f"note     {count} x {code}" for code, count in sorted(self.notes.items())]
+        lines += [f"note     {text}" for _, texts in sorted(self.remarks.items()) for text in texts]
         return "\n".join(lines)

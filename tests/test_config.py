@@ -130,6 +130,26 @@ def test_an_override_sets_its_key(config_file: Path, override: str, key: str, va
     assert found == value and type(found) is type(value)
 
 
+@pytest.mark.parametrize(
+    ("override", "splits"),
+    [
+        ("data.source.splits={}", {}),
+        ("data.source.splits=", {}),
+        ("data.source.splits=null", {}),
+        ("data.source={splits: {}}", {}),
+        ("data.source.splits={train: train}", {"train": "train"}),
+        ("data.source.splits.train=train", {"train": "train", "test": "test"}),
+        ("data.source={path: elsewhere}", {"train": "train+val", "test": "test"}),
+    ],
+)
+def test_a_mapping_given_as_a_whole_replaces_that_of_the_file(
+    tmp_path: Path, override: str, splits: dict[str, str]
+) -> None:
+    path = tmp_path / "example.yaml"
+    path.write_text("data: {source: {splits: {train: train+val, test: test}}}", encoding="utf-8")
+    assert load_config(path, [override]).data.source.splits == splits
+
+
 def test_overrides_win_over_the_file_and_later_ones_over_earlier_ones(config_file: Path) -> None:
     overrides = ["training.max_steps=7", "training.max_steps=9"]
     assert load_config(config_file, overrides).training.max_steps == 9

@@ -1,6 +1,6 @@
 """Read BBU annotation files: one GeoJSON-like JSON beside each photo, in pixels of the un-rotated file.
 
-    root/[train|val|test/]…/name.jpg + name.json
+    root/[train|val|test/]…/name.jpg + name.json      a folder called train, val or test, at any depth, is the split
 
 The top level has ``markResult.features[]`` or ``dataList[]``; ``info`` gives the size. Others are noted.
 A ring of four corners along the axes becomes ``bbox_2d``, any other ring ``poly``, a LineString ``line``.
@@ -20,9 +20,9 @@ from bbu.geometry import enclosing_box
 from bbu.images import IMAGE_SUFFIXES
 from bbu.jsonl import decode_json
 from bbu.taxonomy import SEPARATOR
-from data_conversion.base import SPLITS, BadSource, Dropped, RawObject, SourceImage, SourceItem, SourceOptions
+from data_conversion.base import BadSource, Dropped, RawObject, SourceImage, SourceItem, SourceOptions
 from data_conversion.formats.checks import as_list, as_mapping, as_points, check_text, declared_size
-from data_conversion.formats.files import read_each, read_text
+from data_conversion.formats.files import read_each, read_text, split_of
 from data_conversion.formats.questions import QUESTIONS, answers_to_path, unknown_questions
 from data_conversion.formats.salvage import label_in, salvage, unread
 from data_conversion.locating import Found, PhotoFinder
@@ -89,13 +89,12 @@ def _read_file(
         notes.append("data_list_beside_features")
     info = as_mapping({} if value.get("info") is None else value["info"], where, "info")
     notes += unread("info key", info, INFO_KEYS)
-    first = image.parts[0] if len(image.parts) > 1 else ""
     return SourceImage(
         image=image.as_posix(),
         source=where,
         objects=tuple(objects),
         size=declared_size(info.get("width"), info.get("height"), where, "info", notes),
-        split=first if first in SPLITS else None,
+        split=split_of(image.as_posix()),
         notes=tuple(notes),
     )
 

@@ -33,7 +33,7 @@ from bbu.errors import RecordError, shown
 from bbu.taxonomy import SEPARATOR
 from data_conversion.base import Dropped, RawObject, SourceImage, SourceItem, SourceOptions
 from data_conversion.formats.checks import check_text, declared_size, parse_number
-from data_conversion.formats.files import named_split, or_bad_source
+from data_conversion.formats.files import declared_split, or_bad_source
 from data_conversion.formats.salvage import attribute_levels, salvage, turned_box, unread
 from data_conversion.formats.source_photos import read_exports
 from data_conversion.formats.xml_files import NoDoctype, open_xml, parse_xml
@@ -108,6 +108,7 @@ def _read_image(image: ElementTree.Element, where: str, place: str, finder: Phot
     size = declared_size(width, height, where, place, notes)
     objects, tags = _read_shapes(image, where, place, notes)
     subset = image.get("subset", "")
+    split, unknown = declared_split(subset)
     folder = posixpath.dirname(where)
     photo = finder.find(name, *(posixpath.join(folder, at) for at in (f"images/{subset}", "images", "")))
     return SourceImage(
@@ -116,9 +117,9 @@ def _read_image(image: ElementTree.Element, where: str, place: str, finder: Phot
         objects=tuple(objects),
         size=size,
         displayed=True,
-        split=named_split(subset),
+        split=split,
         summary=TAG_SEPARATOR.join(tags) or None,
-        notes=(*notes, *(() if objects else ("no_shapes",)), *photo.notes),
+        notes=(*notes, *unknown, *(() if objects else ("no_shapes",)), *photo.notes),
         missing=photo.missing,
     )
 

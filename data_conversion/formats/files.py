@@ -26,19 +26,32 @@ _MARKS = {codecs.BOM_UTF32_LE: "utf-32", codecs.BOM_UTF32_BE: "utf-32", codecs.B
 # Which of the first 4 bytes are zero, where two Latin characters or more begin a file without a mark
 _WITHOUT_MARK = {(False, True, False, True): "utf-16-le", (True, False, True, False): "utf-16-be"}
 
-_SPLITS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+# The only words that name a split. A name with any other word in it (test_bench, val_di_sole) is that of a place.
+_SPLITS = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("val", "valid", "validation", "dev", "eval", "evaluation"), "val"),
+    **dict.fromkeys(("test", "testing", "test dev"), "test"),
+}
+_BESIDE_SPLITS = ("instances", "captions", "annotations", "labels", "images")  # what tools put before or after them
+_NO_SPLIT = ("", "default", "all")  # what tools write where there is none
+NOT_A_SPLIT = "not_read_as_a_split"  # note
 
 
 def named_split(name: str) -> str | None:
     """The split that a file or folder name means: ``instances_val2017``, ``valid``, ``test-dev``; None if not one."""
-    words = (re.sub(r"\d+$", "", word) for word in re.split(r"[^a-z0-9]+", name.lower()))
-    found = {_SPLITS[word] for word in words if word in _SPLITS}
-    return found.pop() if len(found) == 1 else None
+    words = re.split(r"[^\w]+|_+", re.sub(r"(?:19|20)\d\d$", "", name.strip().lower()))
+    return _SPLITS.get(" ".join(word for word in words if word and word not in _BESIDE_SPLITS))
 
 
 def split_of(path: str) -> str | None:
     """The split of the first folder in a path that names one: ``valid/images/a.jpg`` → ``val``."""
     return next(filter(None, map(named_split, PurePosixPath(path).parts[:-1])), None)
+
+
+def declared_split(name: str) -> tuple[str | None, tuple[str, ...]]:
+    """As named_split, for a field that is there to name the split; with a note if its word is none."""
+    split = named_split(name)
+    return split, () if split or name.strip().lower() in _NO_SPLIT else (f"{NOT_A_SPLIT}: {readable(name)}",)
 
 
 @contextmanager

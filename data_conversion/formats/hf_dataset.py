@@ -31,7 +31,7 @@ from data_conversion.formats.disk_multimap import DiskMultimap
 from data_conversion.formats.files import (
     annotation_files,
     bad_source,
-    named_split,
+    declared_split,
     or_bad_source,
     read_text,
     split_of,
@@ -153,16 +153,22 @@ class _Source:
             self.store.put(_NAMED, image)
         objects, notes = read_objects(row.get("objects"), names, table.where, f"{prefix}objects")
         size = read_size(row, table.where, prefix, notes)
+        split, unknown = declared_split(table.split)
         return SourceImage(
             image=image,
             source=table.where,
             objects=objects,
             size=size,
             displayed=size is None,
-            split=named_split(table.split) or (split_of(image) if content is None else None),
+            split=split or (split_of(image) if content is None else None),
             summary=read_summary(row, table.where, prefix),
             content=content,
-            notes=(*notes, *(f"column not read: {name}" for name in row if name not in COLUMNS), *photo.notes),
+            notes=(
+                *notes,
+                *unknown,
+                *(f"column not read: {name}" for name in row if name not in COLUMNS),
+                *photo.notes,
+            ),
             missing=photo.missing,
         )
 

@@ -33,7 +33,7 @@ from typing import Any
 from bbu.errors import RecordError, shown
 from bbu.images import IMAGE_SUFFIXES
 from bbu.taxonomy import ATTRIBUTE_SEPARATOR, SEPARATOR
-from data_conversion.base import SPLITS, BadSource, Dropped, RawObject, SourceImage, SourceItem, SourceOptions
+from data_conversion.base import BadSource, Dropped, RawObject, SourceImage, SourceItem, SourceOptions
 from data_conversion.formats.checks import (
     as_list,
     as_mapping,
@@ -43,7 +43,7 @@ from data_conversion.formats.checks import (
     check_text,
     declared_size,
 )
-from data_conversion.formats.files import bad_source
+from data_conversion.formats.files import bad_source, declared_split
 from data_conversion.formats.json_stream import stream_json
 from data_conversion.formats.salvage import MALFORMED_OBJECT, label_in, salvage, unread
 from data_conversion.formats.source_photos import read_exports
@@ -119,7 +119,7 @@ def _read_task(value: Any, where: str, place: str, finder: PhotoFinder) -> Sourc
     size = _frame(regions, where, more)
     reference, key = _reference(data, regions, where, place)
     more += [*unread("task key", task, TASK_KEYS), *unread("data key", data, (key, "split"))]
-    split = data.get("split")
+    split, unknown = declared_split(str(data.get("split") or ""))
     photo = _find_photo(reference, finder, posixpath.dirname(where))
     return SourceImage(
         image=photo.image,
@@ -134,9 +134,9 @@ def _read_task(value: Any, where: str, place: str, finder: PhotoFinder) -> Sourc
         size=size,
         displayed=True,
         relative=size is None,
-        split=split if isinstance(split, str) and split in SPLITS else None,
+        split=split,
         summary=summary,
-        notes=(*notes, *more, *photo.notes),
+        notes=(*notes, *more, *unknown, *photo.notes),
         missing=photo.missing,
     )
 

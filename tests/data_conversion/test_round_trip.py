@@ -64,11 +64,11 @@ def objects(draw: st.DrawFn, width: int, height: int) -> ObjectRow:
 
 @st.composite
 def samples(draw: st.DrawFn) -> list[Sample]:
-    """A few photos in awkward folders, in all orientations; the first is for training, whatever folders mean."""
+    """A few photos in awkward folders, in all orientations; the first is for training, with something to learn."""
     found = []
     for number in range(draw(st.integers(1, 4))):
         width, height = draw(st.integers(8, 60)), draw(st.integers(8, 60))
-        places = st.lists(objects(width, height), max_size=4, unique_by=lambda obj: obj.box)
+        places = st.lists(objects(width, height), min_size=not number, max_size=4, unique_by=lambda obj: obj.box)
         folders = draw(st.lists(st.sampled_from(ways.FOLDERS), max_size=2 if number else 0))
         image = "/".join([*folders, f"p {number}&'.{draw(st.sampled_from(['jpg', 'png']))}"])
         split = "train" if number == 0 else draw(st.sampled_from([None, *SPLITS]))

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
+
 from bbu.config import Config
 from bbu.doctor.conversion import conversion_findings
 from bbu.doctor.preparation import doctor_config
@@ -23,7 +25,10 @@ def left_behind(folder: Path) -> Path:
     dropped = {"source": "d.json", "field": "features[0]", "detail": "because"}
     reasons = ["outside_hierarchy"] * 7 + ["zero_area", "photo_skipped", "split_left_out"]
     write_jsonl(folder / "invalid_objects.jsonl", [{**dropped, "label": "标签", "reason": item} for item in reasons])
-    write_json(folder / "conversion_report.json", {"notes": {"clipped_object": 3, "exif_orientation_6": 9}})
+    write_json(
+        folder / "conversion_report.json",
+        {"notes": {"clipped_object": 3, "exif_orientation_6": 9, "column not read: score": 4}},
+    )
     return folder
 
 
@@ -31,6 +36,7 @@ def test_every_reason_is_one_finding(tmp_path: Path) -> None:
     found = {(item.code, item.severity): item for item in conversion_findings(left_behind(tmp_path), "skip")}
     assert sorted((code, severity, item.count) for (code, severity), item in found.items()) == [
         ("conversion_note", "warning", 3),
+        ("conversion_notes", "info", 1),
         ("dropped_object", "warning", 1),
         ("dropped_outside_hierarchy", "warning", 7),
         ("skipped_malformed", "warning", 1),
@@ -40,6 +46,33 @@ def test_every_reason_is_one_finding(tmp_path: Path) -> None:
     hierarchy = found["dropped_outside_hierarchy", "warning"]
     assert "标签 7" in hierarchy.meaning and len(hierarchy.examples) == 5
     assert hierarchy.examples[0].line() == "d.json: 标签 (features[0]): because"
+
+
+def test_remarks_about_the_whole_source_are_findings(tmp_path: Path) -> None:
+    remarks = {
+        "labels_never_read": ["train/labelTxt/ (9 .txt)", "valid/labelTxt/ (2 .txt)"],
+        "option_without_effect": ["frame stored has no effect"],
+        "group_across_splits": ["2 groups"],
+        "nothing_held_out": ["train alone"],
+        "many_photos_without_objects": ["the rows say it themselves"],
+    }
+    write_json(tmp_path / "conversion_report.json", {"notes": {}, "remarks": remarks})
+    found = conversion_findings(tmp_path, "skip")
+    assert [(item.code, item.severity, item.count) for item in found] == [
+        ("labels_never_read", "warning", 2),
+        ("option_without_effect", "info", 1),
+        ("group_across_splits", "warning", 1),
+        ("nothing_held_out", "info", 1),
+    ]
+    assert found[0].examples[0].line() == "train/labelTxt/ (9 .txt)"
+
+
+@pytest.mark.parametrize(("count", "severity"), [(1, "info"), (3, "warning")])
+def test_many_photos_without_a_label_file_are_a_warning(tmp_path: Path, count: int, severity: str) -> None:
+    report = {"notes": {"no_label_file": count}, "photos": {"written": 10}}
+    write_json(tmp_path / "conversion_report.json", report)
+    (found,) = conversion_findings(tmp_path, "skip")
+    assert (found.code, found.count, found.severity) == ("conversion_note", count, severity)
 
 
 def test_a_broken_file_is_an_error_where_the_job_would_stop_at_it(tmp_path: Path) -> None:

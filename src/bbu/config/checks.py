@@ -7,9 +7,11 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from bbu.config.schema import GROUP_NAMES, Config
+from bbu.config.schema import GROUP_NAMES, Config, SourceConfig
 from bbu.errors import ConfigError
 from bbu.families.registry import scratch_sizes
+
+RECORDS_KEYS = {"format", "path", "taxonomy", "on_error"}  # of data.source, for rows that need no conversion
 
 
 def section_of(item: dataclasses.Field[Any]) -> type | None:
@@ -34,6 +36,25 @@ def value_at(config: Config, key: str) -> Any:
     for name in key.split("."):
         value = getattr(value, name)
     return value
+
+
+def idle_source_keys(config: Config) -> list[str]:
+    """One sentence for each key of data.source that is set and does nothing for the format."""
+    source, default = config.data.source, SourceConfig()
+    if source.format == "records":
+        used, why = RECORDS_KEYS, "rows of the records format are used as they are"
+    elif source.format == "cabinet_photos":
+        return []
+    else:
+        used, why = (
+            {item.name for item in dataclasses.fields(SourceConfig)} - {"photos"},
+            "only cabinet_photos draws photos",
+        )
+    return [
+        f"data.source.{item.name} has no effect: {why}"
+        for item in dataclasses.fields(SourceConfig)
+        if item.name not in used and getattr(source, item.name) != getattr(default, item.name)
+    ]
 
 
 def check_values(config: Config) -> None:
@@ -67,7 +88,7 @@ def _check_value(key: str, value: Any, rule: Mapping[str, Any]) -> None:
         raise ConfigError(f"{key}: must be a finite number, is {value}")
     if "among" in rule and value not in rule["among"]:
         raise ConfigError(f"{key}: {value!r} is not one of {', '.join(word or 'empty' for word in rule['among'])}")
-    if "least" not in rule or rule["least"] <= value <= rule["most"]:
+    if "least" not in rule or value is None or rule["least"] <= value <= rule["most"]:
         return
     least, most, note = rule["least"], rule["most"], rule["note"]
     allowed = f"lie between {least} and {most:,}" if most < math.inf else f"be at least {least}"

@@ -75,8 +75,12 @@ def _apply_override(merged: Any, override: str) -> Any:
     if not equals or not key:
         raise ConfigError(f"override {override!r}: write it as key=value, e.g. training.max_steps=10")
     try:
-        change = OmegaConf.from_dotlist([override if value else f"{key}=''"])  # a shell eats the quotes
+        if value in ("", "null") and key in all_keys() and OmegaConf.is_dict(OmegaConf.select(merged, key)):
+            value = "{}"
+        change = OmegaConf.from_dotlist([f"{key}={value or repr('')}"])  # a shell eats the quotes
         _check_keys(OmegaConf.to_container(change), Config, f"override {override!r}")
+        for mapping in _given_whole(key, change):
+            OmegaConf.update(merged, mapping, {}, merge=False)
         return OmegaConf.merge(merged, change)
     except OmegaConfBaseException as error:
         raise ConfigError(f"override {override!r}: {_explain(error)}") from None
@@ -86,6 +90,14 @@ def _apply_override(merged: Any, override: str) -> Any:
         raise ConfigError(f"override {override!r}: {_one_line(error)}") from None
     except Exception as error:  # yaml's own errors share no base with omegaconf's
         raise ConfigError(f"override {override!r}: cannot be read: {_one_line(error)}") from None
+
+
+def _given_whole(key: str, change: Any) -> list[str]:
+    """Keys whose value is a mapping that an override of ``key`` gives as a whole, so that it replaces the old one."""
+    from omegaconf import OmegaConf
+
+    names = [name for name in all_keys() if f"{name}.".startswith(f"{key}.")]
+    return [name for name in names if OmegaConf.is_dict(OmegaConf.select(change, name))]
 
 
 def _check_keys(values: Any, schema: type, where: str, prefix: str = "") -> None:

@@ -37,8 +37,8 @@ def positive(default: int) -> Any:
     return ranged(default, least=1)
 
 
-def fraction(default: float) -> Any:
-    """A number from 0 to 1, both included."""
+def fraction(default: float | None) -> Any:
+    """A number from 0 to 1, both included; a default of None means that nobody asks for one."""
     return ranged(default, most=1)
 
 
@@ -60,8 +60,11 @@ class SourceConfig:
     path: str = ""  # folder of annotations and photos; for records: the folder of {train,val,test}.jsonl
     taxonomy: str = ""  # shipped name or YAML file; empty = labels stay as they are
     splits: dict[str, str] = field(default_factory=dict)  # e.g. {train: train+val, test: test}
-    val_fraction: float = fraction(0.1)  # shares drawn by seed where the source has no splits of its own
-    test_fraction: float = fraction(0.0)
+    # Shares drawn by seed. None: 0.1 and 0 where the source has no splits of its own, else none. A number is also drawn
+    # from a source that has splits but not this one.
+    val_fraction: float | None = fraction(None)
+    test_fraction: float | None = fraction(None)
+    group_by: str = ""  # drawn splits keep these together: folder, or a regex on the photo's path; empty: its group
     max_teachers: int = ranged(0)  # training photos set aside as worked examples (teacher.jsonl)
     on_error: str = choice("fail", ("fail", "skip"))  # skip: malformed files are listed in invalid_samples.jsonl
     images: str = choice("keep", ("keep", "link", "copy", "reencode"))  # what conversion does with photo files

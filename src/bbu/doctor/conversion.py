@@ -20,7 +20,12 @@ NOTES = {
     "clipped_object": (WARNING, "Objects extended beyond their photo by more than half a pixel and were clipped."),
     "rescaled_unevenly": (WARNING, "Annotation and photo differ in aspect ratio, so boxes were stretched."),
     "rescaled": (INFO, "The annotation was made at another size; boxes were scaled to the photo."),
+    "no_label_file": (INFO, "Photos without a label file count as photos with nothing to see."),
 }
+SUSPICIOUS_IF_MANY = ("no_label_file",)  # a warning from this share of the photos on
+MANY = 0.2
+USUAL = ("exif_orientation_",)  # notes that are no oddity
+REMARKS = ("labels_never_read", "option_without_effect", "nothing_held_out", "group_across_splits")
 
 
 def conversion_findings(folder: Path, on_error: str) -> list[Finding]:
@@ -80,9 +85,19 @@ def _dropped(folder: Path) -> list[Finding]:
 
 def _noted(folder: Path) -> list[Finding]:
     path = folder / "conversion_report.json"
-    notes = decode_json(path.read_text(encoding="utf-8"), str(path)).get("notes", {}) if path.is_file() else {}
-    return [
-        finding("conversion_note", [], notes[reason], severity, reason=reason, meaning=meaning)
-        for reason, (severity, meaning) in NOTES.items()
-        if notes.get(reason)
-    ]
+    report = decode_json(path.read_text(encoding="utf-8"), str(path)) if path.is_file() else {}
+    notes: dict[str, int] = report.get("notes", {})
+    photos = report.get("photos", {}).get("written", 0)
+    found = []
+    for reason, (severity, meaning) in NOTES.items():
+        if notes.get(reason):
+            worse = WARNING if reason in SUSPICIOUS_IF_MANY and notes[reason] >= MANY * photos else severity
+            found.append(finding("conversion_note", [], notes[reason], worse, reason=reason, meaning=meaning))
+    others = {note: count for note, count in notes.items() if note not in NOTES and not note.startswith(USUAL)}
+    if others:
+        ranked = sorted(others.items(), key=lambda pair: (-pair[1], pair[0]))
+        found.append(finding("conversion_notes", [Example(object=note, detail=str(count)) for note, count in ranked]))
+    for code, texts in report.get("remarks", {}).items():
+        if code in REMARKS:
+            found.append(finding(code, [Example(detail=text) for text in texts]))
+    return found

@@ -7,9 +7,11 @@ import time
 from pathlib import Path
 
 from bbu.config import Config
+from bbu.config.checks import idle_source_keys
 from bbu.data.chat_processor import ChatProcessor
 from bbu.data.packing.planner import Budgets
 from bbu.data.sampling.episodes import most_teachers
+from bbu.doctor.absence import absence_findings
 from bbu.doctor.boxes import contradiction_findings, measure_sizes, query_findings
 from bbu.doctor.conversion import conversion_findings
 from bbu.doctor.copies import find_copies
@@ -59,6 +61,9 @@ def examine(
     good = Rows([sample for sample in readable(rows.samples, facts) if not special_tokens(sample, family.conversation)])
     report.splits = split_counts([(sample.split, len(sample.row.objects)) for sample in rows.samples])
     report.findings += [*rows.findings(), *photo_findings(rows, facts, image_root), *split_findings(config, rows)]
+    report.findings += absence_findings(config, rows)
+    if idle := [Example(detail=text) for text in idle_source_keys(config)]:
+        report.findings.append(finding("option_without_effect", idle))
     report.findings += conversion_findings(folder, config.data.source.on_error)
     _examine_boxes(report, config, rows, good, facts)
     report.balance = balance_by_level(rows)

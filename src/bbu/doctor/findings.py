@@ -131,6 +131,21 @@ CODES: dict[str, Code] = {
         "Check data.source.path and data.image_root.",
         counted=False,
     ),
+    "no_object": Code(
+        ERROR,
+        "no object in any of {photos} training photos",
+        "There is nothing to learn from; training refuses to start.",
+        "Look for labels that were not read: check data.source.format and data.source.path.",
+        counted=False,
+    ),
+    "split_without_objects": Code(
+        WARNING,
+        "no object in any of {photos} {split} photos",
+        "Metrics of such a split say nothing.",
+        "Look for labels of {split} that were not read, or draw the split anew (data.source.splits, "
+        "data.source.{split}_fraction).",
+        counted=False,
+    ),
     "no_val_split": Code(
         ERROR,
         "no val photo with objects, but training.eval_every is {eval_every}",
@@ -214,6 +229,37 @@ CODES: dict[str, Code] = {
         "{meaning}",
         "Look at some of the drawn samples. If boxes are off, convert with the photos that were annotated.",
     ),
+    "conversion_notes": Code(
+        INFO,
+        "other kinds of notes by conversion",
+        "Harmless oddities of the source, and what has no place in a row.",
+        "Read them once; conversion_report.json has all.",
+    ),
+    "labels_never_read": Code(
+        WARNING,
+        "folders of label files that conversion did not read",
+        "Their photos may be in the rows as if there was nothing to see.",
+        "Move the labels to where the format expects them (docs/bring_your_data.md), or correct data.source.format.",
+    ),
+    "option_without_effect": Code(
+        INFO,
+        "options without effect on this data",
+        "Something that the config asks for did not happen.",
+        "Change what the example suggests, or remove the option.",
+    ),
+    "nothing_held_out": Code(
+        INFO,
+        "no val split, because the source has train alone",
+        "No metric is computed during training, and the last checkpoint counts as the best.",
+        "Set data.source.val_fraction (and data.source.group_by, so that photos of one site stay together).",
+        counted=False,
+    ),
+    "group_across_splits": Code(
+        WARNING,
+        "groups of photos that the source's own splits tear apart",
+        "The model is tested on sites that it has seen in training, so its metrics are too good.",
+        "Set data.source.splits={{train: train+val}} and data.source.val_fraction to draw whole groups.",
+    ),
     # ------------------------------------------------------------ boxes
     "tiny_objects": Code(
         WARNING,
@@ -239,6 +285,12 @@ CODES: dict[str, Code] = {
         "places that two copies of a photo describe differently",
         "The photos are equal or nearly equal, the boxes overlap by IoU >= {iou}, but the descriptions differ.",
         "Decide which is right and correct the other annotation, or remove one of the photos.",
+    ),
+    "photos_without_objects": Code(
+        WARNING,
+        "{split} photos without any object ({share})",
+        "They teach that nothing is there. A label file that is missing or was not read looks the same.",
+        "Check some of them; leave out photos that nobody has labelled.",
     ),
     # ------------------------------------------------------------ copies
     "copy_across_splits": Code(
@@ -271,6 +323,12 @@ CODES: dict[str, Code] = {
         "objects in val and test whose description is not in train",
         "The model cannot learn these descriptions: {labels}.",
         "Move photos with them to train, or use a description that train has.",
+    ),
+    "unmeasured_description": Code(
+        WARNING,
+        "descriptions of train that val or test does not show",
+        "The metrics of that split say nothing about them: {labels}.",
+        "Draw a larger split (data.source.val_fraction), or add photos with them.",
     ),
     "rare_description": Code(
         INFO,

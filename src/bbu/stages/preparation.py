@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bbu.config import Config
+from bbu.config.checks import idle_source_keys
 from bbu.errors import ConfigError
 from bbu.jsonl import write_json
 from bbu.records import FewShotSample, Row, read_rows, read_samples
@@ -43,6 +44,8 @@ def prepare(config: Config, *, make: bool = True) -> PreparedData:
         UserError: the source is missing or malformed.
     """
     source, data = config.data.source, Path(config.output_dir) / "data"
+    for text in idle_source_keys(config) if make else ():
+        print(f"note     {text}", flush=True)
     if source.format == "records":
         if not source.path:
             raise ConfigError("data.source.path: name the folder that holds train.jsonl")
@@ -98,6 +101,7 @@ def _convert(config: Config, raw: Path, records: Path) -> None:
         taxonomy=taxonomy_of(config),
         val_fraction=source.val_fraction,
         test_fraction=source.test_fraction,
+        group_by=source.group_by,
         max_teachers=source.max_teachers,
         seed=config.seed,
         on_error=source.on_error,

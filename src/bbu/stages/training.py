@@ -38,6 +38,11 @@ def train(config: Config) -> Run:
     with main_first():
         run = Run(config, prepare(config, make=is_main()))
         _ = run.hashes  # the main rank caches them, the others read the cache
+    if not any(row.objects for row in run.students):
+        raise ConfigError(
+            f"{run.data.folder}: no object in {len(run.students)} training photos, so there is nothing to learn; "
+            "bbu doctor says what was not read"
+        )
     if args.eval_strategy != "no" and not any(row.objects for row in run.val):
         raise ConfigError(
             "training.eval_every: there is no val split with objects; set data.source.val_fraction, or eval_every=0"

@@ -49,7 +49,7 @@ CASES: dict[str, tuple[Callable[[Any], None], str]] = {
     ),
     "no photo": (rows(",1,1,9,9,x"), "bad.csv:2: image: is empty"),
     "an unknown split": (
-        rows("bad.jpg,1,1,9,9,x,dev", header=HEADER.strip() + ",split\n"),
+        rows("bad.jpg,1,1,9,9,x,bench", header=HEADER.strip() + ",split\n"),
         "bad.csv:2: split: must be",
     ),
     "two splits": (

@@ -56,9 +56,10 @@ def test_rows_of_a_photo_need_not_stand_together(source: Any) -> None:
 def test_an_empty_row_is_a_photo_with_nothing_to_see(source: Any) -> None:
     source.photo("a.jpg")
     source.photo("b.jpg")
-    source.write("t.csv", HEADER + "a.jpg,,,,,\n")
+    source.photo("c.jpg")
+    source.write("t.csv", HEADER + "a.jpg,,,,,\nc.jpg,1,1,9,9,x\n")
     report = source.convert("csv")
-    assert [(row.images, row.objects) for row in source.rows()] == [(("a.jpg",), ())]
+    assert [(row.images, len(row.objects)) for row in source.rows()] == [(("a.jpg",), 0), (("c.jpg",), 1)]
     assert report.photos_skipped == {"no_annotation": 1}
 
 

@@ -194,9 +194,11 @@ def test_hidden_files_and_the_output_are_not_read(source: Any) -> None:
 
 
 def test_a_photo_with_no_shapes_is_a_row(source: Any) -> None:
-    put(source)
+    put(source, shape())
+    source.photo("empty.jpg")
+    source.write("empty.json", document(imagePath="empty.jpg"))
     source.convert("labelme")
-    assert source.objects() == []
+    assert [len(row.objects) for row in source.rows()] == [0, 1]
 
 
 # ---------------------------------------------------------------- writing
