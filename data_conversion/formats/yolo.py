@@ -277,31 +277,28 @@ def _find_photos(source: _Source) -> Iterator[SourceItem]:
     if not source.entries:
         for image in _photos_below(source, source.root):
             source.store.put(PHOTOS, image, split_of(image))
-    keys: dict[tuple[int, int], str] = {}  # what a folder or list holds → the first key that names it
     for key, entry in source.entries:
         try:
             place = _locate(source, key, entry)
             if place is None:
                 yield SourceNote(source.file, f"{key} {shown(entry)} does not exist")
-                continue
-            found = _signature(source, place, key)
-            first = keys.setdefault(found, key)
-            if first != key and found[0]:
-                yield SourceNote(source.file, f"{key} has the photos of {first}; they count as {first}")
-                continue
-            for photo in _photos_of(source, place, key):
-                yield from _add_photo(source, photo, key)
+            elif other := _split_of_all(source, place, key):
+                yield SourceNote(source.file, f"{key} lists the photos of {other}; they count as {other}")
+            else:
+                for photo in _photos_of(source, place, key):
+                    yield from _add_photo(source, photo, key)
         except RecordError as error:
             yield bad_source(error)
 
 
-def _signature(source: _Source, place: str, key: str) -> tuple[int, int]:
-    """How many photos a folder or list holds, and a hash of which, in constant memory."""
-    hashes = [0, 0]
+def _split_of_all(source: _Source, place: str, key: str) -> str:
+    """The other split that has all photos of an entry already, "" if there is none."""
+    found: set[str] = set()
     for photo in _photos_of(source, place, key):
-        hashes[0] += 1
-        hashes[1] ^= hash(photo.image)
-    return hashes[0], hashes[1]
+        found |= set(source.store.get(PHOTOS, photo.image)) or {""}
+        if len(found) > 1 or found <= {"", SPLIT_KEYS[key]}:
+            return ""
+    return found.pop() if found else ""
 
 
 def _locate(source: _Source, key: str, entry: str) -> str | None:

@@ -139,6 +139,6 @@ NOTED: dict[str, tuple[Callable[[Any], None], str]] = {
     ),
     "a photo in two splits": (
         entry("val: images/train"),
-        "val has the photos of train; they count as train",
+        "val lists the photos of train; they count as train",
     ),
 }
