@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bbu.cli import main
-from bbu.errors import SampleError, UserError
+from bbu.errors import NotFiniteError, UserError
 from bbu.monitoring.profiling import labelled_parts, profile_step, report
 from bbu.monitoring.trace import (
     BETWEEN,
@@ -287,6 +287,8 @@ def test_profile_prints_where_a_step_goes_and_touches_nothing_of_the_run(
     kept = tmp_path / "run" / "checkpoint-350" / "trainer_state.json"
     kept.parent.mkdir()
     kept.write_text("{}", encoding="utf-8")
+    for name in ("train_log.jsonl", "unreadable_photos.jsonl"):
+        (tmp_path / "run" / name).write_text('{"step": 350}\n', encoding="utf-8")
     before = digests(tmp_path / "run")
     capsys.readouterr()
     assert main(["profile", demo, output, *TINY, "--warm-up", "1"]) == 0
@@ -310,7 +312,7 @@ def test_an_interrupted_step_leaves_no_trace(tmp_path: Path) -> None:
     trainer = tiny_trainer(config, tmp_path, mixed_samples(processor)[:4], processor, model)
     with torch.no_grad():
         model.detection_head.box_heads[-1].norm.weight.fill_(float("nan"))
-    with pytest.raises(SampleError, match="the matching cost is not finite"):
+    with pytest.raises(NotFiniteError, match="the weights are not finite"):
         profile_step(trainer, tmp_path / "profile", warm_up=1)
     assert list(tmp_path.iterdir()) == []
     assert "forward" not in vars(model.detection_head)

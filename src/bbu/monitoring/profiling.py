@@ -38,6 +38,7 @@ def profile_config(config: Config) -> Config:
     changed.training.eval_every = changed.training.visual_every = changed.training.save_every = 0
     changed.training.report_to = []
     changed.training.resume = False
+    changed.data.on_unreadable = changed.training.on_not_finite = "stop"
     return changed
 
 
@@ -56,6 +57,7 @@ def profile_step(trainer: BBUTrainer, folder: Path, warm_up: int = 3) -> Path:
         )
     trainer.args.set_save(strategy="no")
     trainer.remove_callback(ProgressBar)
+    trainer.write_no_log()
     tracer = StepTracer(folder / TRACE_FILE, warm_up)
     trainer.add_callback(tracer)
     with labelled_parts(trainer):

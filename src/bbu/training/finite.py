@@ -104,6 +104,7 @@ class StepGuard:
         self.config, self.folder = config, output / NOT_FINITE_FOLDER
         self.objective, self.save_model, self.history, self.log = objective, save_model, history, log
         self.unreadable = unreadable
+        self.keeps = True  # batches, for replay
         self._open: Step | None = None
         self._closed: Step | None = None
 
@@ -193,6 +194,8 @@ class StepGuard:
 
     def _keep(self, folder: Path, batches: list[Batch], report: dict[str, Any], *, with_model: bool) -> str:
         """Write batches, model and report; returns where they are, or why not. Ends on all ranks together."""
+        if not self.keeps:
+            return "the batch was not kept"
         mine, trouble = [], ""
         try:
             mine = keep_batches(folder, f"rank-{rank()}", batches)

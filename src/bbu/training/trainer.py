@@ -131,6 +131,12 @@ class BBUTrainer(Trainer):
             self.shield.lift()
             self.progress.close()
 
+    def write_no_log(self) -> None:
+        """Leave the log, lists and kept batches of the run in this folder alone."""
+        self.remove_callback(LogFile)
+        self.remove_callback(UnreadablePhotos)
+        self.guard.keeps = False
+
     def _end_steps_with_the_norm(self) -> None:
         """The accelerator gives transformers the norm of the complete gradient: whether it is finite decides the step.
 
