@@ -201,7 +201,8 @@ def described(desc: str) -> dict[str, Any]:
 
 
 def earlier_run(place: Place) -> list[str]:
-    place.write("out/checkpoint-5/trainer_state.json", "{}")
+    place.write("out/.bbu-run.json", "{}")
+    place.write("out/checkpoint-5/manifest.json", "{}")
     return place.run()
 
 
@@ -445,7 +446,10 @@ PREDICTIONS: list[Case] = [
 ]
 
 CASES = [*CONFIGS, *SOURCES, *RECORDS, *SAMPLES, *CHECKPOINTS, *PREDICT, *PREDICTIONS]
-MAY_STAY = {"out/config.yaml"}  # the resolved config, whole, of a run that was started
+MAY_STAY = {  # of a run that was started: its marker, its config, and what its conversion says of the source
+    "out/.bbu-run.json", "out/.bbu-run.lock", "out/config.yaml", "out/data/records/conversion_report.json",
+    "out/data/records/invalid_objects.jsonl", "out/data/records/invalid_samples.jsonl",
+}  # fmt: skip
 
 
 def test_there_are_enough_kinds_of_bad_input() -> None:

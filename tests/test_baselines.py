@@ -20,9 +20,10 @@ from bbu.errors import CheckpointError, ConfigError
 from bbu.evaluation import evaluate
 from bbu.evaluation.calibration import Calibration
 from bbu.inference import Inference
-from bbu.jsonl import write_jsonl
+from bbu.jsonl import write_json, write_jsonl
 from bbu.models.checkpoint import save_model
 from bbu.records import Row, read_predictions, read_rows
+from bbu.stages.run_folder import MARKER
 from tests.tiny import FAMILIES, build_tiny, tiny_config, tiny_processor, write_samples
 
 NAMES = ["untrained", "trained", "trained_text", "majority", *(f"trained_{n}_teachers" for n in (1, 3, 5))]
@@ -128,8 +129,12 @@ def test_nothing_of_an_earlier_comparison_is_left(tmp_path: Path) -> None:
     given = material(tmp_path)
     (tmp_path / "baselines").mkdir()
     (tmp_path / "baselines" / "old.jsonl").touch()
+    (tmp_path / "baselines" / "mine.jsonl").touch()  # not one of an earlier comparison
+    (tmp_path / "outside.jsonl").touch()
+    write_json(tmp_path / "baselines.json", {"baselines": {"old": {}, "../outside": {}}})
     compare(replace(given, rows=given.rows[:1]), tmp_path / "model")
-    assert {path.stem for path in (tmp_path / "baselines").iterdir()} == {*NAMES, "truth"}
+    assert {path.stem for path in (tmp_path / "baselines").iterdir()} == {*NAMES, "truth", "mine"}
+    assert (tmp_path / "outside.jsonl").exists()
 
 
 def test_the_command_compares_the_first_photos_of_the_split(
@@ -138,6 +143,7 @@ def test_the_command_compares_the_first_photos_of_the_split(
     given = material(tmp_path)
     write_jsonl(tmp_path / "test.jsonl", given.rows)
     write_jsonl(tmp_path / "train.jsonl", given.students)
+    (tmp_path / MARKER).write_text("{}", encoding="utf-8")  # the folder is a run's
     monkeypatch.setattr("bbu.config.load_config", lambda *_: source_of(given.config, tmp_path))
     assert main(["baselines", "tiny.yaml", "--limit", "2"]) == 0
     printed = capsys.readouterr().out

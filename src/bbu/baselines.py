@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import time
 from collections import Counter
@@ -107,6 +108,19 @@ class Material:
         return shown
 
 
+def _forget_earlier(output: Path) -> None:
+    """Delete the report of an earlier comparison and the predictions that it names; other files stay."""
+    report = output / "baselines.json"
+    try:
+        names = list(json.loads(report.read_text(encoding="utf-8"))["baselines"])
+    except (OSError, ValueError, KeyError, TypeError):
+        names = []
+    for name in names:
+        if Path(name).name == name:
+            (output / "baselines" / f"{name}.jsonl").unlink(missing_ok=True)
+    report.unlink(missing_ok=True)
+
+
 def compare(material: Material, model_folder: Path) -> dict[str, Any]:
     """Predict, score and save every baseline; ``baselines.json`` is written last.
 
@@ -119,7 +133,7 @@ def compare(material: Material, model_folder: Path) -> dict[str, Any]:
     if not (model_folder / FACTS_FILE).is_file():
         raise CheckpointError(f"{model_folder}: there is no trained model; train one first with: bbu run CONFIG")
     inference = Inference.as_configured(model_folder, config)
-    (output / "baselines.json").unlink(missing_ok=True)
+    _forget_earlier(output)
     write_jsonl(output / "baselines" / "truth.jsonl", material.rows)
     trained = _of_trained_model(material, inference)
     restart(inference, config)  # in place, so memory holds one model

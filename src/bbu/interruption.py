@@ -10,6 +10,7 @@ import multiprocessing
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -17,6 +18,7 @@ from typing import Any
 
 NAMES = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1")  # SIGUSR1: what schedulers send before they take a machine away
 SIGNALS = tuple(getattr(signal, name) for name in NAMES if hasattr(signal, name))
+AGAIN = 1.0  # seconds
 LOADER_GRACE = 60  # seconds that a photo loader outlives SIGTERM, so that the step under way can end
 
 
@@ -72,10 +74,14 @@ def raising() -> Iterator[None]:
 
 
 class StopRequest:
-    """Context in which the first signal is only noted, in ``signum``; a second one raises Stopped at once."""
+    """Context in which the first signal is only noted, in ``signum``; a second Ctrl-C raises Stopped at once.
+
+    A scheduler's signal often comes twice, to the group and forwarded by a parent, and so may one Ctrl-C: what comes
+    within AGAIN seconds is the same request.
+    """
 
     def __init__(self) -> None:
-        self.signum = 0
+        self.signum, self._since = 0, 0.0
 
     @contextmanager
     def listening(self) -> Iterator[None]:
@@ -84,9 +90,10 @@ class StopRequest:
             yield
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if self.signum:
-            raise Stopped(number, "at the second signal, without a checkpoint of this step")
-        self.signum = number
+        if not self.signum:
+            self.signum, self._since = number, time.monotonic()
+        elif number == signal.SIGINT and time.monotonic() - self._since > AGAIN:
+            raise Stopped(number, "at the second time, without a checkpoint of this step")
 
 
 class LoaderShield:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 DISK = (errno.ENOSPC, errno.EDQUOT)
 DISK_TEXTS = ("No space left on device", "Disk quota exceeded", "PytorchStreamWriter failed writing")
+WRITER_TEXTS = ("PytorchStreamWriter", "inline_container", "iostream error")  # torch's, which has no class for it
 NO_ROOM = 2**20  # bytes
 SHARED_MEMORY = "/dev/shm"
 RESUME = "continue with training.resume=true"
@@ -69,6 +70,11 @@ def disk_full(error: BaseException, folder: Path) -> bool:
             return True
         found = found.__cause__ or found.__context__
     return False
+
+
+def cannot_write(error: BaseException) -> bool:
+    """Whether an error of torch's writer says that a file took no more."""
+    return isinstance(error, RuntimeError) and any(known in str(error) for known in WRITER_TEXTS)
 
 
 def _file_error(error: OSError) -> str:

@@ -27,6 +27,7 @@ from bbu.monitoring.trace import (
     step_operations,
     step_parts,
 )
+from bbu.stages.run_folder import MARKER
 from tests.tiny import DEFAULT, FAMILIES, build_tiny, mixed_samples, pack, tiny_config, tiny_processor, tiny_trainer
 
 MAIN, AUTOGRAD, STREAM, COPIES = 1, 2, 7, 8
@@ -329,6 +330,7 @@ def test_a_run_of_other_data_and_several_processes_are_refused(
     tmp_path: Path, project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     demo = str(project / "configs" / "demo.yaml")
+    (tmp_path / MARKER).write_text("{}", encoding="utf-8")  # the folder is a run's
     (tmp_path / "config.yaml").write_text("seed: 1\ndata: {source: {format: coco}}\n", encoding="utf-8")
     assert main(["profile", demo, f"output_dir={tmp_path}"]) == 2
     assert "the run in this folder has other data" in capsys.readouterr().err

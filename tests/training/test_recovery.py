@@ -201,7 +201,7 @@ def test_a_disk_that_takes_no_more_is_one_line_and_leaves_the_checkpoints_before
     os.waitpid(child, 0)
     said = (tmp_path / "said").read_text(encoding="utf-8")
     assert said.startswith(f"{output / 'checkpoint-2'}: cannot be saved: ") and "\n" not in said
-    assert "make room, then pass training.resume=true" in said
+    assert "make room and continue with training.resume=true" in said
     assert [path.name for path in output.iterdir()] == ["checkpoint-1"]
     write_checkpoint(output, 2, keep=1)
     assert newest_checkpoint(output) == (output / "checkpoint-2", [])

@@ -7,11 +7,12 @@ import os
 import signal
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from bbu import stages
+from bbu import interruption, stages
 from bbu.cli import main
 from bbu.jsonl import iter_json_lines
 from bbu.training.trainer import BBUTrainer
@@ -86,14 +87,24 @@ def test_a_signal_in_an_evaluation_does_not_wait_for_its_end(
     assert log(run, "eval_AP") == log(whole, "eval_AP")
 
 
-def test_a_second_signal_does_not_wait_for_the_step(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    signal_at(monkeypatch, signal.SIGINT, BBUTrainer, "compute_loss", step=0)
-    signal_at(monkeypatch, signal.SIGINT, BBUTrainer, "get_batch_samples", step=0)
-    assert main(["run", str(write_job(tmp_path))]) == 130
-    assert one_line(capsys) == "bbu: stopped by SIGINT: at the second signal, without a checkpoint of this step"
-    assert not list((tmp_path / "run").glob("checkpoint-*"))
+@pytest.mark.parametrize(
+    ("name", "later", "saves"),
+    [("SIGINT", 2.0, False), ("SIGINT", 0.1, True), ("SIGTERM", 0.1, True), ("SIGTERM", 2.0, True)],
+)
+def test_a_second_ctrl_c_does_not_wait_for_the_step_and_an_echo_is_no_second(
+    name: str, later: float, saves: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    number = int(getattr(signal, name))
+    clock = iter([0.0, later])
+    signal_at(monkeypatch, number, BBUTrainer, "get_batch_samples", step=0)
+    signal_at(monkeypatch, number, BBUTrainer, "compute_loss", step=0)
+    monkeypatch.setattr(interruption, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    assert main(["run", str(write_job(tmp_path))]) == 128 + number
+    said = one_line(capsys)
+    assert ("checkpoint-1 is saved" in said) is saves
+    assert (tmp_path / "run" / "checkpoint-1").is_dir() is saves
+    assert saves or said == "bbu: stopped by SIGINT: at the second time, without a checkpoint of this step"
 
 
 def test_after_the_training_a_signal_says_how_to_score(

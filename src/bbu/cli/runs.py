@@ -57,8 +57,11 @@ def _run(arguments: argparse.Namespace) -> int:
 
     config = load_config(arguments.config, arguments.overrides)
     from bbu import stages
+    from bbu.training.distributed import end_group
 
-    return stages.run_job(config)
+    status = stages.run_job(config)
+    end_group()
+    return status
 
 
 def _prepare(arguments: argparse.Namespace) -> int:

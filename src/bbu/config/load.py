@@ -7,7 +7,6 @@ import difflib
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 from bbu.config.checks import all_keys, check_values, section_of
@@ -70,7 +69,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     except RecursionError:
         raise ConfigError(f"{path}: keys refer to each other in a circle (${{...}})") from None
     assert isinstance(config, Config)
-    config.references = MappingProxyType(_references(OmegaConf.to_container(merged)))
+    config.references = tuple(_references(OmegaConf.to_container(merged)).items())
     config.name = config.name or path.stem
     config.output_dir = config.output_dir or f"outputs/{config.name}"
     check_values(config)
@@ -109,7 +108,7 @@ def as_written(config: Config) -> str:
     from omegaconf import OmegaConf
 
     tree: Any = OmegaConf.create(OmegaConf.to_container(OmegaConf.structured(config)))
-    for key, value in config.references.items():
+    for key, value in config.references:
         OmegaConf.update(tree, key, value)
     return OmegaConf.to_yaml(tree)
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import copy
 import math
 from dataclasses import dataclass, field
-from types import MappingProxyType
 from typing import Any
 
 from bbu.families.registry import DEFAULT_FAMILY
@@ -275,7 +274,7 @@ class EvaluationConfig:
 
 @dataclass
 class Config:
-    references = MappingProxyType[str, str]({})  # key → text, where a file refers to its own keys; itself no key
+    references = tuple[tuple[str, str], ...]()  # (key, text) where a file refers to its own keys; itself no key
 
     name: str = ""  # default: the config file's name
     output_dir: str = ""  # default: outputs/<name>

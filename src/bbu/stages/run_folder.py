@@ -13,7 +13,7 @@ import shutil
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from bbu.jsonl import write_json
 from bbu.training.folders import CHECKPOINT, checkpoints
 
 MARKER, LOCK, REPLACED = ".bbu-run.json", ".bbu-run.lock", ".replaced"
+STARTED = ("config.yaml", "train_log.jsonl", "training_log.html", "unreadable_photos.jsonl", "not_finite")
 CONFIG_FILE, MODEL_FOLDER, PICTURES_FOLDER = "config.yaml", "model", "pictures"
 WRITTEN = (
     CONFIG_FILE, "data/raw", "data/raw.json", "data/records", "data/lengths.json", "data/photo_hashes.jsonl",
@@ -143,15 +144,21 @@ def claim(config: Config) -> Iterator[RunFolder]:
         _check_foreign(folder.path, config.training.resume)
     descriptor = _lock(folder.path)
     _held[key] = descriptor
+    new = not (folder.path / MARKER).is_file()
     try:
-        if not (folder.path / MARKER).is_file():
+        if new:
             write_json(folder.path / MARKER, {})
         if (folder.path / REPLACED).is_dir():
             folder.restore()
         yield folder
     finally:
         del _held[key]
-        os.close(descriptor)  # and with it the lock; the file stays, so that nobody locks a deleted one
+        if new and {path.name for path in folder.path.iterdir()} <= {MARKER, LOCK}:  # nothing came of it
+            for name in (MARKER, LOCK):
+                (folder.path / name).unlink(missing_ok=True)
+            with suppress(OSError):  # the folder of somebody else may have been empty before, or hold a file by now
+                folder.path.rmdir()
+        os.close(descriptor)  # and with it the lock
 
 
 def _check_inputs(config: Config, output: Path) -> None:
@@ -204,6 +211,9 @@ def _lock(folder: Path) -> int:
         raise ConfigError(f"{folder} is in use by {who}; wait for it, stop it, or set another output_dir") from None
     except OSError as error:  # a file system without locks
         print(f"{folder}: cannot be locked ({error.strerror}): start no second run in it", flush=True)
+    if not path.exists() or os.fstat(descriptor).st_ino != path.stat().st_ino:  # deleted by the one who had it
+        os.close(descriptor)
+        return _lock(folder)
     os.ftruncate(descriptor, 0)
     os.write(descriptor, json.dumps(owner).encode())
     return descriptor

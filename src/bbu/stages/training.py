@@ -21,7 +21,7 @@ from bbu.records import PredictionRow, Row
 from bbu.stages.identity import check_identity, identity_of
 from bbu.stages.preparation import prepare
 from bbu.stages.run import Run, ready_device
-from bbu.stages.run_folder import CONFIG_FILE, RunFolder, claim
+from bbu.stages.run_folder import CONFIG_FILE, STARTED, RunFolder, claim
 from bbu.training.distributed import gather, is_main, main_first, rank, world_size
 from bbu.training.folders import checkpoint_at, checkpoints
 
@@ -62,7 +62,7 @@ def _train(config: Config, folder: RunFolder | None, scored: bool) -> Run:
     with main_first():
         run = Run(config, prepare(config, make=is_main()))
         _ = run.hashes  # the main rank caches them, the others read the cache
-    if not any(row.objects for row in run.students):
+    if run.students and not any(row.objects for row in run.students):
         raise ConfigError(
             f"{run.data.folder}: no object in {len(run.students)} training photos, so there is nothing to learn; "
             "bbu doctor says what was not read"
@@ -98,7 +98,7 @@ def _train(config: Config, folder: RunFolder | None, scored: bool) -> Run:
 
 
 def _replaceable(config: Config) -> list[Path]:
-    """Checkpoints of an earlier run and its config, which this one replaces.
+    """Checkpoints of an earlier run, its config and its logs, which this one replaces.
 
     Raises:
         ConfigError: it may not, since a fresh run must not mix with them.
@@ -112,7 +112,7 @@ def _replaceable(config: Config) -> list[Path]:
             f"{output} holds {old[-1].name} of an earlier run; continue it with training.resume=true, "
             "replace it with training.overwrite=true, or set another output_dir"
         )
-    return [*old, output / CONFIG_FILE] if (output / CONFIG_FILE).exists() else old
+    return old + [output / name for name in STARTED if (output / name).exists()]
 
 
 def _where_it_stopped(config: Config, trainer: BBUTrainer) -> str:

@@ -96,3 +96,10 @@ def start_group_of_one() -> None:
         port = str(free.getsockname()[1])
     alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     os.environ.update({name: os.environ.get(name, value) for name, value in alone.items()})
+
+
+def end_group() -> None:
+    """Leave a group of several ranks in order; at the end of a process, which may otherwise abort in its threads."""
+    group = _group() if world_size() > 1 else None
+    if group:
+        group.destroy_process_group()

@@ -25,7 +25,7 @@ from transformers.trainer_pt_utils import safe_globals
 
 from bbu.errors import CheckpointError
 from bbu.jsonl import write_json
-from bbu.machine import RESUME, disk_full
+from bbu.machine import RESUME, cannot_write, disk_full
 from bbu.models.acceleration.lora import has_lora, load_learned
 from bbu.models.checkpoint import BACKBONE_FOLDER, FACTS_FILE, LORA_FILE, is_model_file, load_backbone, load_head
 from bbu.models.manifest import MANIFEST_FILE, check_same, check_whole, read_manifest, seal, sync
@@ -121,7 +121,7 @@ def new_checkpoint(output_dir: Path, step: int, *, keep: int, best: int | None) 
             _rotate(output_dir, saving, step, keep, best)
     except Exception as error:  # torch and safetensors have types of their own for what the disk refuses
         full = disk_full(error, output_dir)
-        if not full and not isinstance(error, OSError | SafetensorError):
+        if not (full or cannot_write(error) or isinstance(error, OSError | SafetensorError)):
             raise
         why = "the disk is full" if full else " ".join(str(error).split())
         kept = ", ".join(path.name for path in checkpoints(output_dir)) or "no checkpoint"
