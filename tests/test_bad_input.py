@@ -308,7 +308,7 @@ SAMPLES: list[Case] = [
     ("photo of another size", lambda p: photo_of(p, (56, 84)), ["other.png", "84x56", "56x84"]),
     (
         "photo a sliver",
-        lambda p: photo_of(p, (402, 2), width=402, height=2, objects=[]),
+        lambda p: photo_of(p, (402, 2), width=402, height=2, objects=[{**OBJECT, "bbox_2d": [10, 0, 40, 2]}]),
         ["other.png", "402x2", "aspect ratio"],
     ),
     ("two photos in a row", lambda p: p.train_on(row(images=["a.png", "a.png"])), ["a.png", "exactly one photo"]),
