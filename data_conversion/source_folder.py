@@ -62,10 +62,18 @@ def walk_files(root: Path, ignore: Path | None = None, outside: list[str] | None
 
     Linked folders inside the root would come twice and are left out; those outside are walked once if links are
     followed, otherwise they are added to the list ``outside``, relative to the root.
+
+    Raises:
+        RecordError: a folder cannot be opened, so what it holds would be missing.
     """
+
+    def closed(error: OSError) -> None:
+        why = "give yourself the right to read it, or move it out of the source"
+        raise RecordError(readable(os.fspath(error.filename)), "folder", f"cannot be opened: {error.strerror}; {why}")
+
     followed: set[str] = set()
     left_out = os.fspath(ignore) if ignore else ""
-    for folder, subfolders, names in os.walk(root, followlinks=_FOLLOW.get()):
+    for folder, subfolders, names in os.walk(root, onerror=closed, followlinks=_FOLLOW.get()):
         here = Path(folder)
         subfolders[:] = sorted(
             name for name in subfolders if name[0] != "." and os.path.realpath(here / name) != left_out
