@@ -393,7 +393,7 @@ def test_a_missing_file_names_the_nearest_one(config_file: Path) -> None:
 
 
 def test_a_folder_or_a_place_that_is_not_there_is_no_config(tmp_path: Path) -> None:
-    assert "does not exist" in message(tmp_path)
+    assert "is no file" in message(tmp_path)
     assert "does not exist" in message(tmp_path / "no" / "such.yaml")
 
 
@@ -477,3 +477,9 @@ def test_a_reference_that_leads_nowhere_is_one_line(body: str, tmp_path: Path) -
     with pytest.raises(ConfigError) as caught:
         load_config(path)
     assert "\n" not in str(caught.value) and str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize("path", ["/dev/zero", "/tmp"])
+def test_a_folder_or_device_is_no_config(path: str) -> None:
+    with pytest.raises(ConfigError, match=f"config {path} is no file"):
+        load_config(path)

@@ -124,11 +124,13 @@ def test_a_lock_ends_with_its_process_however_that_ends(config: Config) -> None:
 
 def test_a_model_is_not_scored_for_a_run_that_did_not_publish_it(config: Config) -> None:
     with claim(config) as folder:
+        with pytest.raises(UserError, match="model: there is no trained model; train one first"):
+            folder.check_published()
+        (folder.path / "model").mkdir()
         folder.check_published()  # nothing is known against it
         folder.begin(resumed=False)
         folder.published()
         folder.check_published()
-        (folder.path / "model").mkdir()
         folder.begin(resumed=False)  # killed before it published
         with pytest.raises(UserError, match=r"stopped before it published a model \(.*model is an earlier run's\)"):
             folder.check_published()
@@ -140,6 +142,7 @@ def test_a_model_is_not_scored_for_a_run_that_did_not_publish_it(config: Config)
 @pytest.mark.parametrize("damage", ["", "{", "[]", '{"run": 1'])
 def test_a_damaged_marker_still_marks(config: Config, damage: str) -> None:
     with claim(config) as folder:
+        (folder.path / "model").mkdir()
         (folder.path / MARKER).write_text(damage, encoding="utf-8")
         folder.begin(resumed=False)
         folder.published()

@@ -39,6 +39,8 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     from omegaconf.errors import OmegaConfBaseException
 
     path = Path(path)
+    if path.exists() and not path.is_file():
+        raise ConfigError(f"config {path} is no file; name a YAML file, e.g. configs/demo.yaml")
     if not path.is_file():
         shipped = sorted(str(p) for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
         near = difflib.get_close_matches(str(path), shipped, n=1)

@@ -59,7 +59,7 @@ class RunFolder:
         """Refuse to score a model that the last run did not publish.
 
         Raises:
-            UserError: the run was stopped before it published its model.
+            UserError: there is no model, or the last run was stopped before it published its own.
         """
         facts, model = self._facts(), self.path / MODEL_FOLDER
         if facts.get("run", 0) != facts.get("published", 0):
@@ -68,6 +68,8 @@ class RunFolder:
                 f"{self.path}: its last run was stopped before it published a model ({whose}); finish it with "
                 "training.resume=true"
             )
+        if not model.exists():
+            raise UserError(f"{model}: there is no trained model; train one first with: bbu run CONFIG")
 
     # ------------------------------------------------------------ replacing
 
