@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -38,6 +38,18 @@ SIZE = (112, 84)  # width, height of every photo that does not say otherwise
 MakePhoto = Callable[..., Path]
 MakeRow = Callable[..., Row]
 MakeSample = Callable[..., FewShotSample]
+
+
+@pytest.fixture(autouse=True)
+def no_group_of_one_is_left() -> Iterator[None]:
+    """A run with DeepSpeed makes its process a group of one, by torchrun's variables; the next test has none."""
+    names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+    before = {name: os.environ.get(name) for name in names}
+    yield
+    for name, value in before.items():
+        os.environ.pop(name, None)
+        if value is not None:
+            os.environ[name] = value
 
 
 @pytest.fixture(scope="session")

@@ -16,6 +16,7 @@ from bbu.training.distributed import rank
 
 STUCK = 124  # exit status, as of timeout(1)
 FOLDER = "stacks"
+GRACE = 5.0  # seconds
 
 
 class Watchdog:
@@ -70,6 +71,7 @@ class Watchdog:
         except OSError:
             self._write(sys.stderr, line)
         print(line, file=sys.stderr, flush=True)
+        time.sleep(min(self.seconds / 2, GRACE))  # when one rank exits, the others' collectives fail: first all write
         os._exit(STUCK)  # the main thread may never return: nothing that has to wait for it
 
     def _write(self, stream: IO[str], line: str) -> None:
