@@ -156,7 +156,7 @@ CODES: dict[str, Code] = {
     "no_evaluation_split": Code(
         ERROR,
         "no {split} split, which evaluation.split names",
-        "The job would train to the end and then fail to score.",
+        "The job would stop before it trains.",
         "Set data.source.{split}_fraction or data.source.splits, or another evaluation.split.",
         counted=False,
     ),
