@@ -58,9 +58,9 @@ def frozen(freeze: str, config: Path, ranks: int, *overrides: str) -> tuple[int,
 )
 def test_a_frozen_rank_is_noticed_with_the_stacks_of_all(freeze: str, writes: set[str], tmp_path: Path) -> None:
     config = write_job(tmp_path)
-    status, errors = frozen(freeze, config, 2, "training.step_timeout=4")
+    status, errors = frozen(freeze, config, 2, "training.step_timeout=8")
     assert status == 124, errors[-3000:]
-    assert "has waited 4 s (training.step_timeout) in step 2; stacks of each rank: " in errors
+    assert "has waited 8 s (training.step_timeout) in step 2; stacks of each rank: " in errors
     found = {path.name: path.read_text(encoding="utf-8") for path in (tmp_path / "run" / "stacks").iterdir()}
     assert set(found) == writes
     assert all("most recent call first" in text for text in found.values())
