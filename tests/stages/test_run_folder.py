@@ -230,3 +230,12 @@ def test_overwrite_replaces_once_the_new_run_has_a_checkpoint(trained: Config) -
     names = sorted(path.name for path in Path(trained.output_dir).glob("*checkpoint*"))
     assert names == ["checkpoint-2-backup", "checkpoint-3"]
     assert not (Path(trained.output_dir) / ".replaced").exists()
+
+
+def test_what_somebody_has_put_into_a_published_model_moves_on_to_the_next(trained: Config) -> None:
+    readme = Path(trained.output_dir) / "model" / "README.md"
+    readme.write_text("mine", encoding="utf-8")
+    trained.training.overwrite, trained.training.max_steps = True, 1
+    stages.train(trained)
+    assert readme.read_text(encoding="utf-8") == "mine"
+    assert (readme.parent / "manifest.json").is_file() and "checkpoint-1" in str(checkpoints(readme.parents[1]))
