@@ -139,7 +139,7 @@ def test_a_model_is_not_scored_for_a_run_that_did_not_publish_it(config: Config)
         folder.check_published()
 
 
-@pytest.mark.parametrize("damage", ["", "{", "[]", '{"run": 1'])
+@pytest.mark.parametrize("damage", ["", "{", "[]", '{"run": 1', '{"run": "x"}', '{"files": [3]}'])
 def test_a_damaged_marker_still_marks(config: Config, damage: str) -> None:
     with claim(config) as folder:
         (folder.path / "model").mkdir()
@@ -225,10 +225,11 @@ def test_checkpoints_put_aside_come_back_after_a_kill(trained: Config) -> None:
 
 def test_overwrite_replaces_once_the_new_run_has_a_checkpoint(trained: Config) -> None:
     trained.training.overwrite, trained.training.max_steps = True, 3
-    (Path(trained.output_dir) / "checkpoint-2-backup").mkdir()
+    for name in ("checkpoint-2-backup", "checkpoint-99"):  # no run has saved these
+        (Path(trained.output_dir) / name).mkdir()
     stages.train(trained)
     names = sorted(path.name for path in Path(trained.output_dir).glob("*checkpoint*"))
-    assert names == ["checkpoint-2-backup", "checkpoint-3"]
+    assert names == ["checkpoint-2-backup", "checkpoint-3", "checkpoint-99"]
     assert not (Path(trained.output_dir) / ".replaced").exists()
 
 

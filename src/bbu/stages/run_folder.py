@@ -24,16 +24,16 @@ from bbu.jsonl import write_json
 from bbu.training.folders import CHECKPOINT, checkpoints
 
 MARKER, LOCK, REPLACED = ".bbu-run.json", ".bbu-run.lock", ".replaced"
-STARTED = ("config.yaml", "train_log.jsonl", "training_log.html", "unreadable_photos.jsonl", "not_finite")
 CONFIG_FILE, MODEL_FOLDER, PICTURES_FOLDER = "config.yaml", "model", "pictures"
+# What a run writes as soon as it trains, and everything that runs write
+STARTED = (CONFIG_FILE, "train_log.jsonl", "training_log.html", "unreadable_photos.jsonl", "not_finite")
 WRITTEN = (
-    CONFIG_FILE, "data/raw", "data/raw.json", "data/records", "data/lengths.json", "data/photo_hashes.jsonl",
-    MODEL_FOLDER, "train_log.jsonl", "train_summary.json", "training_log.html", "training_log.old.html",
-    "val_predictions.jsonl", "predictions.jsonl", "metrics.json", PICTURES_FOLDER, "report.html", "baselines",
-    "baselines.json", "profile", "stacks", "not_finite", "unreadable_photos.jsonl",
+    *STARTED, "data/raw", "data/raw.json", "data/records", "data/lengths.json", "data/photo_hashes.jsonl",
+    MODEL_FOLDER, "train_summary.json", "training_log.old.html", "val_predictions.jsonl", "predictions.jsonl",
+    "metrics.json", PICTURES_FOLDER, "report.html", "baselines", "baselines.json", "profile", "stacks",
 )  # fmt: skip
 
-_held: dict[Path, int] = {}  # folder → how often this process has claimed it
+_held: set[Path] = set()  # folders that this process has claimed
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,9 @@ class RunFolder:
             facts = json.loads((self.path / MARKER).read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return {}
-        return facts if isinstance(facts, dict) else {}
+        kinds = {"run": int, "published": int, "files": dict}
+        sound = isinstance(facts, dict) and all(isinstance(facts.get(key, kind()), kind) for key, kind in kinds.items())
+        return facts if sound else {}
 
 
 @contextmanager
@@ -145,7 +147,7 @@ def claim(config: Config) -> Iterator[RunFolder]:
     if not (folder.path / MARKER).is_file():
         _check_foreign(folder.path, config.training.resume)
     descriptor = _lock(folder.path)
-    _held[key] = descriptor
+    _held.add(key)
     new = not (folder.path / MARKER).is_file()
     try:
         if new:
@@ -154,7 +156,7 @@ def claim(config: Config) -> Iterator[RunFolder]:
             folder.restore()
         yield folder
     finally:
-        del _held[key]
+        _held.remove(key)
         if new and {path.name for path in folder.path.iterdir()} <= {MARKER, LOCK}:  # nothing came of it
             for name in (MARKER, LOCK):
                 (folder.path / name).unlink(missing_ok=True)

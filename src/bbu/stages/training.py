@@ -104,13 +104,13 @@ def _replaceable(config: Config) -> list[Path]:
         ConfigError: it may not, since a fresh run must not mix with them.
     """
     output = Path(config.output_dir)
-    old = checkpoints(output)
+    old = [path for path in checkpoints(output) if (path / MANIFEST_FILE).is_file()]  # another one no run has saved
     if config.training.resume or not old:
         return []
-    if any((path / MANIFEST_FILE).is_file() for path in old) and not config.training.overwrite:
+    if not config.training.overwrite:
         raise ConfigError(
-            f"{output} holds {old[-1].name} of an earlier run; continue it with training.resume=true, "
-            "replace it with training.overwrite=true, or set another output_dir"
+            f"{output} holds {old[-1].name} of an earlier run; continue it with training.resume=true, replace it "
+            "with training.overwrite=true, or set another output_dir"
         )
     return old + [output / name for name in STARTED if (output / name).exists()]
 
