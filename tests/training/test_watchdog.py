@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -60,7 +61,9 @@ def test_a_frozen_rank_is_noticed_with_the_stacks_of_all(freeze: str, writes: se
     config = write_job(tmp_path)
     status, errors = frozen(freeze, config, 2, "training.step_timeout=8")
     assert status == 124, errors[-3000:]
-    assert "has waited 8 s (training.step_timeout) in step 2; stacks of each rank: " in errors
+    # whichever rank has waited longest is the first to say so; the other one ends with it
+    why = r"has waited 8 s \(training.step_timeout\)|ends with a rank that no longer moves"
+    assert re.search(f"rank 0 ({why}) in step 2; stacks of each rank: ", errors), errors[-3000:]
     found = {path.name: path.read_text(encoding="utf-8") for path in (tmp_path / "run" / "stacks").iterdir()}
     assert set(found) == writes
     assert all("most recent call first" in text for text in found.values())
@@ -89,6 +92,30 @@ def test_only_a_run_without_beats_is_ended(
     assert statuses == [124] * ends
     assert (tmp_path / "stacks" / "rank-0.txt").exists() is ends
     assert ("in the first step" in capsys.readouterr().err) is ends
+
+
+@pytest.mark.parametrize(("writes", "ends"), [("rank-1.txt", True), ("", False)])
+def test_a_run_ends_with_the_first_rank_that_writes_its_stacks(
+    writes: str, ends: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    statuses: list[int] = []
+    watchdog = Watchdog(60, tmp_path)
+    (tmp_path / "rank-2.txt").write_text("of an earlier run")
+
+    def exit_(status: int) -> None:
+        statuses.append(status)
+        watchdog._ended.set()
+
+    monkeypatch.setattr(os, "_exit", exit_)
+    monkeypatch.setattr("bbu.training.watchdog.GRACE", 0.1)
+    monkeypatch.setattr("bbu.training.watchdog.POLL", 0.05)
+    with watchdog.watching():
+        if writes:
+            (tmp_path / writes).write_text("stacks")
+        time.sleep(0.5)
+    assert statuses == [124] * ends
+    assert (tmp_path / "rank-0.txt").exists() is ends
+    assert ("ends with a rank that no longer moves" in capsys.readouterr().err) is ends
 
 
 def test_a_timeout_of_zero_watches_nothing(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
@@ -17,6 +17,7 @@ from bbu.training.distributed import rank
 STUCK = 124  # exit status, as of timeout(1)
 FOLDER = "stacks"
 GRACE = 5.0  # seconds
+POLL = 1.0  # seconds
 
 
 class Watchdog:
@@ -24,6 +25,7 @@ class Watchdog:
 
     Every rank has one. Ranks that wait for a frozen one stand still too, so each writes its own stacks:
     ``<folder>/rank-N.txt``. A rank that cannot write any more (stopped, or its machine is gone) is the one without.
+    The first rank to write ends the others too: left alone, they would fail in a collective without their stacks.
 
     Args:
         seconds: longest time without a beat; 0 = no watchdog.
@@ -34,6 +36,7 @@ class Watchdog:
         self.seconds, self.folder = seconds, folder
         self._last, self._doing = time.monotonic(), "the first step"
         self._ended = threading.Event()
+        self._older: dict[Path, int] = {}  # stacks of earlier runs, with their times
 
     def beat(self, doing: str) -> None:
         """The run moves; ``doing`` says with what it goes on."""
@@ -47,6 +50,7 @@ class Watchdog:
             return
         self.beat("the first step")
         self._ended.clear()
+        self._older = self._written()
         threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
         try:
             yield
@@ -54,15 +58,25 @@ class Watchdog:
             self._ended.set()
 
     def _watch(self) -> None:
-        while not self._ended.wait(max(0.05, min(1.0, self.seconds / 10))):
+        while not self._ended.wait(max(0.05, min(POLL, self.seconds / 10))):
             if time.monotonic() - self._last > self.seconds:
-                self._end()
+                self._end(f"has waited {self.seconds:g} s (training.step_timeout)")
+            elif self._written() != self._older:
+                self._end("ends with a rank that no longer moves")
 
-    def _end(self) -> None:
+    def _written(self) -> dict[Path, int]:
+        """The files of stacks, with the time of each in nanoseconds."""
+        found = {}
+        for path in self.folder.glob("rank-*.txt"):
+            with suppress(OSError):  # a rank that has just replaced it
+                found[path] = path.stat().st_mtime_ns
+        return found
+
+    def _end(self, why: str) -> None:
         path = self.folder / f"rank-{rank()}.txt"
         line = (
-            f"bbu: error: rank {rank()} has waited {self.seconds:g} s (training.step_timeout) in {self._doing}; stacks "
-            f"of each rank: {path.with_name('rank-*.txt')}; a rank without a file is the frozen one"
+            f"bbu: error: rank {rank()} {why} in {self._doing}; stacks of each rank: {path.with_name('rank-*.txt')}; "
+            "a rank without a file is the frozen one"
         )
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
