@@ -1,4 +1,4 @@
-"""Photos of benchmarks/convergence.py: blood cells as configs/bccd.yaml reads them, and screws with the same settings."""
+"""Photos of benchmarks/convergence.py: blood cells as configs/bccd.yaml reads them, and screws with its settings."""
 
 from __future__ import annotations
 
@@ -21,7 +21,9 @@ SPLITS = "{train: train+val, test: test}"
 HELD_OUT = "{train: train, test: val}"
 
 
-def load(data_set: str, folder: Path, *, held_out: bool, quick: bool, overrides: Sequence[str]) -> tuple[Config, PreparedData]:
+def load(
+    data_set: str, folder: Path, *, held_out: bool, quick: bool, overrides: Sequence[str]
+) -> tuple[Config, PreparedData]:
     """The config of a data set and its photos; split ``test`` is what is scored.
 
     Args:

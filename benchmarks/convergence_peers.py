@@ -280,7 +280,7 @@ class Deimv2Arm(PeerArm):
 
 
 class RFDetrArm(PeerArm):
-    """RF-DETR (Robinson et al. 2025, arXiv:2511.09554): windowed DINOv2, one level, 13 groups of queries in training."""
+    """RF-DETR (Robinson et al. 2025, arXiv:2511.09554): windowed DINOv2, one level, 13 groups of queries."""
 
     post_processor = RfDetrImageProcessor()
     multiple = 32  # patches of 16 x 16 pixels in 2 x 2 windows
@@ -323,6 +323,8 @@ PEERS: dict[str, type[PeerArm]] = {
     "rfdetr": RFDetrArm,
     "rtdetrv2": RTDetrV2Arm,
 }
+# (arm, data set) → peak learning rate and photos per step, the best of convergence_tuning.py
+SETTINGS = {(arm, data_set): (4e-4, 2) for arm in PEERS for data_set in ("bccd", "screws")}
 
 
 def initialise(model: Any, but: nn.Module | None = None) -> Any:
