@@ -67,6 +67,7 @@ class PeerSample:
 
     pixels: torch.Tensor
     labels: dict[str, torch.Tensor]
+    salt: int = 0
 
 
 class PeerPhotos:
