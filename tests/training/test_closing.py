@@ -21,7 +21,7 @@ from tests.jobs import write_job
 from tests.tiny import FAMILIES, build_tiny, tiny_config, tiny_model, tiny_processor, write_samples
 
 CPU = torch.device("cpu")
-GROUPS = {"loss.denoising_groups": 3, "loss.caption_groups": 2}
+GROUPS = {"loss.denoising_groups": 2, "loss.caption_groups": 2}
 
 
 def stream_of(family: str, folder: Path, photos: int = 5) -> TrainingStream:

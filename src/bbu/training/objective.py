@@ -51,10 +51,10 @@ class DetectionObjective(nn.Module):
         return {term: value * 0 for term, value in sums.items()} if batch.get("blank") else sums
 
     def captioned(self, batch: dict[str, Any]) -> tuple[Memory, torch.Tensor, BoxStates, np.ndarray]:
-        """What captions are learned from: the memory, and sample, queries and targets as the caption loss has them."""
+        """What captions can be learned from: the memory, and sample, queries and targets of all denoising groups."""
         batch = unpad(batch)
         output, boxes, noisy = self._detect(batch)
-        return output.memory, *self._describing(output, boxes.final, noisy)
+        return output.memory, *_describing(output, boxes.final, noisy, self.loss_config.denoising_groups)
 
     def _detect(self, batch: dict[str, Any]) -> tuple[DetectionOutput, DetectionSums, DenoisingTargets | None]:
         """The model's output, its box terms and matches, and the denoising targets if there are any."""
@@ -93,35 +93,33 @@ class DetectionObjective(nn.Module):
         self, output: DetectionOutput, batch: dict[str, Any], matches: Matches, noisy: DenoisingTargets | None
     ) -> torch.Tensor:
         """Sum of the caption loss over the targets, each the mean of the queries that describe it."""
-        samples, queries, targets = self._describing(output, matches, noisy)
+        groups = min(self.loss_config.caption_groups, self.loss_config.denoising_groups)
+        samples, queries, targets = _describing(output, matches, noisy, groups)
         device = samples.device
         ids, rows, labels = caption_rows([batch["caption_ids"][target] for target in targets.tolist()])
         states = self.model.describe_states(output.memory, samples, queries, to_device(ids, device))
         states = states.flatten(0, 1)[to_device(rows, device)]
         head = self.model.backbone.lm_head_weight
-        return linear_cross_entropy_sum(states, head, to_device(labels, device)) / (1 + self._caption_groups)
+        return linear_cross_entropy_sum(states, head, to_device(labels, device)) / (1 + groups)
 
-    @property
-    def _caption_groups(self) -> int:
-        return min(self.loss_config.caption_groups, self.loss_config.denoising_groups)
 
-    def _describing(
-        self, output: DetectionOutput, matches: Matches, noisy: DenoisingTargets | None
-    ) -> tuple[torch.Tensor, BoxStates, np.ndarray]:
-        """The queries that describe a target: the matched one and the positives of the first denoising groups.
+def _describing(
+    output: DetectionOutput, matches: Matches, noisy: DenoisingTargets | None, groups: int
+) -> tuple[torch.Tensor, BoxStates, np.ndarray]:
+    """The queries that describe a target: the matched one and the positives of the first denoising groups.
 
-        Several boxes a target teach captions more from each photo, also where a box does not quite fit.
+    Several boxes a target teach captions more from each photo, also where a box does not quite fit.
 
-        Returns:
-            The sample (C,) of each query, the queries, and their targets on the host.
-        """
-        samples, queries = matches.samples, output.at(matches.samples, matches.predictions)
-        if noisy is None or not self._caption_groups:
-            return samples, queries, matches.host[3]
-        wanted = noisy.group_numbers < self._caption_groups
-        queries = queries.join(output.denoising_at(to_device(noisy.positives[wanted], samples.device)))
-        samples = torch.cat((samples, to_device(noisy.samples[wanted], samples.device)))
-        return samples, queries, np.concatenate((matches.host[3], noisy.targets[wanted]))
+    Returns:
+        The sample (C,) of each query, the queries, and their targets on the host.
+    """
+    samples, queries = matches.samples, output.at(matches.samples, matches.predictions)
+    if noisy is None or not groups:
+        return samples, queries, matches.host[3]
+    wanted = noisy.group_numbers < groups
+    queries = queries.join(output.denoising_at(to_device(noisy.positives[wanted], samples.device)))
+    samples = torch.cat((samples, to_device(noisy.samples[wanted], samples.device)))
+    return samples, queries, np.concatenate((matches.host[3], noisy.targets[wanted]))
 
 
 def caption_rows(captions: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
