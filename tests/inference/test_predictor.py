@@ -13,9 +13,10 @@ from bbu.data.photo import Photo
 from bbu.evaluation.calibration import Calibration
 from bbu.geometry import iou
 from bbu.inference.predictor import PredictOptions, Predictor
-from bbu.inference.tiling import SAME_IOU, Tiles, merge_views
+from bbu.inference.tiling import SAME_IOU, merge_views
 from bbu.records import PredictedObject
 from bbu.taxonomy import MirrorRules
+from bbu.tiles import Tiles
 from tests.tiny import FAMILIES, noise_photo, tiny_model, tiny_processor
 
 SIZES = [(112, 84), (84, 140), (168, 112), (56, 56)]
