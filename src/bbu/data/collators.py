@@ -27,7 +27,7 @@ class PackedDataCollator:
         student_images [B]: index of each student's image among the I;
         prompt_spans [B], photo_spans [B], student_spans [B], teacher_spans [B][…]: half-open token ranges in the pack;
         boxes (N, 4) cxcywh in [0, 1]; box_counts [B]; caption_ids [N]: token ids of each caption, end token included;
-        names [B], geometries [B];
+        names [B], geometries [B], salts [B];
         only where photos cannot be read: unreadable, a row for each sample that was left out; blank, whether that
         leaves none, so that an empty photo stands in, whose losses count nothing.
 
@@ -165,4 +165,5 @@ def _collate_targets(samples: Sequence[ChatProcessorOutput]) -> Batch:
         "caption_ids": [item.caption_ids for item in objects],
         "names": [sample.name for sample in samples],
         "geometries": [sample.geometry for sample in samples],
+        "salts": [sample.salt for sample in samples],
     }
