@@ -19,7 +19,7 @@ from bbu.data.collators import PackedDataCollator
 from bbu.data.dataset import TrainingStream
 from bbu.inference.predictor import Predictor
 from bbu.losses.weighting import count_terms, term_weights, weigh
-from bbu.models.build import build_model, build_processor
+from bbu.models.build import build_model, build_processor, training_samples
 from bbu.models.detection_head import BoxPrediction, DenoisingQueries, DetectionHead, HeadOutput
 from bbu.models.memory import Memory
 from bbu.models.precision import compute_device, use_bf16
@@ -90,7 +90,8 @@ def rate_at(share: float, warm_up: float) -> float:
 
 
 def make_stream(config: Config, samples: Sequence[FewShotSample], processor: Any) -> TrainingStream:
-    """An endless stream of the training photos, augmented as the config says."""
+    """An endless stream of the training photos, tiled and augmented as the config says."""
+    samples = training_samples(config, samples)
     return TrainingStream(samples, processor, length=10**9, seed=config.seed, augment=config.data.augment)
 
 

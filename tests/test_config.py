@@ -322,6 +322,7 @@ def test_no_number_may_be_nan_or_infinite(config_file: Path, key: str) -> None:
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
+        (["data.tiles=3"], ["data.tiles '3'", "auto, or columns x rows", "3x2"]),
         (["data.max_pixels=3000", "data.min_pixels=4000"], ["data.max_pixels (3000)", "data.min_pixels (4000)"]),
         (["model.freeze=[visio]"], ["model.freeze", "'visio'", "vision, merger"]),
         ([f"model.freeze=[{','.join(GROUP_NAMES)}]"], ["model.freeze", "nothing would learn"]),

@@ -18,7 +18,7 @@ from bbu.errors import ImageError, UserError
 from bbu.images import load_image
 from bbu.inference.loading import Views, ViewTask, in_parallel, photo_size, plan_views
 from bbu.inference.predictor import Predictor
-from bbu.inference.tiling import Tiles
+from bbu.tiles import Tiles
 from tests.tiny import DEFAULT, noise_photo, tiny_model, tiny_processor
 
 SIZES = [(112, 84), (56, 56), (168, 112), (60, 60), (110, 80), (160, 120), (58, 56)]

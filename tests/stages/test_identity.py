@@ -88,6 +88,7 @@ REFUSED = [
     ("freeze", setting("model.freeze", ["vision"]), 'had model.freeze [], not ["vision"]'),
     ("augmentation", setting("data.augment.hue", 0.1), "had data.augment.hue 0.0, not 0.1"),
     ("curriculum", setting("data.augment.curriculum.start", 0.5), "had data.augment.curriculum.start 1.0, not 0.5"),
+    ("tiles", setting("data.tiles", "2x1"), 'had data.tiles "", not 2x1'),
     ("sampling", setting("data.sampling.method", "class_aware"), "had data.sampling.method uniform, not class_aware"),
     ("teachers", setting("data.episodes.counts", {0: 1}), 'had data.episodes.counts {"0": 1, "1": 1}, not {"0": 1}'),
     ("padding", setting("training.packed", False), "had training.packed true, not false"),

@@ -98,8 +98,9 @@ def losses(output: Path) -> list[dict[str, Any]]:
             "data__sampling_dot_method": "repeat_factor",
             "data__sampling_dot_threshold": 1.0,
         },
+        {"data__tiles": "2x1", "data__augment_dot_mosaic": 0.5},
     ],
-    ids=["whole", "lora", "padded and accumulated", "episodes"],
+    ids=["whole", "lora", "padded and accumulated", "episodes", "tiles"],
 )
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_run_killed_and_resumed_is_the_run_never_killed(

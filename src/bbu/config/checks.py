@@ -8,8 +8,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from bbu.config.schema import GROUP_NAMES, Config, SourceConfig
-from bbu.errors import ConfigError
+from bbu.errors import ConfigError, UserError
 from bbu.families.registry import scratch_sizes
+from bbu.tiles import Tiles
 
 RECORDS_KEYS = {"format", "path", "taxonomy", "on_error"}  # of data.source, for rows that need no conversion
 
@@ -107,6 +108,11 @@ def _check_data(config: Config) -> None:
     data = config.data
     if 0 < data.max_pixels < data.min_pixels:
         raise ConfigError(f"data.max_pixels ({data.max_pixels}) is below data.min_pixels ({data.min_pixels})")
+    if data.tiles:
+        try:
+            Tiles.parse(data.tiles)
+        except UserError as error:
+            raise ConfigError(f"data.{error}") from None
     for count in data.episodes.counts:
         if count < 0:
             raise ConfigError(f"data.episodes.counts: a sample cannot have {count} teachers; write 0 or more")

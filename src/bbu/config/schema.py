@@ -134,6 +134,7 @@ class SamplingConfig:
     method: str = choice("uniform", ("uniform", "repeat_factor", "class_aware"))
     level: int = ranged(0)  # levels of a description that make a class; 0 = the whole description
     threshold: float = fraction(0.1)  # repeat_factor: classes on fewer photos than this share are repeated
+    empty_tiles: float = fraction(0.25)  # data.tiles: share of the tiles without objects shown in an epoch, drawn anew
 
 
 @dataclass
@@ -146,6 +147,8 @@ class DataConfig:
     language: str = choice("zh", ("zh", "en"))  # of the prompts
     min_pixels: int = ranged(0)  # of a resized photo, at least; 0 = the default of the model's family
     max_pixels: int = ranged(0)  # of a resized photo, at most; 0 = the default of the model's family
+    # Train, and by default predict, tiles beside each photo: auto or columns x rows such as 3x2; empty = whole photos
+    tiles: str = ""
     max_length: int = positive(8192)  # tokens of one sample; a longer sample is an error
     workers: int = ranged(0)  # processes that load photos
     on_unreadable: str = choice("stop", ("stop", "skip"))  # a photo that turns unreadable while a run trains

@@ -20,8 +20,9 @@ from bbu.errors import ImageError, UserError
 from bbu.geometry import displayed_size
 from bbu.images import exif_orientation, load_image, open_image
 from bbu.inference.predictor import Predictor, prepare
-from bbu.inference.tiling import Size, View
+from bbu.inference.tiling import View
 from bbu.records import resolve_image
+from bbu.tiles import Size
 
 WINDOW = 512  # photos that are sorted by size together
 HEADERS_AT_ONCE = 8  # image headers read in parallel

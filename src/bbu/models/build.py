@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from bbu.config import Config
 from bbu.data.chat_processor import ChatProcessor
+from bbu.data.tiling import add_tiles
 from bbu.errors import ConfigError
 from bbu.families.feature_cache import FeatureCache
 from bbu.families.prompts import PromptSpec, answer_text
@@ -33,7 +34,14 @@ def prompt_spec(config: Config) -> PromptSpec:
         data.min_pixels or family.min_pixels,
         data.max_pixels or family.max_pixels,
         context=data.episodes.context_photos > 0,
+        tiles=data.tiles,
     )
+
+
+def training_samples(config: Config, samples: Sequence[FewShotSample]) -> list[FewShotSample]:
+    """What training shows of these samples: their photos, and with data.tiles also the tiles of each."""
+    spec = prompt_spec(config)
+    return add_tiles(samples, spec.tiling, spec.max_pixels, config.data.augment.min_visible)
 
 
 def build_processor(config: Config, samples: Sequence[FewShotSample], image_root: str) -> ChatProcessor:

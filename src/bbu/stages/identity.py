@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 # A name stands for the key itself and for all keys below it.
 SAME = (
     "seed", "data.language", "data.min_pixels", "data.max_pixels", "data.max_length", "data.augment", "data.episodes",
-    "data.sampling", "model.family", "model.scratch", "model.detection", "model.lora", "model.freeze",
+    "data.sampling", "data.tiles", "model.family", "model.scratch", "model.detection", "model.lora", "model.freeze",
     "training.batch_size", "training.pack_tokens", "training.pack_pixels", "training.pack_images",
     "training.gradient_accumulation", "training.packed", "training.deepspeed", "training.select_best",
 )  # fmt: skip

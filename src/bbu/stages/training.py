@@ -130,10 +130,11 @@ def _describe(run: Run) -> None:
     groups = {name: sum(p.numel() for p in members.values()) for name, members in assign_groups(model).items()}
     sizes = ", ".join(f"{name} {count / 1e6:.2f}M" for name, count in groups.items())
     precision = "bf16" if run.bf16 else "fp32"
-    photos = f"{len(run.students)} training photos, {len(run.val)} val"
+    tiles = len(run.training_rows) - len(run.students)
+    photos = f"{len(run.students)} training photos{f' with {tiles} tiles' if tiles else ''}, {len(run.val)} val"
     print(f"{photos}; {run.device.type}, {precision}, attention {backend}\nlearning: {sizes}", flush=True)
     if config.data.sampling.method != "uniform":
-        print(balance_table(effective_balance(run.students, config.data.sampling)), flush=True)
+        print(balance_table(effective_balance(run.training_rows, config.data.sampling)), flush=True)
     if model.backbone.feature_cache is not None:
         _describe_features(model.backbone.feature_cache, views=run.stream.augmenter.active)
 
