@@ -221,6 +221,14 @@ class LearningRates:
 
 
 @dataclass
+class EarlyStoppingConfig:
+    """End a run whose metric on val (training.select_best) gains no more (docs/training.md)."""
+
+    patience: int = ranged(0)  # evaluations in a row without a gain that end the run; 0 = never
+    min_delta: float = fraction(0.0)  # a gain is a value above the last gain's by more than this
+
+
+@dataclass
 class TrainingConfig:
     max_steps: int = positive(1000)
     batch_size: int = positive(4)  # samples in a pack, on each rank; unused where packs are planned
@@ -241,6 +249,7 @@ class TrainingConfig:
     precision: str = choice("auto", ("auto", "fp32", "bf16"))
     select_best: str = choice("AP50", ("", *VAL_METRICS))  # publish the checkpoint best by this on val; "" = the last
     eval_every: int = ranged(0)  # steps between evaluations on val; 0 = never
+    early_stopping: EarlyStoppingConfig = field(default_factory=EarlyStoppingConfig)
     save_every: int = ranged(0)  # steps between checkpoints; 0 = only at the end (with select_best: at each evaluation)
     keep_checkpoints: int = positive(2)
     log_every: int = positive(10)
