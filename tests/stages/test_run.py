@@ -1,14 +1,21 @@
-"""A run of one process makes its own process group, beside whatever else runs on the machine."""
+"""A run of one process makes its own process group, beside whatever else runs on the machine.
+
+What its samples weigh follows from its training rows.
+"""
 
 from __future__ import annotations
 
 import os
 import socket
+from collections import Counter
+from pathlib import Path
 
 import pytest
 
+from bbu import stages
+from bbu.jsonl import write_jsonl
 from bbu.stages.run import ready_device
-from tests.tiny import tiny_config
+from tests.tiny import tiny_config, write_samples
 
 NAMES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "DS_ACCELERATOR")
 
@@ -46,3 +53,21 @@ def test_a_port_that_the_user_chose_stays(monkeypatch: pytest.MonkeyPatch) -> No
 def test_without_deepspeed_there_is_no_group() -> None:
     ready_device(tiny_config())
     assert "RANK" not in os.environ
+
+
+def test_captions_weigh_by_the_training_rows_alone(tmp_path: Path) -> None:
+    """The mean over the targets of an epoch is 1, val changes nothing, and by default every weight is 1."""
+    rows = [sample.student.to_json() for sample in write_samples(tmp_path, 7)]
+    write_jsonl(tmp_path / "train.jsonl", rows)
+    config = tiny_config(data={"source.path": str(tmp_path)}, loss={"caption_balance": 0.9})
+    config.output_dir = str(tmp_path / "run")
+    found = stages.open_run(config)
+    items = [item for at in range(7) for item in found.stream[at].ground_truth_objects]
+    weights = {item.desc: item.caption_weight for item in items}
+    assert sum(item.caption_weight for item in items) == pytest.approx(len(items))
+    counts = Counter(item.desc for item in items).most_common()
+    assert len(set(weights.values())) > 1 and weights[counts[-1][0]] > weights[counts[0][0]]
+    write_jsonl(tmp_path / "val.jsonl", rows[:1])
+    assert stages.open_run(config).processor.caption_weights == found.processor.caption_weights
+    config.loss.caption_balance = 0.0
+    assert {item.caption_weight for item in stages.open_run(config).stream[3].ground_truth_objects} == {1.0}

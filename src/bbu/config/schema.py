@@ -203,6 +203,8 @@ class LossConfig:
     bbox_giou_weight: float = ranged(2.0)
     objectness_weight: float = ranged(2.0)
     caption_weight: float = ranged(1.0)
+    # β of class-balanced caption weights by description (docs/episodes.md): 0 = all weigh 1, near 1 = 1 / frequency
+    caption_balance: float = ranged(0.0, most=0.99999, note="at 1 no description would weigh anything")
     match_l1: float = ranged(5.0)
     match_giou: float = ranged(2.0)
     match_objectness: float = ranged(2.0)

@@ -77,15 +77,19 @@ class DetectionObjective(nn.Module):
         )
 
     def _caption_sum(self, output: DetectionOutput, batch: dict[str, Any], matches: Matches) -> torch.Tensor:
-        """Sum of the caption loss over matched queries, with targets in the order of the matches."""
-        captions = [batch["caption_ids"][target] for target in matches.host[3].tolist()]
+        """Weighted sum of the caption loss over matched queries, with targets in the order of the matches."""
+        order = matches.host[3].tolist()
+        captions = [batch["caption_ids"][target] for target in order]
         lengths = np.array([len(ids) for ids in captions], dtype=np.int64)
         supervised = np.arange(lengths.max(initial=1)) < lengths[:, None]
         targets = np.concatenate([np.zeros(0, dtype=np.int64), *captions])
         inputs = np.zeros(supervised.shape, dtype=np.int64)  # positions after the end of a caption are not supervised
         inputs[supervised] = targets
+        weights = np.repeat(np.array([batch["caption_weights"][target] for target in order]), lengths)
         device = output.hidden_TD.device
         states = self.model.describe_states(output, matches.samples, matches.predictions, to_device(inputs, device))
         rows = to_device(supervised.ravel().nonzero()[0], device)
-        weight = self.model.backbone.token_embedding.weight
-        return linear_cross_entropy_sum(states.flatten(0, 1)[rows], weight, to_device(targets, device))
+        head = self.model.backbone.token_embedding.weight
+        return linear_cross_entropy_sum(
+            states.flatten(0, 1)[rows], head, to_device(targets, device), to_device(weights, device)
+        )
