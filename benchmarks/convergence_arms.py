@@ -51,7 +51,8 @@ class Arm(ABC):
         max_grad_norm: float,
     ) -> None:
         self.module, self.stream, self.batch, self.max_grad_norm = module, stream, batch, max_grad_norm
-        self.optimizer = torch.optim.AdamW(groups, betas=(0.9, adam_beta2))
+        fused = True if next(module.parameters()).is_cuda else None
+        self.optimizer = torch.optim.AdamW(groups, betas=(0.9, adam_beta2), fused=fused)
         self.peak_rates = [group["lr"] for group in self.optimizer.param_groups]
         self.steps = 0
 

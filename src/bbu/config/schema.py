@@ -209,6 +209,7 @@ class LossConfig:
     match_giou: float = ranged(2.0)
     match_objectness: float = ranged(2.0)
     denoising_groups: int = ranged(3)  # groups of denoising queries; 0 = none
+    caption_groups: int = ranged(1)  # of these, how many learn captions too; 0 = none
 
 
 @dataclass
@@ -231,6 +232,16 @@ class EarlyStoppingConfig:
 
 
 @dataclass
+class ClosingConfig:
+    """Captions learn on after the last step, the rest of the model as it is (docs/training.md)."""
+
+    epochs: int = ranged(0)  # over the kept features; 0 = no closing phase
+    views: int = positive(1)  # random views kept of each training photo; they differ where data.augment is on
+    batch_size: int = positive(16)  # samples
+    learning_rate: float = ranged(5e-4)
+
+
+@dataclass
 class TrainingConfig:
     max_steps: int = positive(1000)
     batch_size: int = positive(4)  # samples in a pack, on each rank; unused where packs are planned
@@ -241,6 +252,7 @@ class TrainingConfig:
     gradient_accumulation: int = positive(1)
     packed: bool = True  # False: padded batches
     learning_rates: LearningRates = field(default_factory=LearningRates)
+    closing: ClosingConfig = field(default_factory=ClosingConfig)
     weight_decay: float = ranged(0.01)
     adam_beta2: float = ranged(0.999, most=0.99999, note="at 1 Adam never learns a scale")
     warmup_steps: int = ranged(50)

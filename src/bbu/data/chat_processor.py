@@ -55,6 +55,7 @@ class ChatProcessorOutput:
         name: the student's photo, for messages.
         image_keys: feature-cache key of each photo, a hash of its patches and their grid; None = its features are not
             cached; empty = all None.
+        salt: 32 bits for whatever is drawn at random for this sample in a training step, e.g. denoising noise.
     """
 
     input_ids: torch.Tensor
@@ -69,6 +70,7 @@ class ChatProcessorOutput:
     geometry: ImageGeometry
     name: str
     image_keys: list[str | None] = field(default_factory=list)
+    salt: int = 0
 
 
 class ChatProcessor:

@@ -8,6 +8,7 @@ Shapes: T packed tokens, D feature width.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -18,11 +19,12 @@ from bbu.config import LossConfig
 from bbu.data.collators import unpad
 from bbu.inference.postprocess import MODEL_KEYS
 from bbu.layers.transfer import to_device
-from bbu.losses.denoising import denoising_targets
-from bbu.losses.detection_loss import Denoising, detection_sums
+from bbu.losses.denoising import DenoisingTargets, denoising_targets
+from bbu.losses.detection_loss import Denoising, DetectionSums, detection_sums
 from bbu.losses.language_loss import answer_loss_sum, linear_cross_entropy_sum
 from bbu.losses.matcher import MatchCosts, Matches
-from bbu.models.wrapper import DetectionOutput, DetectionVLM
+from bbu.models.memory import Memory
+from bbu.models.wrapper import BoxStates, DetectionOutput, DetectionVLM
 
 
 class DetectionObjective(nn.Module):
@@ -36,12 +38,31 @@ class DetectionObjective(nn.Module):
     def forward(self, **batch: Any) -> dict[str, torch.Tensor]:
         """Batch from a collator → the sum of each term in losses.weighting.TERMS, as scalars with gradients."""
         batch = unpad(batch)
+        output, boxes, noisy = self._detect(batch)
+        teacher, student = self._compute_teacher_student_losses(output, batch)
+        sums = {
+            "teacher_lm": teacher,
+            "student_lm": student,
+            "bbox_l1": boxes.bbox_l1,
+            "bbox_giou": boxes.bbox_giou,
+            "objectness": boxes.objectness,
+            "caption": self._caption_sum(output, batch, boxes.final, noisy),
+        }
+        return {term: value * 0 for term, value in sums.items()} if batch.get("blank") else sums
+
+    def captioned(self, batch: dict[str, Any]) -> tuple[Memory, torch.Tensor, BoxStates, np.ndarray]:
+        """What captions are learned from: the memory, and sample, queries and targets as the caption loss has them."""
+        batch = unpad(batch)
+        output, boxes, noisy = self._detect(batch)
+        return output.memory, *self._describing(output, boxes.final, noisy)
+
+    def _detect(self, batch: dict[str, Any]) -> tuple[DetectionOutput, DetectionSums, DenoisingTargets | None]:
+        """The model's output, its box terms and matches, and the denoising targets if there are any."""
         target_boxes = batch["boxes"].to(next(self.parameters()).device, non_blocking=True)
         groups = self.loss_config.denoising_groups
-        noisy = denoising_targets(target_boxes, batch["box_counts"], groups) if groups else None
+        noisy = denoising_targets(target_boxes, batch["box_counts"], groups, batch["salts"]) if groups else None
         queries = noisy.queries if noisy else None
         output = self.model(**{key: batch[key] for key in MODEL_KEYS}, denoising_queries=queries)
-        teacher, student = self._compute_teacher_student_losses(output, batch)
         boxes = detection_sums(
             torch.stack([layer.boxes for layer in output.layers]),
             torch.stack([layer.objectness for layer in output.layers]),
@@ -53,15 +74,7 @@ class DetectionObjective(nn.Module):
             costs=MatchCosts(self.loss_config.match_l1, self.loss_config.match_giou, self.loss_config.match_objectness),
             denoising=Denoising(noisy, output.denoising_layers) if noisy else None,
         )
-        sums = {
-            "teacher_lm": teacher,
-            "student_lm": student,
-            "bbox_l1": boxes.bbox_l1,
-            "bbox_giou": boxes.bbox_giou,
-            "objectness": boxes.objectness,
-            "caption": self._caption_sum(output, batch, boxes.final),
-        }
-        return {term: value * 0 for term, value in sums.items()} if batch.get("blank") else sums
+        return output, boxes, noisy
 
     def _compute_teacher_student_losses(
         self, output: DetectionOutput, batch: dict[str, Any]
@@ -76,20 +89,50 @@ class DetectionObjective(nn.Module):
             answer_loss_sum(output.hidden_TD, labels, head, student_spans),
         )
 
-    def _caption_sum(self, output: DetectionOutput, batch: dict[str, Any], matches: Matches) -> torch.Tensor:
-        """Weighted sum of the caption loss over matched queries, with targets in the order of the matches."""
-        order = matches.host[3].tolist()
-        captions = [batch["caption_ids"][target] for target in order]
-        lengths = np.array([len(ids) for ids in captions], dtype=np.int64)
-        supervised = np.arange(lengths.max(initial=1)) < lengths[:, None]
-        targets = np.concatenate([np.zeros(0, dtype=np.int64), *captions])
-        inputs = np.zeros(supervised.shape, dtype=np.int64)  # positions after the end of a caption are not supervised
-        inputs[supervised] = targets
-        weights = np.repeat(np.array([batch["caption_weights"][target] for target in order]), lengths)
-        device = output.hidden_TD.device
-        states = self.model.describe_states(output, matches.samples, matches.predictions, to_device(inputs, device))
-        rows = to_device(supervised.ravel().nonzero()[0], device)
-        head = self.model.backbone.token_embedding.weight
-        return linear_cross_entropy_sum(
-            states.flatten(0, 1)[rows], head, to_device(targets, device), to_device(weights, device)
-        )
+    def _caption_sum(
+        self, output: DetectionOutput, batch: dict[str, Any], matches: Matches, noisy: DenoisingTargets | None
+    ) -> torch.Tensor:
+        """Weighted sum of the caption loss over the targets, each the mean of the queries that describe it."""
+        samples, queries, targets = self._describing(output, matches, noisy)
+        device = samples.device
+        described = [(batch["caption_ids"][target], batch["caption_weights"][target]) for target in targets.tolist()]
+        ids, rows, labels, weights = caption_rows(described)
+        states = self.model.describe_states(output.memory, samples, queries, to_device(ids, device))
+        states = states.flatten(0, 1)[to_device(rows, device)]
+        head = self.model.backbone.lm_head_weight
+        total = linear_cross_entropy_sum(states, head, to_device(labels, device), to_device(weights, device))
+        return total / (1 + self._caption_groups)
+
+    @property
+    def _caption_groups(self) -> int:
+        return min(self.loss_config.caption_groups, self.loss_config.denoising_groups)
+
+    def _describing(
+        self, output: DetectionOutput, matches: Matches, noisy: DenoisingTargets | None
+    ) -> tuple[torch.Tensor, BoxStates, np.ndarray]:
+        """The queries that describe a target: the matched one and the positives of the first denoising groups.
+
+        Several boxes a target teach captions more from each photo, also where a box does not quite fit.
+
+        Returns:
+            The sample (C,) of each query, the queries, and their targets on the host.
+        """
+        samples, queries = matches.samples, output.at(matches.samples, matches.predictions)
+        if noisy is None or not self._caption_groups:
+            return samples, queries, matches.host[3]
+        wanted = noisy.group_numbers < self._caption_groups
+        queries = queries.join(output.denoising_at(to_device(noisy.positives[wanted], samples.device)))
+        samples = torch.cat((samples, to_device(noisy.samples[wanted], samples.device)))
+        return samples, queries, np.concatenate((matches.host[3], noisy.targets[wanted]))
+
+
+def caption_rows(described: Sequence[tuple[Sequence[int], float]]) -> tuple[np.ndarray, ...]:
+    """Captions and weights → (C, L) decoder inputs; supervised rows of their C · L states, label and weight of each."""
+    captions = [ids for ids, _ in described]
+    lengths = np.array([len(ids) for ids in captions], dtype=np.int64)
+    supervised = np.arange(lengths.max(initial=1)) < lengths[:, None]
+    labels = np.concatenate([np.zeros(0, dtype=np.int64), *captions])
+    inputs = np.zeros(supervised.shape, dtype=np.int64)  # positions after the end of a caption are not supervised
+    inputs[supervised] = labels
+    weights = np.repeat(np.array([weight for _, weight in described], dtype=np.float64), lengths)
+    return inputs, supervised.ravel().nonzero()[0], labels, weights
