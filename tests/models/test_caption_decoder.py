@@ -17,7 +17,7 @@ from bbu.losses.matcher import MatchCosts
 from bbu.models.caption_decoder import CaptionDecoder
 from bbu.models.wrapper import DetectionOutput, DetectionVLM
 from bbu.training.objective import DetectionObjective
-from tests.tiny import FAMILIES, pack, run_model, tiny_config, tiny_model, tiny_processor, tiny_sample
+from tests.tiny import DESCRIPTIONS, FAMILIES, pack, run_model, tiny_config, tiny_model, tiny_processor, tiny_sample
 
 
 @cache
@@ -122,11 +122,12 @@ def test_zero_captions_give_empty_results(family: str) -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("groups", [0, 2])
 def test_the_caption_loss_is_that_of_the_matched_targets_tokens(family: str, groups: int) -> None:
-    """Recomputed from the matches, query → target → its tokens one by one, without padding.
+    """Recomputed from the matches, query → target → its tokens one by one, without padding, and its weight.
 
     The positives of the first denoising groups describe their targets too; each target's loss is the mean.
     """
-    model, processor = tiny_model(family), tiny_processor(family)
+    weights = {desc: 0.5 + number for number, desc in enumerate(DESCRIPTIONS)}
+    model, processor = tiny_model(family), tiny_processor(family, caption_weights=weights)
     batch = pack(model, [tiny_sample(processor, 4, parts=5), tiny_sample(processor, 5, parts=3)])
     assert len(set(batch["caption_ids"])) > 2 and len({len(ids) for ids in batch["caption_ids"]}) > 1
     loss = replace(tiny_config().loss, denoising_groups=3, caption_groups=groups)
@@ -156,18 +157,21 @@ def test_the_caption_loss_is_that_of_the_matched_targets_tokens(family: str, gro
             for length in range(len(tokens)):  # each token from the earlier ones only
                 ids = torch.tensor([[*tokens[:length], 9]])
                 state = model.describe_states(output.memory, sample, query, ids)[0, -1]
-                expected -= (model.backbone.lm_head_weight @ state).log_softmax(-1)[tokens[length]]
+                log_probs = (model.backbone.lm_head_weight @ state).log_softmax(-1)
+                expected -= batch["caption_weights"][target] * log_probs[tokens[length]]
     torch.testing.assert_close(found.double(), expected / (1 + groups), rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_order_of_targets_does_not_matter(family: str) -> None:
-    model, processor = tiny_model(family), tiny_processor(family)
+    weights = {desc: 0.5 + number for number, desc in enumerate(DESCRIPTIONS)}
+    model, processor = tiny_model(family), tiny_processor(family, caption_weights=weights)
     objective = DetectionObjective(model, tiny_config().loss)
     batch = pack(model, [tiny_sample(processor, 4, parts=4), tiny_sample(processor, 5, parts=3)])
     order = [2, 0, 3, 1, 6, 4, 5]
     tokens = [batch["caption_ids"][target] for target in order]
-    shuffled = dict(batch, boxes=batch["boxes"][order], caption_ids=tokens)
+    weights_of = [batch["caption_weights"][target] for target in order]
+    shuffled = dict(batch, boxes=batch["boxes"][order], caption_ids=tokens, caption_weights=weights_of)
     swapped = dict(batch, caption_ids=tokens)  # captions of other targets must change the loss
     with torch.no_grad():
         plain, other, wrong = (objective(**each) for each in (batch, shuffled, swapped))

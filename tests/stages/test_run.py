@@ -1,9 +1,10 @@
-"""A run of one process makes its own process group, and what it trains on is what it predicts."""
+"""A run of one process makes its own process group; what it trains on is what it predicts, and weighs by."""
 
 from __future__ import annotations
 
 import os
 import socket
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -88,3 +89,21 @@ def test_a_run_on_tiles_is_evaluated_and_published_with_the_same_tiles(
     assert predicted == trained and sorted(map(len, trained.values())) == [0, 2, 2]  # one is too narrow to be cut
     published = Inference(run.model_folder).predictor
     assert {size: [view.window for view in published.views(size)[1:]] for size in trained} == trained
+
+
+def test_captions_weigh_by_the_training_rows_alone(tmp_path: Path) -> None:
+    """The mean over the targets of an epoch is 1, val changes nothing, and by default every weight is 1."""
+    rows = [sample.student.to_json() for sample in write_samples(tmp_path, 7)]
+    write_jsonl(tmp_path / "train.jsonl", rows)
+    config = tiny_config(data={"source.path": str(tmp_path)}, loss={"caption_balance": 0.9})
+    config.output_dir = str(tmp_path / "run")
+    found = stages.open_run(config)
+    items = [item for at in range(7) for item in found.stream[at].ground_truth_objects]
+    weights = {item.desc: item.caption_weight for item in items}
+    assert sum(item.caption_weight for item in items) == pytest.approx(len(items))
+    counts = Counter(item.desc for item in items).most_common()
+    assert len(set(weights.values())) > 1 and weights[counts[-1][0]] > weights[counts[0][0]]
+    write_jsonl(tmp_path / "val.jsonl", rows[:1])
+    assert stages.open_run(config).processor.caption_weights == found.processor.caption_weights
+    config.loss.caption_balance = 0.0
+    assert {item.caption_weight for item in stages.open_run(config).stream[3].ground_truth_objects} == {1.0}

@@ -206,11 +206,13 @@ class LossConfig:
     bbox_giou_weight: float = ranged(2.0)
     objectness_weight: float = ranged(2.0)
     caption_weight: float = ranged(1.0)
+    # β of class-balanced caption weights by description (docs/episodes.md): 0 = all weigh 1, near 1 = 1 / frequency
+    caption_balance: float = ranged(0.0, most=0.99999, note="at 1 no description would weigh anything")
     match_l1: float = ranged(5.0)
     match_giou: float = ranged(2.0)
     match_objectness: float = ranged(2.0)
     denoising_groups: int = ranged(3)  # groups of denoising queries; 0 = none
-    caption_groups: int = ranged(1)  # of these, how many learn captions too; 0 = none
+    caption_groups: int = ranged(0)  # of these, how many learn captions too; 0 = none
 
 
 @dataclass
@@ -222,6 +224,14 @@ class LearningRates:
     llm: float = ranged(1e-5)
     detection: float = ranged(1e-4)
     adapter: float = ranged(1e-4)
+
+
+@dataclass
+class EarlyStoppingConfig:
+    """End a run whose metric on val (training.select_best) gains no more (docs/training.md)."""
+
+    patience: int = ranged(0)  # evaluations in a row without a gain that end the run; 0 = never
+    min_delta: float = fraction(0.0)  # a gain is a value above the last gain's by more than this
 
 
 @dataclass
@@ -256,6 +266,7 @@ class TrainingConfig:
     precision: str = choice("auto", ("auto", "fp32", "bf16"))
     select_best: str = choice("AP50", ("", *VAL_METRICS))  # publish the checkpoint best by this on val; "" = the last
     eval_every: int = ranged(0)  # steps between evaluations on val; 0 = never
+    early_stopping: EarlyStoppingConfig = field(default_factory=EarlyStoppingConfig)
     save_every: int = ranged(0)  # steps between checkpoints; 0 = only at the end (with select_best: at each evaluation)
     keep_checkpoints: int = positive(2)
     log_every: int = positive(10)

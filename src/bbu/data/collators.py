@@ -27,6 +27,7 @@ class PackedDataCollator:
         student_images [B]: index of each student's image among the I;
         prompt_spans [B], photo_spans [B], student_spans [B], teacher_spans [B][…]: half-open token ranges in the pack;
         boxes (N, 4) cxcywh in [0, 1]; box_counts [B]; caption_ids [N]: token ids of each caption, end token included;
+        caption_weights [N]: of each caption in the loss;
         names [B], geometries [B], salts [B];
         only where photos cannot be read: unreadable, a row for each sample that was left out; blank, whether that
         leaves none, so that an empty photo stands in, whose losses count nothing.
@@ -163,6 +164,7 @@ def _collate_targets(samples: Sequence[ChatProcessorOutput]) -> Batch:
         "boxes": torch.tensor([item.box for item in objects], dtype=torch.float32).reshape(-1, 4),
         "box_counts": [len(sample.ground_truth_objects) for sample in samples],
         "caption_ids": [item.caption_ids for item in objects],
+        "caption_weights": [item.caption_weight for item in objects],
         "names": [sample.name for sample in samples],
         "geometries": [sample.geometry for sample in samples],
         "salts": [sample.salt for sample in samples],

@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from bbu.config import Config
 from bbu.data.chat_processor import ChatProcessor
+from bbu.data.sampling.class_balance import caption_weights
 from bbu.data.tiling import add_tiles
 from bbu.errors import ConfigError
 from bbu.families.feature_cache import FeatureCache
@@ -60,6 +61,7 @@ def build_processor(config: Config, samples: Sequence[FewShotSample], image_root
         image_root=image_root,
         max_length=config.data.max_length,
         caption_max_tokens=model.detection.caption_max_tokens,
+        caption_weights=caption_weights((sample.student for sample in samples), config.loss.caption_balance),
         name_photos=bool(model.feature_cache),
     )
 

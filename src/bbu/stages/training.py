@@ -17,7 +17,7 @@ from bbu.interruption import Stopped
 from bbu.jsonl import atomic_writer, write_json
 from bbu.machine import RESUME
 from bbu.models.manifest import MANIFEST_FILE
-from bbu.monitoring.trackers import ready_trackers
+from bbu.monitoring.trackers import place_trackers, ready_wandb
 from bbu.records import PredictionRow, Row
 from bbu.stages.identity import check_identity, identity_of
 from bbu.stages.preparation import prepare
@@ -52,11 +52,12 @@ def train(config: Config, *, scored: bool = False) -> Run:
 
 def _train(config: Config, folder: RunFolder | None, scored: bool) -> Run:
     from bbu.models.precision import use_bf16
-    from bbu.training.callbacks import OnSave
+    from bbu.training.callbacks import OnSave, TrackedRun
+    from bbu.training.recovery import tracked_run
     from bbu.training.trainer import training_arguments
 
     old = _replaceable(config) if folder else []
-    ready_trackers(config)
+    place_trackers(config)
     device = ready_device(config)
     bf16 = use_bf16(config.training.precision, device)
     args = training_arguments(config, use_cpu=device.type == "cpu", bf16=bf16, has_val=True)
@@ -81,6 +82,8 @@ def _train(config: Config, folder: RunFolder | None, scored: bool) -> Run:
         _ = run.packs
     trainer = build_trainer(run, args)
     resume_from = _resume_from(run, trainer.identity)
+    if run_id := ready_wandb(config, tracked_run(Path(resume_from)) if resume_from else None):
+        trainer.add_callback(TrackedRun(run_id))
     started = time.monotonic()
     with ExitStack() as stack:
         if folder:

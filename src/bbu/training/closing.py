@@ -5,7 +5,7 @@ Once they stand still, what the caption decoder reads of a photo is computed onc
 part of a joint one. The phase follows from the config and the finished checkpoint alone: a run killed in it does it
 again with the same result.
 
-Shapes: B samples, C captions, D feature width, L tokens of one caption, M memory tokens.
+Shapes: C captions, D feature width, M memory tokens.
 """
 
 from __future__ import annotations
@@ -71,8 +71,12 @@ def close_captions(
         f"captions learn for {settings.epochs} more epochs",
         flush=True,
     )
+    captions = objective.model.caption_decoder
+    dtype = next(captions.parameters()).dtype
+    captions.to(torch.promote_types(dtype, torch.float32))  # DeepSpeed's are bfloat16: too coarse for small steps
     losses = train_captions(objective, kept, settings, config.seed, autocast)
     write_captions(objective.model, checkpoint, closed)
+    captions.to(dtype)
     seconds = time.monotonic() - started
     print(f"closing phase: caption loss {losses[0]:.4f} → {losses[-1]:.4f} in {seconds:.0f} s", flush=True)
     return {"photos": len(kept), "losses": [round(loss, 6) for loss in losses], "seconds": round(seconds, 1)}
@@ -99,13 +103,13 @@ class CaptionSample:
         tokens_MD: memory tokens of the image levels.
         levels: for each image level its first token, rows and columns.
         queries: final states and boxes of the queries that describe a target, several for each.
-        captions: token ids of each query's target.
+        captions: token ids of each query's target, and their weight in the loss.
     """
 
     tokens_MD: torch.Tensor
     levels: list[tuple[int, int, int]]
     queries: BoxStates
-    captions: list[tuple[int, ...]]
+    captions: list[tuple[tuple[int, ...], float]]
 
     @property
     def bytes(self) -> int:
@@ -143,7 +147,7 @@ def _keep(objective: DetectionObjective, batch: Batch) -> Iterator[CaptionSample
                 memory.tokens_MD[starts[0] : starts[0] + counts[number]].cpu(),
                 [(start - starts[0], *grid) for start, grid in zip(starts, grids, strict=True)],
                 BoxStates(states[rows], boxes[rows]),
-                [tuple(batch["caption_ids"][target]) for target in targets[rows].tolist()],
+                [(tuple(batch["caption_ids"][t]), batch["caption_weights"][t]) for t in targets[rows].tolist()],
             )
 
 
@@ -204,8 +208,8 @@ def _share_of_peak(step: int, steps: int) -> float:
 def _loss(
     objective: DetectionObjective, samples: Sequence[CaptionSample], device: torch.device
 ) -> tuple[torch.Tensor, int]:
-    """Sum of the caption loss of some samples, and its number of tokens."""
-    ids, rows, labels = caption_rows([caption for sample in samples for caption in sample.captions])
+    """Weighted sum of the caption loss of some samples, and its number of tokens."""
+    ids, rows, labels, weights = caption_rows([caption for sample in samples for caption in sample.captions])
     counts = [len(sample.captions) for sample in samples]
     owners = to_device(np.repeat(np.arange(len(samples)), counts), device)
     queries = BoxStates(
@@ -215,7 +219,8 @@ def _loss(
     states = objective.model.describe_states(_memory(samples, device), owners, queries, to_device(ids, device))
     states = states.flatten(0, 1)[to_device(rows, device)]
     head = objective.model.backbone.lm_head_weight
-    return linear_cross_entropy_sum(states, head.detach(), to_device(labels, device)), len(labels)
+    total = linear_cross_entropy_sum(states, head.detach(), to_device(labels, device), to_device(weights, device))
+    return total, len(labels)
 
 
 def _memory(samples: Sequence[CaptionSample], device: torch.device) -> Memory:

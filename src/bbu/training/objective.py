@@ -92,15 +92,17 @@ class DetectionObjective(nn.Module):
     def _caption_sum(
         self, output: DetectionOutput, batch: dict[str, Any], matches: Matches, noisy: DenoisingTargets | None
     ) -> torch.Tensor:
-        """Sum of the caption loss over the targets, each the mean of the queries that describe it."""
+        """Weighted sum of the caption loss over the targets, each the mean of the queries that describe it."""
         groups = min(self.loss_config.caption_groups, self.loss_config.denoising_groups)
         samples, queries, targets = _describing(output, matches, noisy, groups)
         device = samples.device
-        ids, rows, labels = caption_rows([batch["caption_ids"][target] for target in targets.tolist()])
+        described = [(batch["caption_ids"][target], batch["caption_weights"][target]) for target in targets.tolist()]
+        ids, rows, labels, weights = caption_rows(described)
         states = self.model.describe_states(output.memory, samples, queries, to_device(ids, device))
         states = states.flatten(0, 1)[to_device(rows, device)]
         head = self.model.backbone.lm_head_weight
-        return linear_cross_entropy_sum(states, head, to_device(labels, device)) / (1 + groups)
+        total = linear_cross_entropy_sum(states, head, to_device(labels, device), to_device(weights, device))
+        return total / (1 + groups)
 
 
 def _describing(
@@ -122,11 +124,13 @@ def _describing(
     return samples, queries, np.concatenate((matches.host[3], noisy.targets[wanted]))
 
 
-def caption_rows(captions: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Captions → (C, L) decoder inputs, the supervised rows of their C · L states and the label of each."""
+def caption_rows(described: Sequence[tuple[Sequence[int], float]]) -> tuple[np.ndarray, ...]:
+    """Captions and weights → (C, L) decoder inputs; supervised rows of their C · L states, label and weight of each."""
+    captions = [ids for ids, _ in described]
     lengths = np.array([len(ids) for ids in captions], dtype=np.int64)
     supervised = np.arange(lengths.max(initial=1)) < lengths[:, None]
     labels = np.concatenate([np.zeros(0, dtype=np.int64), *captions])
     inputs = np.zeros(supervised.shape, dtype=np.int64)  # positions after the end of a caption are not supervised
     inputs[supervised] = labels
-    return inputs, supervised.ravel().nonzero()[0], labels
+    weights = np.repeat(np.array([weight for _, weight in described], dtype=np.float64), lengths)
+    return inputs, supervised.ravel().nonzero()[0], labels, weights
