@@ -13,7 +13,16 @@ from transformers.trainer_utils import SaveStrategy
 from bbu.config import LossConfig
 from bbu.data.chat_processor import ChatProcessor, ChatProcessorOutput
 from bbu.losses.weighting import TERMS, term_weights
-from tests.tiny import DEFAULT, Recorder, build_tiny, mixed_samples, tiny_config, tiny_processor, tiny_trainer
+from tests.tiny import (
+    DEFAULT,
+    Recorder,
+    build_tiny,
+    conversation_samples,
+    mixed_samples,
+    tiny_config,
+    tiny_processor,
+    tiny_trainer,
+)
 
 
 @dataclass(frozen=True)
@@ -49,8 +58,8 @@ class OneWeightAStep(TrainerCallback):
 
 
 def four_samples(processor: ChatProcessor) -> list[ChatProcessorOutput]:
-    """0 to 3 teachers; 3, 1, 0 and 5 objects."""
-    return mixed_samples(processor)[:4]
+    """A conversation, which has no detection; 3, 1 and 2 teachers; 1, 0 and 5 objects."""
+    return [conversation_samples(processor)[1], *mixed_samples(processor)[1:4]]
 
 
 def gradients_of_cut(cut: Cut, folder: Path, family: str = DEFAULT) -> dict[str, Any]:

@@ -85,10 +85,11 @@ def pack_sizes(config: Config, lengths: Lengths) -> PackSizes | None:
 def steps_report(config: Config, rows: Sequence[Row], packs: PackSizes | None) -> dict[str, Any]:
     """Samples per step, epochs and packs, for one process (GPU); None where a value needs unknown lengths.
 
-    data.sampling decides the length of an epoch: the number of photos, unless rare ones are repeated.
+    data.sampling decides the length of an epoch: the number of photos, unless rare ones are repeated. Conversations of
+    data.replay, which are no photos, count as samples; packs are estimated from photos alone.
     """
     training = config.training
-    places = float(expected_views(rows, config.data.sampling).sum()) if rows else 0.0
+    places = float(expected_views(rows, config.data.sampling).sum()) / (1 - config.data.replay.share) if rows else 0.0
     planned = bool(Budgets.of(training).limits)
     per_pack = packs.samples if packs else None if planned else training.batch_size
     per_step = per_pack and per_pack * training.gradient_accumulation
@@ -109,12 +110,13 @@ def steps_findings(config: Config, report: dict[str, Any]) -> list[Finding]:
     per_step, photos = report["samples_per_step"], report["training_photos"]
     if per_step is None or config.data.sampling.method != "uniform":
         return []
-    left = math.floor(photos - config.training.max_steps * per_step)
+    shown = per_step * (1 - config.data.replay.share)  # photos a step
+    left = math.floor(photos - config.training.max_steps * shown)
     if left <= 0:
         return []
     values = {"steps": config.training.max_steps, "per_step": per_step, "epochs": report["epochs"]}
     example = Example(detail=f"{photos} photos, {photos - left} samples in the run")
-    return [finding("photos_never_seen", [example], left, needed=math.ceil(photos / per_step), **values)]
+    return [finding("photos_never_seen", [example], left, needed=math.ceil(photos / shown), **values)]
 
 
 def model_size(config: Config, tokenizer: Any) -> ModelSize | None:

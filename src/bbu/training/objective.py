@@ -22,6 +22,7 @@ from bbu.losses.denoising import denoising_targets
 from bbu.losses.detection_loss import Denoising, detection_sums
 from bbu.losses.language_loss import answer_loss_sum, linear_cross_entropy_sum
 from bbu.losses.matcher import MatchCosts, Matches
+from bbu.losses.weighting import TERMS
 from bbu.models.wrapper import DetectionOutput, DetectionVLM
 
 
@@ -37,11 +38,17 @@ class DetectionObjective(nn.Module):
         """Batch from a collator → the sum of each term in losses.weighting.TERMS, as scalars with gradients."""
         batch = unpad(batch)
         target_boxes = batch["boxes"].to(next(self.parameters()).device, non_blocking=True)
-        groups = self.loss_config.denoising_groups
+        groups = self.loss_config.denoising_groups if batch["detecting"] else 0
         noisy = denoising_targets(target_boxes, batch["box_counts"], groups) if groups else None
         queries = noisy.queries if noisy else None
         output = self.model(**{key: batch[key] for key in MODEL_KEYS}, denoising_queries=queries)
         teacher, student = self._compute_teacher_student_losses(output, batch)
+        nothing = output.hidden_TD[:0].sum().to(student.dtype)
+        # An empty term is not computed: its gradient would take as much memory as the vocabulary's weights.
+        replayed = self._replay_sum(output, batch) if any(batch["replay_spans"]) else nothing
+        language = {"teacher_lm": teacher, "student_lm": student, "replay_lm": replayed}
+        if not batch["detecting"]:
+            return language | {term: nothing for term in TERMS if term not in language}
         boxes = detection_sums(
             torch.stack([layer.boxes for layer in output.layers]),
             torch.stack([layer.objectness for layer in output.layers]),
@@ -54,8 +61,7 @@ class DetectionObjective(nn.Module):
             denoising=Denoising(noisy, output.denoising_layers) if noisy else None,
         )
         sums = {
-            "teacher_lm": teacher,
-            "student_lm": student,
+            **language,
             "bbox_l1": boxes.bbox_l1,
             "bbox_giou": boxes.bbox_giou,
             "objectness": boxes.objectness,
@@ -75,6 +81,12 @@ class DetectionObjective(nn.Module):
             answer_loss_sum(output.hidden_TD, labels, head, teacher_spans),
             answer_loss_sum(output.hidden_TD, labels, head, student_spans),
         )
+
+    def _replay_sum(self, output: DetectionOutput, batch: dict[str, Any]) -> torch.Tensor:
+        """Sum of the language loss over the answers of replayed conversations."""
+        labels = batch["labels"][0].to(output.hidden_TD.device)
+        spans = [span for of_sample in batch["replay_spans"] for span in of_sample]
+        return answer_loss_sum(output.hidden_TD, labels, self.model.backbone.lm_head_weight, spans)
 
     def _caption_sum(self, output: DetectionOutput, batch: dict[str, Any], matches: Matches) -> torch.Tensor:
         """Sum of the caption loss over matched queries, with targets in the order of the matches."""
