@@ -18,7 +18,7 @@ from bbu.data.dataset import TrainingStream, UnreadableSample
 from bbu.data.packing.lengths import LengthMeter, StreamLengths
 from bbu.data.packing.planner import Budgets, PackedRun
 from bbu.data.replay import Replay, load_replay
-from bbu.errors import RecordError
+from bbu.errors import ConfigError, RecordError
 from bbu.families.cost import CostModel
 from bbu.jsonl import write_jsonl
 from bbu.records import FewShotSample, Row
@@ -177,8 +177,10 @@ def test_a_photo_of_impossible_shape_is_named(talks: Path, chat_processor: ChatP
         replay_of(talks, chat_processor)
 
 
-def test_without_a_share_no_file_is_read(chat_processor: ChatProcessor) -> None:
+def test_without_a_share_no_file_is_read_and_with_one_it_is_needed(chat_processor: ChatProcessor) -> None:
     assert load_replay(ReplayConfig(), chat_processor) is None
+    with pytest.raises(ConfigError, match=r"data\.replay\.path: name a JSONL file"):
+        load_replay(ReplayConfig(share=0.1), chat_processor)
 
 
 def test_answers_may_begin_with_any_sign(talks: Path, chat_processor: ChatProcessor) -> None:
