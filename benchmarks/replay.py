@@ -1,6 +1,6 @@
 """What a model forgets while it learns to detect, and what replay keeps (data.replay, docs/replay.md).
 
-    python benchmarks/replay.py [--share 0.25] [--steps 200] [--seeds 17] [--quick]
+    python benchmarks/replay.py [--share 0.25] [--steps 150] [--seeds 17] [--quick]
 
 A tiny Qwen2.5-VL first learns facts by heart from text alone (``general`` rows), each asked in two of three ways. Then
 it learns to detect on drawn cabinet photos, once with photos alone and once with a share of its samples replayed from
@@ -71,9 +71,11 @@ SMALLER = (
     "model.detection.width=96",
     "model.detection.heads=4",
     "model.detection.layers=2",
+    "loss.student_lm_weight=1.0",
 )
 TALKS_AT_ONCE = 16
 GENERAL_RATE = 2e-3
+LLM_RATE = GENERAL_RATE  # also in detection, so that a short run forgets as much as a long one
 
 
 def general_rows(seed: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
@@ -184,6 +186,7 @@ def load(arguments: argparse.Namespace, folder: Path) -> tuple[Config, PreparedD
     photos = "{train: 4, val: 2, test: 1}" if arguments.quick else "{train: 120, val: 24, test: 1}"
     overrides = [f"output_dir={folder / 'run'}", f"data.source.photos={photos}", *SMALLER]
     config = load_config(PROJECT / "configs" / "demo.yaml", overrides)
+    config.training.learning_rates.llm = LLM_RATE
     with contextlib.redirect_stdout(sys.stderr):  # keep the conversion's messages out of the table
         return config, prepare(config)
 
@@ -204,8 +207,8 @@ def table(found: Mapping[str, float], share: float) -> str:
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--share", type=float, default=0.25, help="data.replay.share")
-    parser.add_argument("--steps", type=int, default=200, help="optimizer steps of detection, each arm")
-    parser.add_argument("--text-steps", type=int, default=250, help="optimizer steps on text before")
+    parser.add_argument("--steps", type=int, default=150, help="optimizer steps of detection, each arm")
+    parser.add_argument("--text-steps", type=int, default=120, help="optimizer steps on text before")
     parser.add_argument("--seeds", type=int, nargs="+", default=[17])
     parser.add_argument("--threads", type=int, default=0, help="0 = all cores")
     parser.add_argument("--quick", action="store_true", help="a few steps: shows that it runs")
