@@ -1,60 +1,62 @@
-"""AP50 over training time: this project's detector, the same with plain learned queries, DETR and RT-DETR.
+"""AP over training time: this project's detector, the same with plain learned queries, and transformers' strongest.
 
-    python benchmarks/convergence.py [--seconds 300] [--seeds 17 18] [--arms ours learned detr rtdetr]
+    python benchmarks/convergence.py [--seconds 300] [--seeds 17 18] [--data bccd screws]
+                                     [--arms ours learned dfine deimv2 rfdetr rtdetrv2]
                                      [--plot docs/images/convergence.png] [--clock cpu] [--jobs 2] [--quick]
 
-Blood-cell photos as configs/bccd.yaml reads them: training on train and val, scores on test, all weights random at
-the start. All arms see the same photos and random views in the same order, for the same time: loading, forward,
+Blood cells as configs/bccd.yaml reads them, and screws: training on train and val, scores on test, all weights random
+at the start. All arms see the same photos and random views in the same order, for the same time: loading, forward,
 backward and optimizer count, evaluation does not. The learning rate follows the share of time spent. bbu.evaluation
-scores every arm by AP50 by description. docs/convergence.md describes the arms. The last line is one JSON object;
-its ``ap50_…`` are means over the seeds at the end of training.
+scores every arm by AP50 and AP by description. docs/convergence.md describes the arms, convergence_tuning.py chooses
+their settings. The last line is one JSON object; its ``ap50_…`` and ``ap_…`` are means over the seeds at the end of
+training.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
-import os
-import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
+from statistics import fmean
 
 import torch
 from convergence_arms import Arm, LearnedQueryArm, OwnArm, rate_at
-from convergence_peers import DetrArm, RTDetrArm
+from convergence_data import DATA_SETS, load
+from convergence_peers import PEERS, SETTINGS
 from harness import last_line
 
-from bbu.config import Config, load_config
-from bbu.errors import ConfigError, UserError
+from bbu.config import Config
+from bbu.errors import UserError
 from bbu.evaluation import evaluate
 from bbu.records import Row
-from bbu.stages import PreparedData, prepare
+from bbu.stages import PreparedData
 
-PROJECT = Path(__file__).resolve().parents[1]
-PEERS = ("detr", "rtdetr")
-TITLES = {"ours": "this project", "learned": "learned queries, same model", "detr": "DETR", "rtdetr": "RT-DETR"}
-ARMS: dict[str, Callable[[Config, PreparedData], Arm]] = {
-    "ours": OwnArm,
-    "learned": LearnedQueryArm,
-    "detr": partial(DetrArm, rate=3e-4, batch=2),
-    "rtdetr": partial(RTDetrArm, rate=3e-4, batch=2),
+TITLES = {
+    "ours": "this project",
+    "learned": "learned queries, same model",
+    "dfine": "D-FINE",
+    "deimv2": "DEIMv2",
+    "rfdetr": "RF-DETR",
+    "rtdetrv2": "RT-DETRv2",
 }
+METRICS = ("AP50", "AP")
+Point = tuple[float, float, float]  # seconds, AP50, AP
 
 
 @dataclass
 class Curve:
-    """One arm with one seed: (seconds, AP50) of every evaluation, steps and number of weights."""
+    """One arm with one seed on one data set: the point of every evaluation, steps and number of weights."""
 
+    data: str
     arm: str
     seed: int
-    points: list[tuple[float, float]]
+    points: list[Point]
     steps: int
     parameters: int
 
@@ -69,135 +71,149 @@ def cpu_seconds() -> float:
 
 
 def train(arm: Arm, seconds: float, evaluations: int, warm_up: float, clock: Callable[[], float],
-          rows: Sequence[Row]) -> list[tuple[float, float]]:  # fmt: skip
+          rows: Sequence[Row]) -> list[Point]:  # fmt: skip
     """Train for so many seconds, with evaluations spread evenly, the last one at the end."""
-    spent, points = 0.0, []
+    spent, points = 0.0, list[Point]()
     while len(points) < evaluations:
         started = clock()
         arm.learn(rate_at(spent / seconds, warm_up))
         spent += clock() - started
         if spent >= seconds * (len(points) + 1) / evaluations:
-            points.append((spent, average_precision(arm, rows)))
+            points.append((spent, *average_precisions(arm, rows)))
     return points
 
 
-def average_precision(arm: Arm, rows: Sequence[Row]) -> float:
-    """AP50 by description."""
-    value = evaluate(rows, arm.predict(rows), bootstrap_samples=0)["AP50"]
-    return 0.0 if value is None else float(value)
+def average_precisions(arm: Arm, rows: Sequence[Row]) -> tuple[float, float]:
+    """AP50 and AP by description."""
+    scores = evaluate(rows, arm.predict(rows), bootstrap_samples=0)
+    return float(scores["AP50"] or 0.0), float(scores["AP"] or 0.0)
 
 
-def load(arguments: argparse.Namespace, folder: Path) -> tuple[Config, PreparedData]:
-    """The config and its photos: blood cells, or with --quick a few synthetic ones.
-
-    Raises:
-        ConfigError: the photos are missing.
-    """
-    overrides = [f"output_dir={folder}", *arguments.set]
-    if arguments.quick:
-        overrides += ["training.batch_size=2", "data.source.photos={train: 4, val: 1, test: 2}"]
-        config = load_config(PROJECT / "configs" / "demo.yaml", overrides)
-    else:
-        photos = Path(os.environ.get("BBU_SHARED", PROJECT.parent / "shared")) / "data" / "bccd_voc"
-        if not photos.is_dir() and not any(item.startswith("data.source.path=") for item in arguments.set):
-            raise ConfigError(f"{photos} does not exist; name the photos by --set data.source.path=BCCD_Dataset/BCCD")
-        splits = "{train: train, test: val}" if arguments.held_out else "{train: train+val, test: test}"
-        overrides = [f"data.source.path={photos}", f"data.source.splits={splits}", *overrides]
-        config = load_config(PROJECT / "configs" / "bccd.yaml", overrides)
-    with contextlib.redirect_stdout(sys.stderr):  # keep the conversion's messages out of the table
-        return config, prepare(config)
+def make_arm(name: str, data_set: str, config: Config, data: PreparedData) -> Arm:
+    """An untrained arm; a peer has the settings chosen for the data set."""
+    if name in PEERS:
+        rate, batch = SETTINGS[name, data_set]
+        return PEERS[name](config, data, rate=rate, batch=batch)
+    return {"ours": OwnArm, "learned": LearnedQueryArm}[name](config, data)
 
 
 def train_all(arguments: argparse.Namespace) -> list[Curve]:
-    """Prepare the photos, then train every arm with every seed."""
+    """Prepare the photos, then train every arm with every seed on every data set."""
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
+    curves: list[Curve] = []
     with tempfile.TemporaryDirectory(prefix="bbu-benchmark-") as folder:
-        return run(*load(arguments, Path(folder)), arguments)
+        for data_set in arguments.data:
+            config, data = load(
+                data_set,
+                Path(folder),
+                held_out=arguments.held_out,
+                quick=arguments.quick,
+                overrides=arguments.set,
+            )
+            curves += run(data_set, config, data, arguments)
+    return curves
 
 
-def run(config: Config, data: PreparedData, arguments: argparse.Namespace) -> list[Curve]:
-    """Train every arm with every seed, one after another."""
+def run(data_set: str, config: Config, data: PreparedData, arguments: argparse.Namespace) -> list[Curve]:
+    """Train every arm with every seed on a data set, one after another."""
     rows, clock = data.rows("test"), cpu_seconds if arguments.clock == "cpu" else wall_seconds
     warm_up = config.training.warmup_steps / config.training.max_steps
     curves = []
     for seed in arguments.seeds:
         for name in arguments.arms:
             config.seed = seed
-            arm = ARMS[name](config, data)
+            arm = make_arm(name, data_set, config, data)
             points = train(arm, arguments.seconds, arguments.evaluations, warm_up, clock, rows)
-            curves.append(Curve(name, seed, points, arm.steps, arm.parameters))
+            curves.append(Curve(data_set, name, seed, points, arm.steps, arm.parameters))
             print(describe(curves[-1]), file=sys.stderr, flush=True)
     return curves
 
 
 def describe(curve: Curve) -> str:
-    found = "  ".join(f"{seconds:.0f} s {value:.3f}" for seconds, value in curve.points)
+    """A curve in one line: AP50 / AP at each evaluation."""
+    found = "  ".join(f"{seconds:.0f} s {ap50:.3f} / {ap:.3f}" for seconds, ap50, ap in curve.points)
     per_step = 1000 * curve.points[-1][0] / curve.steps
-    return f"{curve.arm}, seed {curve.seed}: {found}; {curve.steps} steps of {per_step:.0f} ms"
+    return f"{curve.data}, {curve.arm}, seed {curve.seed}: {found}; {curve.steps} steps of {per_step:.0f} ms"
 
 
-def means(curves: Sequence[Curve]) -> dict[str, list[tuple[float, float]]]:
-    """Arm → its mean curve over the seeds."""
-    arms = dict.fromkeys(curve.arm for curve in curves)
-    return {
-        arm: [
-            (statistics.fmean(p[0] for p in points), statistics.fmean(p[1] for p in points))
-            for points in zip(*(curve.points for curve in curves if curve.arm == arm), strict=True)
-        ]
-        for arm in arms
-    }
+def by_arm(curves: Sequence[Curve], data_set: str) -> dict[str, list[Curve]]:
+    """Arm → its curves on a data set, one a seed."""
+    arms: dict[str, list[Curve]] = {}
+    for curve in curves:
+        if curve.data == data_set:
+            arms.setdefault(curve.arm, []).append(curve)
+    return arms
 
 
-def table(curves: Sequence[Curve]) -> str:
-    """Arms in rows; weights, steps and AP50 at each evaluation in columns."""
+def mean(curves: Sequence[Curve]) -> list[Point]:
+    """The mean curve."""
+    columns = zip(*(curve.points for curve in curves), strict=True)
+    return [(fmean(p[0] for p in some), fmean(p[1] for p in some), fmean(p[2] for p in some)) for some in columns]
+
+
+def table(curves: Sequence[Curve], data_set: str, metric: str) -> str:
+    """Arms in rows; weights, steps and the metric at each evaluation in columns."""
     lines = []
-    for arm, points in means(curves).items():
-        theirs = [curve for curve in curves if curve.arm == arm]
+    for arm, theirs in by_arm(curves, data_set).items():
+        points = mean(theirs)
         if not lines:
-            times = "".join(f"{f'{seconds:.0f} s':>8}" for seconds, _ in points)
-            lines.append(f"{'AP50, mean over seeds':<29}{'weights':>9}{'steps':>7}{'ms a step':>11}{times}")
-        steps = statistics.fmean(curve.steps for curve in theirs)
-        values = "".join(f"{value:>8.3f}" for _, value in points)
+            times = "".join(f"{f'{point[0]:.0f} s':>8}" for point in points)
+            title = f"{metric}, {DATA_SETS[data_set]}"
+            lines.append(f"{title:<29}{'weights':>9}{'steps':>7}{'ms a step':>11}{times}")
+        steps = fmean(curve.steps for curve in theirs)
+        values = "".join(f"{point[1 + METRICS.index(metric)]:>8.3f}" for point in points)
         size, cost = f"{theirs[0].parameters / 1e6:.2f}M", 1000 * points[-1][0] / steps
         lines.append(f"{TITLES[arm]:<29}{size:>9}{steps:>7.0f}{cost:>11.0f}{values}")
     return "\n".join(lines)
 
 
 def plot(curves: Sequence[Curve], path: Path, clock: str) -> None:
-    """One line per arm, and dots for its seeds."""
+    """Data sets in rows, metrics in columns; one line per arm, and dots for its seeds."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(figsize=(7, 4.2), dpi=120)
-    for number, (arm, points) in enumerate(means(curves).items()):
-        axes.plot(*zip((0.0, 0.0), *points, strict=True), label=TITLES[arm], color=f"C{number}", linewidth=2)
-        for curve in curves:
-            if curve.arm == arm:
-                axes.plot(*zip(*curve.points, strict=True), ".", color=f"C{number}", alpha=0.5)
+    data_sets = list(dict.fromkeys(curve.data for curve in curves))
+    figure, grid = pyplot.subplots(len(data_sets), 2, figsize=(10, 3.8 * len(data_sets)), dpi=120, squeeze=False)
     seconds = "CPU seconds per thread" if clock == "cpu" else "seconds"
-    axes.set(xlabel=f"{seconds} of training", ylabel="AP50 by description", ylim=(0, 1), xlim=(0, None))
-    axes.grid(alpha=0.3)
-    axes.legend(frameon=False, loc="upper left")
-    axes.spines[["top", "right"]].set_visible(False)
+    for data_set, row in zip(data_sets, grid, strict=True):
+        for column, (metric, axes) in enumerate(zip(METRICS, row, strict=True), start=1):
+            for number, (arm, theirs) in enumerate(by_arm(curves, data_set).items()):
+                points = [(0.0, 0.0), *((point[0], point[column]) for point in mean(theirs))]
+                axes.plot(*zip(*points, strict=True), label=TITLES[arm], color=f"C{number}", linewidth=2)
+                for curve in theirs:
+                    dots = [(point[0], point[column]) for point in curve.points]
+                    axes.plot(*zip(*dots, strict=True), ".", color=f"C{number}", alpha=0.5)
+            axes.set(title=DATA_SETS[data_set], xlabel=f"{seconds} of training", ylabel=f"{metric} by description")
+            axes.set(ylim=(0, 1), xlim=(0, None))
+            axes.grid(alpha=0.3)
+            axes.spines[["top", "right"]].set_visible(False)
+    grid[0][0].legend(frameon=False, loc="upper left", fontsize="small")
     figure.tight_layout()
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path)
 
 
-def figures(curves: Sequence[Curve]) -> Mapping[str, float | None]:
-    """AP50 of each arm at the end of training, for the last line."""
-    last = {f"ap50_{arm}": points[-1][1] for arm, points in means(curves).items()}
-    peers = [value for name, value in last.items() if name.removeprefix("ap50_") in PEERS]
-    return {"ap50_ours": last.get("ap50_ours"), "ap50_best_peer": max(peers, default=None), **last}
+def figures(curves: Sequence[Curve]) -> dict[str, float | None]:
+    """AP50 and AP of each arm on each data set at the end of training, for the last line."""
+    found: dict[str, float | None] = {}
+    for data_set in dict.fromkeys(curve.data for curve in curves):
+        last = {arm: mean(theirs)[-1] for arm, theirs in by_arm(curves, data_set).items()}
+        for column, metric in enumerate(METRICS, start=1):
+            key = metric.lower()
+            found |= {f"{key}_{arm}_{data_set}": point[column] for arm, point in last.items()}
+            peers = [point[column] for arm, point in last.items() if arm in PEERS]
+            found[f"{key}_best_peer_{data_set}"] = max(peers, default=None)
+    return found
 
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--seconds", type=float, default=300, help="training time of each arm and seed")
-    parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=list(ARMS))
+    parser.add_argument("--arms", nargs="+", choices=list(TITLES), default=list(TITLES))
+    parser.add_argument("--data", nargs="+", choices=list(DATA_SETS), default=list(DATA_SETS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[17, 18])
     parser.add_argument("--evaluations", type=int, default=5, help="spread evenly over the training time")
     parser.add_argument("--clock", choices=("wall", "cpu"), default="wall", help="cpu: CPU time / threads")
@@ -216,6 +232,7 @@ def main() -> None:
     arguments = parse()
     if arguments.quick:
         arguments.seconds, arguments.evaluations, arguments.seeds = 0.01, 1, arguments.seeds[:1]
+        arguments.data = arguments.data[:1]
     if arguments.jobs > 1:
         alone = [argparse.Namespace(**{**vars(arguments), "seeds": [seed]}) for seed in arguments.seeds]
         for one in alone:
@@ -224,7 +241,8 @@ def main() -> None:
             curves = [curve for curves in pool.map(train_all, alone) for curve in curves]
     else:
         curves = train_all(arguments)
-    print(table(curves))
+    tables = [table(curves, data_set, metric) for data_set in arguments.data for metric in METRICS]
+    print("\n\n".join(tables))
     if arguments.plot:
         plot(curves, arguments.plot, arguments.clock)
     last_line("convergence", seconds=arguments.seconds, clock=arguments.clock, **figures(curves))

@@ -19,7 +19,7 @@ from bbu.data.collators import PackedDataCollator
 from bbu.data.dataset import TrainingStream
 from bbu.inference.predictor import Predictor
 from bbu.losses.weighting import count_terms, term_weights, weigh
-from bbu.models.build import build_model, build_processor
+from bbu.models.build import build_model, build_processor, training_samples
 from bbu.models.detection_head import BoxPrediction, DenoisingQueries, DetectionHead, HeadOutput
 from bbu.models.memory import Memory
 from bbu.models.precision import compute_device, use_bf16
@@ -51,7 +51,8 @@ class Arm(ABC):
         max_grad_norm: float,
     ) -> None:
         self.module, self.stream, self.batch, self.max_grad_norm = module, stream, batch, max_grad_norm
-        self.optimizer = torch.optim.AdamW(groups, betas=(0.9, adam_beta2))
+        fused = True if next(module.parameters()).is_cuda else None
+        self.optimizer = torch.optim.AdamW(groups, betas=(0.9, adam_beta2), fused=fused)
         self.peak_rates = [group["lr"] for group in self.optimizer.param_groups]
         self.steps = 0
 
@@ -89,7 +90,8 @@ def rate_at(share: float, warm_up: float) -> float:
 
 
 def make_stream(config: Config, samples: Sequence[FewShotSample], processor: Any) -> TrainingStream:
-    """An endless stream of the training photos, augmented as the config says."""
+    """An endless stream of the training photos, tiled and augmented as the config says."""
+    samples = training_samples(config, samples)
     return TrainingStream(samples, processor, length=10**9, seed=config.seed, augment=config.data.augment)
 
 

@@ -185,7 +185,8 @@ class Runner:
                 logits = hidden[number] @ self.model.backbone.lm_head_weight.T
                 # every query has the same caption: which query is which differs between runs
                 caption = ids[:1].expand_as(ids)
-                states = self.model.describe_states(output, where, torch.arange(queries, device=self.device), caption)
+                chosen = output.at(where, torch.arange(queries, device=self.device))
+                states = self.model.describe_states(output.memory, where, chosen, caption)
             found.append(
                 {
                     "lm_logits": logits,

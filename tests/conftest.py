@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -189,6 +189,7 @@ def build_chat_processor(
     max_pixels: int = 32 * 28 * 28,
     max_length: int = 4096,
     caption_max_tokens: int = 64,
+    caption_weights: Mapping[str, float] | None = None,
 ) -> ChatProcessor:
     """``tokenizer`` and ``box_convention``: None and "" = the family's."""
     from bbu.data.chat_processor import ChatProcessor
@@ -208,6 +209,7 @@ def build_chat_processor(
         image_root=str(folder),
         max_length=max_length,
         caption_max_tokens=caption_max_tokens,
+        caption_weights=caption_weights,
     )
 
 

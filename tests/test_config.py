@@ -322,6 +322,7 @@ def test_no_number_may_be_nan_or_infinite(config_file: Path, key: str) -> None:
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
+        (["data.tiles=3"], ["data.tiles '3'", "auto, or columns x rows", "3x2"]),
         (["data.max_pixels=3000", "data.min_pixels=4000"], ["data.max_pixels (3000)", "data.min_pixels (4000)"]),
         (["data.replay.path=chat.jsonl"], ["data.replay.share: is 0", "data.replay.path has no effect"]),
         (["model.freeze=[visio]"], ["model.freeze", "'visio'", "vision, merger"]),
@@ -330,6 +331,11 @@ def test_no_number_may_be_nan_or_infinite(config_file: Path, key: str) -> None:
         (["model.scratch.text_kv_heads=3"], ["model.scratch.text_heads (4)", "text_kv_heads (3)"]),
         (["model.detection.width=190"], ["model.detection.width (190)", "multiple"]),
         (["model.detection.heads=5"], ["model.detection.width", "heads (5)"]),
+        (["training.early_stopping.patience=3"], ["training.early_stopping.patience", "set training.eval_every"]),
+        (
+            ["training.early_stopping.patience=3", "training.eval_every=5", "training.select_best="],
+            ["training.early_stopping.patience", "name one in training.select_best"],
+        ),
         (["training.report_to=[wandbb]"], ["training.report_to", "'wandbb'", "wandb, tensorboard"]),
     ],
 )

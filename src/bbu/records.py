@@ -31,6 +31,7 @@ from bbu.errors import RecordError, UserError, shown
 from bbu.geometry import box_area, enclosing_box
 from bbu.jsonl import iter_json_lines
 from bbu.taxonomy import split_path
+from bbu.tiles import Tile
 
 GEOMETRIES = {"bbox_2d": 4, "poly": 6, "line": 4}  # name → fewest numbers
 MAX_SIDE = 2**31 - 1  # pixels; the most that any image format can say
@@ -62,7 +63,7 @@ class ObjectRow:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One annotated photo."""
+    """One annotated photo, or with ``tile`` a part of it, whose size and objects it then has; files have no tiles."""
 
     images: tuple[str, ...]
     objects: tuple[ObjectRow, ...]
@@ -70,6 +71,7 @@ class Row:
     height: int
     summary: str | None = None
     metadata: Mapping[str, Any] = field(default_factory=dict)
+    tile: Tile | None = None
 
     @property
     def labels(self) -> frozenset[str]:

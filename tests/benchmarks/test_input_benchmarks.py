@@ -1,4 +1,4 @@
-"""The benchmarks of processor, loader and start-up run and end in one JSON object."""
+"""The benchmarks of processor, loader, start-up and tiles run and end in one JSON object."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 PROJECT = Path(__file__).resolve().parents[2]
-KEYS = {"chat_processor": "speedup", "loader": "wait_fraction", "startup": "seconds"}
+KEYS = {"chat_processor": "speedup", "loader": "wait_fraction", "startup": "seconds", "tiles": "ap50_tiles"}
 
 
 @pytest.mark.parametrize("name", KEYS)

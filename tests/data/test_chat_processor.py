@@ -194,6 +194,17 @@ def test_captions_are_the_description_and_the_end_token(chat_processor: Any, mak
         assert chat_processor.tokenizer.decode(list(item.caption_ids[:-1])) == item.desc
 
 
+def test_a_caption_weighs_as_its_description_and_a_new_one_as_the_rarest(
+    make_chat_processor: Callable[..., Any], make_row: Callable[..., Row]
+) -> None:
+    """Augmentation that mirrors a photo may write a description that no row has."""
+    objects = [ObjectRow(desc, "bbox_2d", (1, 2 + n, 30, 40)) for n, desc in enumerate(("often", "rare", "new"))]
+    sample = FewShotSample(make_row(objects=objects))
+    for weights, expected in (({"often": 0.5, "rare": 3.0}, [0.5, 3.0, 3.0]), (None, [1.0, 1.0, 1.0])):
+        found = make_chat_processor(caption_weights=weights).process_sample(sample).ground_truth_objects
+        assert [item.caption_weight for item in found] == expected
+
+
 def test_cached_captions_equal_the_tokenizers_and_are_still_checked(
     make_chat_processor: Callable[..., Any], make_row: Callable[..., Row], monkeypatch: pytest.MonkeyPatch
 ) -> None:

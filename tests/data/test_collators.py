@@ -110,15 +110,15 @@ def test_a_packed_batch_has_the_documented_keys_shapes_and_types(positions: Any,
     }
     assert set(batch) - set(shapes) == {
         *("max_seqlen", "image_grid_thw", "student_images", "prompt_spans", "photo_spans", "student_spans"),
-        *("teacher_spans", "box_counts", "caption_ids", "names", "geometries", "image_keys", "replay_spans"),
-        "detecting",
+        *("teacher_spans", "box_counts", "caption_ids", "caption_weights", "names", "geometries", "salts"),
+        *("image_keys", "replay_spans", "detecting"),
     }
     assert batch["cu_seqlens"].tolist() == [0, 5, 6, 14]
     assert batch["max_seqlen"] == 8 and type(batch["max_seqlen"]) is int
     assert batch["image_to_sample"].tolist() == [0, 0, 0, 1, 2, 2]
     assert batch["student_images"] == [2, 3, 5]
     assert batch["box_counts"] == [2, 0, 1]
-    assert batch["caption_ids"] == [(1,), (1, 2), (1,)]
+    assert batch["caption_ids"] == [(1,), (1, 2), (1,)] and batch["caption_weights"] == [1.0, 1.0, 1.0]
     assert len(batch["image_grid_thw"]) == images and type(batch["image_grid_thw"][0][0]) is int
     assert batch["names"] == ["photo0", "photo1", "photo2"] and batch["geometries"] == [GEOMETRY] * 3
 

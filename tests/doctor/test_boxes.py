@@ -9,6 +9,7 @@ from bbu.doctor.reading import Sample
 from bbu.families.photo_plan import PhotoPlan
 from bbu.families.registry import backbone_class
 from bbu.records import FewShotSample, ObjectRow, Row
+from bbu.tiles import Tiles
 from tests.tiny import DEFAULT, FAMILIES, tiny_spec
 
 every_family = pytest.mark.parametrize("family", FAMILIES)
@@ -55,6 +56,30 @@ def test_the_advised_budget_saves_half_and_no_smaller_one_does(over: tuple[int, 
 def test_what_is_tiny_in_the_photo_itself_cannot_be_saved(family: str) -> None:
     sizes, (found,) = measure_sizes([sample(square(20), square(21), square(40))], plan(700 * 700, family))
     assert sizes.max_pixels_saving_half is None and "data.min_pixels" in found.fix
+
+
+@every_family
+def test_tiles_are_advised_first_where_most_objects_are_tiny(family: str) -> None:
+    budget = plan(700 * 700, family)
+    side = 1.2 * budget.token_size  # 0.6 tokens in the photo of 1400 x 1400, over one in a tile
+    tiny, large = [square(side, at=20 * number) for number in range(6)], [square(300), square(400)]
+    sizes, (found,) = measure_sizes([sample(*tiny, *large)], budget)
+    assert (sizes.tiny_in_auto_tiles, sizes.objects, found.count) == (0, 8, 6)
+    assert sizes.tokens_in_auto_tiles == pytest.approx(10 * sizes.tokens, rel=0.05)  # 3 x 3 tiles beside the photo
+    assert found.fix.startswith("data.tiles=auto ") and "0.0% of all objects" in found.fix and "75.0%" in found.fix
+    assert f"{sizes.tokens_in_auto_tiles:.0f} image tokens a photo instead of {sizes.tokens:.0f}" in found.fix
+    _, (rare,) = measure_sizes([sample(*tiny[:2], *large)], budget)
+    assert rare.fix.startswith("data.max_pixels=") and "data.tiles=auto" in rare.fix
+
+
+@every_family
+def test_with_tiles_objects_count_as_large_as_tiles_show_them(family: str) -> None:
+    budget = plan(700 * 700, family)
+    screw = square(1.2 * budget.token_size)
+    assert measure_sizes([sample(screw)], budget, Tiles())[1] == []
+    sizes, (found,) = measure_sizes([sample(screw, square(9))], budget, Tiles())
+    assert found.count == 1 and "in tiles too" in found.meaning and "data.tiles" not in found.fix
+    assert (sizes.tiny_in_auto_tiles, sizes.tokens) == (1, sizes.tokens_in_auto_tiles)
 
 
 @every_family

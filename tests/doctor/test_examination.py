@@ -332,6 +332,17 @@ def test_all_broken_at_once_is_still_a_report(data: DataSet) -> None:
     assert severities == sorted(severities, key=[ERROR, WARNING, INFO].index)
 
 
+def test_tiles_are_samples(data: DataSet) -> None:
+    screws = [{"desc": "screw/tight", "bbox_2d": [15 * n, 10, 15 * n + 10, 90]} for n in range(11)]  # over 10 queries
+    data.rows["train"][0]["objects"], data.rows["train"][5]["objects"] = [], screws
+    data.config.data.tiles = "3x1"
+    report = data.examine()
+    assert "more_objects_than_queries" not in {item.code for item in report.findings}, "no tile has so many"
+    assert report.lengths is not None and len(report.lengths.alone.tokens) == 12 * 4
+    assert the(report, "photos_never_seen").examples[0].line() == "45 photos and tiles, 12 samples in the run"
+    assert report.training["training_photos"] == 12
+
+
 def test_copies_that_disagree_are_named(data: DataSet) -> None:
     shutil.copy(data.folder / "train3.png", data.folder / "train4.png")
     data.rows["train"][4]["objects"][0]["desc"] = "label/legible"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -47,6 +48,22 @@ def overconfident(temperature: float, count: int, seed: int = 0) -> tuple[list[R
     logits = random.normal(0, 1.5, size=count)
     right = random.random(count) < 1 / (1 + np.exp(-logits))
     return rows_of(1 / (1 + np.exp(-logits * temperature)), right)
+
+
+def rights(found: list[PredictionRow]) -> np.ndarray:
+    """Which predictions of rows_of are right."""
+    return np.array([row.predictions[0].desc == "a" for row in found])
+
+
+def chance(random: np.random.Generator, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Scores at twice the logits that outcomes come true by, and the outcomes."""
+    logits = random.normal(0, 1.5, count)
+    return 1 / (1 + np.exp(-2 * logits)), random.random(count) < 1 / (1 + np.exp(-logits))
+
+
+def average_precision(scores: np.ndarray, right: np.ndarray) -> float:
+    ranked = right[np.argsort(-scores)]
+    return float((ranked.cumsum() / np.arange(1, len(ranked) + 1))[ranked].mean())
 
 
 # ---------------------------------------------------------------- measuring
@@ -137,6 +154,52 @@ def test_no_photo_judges_what_it_has_taught():
     assert itself < 0.01 < 0.1 < calibration.after["ECE"]
 
 
+def test_on_noise_the_cross_fitted_error_is_no_better_than_the_true_one():
+    """What a map is worth where outcomes have nothing to do with scores is known: its distance from their share."""
+    promised, true, shown = [], [], []
+    for seed in range(20):
+        random = np.random.default_rng(seed)
+        truth, found = rows_of(random.random(200), random.random(200) < 0.3)
+        calibration = fit_calibration(truth, found, kind="isotonic")
+        mapped = calibration.apply(random.random(5000))
+        true.append(reliability(mapped, np.full(5000, 0.3))["ECE"])
+        shown.append(reliability(calibration.apply([row.predictions[0].score for row in found]), rights(found))["ECE"])
+        promised.append(calibration.after["ECE"])
+    assert np.mean(shown) < 1e-9 < np.mean(true) < np.mean(promised) < np.mean(true) + 0.05
+
+
+def test_other_photos_of_its_group_do_not_vouch_for_a_photo():
+    """Five photos of each site, of one outcome, a coin's: no honest map of it has a Brier score under 1/4."""
+    blind, aware = [], []
+    for seed in range(6):
+        random = np.random.default_rng(seed)
+        truth, found = rows_of(np.repeat(random.random(20), 5), np.repeat(random.random(20) < 0.5, 5))
+        grouped = [replace(row, metadata={"group": f"site {number // 5}"}) for number, row in enumerate(truth)]
+        apart, together = (fit_calibration(rows, found, kind="isotonic") for rows in (truth, grouped))
+        assert apart.knots == together.knots, "what is published does not depend on groups"
+        blind.append(apart.after["Brier"])
+        aware.append(together.after["Brier"])
+    assert np.mean(blind) < 0.22 and np.mean(aware) > 0.25
+
+
+def test_a_checkpoint_chosen_on_the_same_photos_is_a_little_overconfident_and_folds_cannot_tell():
+    """The best of ten equally good checkpoints by chance: its scores promise more than it keeps on other photos."""
+    excess, promised = {}, {}
+    for checkpoints in (1, 10):
+        over, after = [], []
+        for seed in range(25):
+            drawn = [chance(np.random.default_rng((seed, number)), 400) for number in range(checkpoints)]
+            scores, right = max(drawn, key=lambda pair: average_precision(*pair))
+            calibration = fit_calibration(*rows_of(scores, right))
+            logits = np.random.default_rng(seed).normal(0, 1.5, 5000)
+            share, said = 1 / (1 + np.exp(-logits)), calibration.apply(1 / (1 + np.exp(-2 * logits)))
+            over.append((np.sign(share - 0.5) * (said - share)).mean())
+            after.append(calibration.after["ECE"])
+        excess[checkpoints], promised[checkpoints] = np.mean(over), np.mean(after)
+    assert 0.005 < excess[10] - excess[1] < 0.03  # docs/evaluation.md
+    assert abs(promised[10] - promised[1]) < 0.01
+
+
 def test_temperature_leaves_every_ranking_figure_alone():
     truth, found = random_rows(7, photos=80)
     calibration = fit_calibration(truth, found)
@@ -187,11 +250,11 @@ def test_only_right_or_only_wrong_predictions_teach_nothing(caption):
         fit_calibration(truth, [])
 
 
-def test_a_half_that_teaches_nothing_leaves_the_promise_open():
+def test_a_fold_that_is_taught_nothing_leaves_the_promise_open():
     truth = [photo(f"{n}.jpg", (cell(0), "a")) for n in range(2)]
     found = [guess("0.jpg", (cell(0), "a", 0.9), (cell(1), "a", 0.1)), guess("1.jpg", (cell(0), "b", 0.5))]
     calibration = fit_calibration(truth, found)
-    assert calibration.after == {"ECE": None, "Brier": None} and calibration.before["ECE"] is not None
+    assert calibration.after["ECE"] is calibration.after["Brier"] is None and calibration.before["ECE"] is not None
     assert "cross-fitted undefined" in calibration.summary()
 
 
@@ -221,6 +284,14 @@ def test_a_flipped_digit_is_found(tmp_path):
         Calibration.load(tmp_path)
 
 
+def test_the_file_of_an_earlier_version_has_no_bins(tmp_path):
+    value = fit_calibration(*random_rows(12, photos=20)).to_json()
+    del value["reliability_after"]
+    path = tmp_path / CALIBRATION_FILE
+    path.write_text(json.dumps(value), encoding="utf-8")
+    assert Calibration.load(path).after == {"ECE": value["ECE_after"], "Brier": value["Brier_after"]}
+
+
 def test_a_model_folder_without_one_is_not_calibrated(tmp_path):
     assert Calibration.load(tmp_path) is None
 
@@ -241,6 +312,13 @@ def damage(key: str, value: object) -> Callable[[dict[str, object]], object]:
         (damage("format", "a\nb"), r"format 'a\\nb'"),
         (damage("parameters", {"temperature": "hot"}), "hot"),
         (damage("parameters", []), "list"),
+        (damage("reliability_after", [1]), "list"),
+        (
+            damage(
+                "reliability_after", {"equal_width": [{"count": -3, "confidence": 0, "accuracy": 1}], "equal_mass": []}
+            ),
+            "bin",
+        ),
         (lambda saved: {name: value for name, value in saved.items() if name != "ECE_after"}, "ECE_after"),
         (lambda _: [1], "calibration"),
         (
@@ -309,3 +387,23 @@ def test_a_run_that_cannot_or_shall_not_calibrate_leaves_no_old_calibration(run,
         capsys.readouterr()
         assert Calibration.load(run(kind, rows, guesses) / "model") is None
         assert said in capsys.readouterr().out
+
+
+def test_a_run_scored_on_val_reports_the_cross_fitted_error(run, tmp_path):
+    truth, found = random_rows(15, photos=60)
+    folder = run("isotonic", truth, found)
+    calibration = Calibration.load(folder / "model")
+    config = Config(output_dir=str(folder))
+    config.evaluation.split, config.evaluation.bootstrap_samples = "val", 20
+    itself = [calibrated_row(calibration, row) for row in found]
+    write_jsonl(folder / "predictions.jsonl", itself)
+    metrics = stages.score(stages.Run(config, stages.PreparedData(tmp_path / "rows", str(tmp_path))))
+    naive = evaluate(truth, read_predictions(folder / "predictions.jsonl"), bootstrap_samples=20)
+    assert metrics["ECE"] == calibration.after["ECE"] > naive["ECE"] and metrics["Brier"] > naive["Brier"]
+    assert metrics["calibration"]["score"] == calibration.after and metrics["intervals"]["ECE"] is None
+    assert metrics["calibration"]["objectness"] == naive["calibration"]["objectness"]
+    assert (metrics["AP"], metrics["intervals"]["AP"]) == (naive["AP"], naive["intervals"]["AP"])
+    write_jsonl(tmp_path / "rows" / "test.jsonl", truth)  # the same photos by another name chose nothing
+    config.evaluation.split = "test"
+    other = stages.score(stages.Run(config, stages.PreparedData(tmp_path / "rows", str(tmp_path))))
+    assert other["ECE"] == naive["ECE"]

@@ -100,12 +100,14 @@ def test_the_hash_of_a_prompt_changes_with_every_part_of_it() -> None:
     assert len(hashes | {first.hash}) == len(changes) + 1
 
 
-def test_a_prompt_without_context_photos_keeps_its_hash() -> None:
+def test_a_prompt_without_context_photos_and_tiles_keeps_its_hash() -> None:
     """Older checkpoints keep their hash; the note on context photos appears only if there are any."""
     before = ("language", "system", "instruction", "chat_template", "box_convention", "min_pixels", "max_pixels")
     assert set(spec().to_json()) == set(before)
     knows = PromptSpec.create("en", QWEN, 3136, 100352, context=True)
-    assert knows.hash != spec().hash and PromptSpec(**knows.to_json()) == knows
+    tiled = PromptSpec.create("en", QWEN, 3136, 100352, tiles="auto")
+    assert len({knows.hash, tiled.hash, spec().hash}) == 3
+    assert all(PromptSpec(**made.to_json()) == made for made in (knows, tiled))
     assert build_messages(knows, QWEN, ["[]"], None) == build_messages(spec(), QWEN, ["[]"], None)
     teacher, student = build_messages(knows, QWEN, ["[]"], None, context_photos=2)[1:4:2]
     assert teacher == build_messages(spec(), QWEN, ["[]"], None)[1]

@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 from bbu.errors import UserError
 from bbu.inference.loading import Views, ViewTask, in_parallel, plan_views
 from bbu.inference.predictor import Predictor
-from bbu.inference.tiling import Tiles
+from bbu.tiles import Tiles
 from tests.tiny import DEFAULT, noise_photo, tiny_model, tiny_processor
 
 SIZES = [(112, 84), (56, 56), (168, 112), (60, 60), (110, 80), (160, 120), (58, 56)]

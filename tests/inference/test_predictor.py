@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import copy
 from dataclasses import replace
 from typing import Any
 
@@ -13,9 +14,10 @@ from bbu.data.photo import Photo
 from bbu.evaluation.calibration import Calibration
 from bbu.geometry import iou
 from bbu.inference.predictor import PredictOptions, Predictor
-from bbu.inference.tiling import SAME_IOU, Tiles, merge_views
+from bbu.inference.tiling import SAME_IOU, merge_views
 from bbu.records import PredictedObject
 from bbu.taxonomy import MirrorRules
+from bbu.tiles import Tiles
 from tests.tiny import FAMILIES, noise_photo, tiny_model, tiny_processor
 
 SIZES = [(112, 84), (84, 140), (168, 112), (56, 56)]
@@ -62,6 +64,15 @@ def test_a_tile_is_predicted_as_a_photo_of_its_own(predictor: Predictor) -> None
     assert len(views) == 3
     alone = [predictor.predict_photos([Photo(photo.image.crop(view.window), "tile")])[0] for view in views]
     assert same(tiled.predict_photos([photo])[0], merge_views(views, alone, MirrorRules()))
+
+
+def test_a_model_predicts_the_tiles_that_it_was_trained_on_unless_others_are_asked_for(predictor: Predictor) -> None:
+    processor = copy(predictor.processor)
+    processor.spec = replace(processor.spec, tiles="2x1")
+    trained = Predictor(predictor.model, processor, predictor.options)
+    assert trained.views((200, 100)) == changed(predictor, tiles=Tiles(2, 1)).views((200, 100))
+    assert len(changed(trained, tiles=Tiles(3, 1)).views((200, 100))) == 4
+    assert len(changed(trained, tiles=Tiles(1, 1)).views((200, 100))) == len(predictor.views((200, 100))) == 1
 
 
 def test_a_flipped_view_equals_the_mirrored_photo(predictor: Predictor) -> None:

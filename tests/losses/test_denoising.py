@@ -26,10 +26,14 @@ def random_targets(count: int, seed: int = 0) -> torch.Tensor:
     return torch.cat((centres, sides), dim=-1)
 
 
+def salts(counts: list[int]) -> list[int]:
+    return [7 * number for number in range(len(counts))]
+
+
 @given(counts=COUNTS, groups=st.integers(1, 3))
 def test_each_target_has_a_positive_and_a_negative_in_every_group(counts: list[int], groups: int) -> None:
     targets = random_targets(sum(counts))
-    noisy = denoising_targets(targets, counts, groups)
+    noisy = denoising_targets(targets, counts, groups, salts(counts))
     assert [list(sizes) for sizes in noisy.queries.group_sizes] == [[2 * count] * groups for count in counts]
     assert len(noisy.queries.boxes) == 2 * groups * len(targets) == 2 * len(noisy.positives)
     assert sorted(noisy.targets.tolist()) == sorted(list(range(len(targets))) * groups)
@@ -46,7 +50,7 @@ def test_each_target_has_a_positive_and_a_negative_in_every_group(counts: list[i
 
 def test_corners_of_positives_move_by_up_to_half_a_side_and_of_negatives_by_half_to_a_whole_one() -> None:
     targets = random_targets(400)
-    noisy = denoising_targets(targets, [400], 1)
+    noisy = denoising_targets(targets, [400], 1, [5])
     assert noisy.positives.tolist() == list(range(400))
     for boxes, low, high in ((noisy.queries.boxes[:400], 0.0, 0.5), (noisy.queries.boxes[400:], 0.5, 1.0)):
         corners, target = cxcywh_to_xyxy(boxes), cxcywh_to_xyxy(targets)
@@ -60,14 +64,14 @@ def test_corners_of_positives_move_by_up_to_half_a_side_and_of_negatives_by_half
 
 def test_noise_leaves_no_box_outside_the_photo_or_without_area() -> None:
     targets = torch.tensor([[0.02, 0.5, 0.04, 1.0], [0.99, 0.01, 0.02, 0.02], [0.5, 0.5, 1.0, 1.0]]).repeat(50, 1)
-    boxes = denoising_targets(targets, [150], 2).queries.boxes
+    boxes = denoising_targets(targets, [150], 2, [5]).queries.boxes
     corners = cxcywh_to_xyxy(boxes)
     assert corners.min() > -1e-3 and corners.max() < 1 + 1e-3 and boxes[:, 2:].min() > 0
 
 
 def test_noise_is_uniform_and_uncorrelated_between_targets_and_groups() -> None:
     targets = random_targets(1000)
-    boxes = denoising_targets(targets, [1000], 2).queries.boxes.view(2, 2, 1000, 4)[:, 0]
+    boxes = denoising_targets(targets, [1000], 2, [5]).queries.boxes.view(2, 2, 1000, 4)[:, 0]
     moves = (cxcywh_to_xyxy(boxes) - cxcywh_to_xyxy(targets)) / targets[:, 2:].repeat(1, 2)
     assert moves.mean(1).abs().max() < 0.05
     columns = moves.permute(0, 2, 1).reshape(8, 1000)
@@ -78,15 +82,38 @@ def test_noise_is_uniform_and_uncorrelated_between_targets_and_groups() -> None:
 @given(counts=COUNTS)
 def test_noise_does_not_depend_on_the_pack(counts: list[int]) -> None:
     targets = random_targets(sum(counts))
-    together = denoising_targets(targets, counts, 2).queries.boxes
-    alone = [denoising_targets(some, [len(some)], 2).queries.boxes for some in targets.split(counts)]
+    together = denoising_targets(targets, counts, 2, salts(counts)).queries.boxes
+    alone = [
+        denoising_targets(some, [len(some)], 2, [salt]).queries.boxes
+        for some, salt in zip(targets.split(counts), salts(counts), strict=True)
+    ]
     assert torch.equal(together, torch.cat(alone))
+
+
+def test_another_salt_draws_other_noise_from_the_same_distribution() -> None:
+    """The same photo in the next epoch: its targets meet other noisy boxes."""
+    targets = random_targets(1000)
+    one, other = (denoising_targets(targets, [1000], 1, [salt]).queries.boxes[:1000] for salt in (5, 6))
+    moves = [(cxcywh_to_xyxy(boxes) - cxcywh_to_xyxy(targets)) / targets[:, 2:].repeat(1, 2) for boxes in (one, other)]
+    correlation = torch.corrcoef(torch.cat(moves, dim=1).T)[:4, 4:]
+    assert correlation.abs().max() < 0.12
+    assert abs(moves[0].std() - moves[1].std()) < 0.02
+
+
+@given(counts=COUNTS, groups=st.integers(1, 3))
+def test_sample_and_group_of_each_positive(counts: list[int], groups: int) -> None:
+    noisy = denoising_targets(random_targets(sum(counts)), counts, groups, salts(counts))
+    rows = [size for sizes in noisy.queries.group_sizes for size in sizes]
+    owners = [(number, group) for number, sizes in enumerate(noisy.queries.group_sizes) for group in range(len(sizes))]
+    expected = [owner for owner, size in zip(owners, rows, strict=True) for _ in range(size)]
+    found = list(zip(noisy.samples.tolist(), noisy.group_numbers.tolist(), strict=True))
+    assert found == [expected[row] for row in noisy.positives.tolist()]
 
 
 def test_a_positive_learns_its_target_and_a_negative_learns_background() -> None:
     """One target, one group, one layer: worked out by hand, added to the terms of a layer without predictions."""
     target = torch.tensor([[0.4, 0.5, 0.4, 0.4]], dtype=torch.float64)
-    noisy = denoising_targets(target, [1], 1)
+    noisy = denoising_targets(target, [1], 1, [0])
     moved = torch.tensor([[0.5, 0.5, 0.4, 0.4], [0.1, 0.1, 0.1, 0.1]], dtype=torch.float64)
     logits = torch.tensor([0.0, math.log(3)], dtype=torch.float64)
     nothing = torch.zeros(1, 1, 0, 4, dtype=torch.float64)
@@ -105,6 +132,6 @@ def test_a_positive_learns_its_target_and_a_negative_learns_background() -> None
     assert one.tolist() == pytest.approx([0.1, 1 - 0.3 / 0.5, objectness])
     two_layers = sums(Denoising(noisy, [BoxPrediction(moved, logits)] * 2))
     torch.testing.assert_close(two_layers, 2 * one)
-    twice = denoising_targets(target, [1], 2)
+    twice = denoising_targets(target, [1], 2, [0])
     two_groups = sums(Denoising(twice, [BoxPrediction(moved.repeat(2, 1), logits.repeat(2))]))
     torch.testing.assert_close(two_groups, one)  # the groups share one weight

@@ -44,6 +44,33 @@ def test_chunks_equal_the_plain_loss_in_value_and_gradient(rows: int) -> None:
         torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("rows", [0, 1, 5, 23])
+@pytest.mark.usefixtures("small_chunks")
+def test_each_row_counts_as_often_as_it_is_important(rows: int) -> None:
+    """Once, twice, thrice or not at all: as if the row stood there so often. In a second backward pass too."""
+    states, weight, targets = example(rows)
+    often = torch.arange(rows) % 4
+    repeated = plain(states.repeat_interleave(often, 0), weight, targets.repeat_interleave(often))
+    ours = linear_cross_entropy_sum(states, weight, targets, often.double())
+    torch.testing.assert_close(ours, repeated, rtol=1e-12, atol=1e-12)
+    expected = torch.autograd.grad(repeated, (states, weight))
+    for _ in range(2):
+        for one, other in zip(torch.autograd.grad(ours, (states, weight), retain_graph=True), expected, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_an_importance_of_one_changes_no_bit(dtype: torch.dtype) -> None:
+    states, weight, targets = example(dtype=torch.float32)
+    with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+        found = [
+            linear_cross_entropy_sum(states, weight, targets, importance)
+            for importance in (None, torch.ones(ROWS, dtype=torch.float64))
+        ]
+    assert torch.equal(*found)
+    assert all(map(torch.equal, *(torch.autograd.grad(total, (states, weight)) for total in found)))
+
+
 @pytest.mark.usefixtures("small_chunks")
 def test_gradients_equal_finite_differences() -> None:
     states, weight, targets = example(7)

@@ -23,7 +23,7 @@ def setting(family: str) -> tuple[DetectionVLM, Batch, DenoisingQueries]:
     model = tiny_model(family)
     batch = pack(model, mixed_samples(tiny_processor(family)))
     assert batch["box_counts"] == COUNTS
-    return model, batch, denoising_targets(batch["boxes"], COUNTS, 2).queries
+    return model, batch, denoising_targets(batch["boxes"], COUNTS, 2, batch["salts"]).queries
 
 
 @torch.no_grad()

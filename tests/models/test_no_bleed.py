@@ -84,7 +84,8 @@ def outcomes(model: DetectionVLM, batch: Batch, output: DetectionOutput) -> list
             continue
         number = batch["detecting"].index(sample)
         where = torch.full((len(CAPTION_QUERIES),), number)
-        states = model.describe_states(output, where, torch.tensor(CAPTION_QUERIES), ids)
+        queries = output.at(where, torch.tensor(CAPTION_QUERIES))
+        states = model.describe_states(output.memory, where, queries, ids)
         found.append(
             Outcome(
                 lm_logits,
@@ -92,7 +93,7 @@ def outcomes(model: DetectionVLM, batch: Batch, output: DetectionOutput) -> list
                 torch.stack([layer.objectness[number] for layer in output.layers]),
                 boxes[number],
                 objectness[number],
-                states @ model.backbone.token_embedding.weight.T,
+                states @ model.backbone.lm_head_weight.T,
             )
         )
     return found

@@ -52,6 +52,8 @@ def test_boxes_are_in_full_precision_under_autocast(family: str) -> None:
     assert output.proposals.boxes.dtype == torch.float32
     steps = output.pred_boxes.flatten().unique()
     assert not torch.equal(steps, steps.bfloat16().float()), "the boxes were rounded to bfloat16"
+    for logits in (output.pred_objectness, output.proposals.objectness):
+        assert not torch.equal(logits, logits.bfloat16().float()), "objectness was rounded to bfloat16"
 
 
 @pytest.mark.parametrize("family", FAMILIES)

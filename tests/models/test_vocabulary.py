@@ -67,7 +67,7 @@ class Speaker:
     def __init__(self, seed: int, captions: int = 3, layers: int = 1) -> None:
         torch.manual_seed(seed)
         self.decoder = CaptionDecoder(DetectionConfig(16, heads=2, caption_layers=layers, **REGION), 12).double()
-        self.embedding = torch.nn.Embedding(14, 12).double()
+        self.embedding, self.head = torch.nn.Embedding(14, 12).double(), torch.randn(14, 12).double()
         with torch.no_grad():
             for parameter in self.decoder.parameters():
                 parameter.add_(torch.randn_like(parameter) * 0.3)
@@ -77,7 +77,7 @@ class Speaker:
     def score(
         self, vocabulary: DescriptionVocabulary, width: int | None = None, pruned_mass: float = 0
     ) -> torch.Tensor:
-        inputs = self.queries, self.regions, self.embedding
+        inputs = self.queries, self.regions, self.embedding, self.head
         return self.decoder.score_descriptions(*inputs, vocabulary, width, pruned_mass)
 
     def one_by_one(self, vocabulary: DescriptionVocabulary, *pieces: str) -> torch.Tensor:
@@ -87,7 +87,7 @@ class Speaker:
             ids = torch.tensor([*Pieces(*pieces)(desc)["input_ids"], END]).repeat(len(self.queries), 1)
             with torch.no_grad():
                 states = self.decoder(self.queries, self.regions, self.embedding, ids)
-                log_probs = (states @ self.embedding.weight.T).log_softmax(-1)
+                log_probs = (states @ self.head.T).log_softmax(-1)
             columns.append(log_probs.gather(2, ids[:, :, None]).sum(dim=(1, 2)))
         return torch.stack(columns, dim=1)
 

@@ -89,6 +89,7 @@ REFUSED = [
     ("freeze", setting("model.freeze", ["vision"]), 'had model.freeze [], not ["vision"]'),
     ("augmentation", setting("data.augment.hue", 0.1), "had data.augment.hue 0.0, not 0.1"),
     ("curriculum", setting("data.augment.curriculum.start", 0.5), "had data.augment.curriculum.start 1.0, not 0.5"),
+    ("tiles", setting("data.tiles", "2x1"), 'had data.tiles "", not 2x1'),
     ("sampling", setting("data.sampling.method", "class_aware"), "had data.sampling.method uniform, not class_aware"),
     ("teachers", setting("data.episodes.counts", {0: 1}), 'had data.episodes.counts {"0": 1, "1": 1}, not {"0": 1}'),
     ("padding", setting("training.packed", False), "had training.packed true, not false"),
@@ -167,6 +168,8 @@ def test_lora_goes_on_over_the_weights_that_it_adapts(records: Path) -> None:
         (setting("training.schedule", "linear"), "training.schedule was cosine, is linear from here on"),
         (setting("training.max_steps", 9), "training.max_steps was 8, is 9 from here on"),
         (setting("loss.caption_weight", 0.5), "loss.caption_weight was 1.0, is 0.5 from here on"),
+        (setting("loss.caption_balance", 0.99), "loss.caption_balance was 0.0, is 0.99 from here on"),
+        (setting("training.early_stopping.patience", 3), "training.early_stopping.patience was 0, is 3 from here on"),
         (setting("training.select_best", ""), 'training.select_best was AP50, is "" from here on'),
     ],
 )

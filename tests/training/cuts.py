@@ -15,6 +15,7 @@ from bbu.data.chat_processor import ChatProcessor, ChatProcessorOutput
 from bbu.losses.weighting import TERMS, term_weights
 from tests.tiny import (
     DEFAULT,
+    DESCRIPTIONS,
     Recorder,
     build_tiny,
     conversation_samples,
@@ -44,6 +45,7 @@ CUTS = {
     "2 ranks, accumulating": Cut(1, 2, ranks=2),
 }
 SHIPPED = term_weights(LossConfig())
+CAPTION_WEIGHTS = {desc: 0.5 + number for number, desc in enumerate(DESCRIPTIONS)}
 WEIGHTS = [{other: float(other == term) for other in TERMS} for term in TERMS] + [SHIPPED]
 
 
@@ -81,7 +83,7 @@ def gradients_of_cut(cut: Cut, folder: Path, family: str = DEFAULT) -> dict[str,
             **rates,
         },
     )
-    processor = tiny_processor(family)
+    processor = tiny_processor(family, caption_weights=CAPTION_WEIGHTS)
     samples = four_samples(processor)
     if cut.batch_size == 3:  # fill each step up with samples in another order, so that batches hold 3 and 1
         samples = [samples[n] for n in (3, 0, 2, 1)]

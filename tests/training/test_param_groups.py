@@ -59,6 +59,25 @@ def test_a_tied_embedding_is_counted_once(family: str) -> None:
     assert sum(p.numel() for p in held) == sum(p.numel() for p in model.parameters())
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_weight_decay_spares_vectors_and_what_is_looked_up(family: str) -> None:
+    """A row of an embedding, a learned query or a position has few gradients, and would decay in between."""
+    model = build_tiny(tiny_config(model={"family": family}))
+    decayed = {id(p) for group in optimizer_groups(model, RATES, 0.1) if group["weight_decay"] for p in group["params"]}
+    spared = {name for name, parameter in model.named_parameters() if id(parameter) not in decayed}
+    matrices = {name for name, parameter in model.named_parameters() if name in spared and parameter.ndim > 1}
+    own = {name for name in matrices if not name.startswith("backbone.")}
+    assert own == {
+        "level_adapter.weight", "detection_head.learned_queries", "detection_head.learned_boxes",
+        "caption_decoder.position",
+    }  # fmt: skip
+    assert model.backbone.token_embedding.weight.ndim == 2 and id(model.backbone.token_embedding.weight) not in decayed
+    assert all(parameter.ndim > 1 for parameter in model.parameters() if id(parameter) in decayed)
+    linear = [m for m in model.modules() if isinstance(m, nn.Linear | nn.Conv2d)]
+    tied = id(model.backbone.lm_head_weight)
+    assert all(id(m.weight) in decayed for m in linear if id(m.weight) != tied)
+
+
 def test_unknown_parameters_are_an_error_that_lists_their_names() -> None:
     model = build_tiny(tiny_config())
     model.forgotten = nn.Linear(2, 2)

@@ -114,8 +114,9 @@ def losses(output: Path) -> list[dict[str, Any]]:
         },
         {"data__replay_dot_share": 0.5, "training__batch_size": 1, "training__gradient_accumulation": 2},
         {"data__replay_dot_share": 0.5, "training__pack_tokens": 1200},
+        {"data__tiles": "2x1", "data__augment_dot_mosaic": 0.5},
     ],
-    ids=["whole", "lora", "padded and accumulated", "episodes", "replay", "replay in planned packs"],
+    ids=["whole", "lora", "padded and accumulated", "episodes", "replay", "replay in planned packs", "tiles"],
 )
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_run_killed_and_resumed_is_the_run_never_killed(

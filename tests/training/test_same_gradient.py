@@ -15,14 +15,14 @@ import torch
 from bbu.losses.weighting import LANGUAGE_TERMS, TERMS
 from bbu.training.objective import DetectionObjective
 from tests.tiny import FAMILIES, build_tiny, pack, tiny_config, tiny_processor
-from tests.training.cuts import CUTS, WEIGHTS, four_samples, gradients_of_cut
+from tests.training.cuts import CAPTION_WEIGHTS, CUTS, WEIGHTS, four_samples, gradients_of_cut
 
 
 def expected_gradients(family: str) -> tuple[list[dict[str, torch.Tensor]], list[dict[str, float]]]:
     """Computed without the trainer: each sample alone, Σ weight · (Σ sums) / (Σ counts)."""
     model = build_tiny(tiny_config(model={"family": family}), torch.float64)
     objective = DetectionObjective(model, tiny_config().loss)
-    samples = four_samples(tiny_processor(family))
+    samples = four_samples(tiny_processor(family, caption_weights=CAPTION_WEIGHTS))
     targets = sum(len(sample.ground_truth_objects) for sample in samples)
     counts = {
         "teacher_lm": sum(b - a for sample in samples for a, b in sample.teacher_spans),

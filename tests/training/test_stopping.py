@@ -1,4 +1,7 @@
-"""A signal ends a run within a step: a checkpoint, one line, 128 + the signal; resumed, it is the run never stopped."""
+"""A signal ends a run within a step: a checkpoint, one line, 128 + the signal; resumed, it is the run never stopped.
+
+Early stopping ends a run that gains no more on val, at the same step whether or not it was stopped before.
+"""
 
 from __future__ import annotations
 
@@ -11,12 +14,17 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from bbu import interruption, stages
 from bbu.cli import main
+from bbu.config import EarlyStoppingConfig
 from bbu.jsonl import iter_json_lines
+from bbu.training.stopping import without_gain
 from bbu.training.trainer import BBUTrainer
 from tests.jobs import command, environment, wait_until, write_job
+from tests.tiny import DEFAULT, mixed_samples, tiny_config, tiny_processor, tiny_trainer
 
 STEPS = 6
 
@@ -154,3 +162,78 @@ def test_a_killed_run_is_not_scored_with_an_older_runs_model(
     one_line(capsys)
     assert main(["score", config]) == 2
     assert "its last run was stopped before it published a model" in one_line(capsys)
+
+
+# ---------------------------------------------------------------- early stopping
+
+
+def train_with(folder: Path, values: list[float | None], patience: int, min_delta: float = 0.0) -> BBUTrainer:
+    """A run of a step for each value, which is its AP50 on val."""
+    stopping = EarlyStoppingConfig(patience, min_delta)
+    training = {"max_steps": len(values), "eval_every": 1, "batch_size": 1, "early_stopping": stopping}
+    given = iter(values)
+    trainer = tiny_trainer(
+        tiny_config(training=training), folder, mixed_samples(tiny_processor(DEFAULT)) * 2, tiny_processor(DEFAULT),
+        evaluator=lambda: {"AP50": next(given)},
+    )  # fmt: skip
+    trainer.train()
+    return trainer
+
+
+@pytest.mark.parametrize(
+    ("values", "patience", "min_delta", "last", "best"),
+    [
+        ([0.1, 0.5, 0.5, 0.4, 0.9], 2, 0.0, 4, 2),
+        ([0.1, 0.5, 0.4, 0.6, 0.5, 0.5, 0.9], 2, 0.0, 6, 4),  # a gain begins the count anew
+        ([0.1, 0.14, 0.18, 0.3], 2, 0.05, 4, 4),  # slow, yet more than 0.05 above the last gain in time
+        ([0.1, 0.14, 0.12, 0.3], 2, 0.05, 3, 2),  # the best is published, also where its gain was too small to count
+        ([None, None, 0.3], 2, 0.0, 2, None),  # an undefined value is no gain
+        ([0.3, 0.2, 0.1], 0, 0.0, 3, 1),
+    ],
+)
+def test_a_run_ends_after_so_many_evaluations_without_a_gain(
+    values: list[float | None], patience: int, min_delta: float, last: int, best: int | None, tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    trainer = train_with(tmp_path, values, patience, min_delta)
+    assert (trainer.state.global_step, trainer.state.best_global_step) == (last, best)
+    assert (tmp_path / f"checkpoint-{last}").is_dir()
+    said = [line for line in capsys.readouterr().err.splitlines() if "stopped early" in line]
+    assert len(said) == (last < len(values))
+    assert all(f"at step {last} of {len(values)}: AP50 on val had no gain" in line for line in said)
+
+
+@given(st.lists(st.sampled_from([0.1, 0.2, 0.25, 0.4]), min_size=1, max_size=12), st.sampled_from([0.0, 0.1]))
+def test_the_count_begins_anew_at_each_gain_and_not_before(values: list[float], min_delta: float) -> None:
+    log = [row for value in values for row in ({"loss": 1.0}, {"eval_AP": value, "eval_seconds": 1.0})]
+    count, best = without_gain(log, "eval_AP", min_delta)
+    place = len(values) - 1 - count  # of the last gain
+    _, before = without_gain(log[: 2 * place], "eval_AP", min_delta)
+    assert values[place] == best > before + min_delta
+    assert all(value <= best + min_delta for value in values[place:])
+
+
+@pytest.mark.parametrize("step", [1, 2, 3])
+def test_a_resumed_run_goes_on_counting(
+    step: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The signal at step 3 comes before the evaluation that would have ended the run; the resumed run takes no step."""
+    keys = ["training.eval_every=1", "training.early_stopping.patience=2", "training.early_stopping.min_delta=1"]
+    folders = [tmp_path / name for name in ("whole", "broken")]
+    configs = [str(write_job(folder)) for folder in folders]
+    assert main(["run", configs[0], *keys]) == 0
+    with monkeypatch.context() as context:
+        signal_at(context, signal.SIGTERM, BBUTrainer, "compute_loss", step=step - 1)
+        assert main(["run", configs[1], *keys]) == 143
+    capsys.readouterr()
+    assert main(["run", configs[1], *keys, "training.resume=true"]) == 0
+    assert "stopped early at step 3 of 6: AP50 on val had no gain of more than 1 in 2" in capsys.readouterr().err
+    whole, broken = (folder / "run" for folder in folders)
+    for key in ("loss", "eval_AP50"):
+        assert log(whole, key) == log(broken, key) and [line["step"] for line in log(whole, key)] == [1, 2, 3]
+    assert (whole / "predictions.jsonl").read_bytes() == (broken / "predictions.jsonl").read_bytes()
+    # one that has stopped early takes no further step, unless its patience grows
+    assert main(["run", configs[0], *keys, "training.resume=true"]) == 0
+    assert not (whole / "checkpoint-4").exists()
+    assert main(["run", configs[0], *keys[:1], "training.early_stopping.patience=3", "training.resume=true"]) == 0
+    assert (whole / "checkpoint-4").exists()

@@ -41,7 +41,10 @@ def _add_predict(commands: Commands) -> None:
     predict.add_argument("--batch-size", type=positive, default=8, help="photos or tiles per forward pass (default 8)")
     predict.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto")
     predict.add_argument("--workers", type=not_negative, default=2, help="processes that read photos (default 2)")
-    predict.add_argument("--tiles", help="also predict overlapping tiles: auto, or columns x rows, such as 3x2")
+    predict.add_argument(
+        "--tiles",
+        help="also predict overlapping tiles: auto, or columns x rows, such as 3x2 (default: as trained; 1x1: none)",
+    )
     predict.add_argument("--tile-size", type=positive, default=0, help="side of an auto tile in pixels")
     predict.add_argument("--tile-overlap", type=share, default=0.2, help="least overlap of tiles (default 0.2)")
     predict.add_argument("--flips", action="store_true", help="also predict everything mirrored left to right")
@@ -67,9 +70,9 @@ def _predict(arguments: argparse.Namespace) -> int:
     from bbu.inference.operating_points import OperatingPoints
     from bbu.inference.photo_lists import LeftOut, list_photos
     from bbu.inference.predictor import PredictOptions, teacher_photos
-    from bbu.inference.tiling import Tiles
     from bbu.records import read_rows
     from bbu.taxonomy import MirrorRules
+    from bbu.tiles import Tiles
     from data_conversion.taxonomies import load_taxonomy
 
     if arguments.tile_size and not arguments.tiles:

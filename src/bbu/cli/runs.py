@@ -139,11 +139,11 @@ def _augment(arguments: argparse.Namespace) -> int:
         run = stages.open_run(config, arguments.processes or processes_to_start())
         epochs = range(arguments.epoch, arguments.epoch + arguments.views)
         progress = {epoch: min((epoch + 0.5) / run.epochs, 1.0) for epoch in epochs}
-    pool, root, mirror = run.students, run.data.image_root, run.taxonomy.mirror
+    pool, root, mirror = run.training_rows, run.data.image_root, run.taxonomy.mirror
     augmenter = Augmenter(config.data.augment, config.seed, pool=pool, image_root=root, mirror=mirror)
     sheet = draw_contact_sheet(pool, root, augmenter, photos=arguments.photos, epochs=progress)
     save_contact_sheet(sheet, arguments.output)
-    shown = min(arguments.photos, len(run.students))
+    shown = min(arguments.photos, len(pool))
     print(f"{shown} photos, epochs {epochs[0]} to {epochs[-1]} of {run.epochs:.1f}: {arguments.output}")
     return 0
 

@@ -8,8 +8,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from bbu.config.schema import GROUP_NAMES, Config, SourceConfig
-from bbu.errors import ConfigError
+from bbu.errors import ConfigError, UserError
 from bbu.families.registry import scratch_sizes
+from bbu.tiles import Tiles
 
 RECORDS_KEYS = {"format", "path", "taxonomy", "on_error"}  # of data.source, for rows that need no conversion
 
@@ -75,12 +76,7 @@ def check_values(config: Config) -> None:
                 _check_value(key, one, rule)
     _check_data(config)
     _check_model(config)
-    for name in ("pack_tokens", "pack_pixels", "pack_images"):
-        if getattr(config.training, name) and not config.training.packed:
-            raise ConfigError(
-                f"training.{name}: packs are planned for training.packed=true; padded batches have batch_size samples, "
-                f"so set training.{name}=0"
-            )
+    _check_training(config)
 
 
 def _check_value(key: str, value: Any, rule: Mapping[str, Any]) -> None:
@@ -109,9 +105,32 @@ def _check_data(config: Config) -> None:
         raise ConfigError(f"data.max_pixels ({data.max_pixels}) is below data.min_pixels ({data.min_pixels})")
     if data.replay.path and not data.replay.share:
         raise ConfigError("data.replay.share: is 0, so data.replay.path has no effect; set a share, or empty the path")
+    if data.tiles:
+        try:
+            Tiles.parse(data.tiles)
+        except UserError as error:
+            raise ConfigError(f"data.{error}") from None
     for count in data.episodes.counts:
         if count < 0:
             raise ConfigError(f"data.episodes.counts: a sample cannot have {count} teachers; write 0 or more")
+
+
+def _check_training(config: Config) -> None:
+    training = config.training
+    for name in ("pack_tokens", "pack_pixels", "pack_images"):
+        if getattr(training, name) and not training.packed:
+            raise ConfigError(
+                f"training.{name}: packs are planned for training.packed=true; padded batches have batch_size samples, "
+                f"so set training.{name}=0"
+            )
+    if training.early_stopping.patience:
+        key = "training.early_stopping.patience"
+        if not training.eval_every:
+            raise ConfigError(
+                f"{key}: counts evaluations on val, and there are none; set training.eval_every, or patience to 0"
+            )
+        if not training.select_best:
+            raise ConfigError(f"{key}: no metric is watched; name one in training.select_best, or patience to 0")
 
 
 def _check_model(config: Config) -> None:

@@ -134,6 +134,7 @@ class SamplingConfig:
     method: str = choice("uniform", ("uniform", "repeat_factor", "class_aware"))
     level: int = ranged(0)  # levels of a description that make a class; 0 = the whole description
     threshold: float = fraction(0.1)  # repeat_factor: classes on fewer photos than this share are repeated
+    empty_tiles: float = fraction(0.25)  # data.tiles: share of the tiles without objects shown in an epoch, drawn anew
 
 
 @dataclass
@@ -155,6 +156,8 @@ class DataConfig:
     language: str = choice("zh", ("zh", "en"))  # of the prompts
     min_pixels: int = ranged(0)  # of a resized photo, at least; 0 = the default of the model's family
     max_pixels: int = ranged(0)  # of a resized photo, at most; 0 = the default of the model's family
+    # Train, and by default predict, tiles beside each photo: auto or columns x rows such as 3x2; empty = whole photos
+    tiles: str = ""
     max_length: int = positive(8192)  # tokens of one sample; a longer sample is an error
     workers: int = ranged(0)  # processes that load photos
     on_unreadable: str = choice("stop", ("stop", "skip"))  # a photo that turns unreadable while a run trains
@@ -213,10 +216,13 @@ class LossConfig:
     bbox_giou_weight: float = ranged(2.0)
     objectness_weight: float = ranged(2.0)
     caption_weight: float = ranged(1.0)
+    # β of class-balanced caption weights by description (docs/episodes.md): 0 = all weigh 1, near 1 = 1 / frequency
+    caption_balance: float = ranged(0.0, most=0.99999, note="at 1 no description would weigh anything")
     match_l1: float = ranged(5.0)
     match_giou: float = ranged(2.0)
     match_objectness: float = ranged(2.0)
     denoising_groups: int = ranged(3)  # groups of denoising queries; 0 = none
+    caption_groups: int = ranged(0)  # of these, how many learn captions too; 0 = none
 
 
 @dataclass
@@ -231,6 +237,24 @@ class LearningRates:
 
 
 @dataclass
+class EarlyStoppingConfig:
+    """End a run whose metric on val (training.select_best) gains no more (docs/training.md)."""
+
+    patience: int = ranged(0)  # evaluations in a row without a gain that end the run; 0 = never
+    min_delta: float = fraction(0.0)  # a gain is a value above the last gain's by more than this
+
+
+@dataclass
+class ClosingConfig:
+    """Captions learn on after the last step, the rest of the model as it is (docs/training.md)."""
+
+    epochs: int = ranged(0)  # over the kept features; 0 = no closing phase
+    views: int = positive(1)  # random views kept of each training photo; they differ where data.augment is on
+    batch_size: int = positive(16)  # samples
+    learning_rate: float = ranged(5e-4)
+
+
+@dataclass
 class TrainingConfig:
     max_steps: int = positive(1000)
     batch_size: int = positive(4)  # samples in a pack, on each rank; unused where packs are planned
@@ -241,6 +265,7 @@ class TrainingConfig:
     gradient_accumulation: int = positive(1)
     packed: bool = True  # False: padded batches
     learning_rates: LearningRates = field(default_factory=LearningRates)
+    closing: ClosingConfig = field(default_factory=ClosingConfig)
     weight_decay: float = ranged(0.01)
     adam_beta2: float = ranged(0.999, most=0.99999, note="at 1 Adam never learns a scale")
     warmup_steps: int = ranged(50)
@@ -251,6 +276,7 @@ class TrainingConfig:
     precision: str = choice("auto", ("auto", "fp32", "bf16"))
     select_best: str = choice("AP50", ("", *VAL_METRICS))  # publish the checkpoint best by this on val; "" = the last
     eval_every: int = ranged(0)  # steps between evaluations on val; 0 = never
+    early_stopping: EarlyStoppingConfig = field(default_factory=EarlyStoppingConfig)
     save_every: int = ranged(0)  # steps between checkpoints; 0 = only at the end (with select_best: at each evaluation)
     keep_checkpoints: int = positive(2)
     log_every: int = positive(10)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -39,11 +39,12 @@ Span = tuple[int, int]  # half-open range of token indices
 
 @dataclass(frozen=True)
 class GroundTruthObject:
-    """A target of the student: description, (4,) cxcywh box in [0, 1], and caption ids with the end token."""
+    """A target of the student: description, (4,) cxcywh box in [0, 1], caption ids with the end token, weight."""
 
     desc: str
     box: tuple[float, float, float, float]
     caption_ids: tuple[int, ...]
+    caption_weight: float = 1.0
 
 
 @dataclass
@@ -67,6 +68,7 @@ class ChatProcessorOutput:
         image_keys: feature-cache key of each photo, a hash of its patches and their grid; None = its features are not
             cached; empty = all None.
         replay_spans: tokens of the answers of a conversation of data.replay.
+        salt: 32 bits for whatever is drawn at random for this sample in a training step, e.g. denoising noise.
     """
 
     input_ids: torch.Tensor
@@ -82,6 +84,7 @@ class ChatProcessorOutput:
     name: str
     image_keys: list[str | None] = field(default_factory=list)
     replay_spans: list[Span] = field(default_factory=list)
+    salt: int = 0
 
     @property
     def detects(self) -> bool:
@@ -100,6 +103,8 @@ class ChatProcessor:
         image_root: folder that image paths are relative to.
         max_length: most tokens of a sample; a longer one is an error.
         caption_max_tokens: most tokens of a caption, with its end token.
+        caption_weights: description → weight of its caption in the loss; one that is not in it counts as the rarest.
+            None = all weigh 1.
         name_photos: set ``image_keys`` for photos that augmentation left unchanged.
     """
 
@@ -113,11 +118,14 @@ class ChatProcessor:
         image_root: str = ".",
         max_length: int = 8192,
         caption_max_tokens: int = 24,
+        caption_weights: Mapping[str, float] | None = None,
         name_photos: bool = False,
     ) -> None:
         self.tokenizer, self.photo_plan, self.conversation, self.spec = tokenizer, photo_plan, conversation, spec
         self.name_photos = name_photos
         self.image_root, self.max_length, self.caption_max_tokens = image_root, max_length, caption_max_tokens
+        self.caption_weights = caption_weights or {}
+        self._most_weight = max(self.caption_weights.values(), default=1.0)
         ids = tokenizer.get_vocab()
         self.image_token_id = ids[conversation.image_token]
         self.turn_start_id = ids[conversation.turn_start]
@@ -301,6 +309,7 @@ class ChatProcessor:
                 student.objects[i].desc,
                 tuple(centred[i].tolist()),
                 self._caption(student.objects[i].desc, student.name),
+                self.caption_weights.get(student.objects[i].desc, self._most_weight),
             )
             for i in order
         ]

@@ -27,8 +27,9 @@ class PackedDataCollator:
         student_spans [B], teacher_spans [B][…], replay_spans [B][…]: half-open token ranges in the pack; names [B];
         detecting: indices of the samples with detection, in order; only these have an entry in:
         student_images: index of each student's image among the I; prompt_spans, photo_spans: token ranges in the pack;
-        box_counts; geometries;
+        box_counts; geometries; salts;
         boxes (N, 4) cxcywh in [0, 1]; caption_ids [N]: token ids of each caption, end token included;
+        caption_weights [N]: of each caption in the loss;
         only where photos cannot be read: unreadable, a row for each sample that was left out; blank, whether that
         leaves none, so that an empty photo stands in, whose losses count nothing.
 
@@ -176,6 +177,8 @@ def _collate_targets(samples: Sequence[ChatProcessorOutput]) -> Batch:
         "detecting": [number for number, sample in enumerate(samples) if sample.detects],
         "box_counts": [len(sample.ground_truth_objects) for sample in samples if sample.detects],
         "caption_ids": [item.caption_ids for item in objects],
+        "caption_weights": [item.caption_weight for item in objects],
         "names": [sample.name for sample in samples],
         "geometries": [sample.geometry for sample in samples if sample.detects],
+        "salts": [sample.salt for sample in samples if sample.detects],
     }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from PIL import Image
@@ -24,6 +24,7 @@ from bbu.taxonomy import MirrorRules
 
 BEFORE_THE_END = 1 - 1e-9  # with planned packs the length is an estimate; progress stays below 1
 STAND_IN_SIDE = 112  # pixels
+SALT_STEP = 0x9E3779B1  # odd and large (Knuth's multiplicative hashing): the salts of two seeds do not overlap
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,7 @@ class TrainingStream(Dataset[ChatProcessorOutput]):
         if not samples:
             raise SampleError("there is no training photo; check data.source and its conversion report")
         self.samples, self.processor, self.length, self.episodes = samples, processor, length, episodes
+        self.seed = seed
         students = [sample.student for sample in samples]
         self.order = EpochOrder(students, sampling or SamplingConfig(), seed)
         self.replay = replay
@@ -128,7 +130,8 @@ class TrainingStream(Dataset[ChatProcessorOutput]):
         draw = self.draw_at(position)
         progress = min(position / self.length, BEFORE_THE_END)
         augment = self.augmenter.for_sample(draw.epoch, draw.number, progress)
-        return self.processor.process_sample(self.shown(draw), augment)
+        made = self.processor.process_sample(self.shown(draw), augment)
+        return replace(made, salt=(self.seed * SALT_STEP + position) % 2**32)
 
     def _make_if_readable(self, position: int) -> ChatProcessorOutput | UnreadableSample:
         try:

@@ -38,7 +38,7 @@ Augment = Callable[[Sequence[Photo]], list[Photo]]
 
 
 def open_photo(image_root: str | Path, row: Row) -> Photo:
-    """Load the photo of a row and check it against the row.
+    """Load the photo of a row, or the part of it that the row is about, and check it against the row.
 
     Raises:
         SampleError: not exactly one photo; PhotoChangedError: its size is not the record's.
@@ -46,15 +46,18 @@ def open_photo(image_root: str | Path, row: Row) -> Photo:
     """
     if len(row.images) != 1:
         raise SampleError(f"{row.images[0]}: a turn has exactly one photo, this record has {len(row.images)}")
-    name = row.images[0]
+    name, tile = row.images[0], row.tile
+    width, height = tile.photo if tile else (row.width, row.height)
     try:
         image = load_image(resolve_image(image_root, name))
-        if image.size != (row.width, row.height):
+        if image.size != (width, height):
             raise PhotoChangedError(
-                f"{name}: the record says {row.width}x{row.height}, the photo shows {image.width}x{image.height} "
+                f"{name}: the record says {width}x{height}, the photo shows {image.width}x{image.height} "
                 "(after EXIF); convert the annotations again"
             )
     except (ImageError, PhotoChangedError) as error:
         error.photo = name
         raise
-    return Photo(image, name, row.objects)
+    if tile is None:
+        return Photo(image, name, row.objects)
+    return Photo(image.crop(tile.window), name, row.objects, tile.to_tile)

@@ -19,15 +19,17 @@ from bbu.doctor.reading import Rows, Sample
 from bbu.families.photo_plan import PhotoPlan
 from bbu.geometry import iou_matrix
 from bbu.records import ObjectRow
+from bbu.tiles import Size, Tile, Tiles
 
 SAME_PLACE_IOU = 0.9  # two annotators' boxes of one object rarely agree better
 TINY_SHARE = 0.02  # of all objects; up to this share is an info, more a warning
+MOST = 0.5  # of all objects; from here on tiles are advised first
 MAX_ADVISED_TOKENS = 16384  # of a photo; the advice never asks for more than a sample could hold
 
 
 @dataclass(frozen=True)
 class ObjectSizes:
-    """Sizes of all objects after the resize.
+    """Sizes of all objects after the resize; with tiles, each in the view that shows it largest.
 
     Args:
         cell: pixels of one image token's side.
@@ -36,6 +38,8 @@ class ObjectSizes:
         tiny_by_description: description → objects with a side shorter than one cell.
         tiny_in_area: number of these whose area is below one cell too.
         max_pixels_saving_half: the lowest data.max_pixels at which half of the tiny ones reach a cell; None: none does.
+        tokens: image tokens of a photo with its tiles, on average.
+        tiny_in_auto_tiles, tokens_in_auto_tiles: number of the tiny ones and tokens with data.tiles=auto.
     """
 
     cell: int
@@ -44,32 +48,53 @@ class ObjectSizes:
     tiny_by_description: dict[str, int]
     tiny_in_area: int
     max_pixels_saving_half: int | None
+    tokens: float
+    tiny_in_auto_tiles: int
+    tokens_in_auto_tiles: float
 
     def to_json(self) -> dict[str, Any]:
         return vars(self) | {"histogram": [bar.to_json() for bar in self.histogram]}
 
 
-def measure_sizes(samples: Sequence[Sample], plan: PhotoPlan) -> tuple[ObjectSizes, list[Finding]]:
-    """Sizes of all objects in model pixels, at the plan's pixel budget."""
+def measure_sizes(
+    samples: Sequence[Sample], plan: PhotoPlan, tiles: Tiles | None = None
+) -> tuple[ObjectSizes, list[Finding]]:
+    """Sizes of all objects in model pixels, at the plan's pixel budget.
+
+    Args:
+        tiles: that are shown beside the photos; None = none.
+    """
     cell = plan.token_size
     places = [(number, item) for number, sample in enumerate(samples) for item in sample.row.objects]
     sides_Gt2 = np.array([_sides(item) for _, item in places], dtype=np.float64).reshape(-1, 2)
     photos = [(sample.row.width, sample.row.height) for sample in samples]
     owner_Gt = np.array([number for number, _ in places], dtype=np.int64)
-    seen_Gt2 = sides_Gt2 * _scales(photos, plan)[owner_Gt]
+    seen_Gt2 = sides_Gt2 * _scales(photos, plan, tiles)[owner_Gt]
     small_Gt = _under_a_cell(seen_Gt2, cell)
-    saving = _saving_pixels(sides_Gt2[small_Gt], [photos[n] for n in owner_Gt[small_Gt]], plan)
+    saving = _saving_pixels(sides_Gt2[small_Gt], [photos[n] for n in owner_Gt[small_Gt]], plan, tiles)
+    in_tiles_Gt = _under_a_cell(sides_Gt2 * _scales(photos, plan, Tiles())[owner_Gt], cell)
     tiny = Counter(places[n][1].desc for n in np.flatnonzero(small_Gt))
     edges = [0, cell / 2, *(cell * 2**step for step in range(7)), math.inf]
     bars = histogram(np.sqrt(seen_Gt2.prod(axis=1)), edges)
     in_area = int((seen_Gt2[small_Gt].prod(axis=1) < cell**2).sum())
-    sizes = ObjectSizes(cell, len(places), bars, dict(tiny.most_common()), in_area, saving)
+    tokens, tokens_in_tiles = (_tokens(photos, plan, layout) for layout in (tiles, Tiles()))
+    sizes = ObjectSizes(
+        cell,
+        len(places),
+        bars,
+        dict(tiny.most_common()),
+        in_area,
+        saving,
+        tokens,
+        int(in_tiles_Gt.sum()),
+        tokens_in_tiles,
+    )
     smallest = [n for n in np.argsort(seen_Gt2.min(axis=1), kind="stable") if small_Gt[n]]
     examples = []
     for n in smallest[:MAX_EXAMPLES]:
         sample, (width, height) = samples[owner_Gt[n]], seen_Gt2[n]
         examples.append(Example(sample.where, sample.name, places[n][1].desc, f"{width:.0f}x{height:.0f} model pixels"))
-    return sizes, _tiny_findings(sizes, examples, int(small_Gt.sum()), plan.max_pixels)
+    return sizes, _tiny_findings(sizes, examples, int(small_Gt.sum()), plan.max_pixels, tiles)
 
 
 def _sides(item: ObjectRow) -> tuple[float, float]:
@@ -79,10 +104,30 @@ def _sides(item: ObjectRow) -> tuple[float, float]:
     return (longer, longer) if item.kind == "line" else (x2 - x1, y2 - y1)
 
 
-def _scales(photos: Sequence[tuple[int, int]], plan: PhotoPlan) -> np.ndarray:
-    """(photos, 2) model pixels per displayed pixel, across and down."""
-    known = {size: plan.plan(*size) for size in set(photos)}
-    return np.array([(known[w, h].model_width / w, known[w, h].model_height / h) for w, h in photos]).reshape(-1, 2)
+def _views(photo: Size, plan: PhotoPlan, tiles: Tiles | None) -> list[Size]:
+    """Sizes of a photo and of its tiles."""
+    windows = tiles.windows(photo, plan.max_pixels) if tiles else []
+    return [photo, *(Tile(window, photo).size for window in windows)]
+
+
+def _scales(photos: Sequence[Size], plan: PhotoPlan, tiles: Tiles | None) -> np.ndarray:
+    """(photos, 2) model pixels per displayed pixel, across and down, of the view that shows most of them."""
+
+    def scale(view: Size) -> tuple[float, float]:
+        planned = plan.plan(*view)
+        return planned.model_width / view[0], planned.model_height / view[1]
+
+    known = {photo: max(map(scale, set(_views(photo, plan, tiles))), key=math.prod) for photo in set(photos)}
+    return np.array([known[photo] for photo in photos]).reshape(-1, 2)
+
+
+def _tokens(photos: Sequence[Size], plan: PhotoPlan, tiles: Tiles | None) -> float:
+    """Image tokens of all views of a photo, on average."""
+    known = {
+        photo: sum(plan.text_tokens(math.prod(plan.grid(plan.plan(*view)))) for view in _views(photo, plan, tiles))
+        for photo in set(photos)
+    }
+    return sum(known[photo] for photo in photos) / max(len(photos), 1)
 
 
 def _under_a_cell(sides_Gt2: np.ndarray, cell: int) -> np.ndarray:
@@ -90,14 +135,14 @@ def _under_a_cell(sides_Gt2: np.ndarray, cell: int) -> np.ndarray:
     return np.asarray((sides_Gt2 < cell).any(axis=1))
 
 
-def _saving_pixels(sides_Gt2: np.ndarray, photos: Sequence[tuple[int, int]], plan: PhotoPlan) -> int | None:
+def _saving_pixels(sides_Gt2: np.ndarray, photos: Sequence[Size], plan: PhotoPlan, tiles: Tiles | None) -> int | None:
     """The lowest max_pixels, in whole tokens, at which half of these objects reach a cell."""
     if not len(sides_Gt2):
         return None
     area = plan.token_size**2
 
     def saved(tokens: int) -> bool:
-        scales = _scales(photos, plan.with_max_pixels(tokens * area))
+        scales = _scales(photos, plan.with_max_pixels(tokens * area), tiles)
         return bool(_under_a_cell(sides_Gt2 * scales, plan.token_size).mean() <= 0.5)
 
     low, high = math.ceil(plan.max_pixels / area), MAX_ADVISED_TOKENS
@@ -109,23 +154,32 @@ def _saving_pixels(sides_Gt2: np.ndarray, photos: Sequence[tuple[int, int]], pla
     return high * area
 
 
-def _tiny_findings(sizes: ObjectSizes, examples: list[Example], count: int, max_pixels: int) -> list[Finding]:
+def _tiny_findings(
+    sizes: ObjectSizes, examples: list[Example], count: int, max_pixels: int, tiles: Tiles | None
+) -> list[Finding]:
     if not count:
         return []
+    share = count / sizes.objects
     if sizes.max_pixels_saving_half is None:
         advice = (
             "Most are that small in the photo itself, so a larger data.max_pixels does not help: raise "
-            "data.min_pixels, which enlarges photos, or cut photos into tiles."
+            "data.min_pixels, which enlarges photos and tiles."
         )
     else:
         advice = (
             f"data.max_pixels={sizes.max_pixels_saving_half} saves half of them; "
             "each doubling doubles the image tokens."
         )
-    share = count / sizes.objects
+    if tiles is None and sizes.tiny_in_auto_tiles <= count / 2:
+        on_tiles = (
+            "data.tiles=auto trains and predicts on tiles at full resolution beside each photo: "
+            f"{sizes.tiny_in_auto_tiles / sizes.objects:.1%} of all objects are then under one token instead of "
+            f"{share:.1%}, at {sizes.tokens_in_auto_tiles:.0f} image tokens a photo instead of {sizes.tokens:.0f}."
+        )
+        advice = f"{on_tiles} Or: {advice}" if share > MOST else f"{advice} Or: {on_tiles}"
     severity = None if share > TINY_SHARE else INFO
     values = {"max_pixels": max_pixels, "cell": sizes.cell, "share": f"{share:.1%}"}
-    values |= {"area": sizes.tiny_in_area, "advice": advice}
+    values |= {"area": sizes.tiny_in_area, "advice": advice, "tiles": ", in tiles too," if tiles else ""}
     return [finding("tiny_objects", examples, count, severity, labels=counted(sizes.tiny_by_description), **values)]
 
 

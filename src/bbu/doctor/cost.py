@@ -85,8 +85,11 @@ def pack_sizes(config: Config, lengths: Lengths) -> PackSizes | None:
 def steps_report(config: Config, rows: Sequence[Row], packs: PackSizes | None) -> dict[str, Any]:
     """Samples per step, epochs and packs, for one process (GPU); None where a value needs unknown lengths.
 
-    data.sampling decides the length of an epoch: the number of photos, unless rare ones are repeated. Conversations of
-    data.replay, which are no photos, count as samples; packs are estimated from photos alone.
+    data.sampling decides the length of an epoch: the number of photos and tiles, unless some are repeated or left out.
+    Conversations of data.replay, which are neither, count as samples; packs are estimated without them.
+
+    Args:
+        rows: training photos and their tiles.
     """
     training = config.training
     places = float(expected_views(rows, config.data.sampling).sum()) / (1 - config.data.replay.share) if rows else 0.0
@@ -94,7 +97,8 @@ def steps_report(config: Config, rows: Sequence[Row], packs: PackSizes | None) -
     per_pack = packs.samples if packs else None if planned else training.batch_size
     per_step = per_pack and per_pack * training.gradient_accumulation
     return {
-        "training_photos": len(rows),
+        "training_photos": sum(row.tile is None for row in rows),
+        "samples_per_epoch": round(places, 2),
         "samples_per_step": per_step and round(per_step, 2),
         "steps_per_epoch": per_step and round(places / per_step, 2),
         "epochs": round(training.max_steps * per_step / places, 2) if per_step and places else None,
@@ -107,16 +111,17 @@ def steps_report(config: Config, rows: Sequence[Row], packs: PackSizes | None) -
 
 def steps_findings(config: Config, report: dict[str, Any]) -> list[Finding]:
     """A finding if the run has too few steps to see every photo once."""
-    per_step, photos = report["samples_per_step"], report["training_photos"]
+    per_step, samples = report["samples_per_step"], math.floor(report["samples_per_epoch"])
     if per_step is None or config.data.sampling.method != "uniform":
         return []
-    shown = per_step * (1 - config.data.replay.share)  # photos a step
-    left = math.floor(photos - config.training.max_steps * shown)
+    shown = per_step * (1 - config.data.replay.share)  # photos and tiles a step
+    left = math.floor(samples - config.training.max_steps * shown)
     if left <= 0:
         return []
     values = {"steps": config.training.max_steps, "per_step": per_step, "epochs": report["epochs"]}
-    example = Example(detail=f"{photos} photos, {photos - left} samples in the run")
-    return [finding("photos_never_seen", [example], left, needed=math.ceil(photos / shown), **values)]
+    tiles = " and tiles" if samples != report["training_photos"] else ""
+    example = Example(detail=f"{samples} photos{tiles}, {samples - left} samples in the run")
+    return [finding("photos_never_seen", [example], left, needed=math.ceil(samples / shown), **values)]
 
 
 def model_size(config: Config, tokenizer: Any) -> ModelSize | None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import time
+from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 
 from bbu.config import Config
@@ -32,7 +34,7 @@ from bbu.doctor.tokens import conversation_findings, length_findings, measure_le
 from bbu.errors import ConfigError
 from bbu.families.photo_plan import PhotoPlan
 from bbu.families.registry import backbone_class
-from bbu.models.build import build_processor, prompt_spec
+from bbu.models.build import build_processor, prompt_spec, training_samples
 from bbu.records import Row
 from bbu.taxonomy import MirrorRules
 
@@ -100,10 +102,17 @@ def _pool(config: Config, rows: Rows) -> list[Row]:
 
 def _examine_boxes(report: Report, config: Config, rows: Rows, good: Rows, facts: dict[str, PhotoFacts]) -> None:
     plan = backbone_class(config.model.family).photo_plan("", prompt_spec(config))
-    report.sizes, tiny = measure_sizes([sample for sample in rows.samples if _can_be_shown(sample, plan)], plan)
+    shown = [sample for sample in rows.samples if _can_be_shown(sample, plan)]
+    report.sizes, tiny = measure_sizes(shown, plan, prompt_spec(config).tiling)
     copies = find_copies(good.samples, facts)
-    report.findings += tiny + query_findings(rows.samples, config.model.detection.queries)
+    in_tiles = [views[1:] or views for views in (_views(config, sample) for sample in rows.samples)]
+    report.findings += tiny + query_findings([*chain(*in_tiles)], config.model.detection.queries)
     report.findings += contradiction_findings(rows, copies.all_pairs) + copies.findings()
+
+
+def _views(config: Config, sample: Sample) -> list[Sample]:
+    """The samples that training makes of one: its photo, then the photo's tiles."""
+    return [replace(sample, sample=view) for view in training_samples(config, [sample.sample])]
 
 
 def _can_be_shown(sample: Sample, plan: PhotoPlan) -> bool:
@@ -120,11 +129,12 @@ def _can_be_shown(sample: Sample, plan: PhotoPlan) -> bool:
 def _examine_tokens(report: Report, config: Config, rows: Rows, good: Rows, image_root: str) -> ChatProcessor | None:
     """Lengths, memory and steps; returns the processor, or None if its model is absent."""
     train = good.of("train")
-    students = [sample.row for sample in rows.of("train")]
+    views = [view for sample in train for view in _views(config, sample)]
+    students = [view.row for sample in rows.of("train") for view in _views(config, sample)]
     processor, largest, smallest = _processor(report, config, train, image_root), None, None
     if processor is not None:
-        report.lengths = measure_lengths(train, _pool(config, good), processor, config)
-        report.findings += length_findings(report.lengths, train, Budgets.of(config.training))
+        report.lengths = measure_lengths(views, _pool(config, good), processor, config)
+        report.findings += length_findings(report.lengths, views, Budgets.of(config.training))
         report.findings += caption_findings(rows.of("train"), processor) + conversation_findings(config, processor)
         largest, smallest = (pack_sizes(config, which) for which in (report.lengths.longest, report.lengths.alone))
         size = model_size(config, processor.tokenizer)

@@ -270,15 +270,15 @@ CODES: dict[str, Code] = {
     "tiny_objects": Code(
         WARNING,
         "objects with a side shorter than one image token",
-        "After the resize to data.max_pixels={max_pixels} the side is under {cell} pixels ({share} of all objects; "
-        "{area} have less area than one token too), so the model hardly sees them: {labels}.",
+        "After the resize to data.max_pixels={max_pixels} the side{tiles} is under {cell} pixels ({share} of all "
+        "objects; {area} have less area than one token too), so the model hardly sees them: {labels}.",
         "{advice}",
     ),
     "more_objects_than_queries": Code(
         WARNING,
         "photos with more objects than model.detection.queries ({queries})",
         "A query finds one object, so the remaining objects can be neither learnt nor found.",
-        "Set model.detection.queries={needed} (memory grows a little), or tile the photos.",
+        "Set model.detection.queries={needed} (memory grows a little), or cut photos into tiles: data.tiles.",
     ),
     "contradictory_labels": Code(
         WARNING,
@@ -397,7 +397,7 @@ CODES: dict[str, Code] = {
     ),
     "photos_never_seen": Code(
         WARNING,
-        "training photos that no step reaches",
+        "training photos (or tiles) that no step reaches",
         "{steps} steps of {per_step} samples are {epochs:.2f} epochs.",
         "Set training.max_steps={needed} or more for one epoch (fewer with several GPUs).",
     ),

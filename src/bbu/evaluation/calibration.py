@@ -4,7 +4,7 @@ A detection is right when it takes a free object of its own description at IoU â
 and temperature scaling: Guo et al. 2017, "On Calibration of Modern Neural Networks" (arXiv:1706.04599). Isotonic
 regression: Zadrozny and Elkan 2002, "Transforming classifier scores into accurate multiclass probability estimates".
 
-Shapes: Dt detections.
+Shapes: Dt detections, Ph photos.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -33,6 +33,8 @@ BINS = 10
 TEMPERATURES = (0.05, 20.0)  # search interval
 SCORE_MARGIN = 1e-6  # a wrong detection with a score of exactly 1 would make every temperature's loss infinite
 KINDS = ("temperature", "isotonic")
+FOLDS = 5  # of cross-fitting
+FIGURES = ("ECE", "Brier")
 
 
 # ---------------------------------------------------------------- measuring
@@ -93,8 +95,9 @@ class Calibration:
         temperature: divides the logit of a score, which keeps the ranking. None for isotonic.
         knots: (score, precision) pairs, both rising, interpolated linearly; empty for temperature.
         split, photos, count: what it was fitted on.
-        before, after: ECE and Brier of that split; ``after`` by two-fold cross-fitting over photos, so no photo is
-            judged by a fit to itself. None where a fold has no right or no wrong detection.
+        before: ECE and Brier of that split.
+        after: its ``reliability`` by cross-fitting: each fold of the photos is judged by a fit to the other folds, and
+            photos of one group are in one fold. Of no detections where that is impossible.
     """
 
     kind: str
@@ -104,7 +107,7 @@ class Calibration:
     photos: int
     count: int
     before: Mapping[str, float | None]
-    after: Mapping[str, float | None]
+    after: Mapping[str, Any]
 
     def apply(self, scores: np.ndarray | Sequence[float]) -> np.ndarray:
         """Calibrated scores in [0, 1], in the shape given."""
@@ -127,8 +130,9 @@ class Calibration:
             "split": self.split,
             "photos": self.photos,
             "count": self.count,
-            **{f"{name}_before": value for name, value in self.before.items()},
-            **{f"{name}_after": value for name, value in self.after.items()},
+            **{f"{name}_before": self.before[name] for name in FIGURES},
+            **{f"{name}_after": self.after[name] for name in FIGURES},
+            "reliability_after": {name: value for name, value in self.after.items() if name not in FIGURES},
         }
 
     def save(self, path: str | Path) -> None:
@@ -174,8 +178,18 @@ class Calibration:
             steps = np.diff(knots, axis=0, prepend=((0, 0),), append=((1, 1),)) if knots else np.array(-1)
         if kind == "isotonic" and not (steps >= 0).all():
             raise ValueError("scores and shares must rise within [0, 1]")
-        before, after = ({name: value[f"{name}_{when}"] for name in ("ECE", "Brier")} for when in ("before", "after"))
+        before, after = ({name: value[f"{name}_{when}"] for name in FIGURES} for when in ("before", "after"))
+        after |= _checked_bins(value.get("reliability_after", {}))
         return cls(kind, temperature, knots, value["split"], value["photos"], value["count"], before, after)
+
+
+def _checked_bins(found: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The bins of a file; earlier versions wrote none. A ValueError where one is no bin, as in a damaged file."""
+    for row in (*found["equal_width"], *found["equal_mass"]) if found else ():
+        shares = [row[name] for name in ("confidence", "accuracy") if row["count"]]
+        if not (row["count"] >= 0 and all(0 <= share <= 1 for share in shares)):
+            raise ValueError(f"{shown(row)} is not a bin")
+    return found
 
 
 def _digest(value: Mapping[str, Any]) -> str:
@@ -210,7 +224,8 @@ def fit_calibration(
     """
     if kind not in KINDS:
         raise UserError(f"calibration: {kind!r} is not one of {', '.join(KINDS)}")
-    flat = flatten(pair(truth, predictions).photos)
+    groups: dict[str, str] = {}
+    flat = flatten(pair(_noting_groups(truth, groups), predictions).photos)
     described = Matched.at(rank(flat, str, "score"))
     score_Dt, right_Dt = described.ranking.confidence_Dt, described.right_Dt
     if not 0 < right_Dt.sum() < len(right_Dt):
@@ -220,7 +235,7 @@ def fit_calibration(
         )
     temperature, knots = _fit(score_Dt, right_Dt, kind)
     before = reliability(score_Dt, right_Dt)
-    after = _cross_fitted(score_Dt, right_Dt, described.ranking.photo_Dt % 2 == 0, kind)
+    fold_Ph = _folds([groups.get(name, name) for name in flat.names])
     return Calibration(
         kind=kind,
         temperature=temperature,
@@ -228,9 +243,23 @@ def fit_calibration(
         split=split,
         photos=len(flat.names),
         count=len(score_Dt),
-        before={name: before[name] for name in ("ECE", "Brier")},
-        after={name: None if after is None else after[name] for name in ("ECE", "Brier")},
+        before={name: before[name] for name in FIGURES},
+        after=_cross_fitted(score_Dt, right_Dt, fold_Ph[described.ranking.photo_Dt], kind),
     )
+
+
+def _noting_groups(rows: Iterable[Row], groups: dict[str, str]) -> Iterator[Row]:
+    """The rows; ``groups`` gets photo â†’ group of those that have one."""
+    for row in rows:
+        if row.group is not None:
+            groups[row.images[0]] = f"group {row.group}"
+        yield row
+
+
+def _folds(owners: Sequence[str]) -> np.ndarray:
+    """(Ph,) fold of each photo: owners (groups, or photos by themselves) go to the folds in turn."""
+    turns = {owner: turn for turn, owner in enumerate(dict.fromkeys(owners))}
+    return np.array([turns[owner] % FOLDS for owner in owners], dtype=np.int64)
 
 
 def _fit(score_Dt: np.ndarray, right_Dt: np.ndarray, kind: str) -> tuple[float | None, tuple[tuple[float, float], ...]]:
@@ -276,12 +305,16 @@ def _calibrated(scores: np.ndarray, temperature: float | None, knots: Sequence[t
     return calibrated
 
 
-def _cross_fitted(score_Dt: np.ndarray, right_Dt: np.ndarray, first_Dt: np.ndarray, kind: str) -> dict[str, Any] | None:
-    """Reliability with each half of the photos calibrated by the other; None if a half cannot be fitted."""
+def _cross_fitted(score_Dt: np.ndarray, right_Dt: np.ndarray, fold_Dt: np.ndarray, kind: str) -> dict[str, Any]:
+    """Reliability with each fold calibrated by the others; of no detections if they cannot be fitted.
+
+    All folds share the bins: a fold's own bins would be so empty that chance alone made large gaps.
+    """
     after_Dt = np.empty_like(score_Dt)
-    for judged_Dt in (first_Dt, ~first_Dt):
+    for fold in np.unique(fold_Dt):
+        judged_Dt = fold_Dt == fold
         fitted_Dt = ~judged_Dt
         if not 0 < right_Dt[fitted_Dt].sum() < fitted_Dt.sum():
-            return None
+            return reliability(score_Dt[:0], right_Dt[:0])
         after_Dt[judged_Dt] = _calibrated(score_Dt[judged_Dt], *_fit(score_Dt[fitted_Dt], right_Dt[fitted_Dt], kind))
     return reliability(after_Dt, right_Dt)

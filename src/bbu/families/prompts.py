@@ -18,6 +18,7 @@ import numpy as np
 from bbu.errors import SampleError
 from bbu.families.conversation import Conversation
 from bbu.geometry import ImageGeometry
+from bbu.tiles import Tiles
 
 WORDING = {
     "zh": (
@@ -56,6 +57,7 @@ class PromptSpec:
     Args:
         box_convention: how boxes are written as text, see Conversation.
         context_note: precedes the instruction in turns with context photos; "" = trained without context photos.
+        tiles: how photos were cut for training, as Tiles.parse reads it; "" = they were not.
     """
 
     language: str
@@ -66,22 +68,36 @@ class PromptSpec:
     min_pixels: int
     max_pixels: int
     context_note: str = ""
+    tiles: str = ""
 
     @classmethod
     def create(
-        cls, language: str, conversation: Conversation, min_pixels: int, max_pixels: int, *, context: bool = False
+        cls,
+        language: str,
+        conversation: Conversation,
+        min_pixels: int,
+        max_pixels: int,
+        *,
+        context: bool = False,
+        tiles: str = "",
     ) -> PromptSpec:
         """The shipped wording in a language, zh or en; with ``context`` including the note on context photos."""
         system, instruction = WORDING[language]
         template, boxes = conversation.template, conversation.box_convention
         note = CONTEXT_NOTES[language] if context else ""
-        return cls(language, system, instruction, template, boxes, min_pixels, max_pixels, note)
+        return cls(language, system, instruction, template, boxes, min_pixels, max_pixels, note, tiles)
 
     def to_json(self) -> dict[str, Any]:
         facts = asdict(self)
-        if not self.context_note:
-            del facts["context_note"]  # keeps the hash of checkpoints without context photos
+        for name in ("context_note", "tiles"):
+            if not facts[name]:
+                del facts[name]  # keeps the hash of checkpoints without context photos or tiles
         return facts
+
+    @property
+    def tiling(self) -> Tiles | None:
+        """``tiles``, parsed."""
+        return Tiles.parse(self.tiles) if self.tiles else None
 
     @property
     def hash(self) -> str:

@@ -18,8 +18,9 @@ from bbu.data.photo import Photo
 from bbu.errors import ImageError, UserError
 from bbu.images import load_image, photo_size
 from bbu.inference.predictor import Predictor, prepare
-from bbu.inference.tiling import Size, View
+from bbu.inference.tiling import View
 from bbu.records import resolve_image
+from bbu.tiles import Size
 
 WINDOW = 512  # photos that are sorted by size together
 HEADERS_AT_ONCE = 8  # image headers read in parallel

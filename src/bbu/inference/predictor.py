@@ -16,11 +16,12 @@ from bbu.errors import UserError
 from bbu.evaluation.calibration import Calibration
 from bbu.images import load_image
 from bbu.inference.postprocess import NMS_IOU, detect
-from bbu.inference.tiling import Size, Tiles, View, merge_views, views_of
+from bbu.inference.tiling import View, merge_views, views_of
 from bbu.models.vocabulary import DescriptionVocabulary
 from bbu.models.wrapper import DetectionVLM
 from bbu.records import PredictedObject, PredictionRow, Row, resolve_image
 from bbu.taxonomy import MirrorRules
+from bbu.tiles import Size, Tiles
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -39,7 +40,7 @@ class PredictOptions:
         nms_iou: a box whose IoU with a higher-ranked one exceeds this is suppressed; 1 keeps all.
         autocast: compute matrix products in this 16-bit dtype; None = float32.
         vocabulary: the only allowed descriptions; None = free captions.
-        tiles: also predict overlapping tiles of each photo.
+        tiles: also predict overlapping tiles of each photo; None = those that the model was trained on, if any.
         flips: also predict everything mirrored left to right, where ``mirror`` allows it.
         mirror: how mirroring changes descriptions that name a side.
         calibration: applied to the final scores.
@@ -94,9 +95,9 @@ class Predictor:
 
     def views(self, size: Size) -> list[View]:
         """The views of a photo of this width and height; the whole photo first."""
-        options = self.options
+        options, spec = self.options, self.processor.spec
         flips = options.flips and options.mirror.allows("horizontal", ())
-        return views_of(size, options.tiles, flips, self.processor.spec.max_pixels)
+        return views_of(size, options.tiles or spec.tiling, flips, spec.max_pixels)
 
     def detect(self, samples: Sequence[ChatProcessorOutput]) -> list[list[PredictedObject]]:
         """One pack through the model → the detections of each view, in pixels of the view, best first."""

@@ -5,8 +5,9 @@ start, so the decoder learns to refine boxes at once (DN-DETR, Li et al. 2022, a
 as a pair: a positive near it, to be refined to the target, and a negative further off, to be scored as background
 (DINO, Zhang et al. 2022, arXiv:2203.03605).
 
-The noise is a hash of the target's box: it differs in every random view of a photo and is the same however samples
-are packed and spread over ranks, on every device and after a resume.
+The noise is drawn anew in each step, as both papers do: it is a hash of the target's box and of the sample's salt,
+which follows from seed and stream position. So it is the same however samples are packed and spread over ranks, on
+every device and after a resume.
 
 Shapes: N training targets, R rows.
 """
@@ -34,21 +35,27 @@ class DenoisingTargets:
     Args:
         queries: R boxes; a group of a sample holds its positives, then its negatives, both in the order of targets.
         positives, targets: row and target of each positive, on the host. All other rows are negatives.
+        samples, group_numbers: sample and group of each positive, on the host.
         groups: pairs per target.
     """
 
     queries: DenoisingQueries
     positives: np.ndarray
     targets: np.ndarray
+    samples: np.ndarray
+    group_numbers: np.ndarray
     groups: int
 
 
-def denoising_targets(target_boxes_N4: torch.Tensor, target_counts: Sequence[int], groups: int) -> DenoisingTargets:
+def denoising_targets(
+    target_boxes_N4: torch.Tensor, target_counts: Sequence[int], groups: int, salts: Sequence[int]
+) -> DenoisingTargets:
     """``groups`` pairs of a positive and a negative for every target.
 
     Args:
         target_boxes_N4: cxcywh in [0, 1], samples end to end.
         target_counts: targets of each sample.
+        salts: of each sample, 32 bits.
     """
     counts, firsts = np.asarray(target_counts), np.cumsum([0, *target_counts])
     sample = np.repeat(np.arange(len(counts)), 2 * groups * counts)  # of each row
@@ -58,10 +65,11 @@ def denoising_targets(target_boxes_N4: torch.Tensor, target_counts: Sequence[int
     device = target_boxes_N4.device
     boxes_R4 = target_boxes_N4.index_select(0, to_device(targets, device))
     is_negative_R1 = to_device(negative, device)[:, None]
-    noisy_R4 = _add_noise(boxes_R4, is_negative_R1, _draw(boxes_R4, to_device(2 * group + negative, device)))
+    of_sample = to_device(np.asarray(salts, dtype=np.int64)[sample], device)
+    noisy_R4 = _add_noise(boxes_R4, is_negative_R1, _draw(boxes_R4, of_sample, to_device(2 * group + negative, device)))
     queries = DenoisingQueries(noisy_R4, [[2 * count] * groups for count in target_counts])
     positives = np.flatnonzero(negative == 0)
-    return DenoisingTargets(queries, positives, targets[positives], groups)
+    return DenoisingTargets(queries, positives, targets[positives], sample[positives], group[positives], groups)
 
 
 def _add_noise(boxes_R4: torch.Tensor, is_negative_R1: torch.Tensor, draws_R4: torch.Tensor) -> torch.Tensor:
@@ -74,9 +82,9 @@ def _add_noise(boxes_R4: torch.Tensor, is_negative_R1: torch.Tensor, draws_R4: t
     return torch.cat((noisy_R4[:, :2], noisy_R4[:, 2:].clamp(min=LEAST_SIDE)), dim=-1)
 
 
-def _draw(boxes_R4: torch.Tensor, salts_R: torch.Tensor) -> torch.Tensor:
-    """(R, 4) pseudo-random numbers in [0, 1), a hash of each row's box and salt."""
-    state_R = salts_R
+def _draw(boxes_R4: torch.Tensor, salts_R: torch.Tensor, numbers_R: torch.Tensor) -> torch.Tensor:
+    """(R, 4) pseudo-random numbers in [0, 1), a hash of each row's box, its sample's salt and its number."""
+    state_R = _mixed(salts_R) ^ numbers_R
     for coordinate_R in (boxes_R4.double() * 2**31).long().unbind(-1):
         state_R = _mixed(state_R ^ coordinate_R)
     state_R4 = _mixed(state_R[:, None] + torch.arange(4, device=boxes_R4.device))

@@ -21,16 +21,25 @@ Wanted = tuple[bool, bool]  # gradients by states and by weight
 CHUNK_ELEMENTS = 2**25  # most logits held at once: 128 MiB in float32, and as much again for their softmax
 
 
-def linear_cross_entropy_sum(states_RD: torch.Tensor, weight_VD: torch.Tensor, targets_R: torch.Tensor) -> torch.Tensor:
-    """Σ over rows of −log softmax(states · weightᵀ)[target], a scalar in float32 or better.
+def linear_cross_entropy_sum(
+    states_RD: torch.Tensor, weight_VD: torch.Tensor, targets_R: torch.Tensor, importance_R: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Σ over rows of importance · −log softmax(states · weightᵀ)[target], a scalar in float32 or better.
 
     Gradients are computed with the loss, chunk by chunk, so logits are neither kept nor computed twice (as in the
     fused linear cross-entropy of Liger Kernel, Hsu et al. 2024, arXiv:2410.10989). Under autocast the matrix products
     run in its dtype, the softmax and the sums over chunks in float32. The result can be differentiated once.
+
+    Args:
+        importance_R: weight of each row; None = 1.
     """
     wanted = torch.is_grad_enabled()
     total: torch.Tensor = _LinearCrossEntropySum.apply(  # type: ignore[no-untyped-call]
-        states_RD, weight_VD, targets_R, (wanted and states_RD.requires_grad, wanted and weight_VD.requires_grad)
+        states_RD,
+        weight_VD,
+        targets_R,
+        importance_R,
+        (wanted and states_RD.requires_grad, wanted and weight_VD.requires_grad),
     )
     return total
 
@@ -40,11 +49,16 @@ class _LinearCrossEntropySum(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, states_RD: torch.Tensor, weight_VD: torch.Tensor, targets_R: torch.Tensor, wanted: Wanted
+        ctx: Any,
+        states_RD: torch.Tensor,
+        weight_VD: torch.Tensor,
+        targets_R: torch.Tensor,
+        importance_R: torch.Tensor | None,
+        wanted: Wanted,
     ) -> torch.Tensor:
-        ctx.save_for_backward(states_RD, weight_VD, targets_R)
+        ctx.save_for_backward(states_RD, weight_VD, targets_R, importance_R)
         ctx.wanted, ctx.dtype = wanted, _product_dtype(states_RD)
-        total, ctx.gradients = _chunked_sum(states_RD, weight_VD, targets_R, wanted, ctx.dtype)
+        total, ctx.gradients = _chunked_sum(states_RD, weight_VD, targets_R, importance_R, wanted, ctx.dtype)
         return total
 
     @staticmethod
@@ -53,9 +67,9 @@ class _LinearCrossEntropySum(torch.autograd.Function):
         """Scale in place, to avoid a second (V, D) buffer; a second backward pass computes the gradients again."""
         gradients, ctx.gradients = ctx.gradients, None
         if gradients is None:
-            states_RD, weight_VD, targets_R = ctx.saved_tensors
-            _, gradients = _chunked_sum(states_RD, weight_VD, targets_R, ctx.wanted, ctx.dtype)
-        return (*(gradient if gradient is None else gradient.mul_(scale) for gradient in gradients), None, None)
+            states_RD, weight_VD, targets_R, importance_R = ctx.saved_tensors
+            _, gradients = _chunked_sum(states_RD, weight_VD, targets_R, importance_R, ctx.wanted, ctx.dtype)
+        return (*(gradient if gradient is None else gradient.mul_(scale) for gradient in gradients), None, None, None)
 
 
 def _product_dtype(states: torch.Tensor) -> torch.dtype:
@@ -67,7 +81,12 @@ def _product_dtype(states: torch.Tensor) -> torch.dtype:
 
 
 def _chunked_sum(
-    states_RD: torch.Tensor, weight_VD: torch.Tensor, targets_R: torch.Tensor, wanted: Wanted, dtype: torch.dtype
+    states_RD: torch.Tensor,
+    weight_VD: torch.Tensor,
+    targets_R: torch.Tensor,
+    importance_R: torch.Tensor | None,
+    wanted: Wanted,
+    dtype: torch.dtype,
 ) -> tuple[torch.Tensor, tuple[torch.Tensor | None, torch.Tensor | None]]:
     """The sum, and its gradients with respect to states and weight where wanted."""
     exact = torch.promote_types(dtype, torch.float32)
@@ -80,19 +99,25 @@ def _chunked_sum(
         for start in range(0, len(states_RD), rows_at_once):
             rows = slice(start, start + rows_at_once)
             states, targets = states_RD[rows].to(dtype), targets_R[rows, None]
+            importance = None if importance_R is None else importance_R[rows, None].to(exact)
             log_probs = F.linear(states, weight).log_softmax(-1, dtype=exact)
-            total -= log_probs.gather(1, targets).sum()
+            total -= _times(log_probs.gather(1, targets), importance).sum()
             if not any(wanted):
                 continue
             slopes = log_probs.exp_()  # gradient of the logits: softmax − one-hot target
             slopes.scatter_add_(1, targets, slopes.new_full(targets.shape, -1))
             slopes = slopes.to(dtype)
             if of_states is not None:
-                of_states[rows] = slopes @ weight
+                of_states[rows] = _times(slopes @ weight, importance)
             if of_weight is not None:
-                _add_product(of_weight, slopes.T, states)
+                _add_product(of_weight, slopes.T, _times(states, importance).to(dtype))
             del log_probs, slopes  # free them before the next chunk is computed
     return total, (of_states, of_weight)
+
+
+def _times(values_RD: torch.Tensor, importance_R1: torch.Tensor | None) -> torch.Tensor:
+    """Rows times their importance; of width D rather than V, which costs next to nothing."""
+    return values_RD if importance_R1 is None else values_RD * importance_R1
 
 
 def _add_product(into_VD: torch.Tensor, slopes_VR: torch.Tensor, states_RD: torch.Tensor) -> None:

@@ -10,6 +10,8 @@ from transformers import PreTrainedTokenizerBase
 
 from bbu.config import Config
 from bbu.data.chat_processor import ChatProcessor
+from bbu.data.sampling.class_balance import caption_weights
+from bbu.data.tiling import add_tiles
 from bbu.errors import ConfigError
 from bbu.families.feature_cache import FeatureCache
 from bbu.families.prompts import PromptSpec, answer_text
@@ -33,7 +35,14 @@ def prompt_spec(config: Config) -> PromptSpec:
         data.min_pixels or family.min_pixels,
         data.max_pixels or family.max_pixels,
         context=data.episodes.context_photos > 0,
+        tiles=data.tiles,
     )
+
+
+def training_samples(config: Config, samples: Sequence[FewShotSample]) -> list[FewShotSample]:
+    """What training shows of these samples: their photos, and with data.tiles also the tiles of each."""
+    spec = prompt_spec(config)
+    return add_tiles(samples, spec.tiling, spec.max_pixels, config.data.augment.min_visible)
 
 
 def build_processor(config: Config, samples: Sequence[FewShotSample], image_root: str) -> ChatProcessor:
@@ -52,6 +61,7 @@ def build_processor(config: Config, samples: Sequence[FewShotSample], image_root
         image_root=image_root,
         max_length=config.data.max_length,
         caption_max_tokens=model.detection.caption_max_tokens,
+        caption_weights=caption_weights((sample.student for sample in samples), config.loss.caption_balance),
         name_photos=bool(model.feature_cache),
     )
 

@@ -1,8 +1,8 @@
 """Caption decoder: writes the description of a box from the memory inside and around that box.
 
 A caption starts from its query's final state and attends to memory features sampled on a grid in its box, so it
-follows the pixels there. Token embedding and output layer are the language model's embedding. ``generate`` decodes
-freely; ``score_descriptions`` scores every description of a vocabulary.
+follows the pixels there. Token embedding and output layer are the language model's embedding and head. ``generate``
+decodes freely; ``score_descriptions`` scores every description of a vocabulary.
 
 Shapes: B samples, C captions, Ce cells of a region, Ch children of a node, D feature width, De descriptions of a
 vocabulary, L tokens of one sample or caption, Lv levels, M memory tokens, No nodes of the description tree, R rows,
@@ -153,7 +153,7 @@ class CaptionDecoder(nn.Module):
     ) -> torch.Tensor:
         """Teacher forcing: target ids → (C, L, W) states, state i predicting token i.
 
-        A state's logits are its product with the embedding's weight, which the caller computes for few rows at a time.
+        A state's logits are its product with the language model's head, which the caller takes for few rows at a time.
         """
         tokens = self.from_embedding(embedding(token_ids_CL[:, :-1]))
         x_RLD = torch.cat((self.start(queries_CD)[:, None], tokens), dim=1) + self.position[: token_ids_CL.shape[1]]
@@ -168,7 +168,12 @@ class CaptionDecoder(nn.Module):
 
     @torch.no_grad()
     def generate(
-        self, queries_CD: torch.Tensor, region_CCeD: torch.Tensor, embedding: nn.Embedding, end_token_id: int
+        self,
+        queries_CD: torch.Tensor,
+        region_CCeD: torch.Tensor,
+        embedding: nn.Embedding,
+        head_VW: torch.Tensor,
+        end_token_id: int,
     ) -> CaptionResult:
         """Greedy decoding of all captions in parallel with a KV cache."""
         captions = queries_CD.shape[0]
@@ -180,7 +185,7 @@ class CaptionDecoder(nn.Module):
         x_RLD = self.start(queries_CD)[:, None] + self.position[:1]
         for step in range(self.max_tokens):
             state_CW = self._run(x_RLD, region_CCeD, caches)[:, 0]
-            scores_CV = full_precision(F.linear(state_CW, embedding.weight)).log_softmax(dim=-1)
+            scores_CV = full_precision(F.linear(state_CW, head_VW)).log_softmax(dim=-1)
             best, chosen = scores_CV.max(dim=-1)
             log_probs = log_probs + torch.where(alive, best, 0)
             cumulative_CL[:, step:] = log_probs[:, None]
@@ -197,6 +202,7 @@ class CaptionDecoder(nn.Module):
         queries_CD: torch.Tensor,
         region_CCeD: torch.Tensor,
         embedding: nn.Embedding,
+        head_VW: torch.Tensor,
         vocabulary: DescriptionVocabulary,
         beam_width: int | None = None,
         pruned_mass: float = PRUNED_MASS,
@@ -223,9 +229,9 @@ class CaptionDecoder(nn.Module):
         for queries, region in zip(queries_CD.split(chunk), region_CCeD.split(chunk), strict=True):
             floor_C = torch.full_like(full_precision(queries[:, 0]), -torch.inf)
             if exact and pruned_mass > 0:
-                first = self._search(queries, region, embedding, vocabulary, tables, FIRST_BEAM, floor_C)
+                first = self._search(queries, region, embedding, head_VW, vocabulary, tables, FIRST_BEAM, floor_C)
                 floor_C = first.logsumexp(dim=1) + math.log(pruned_mass / vocabulary.nodes)
-            found.append(self._search(queries, region, embedding, vocabulary, tables, widest, floor_C))
+            found.append(self._search(queries, region, embedding, head_VW, vocabulary, tables, widest, floor_C))
         return torch.cat(found)
 
     def _search(
@@ -233,6 +239,7 @@ class CaptionDecoder(nn.Module):
         queries_CD: torch.Tensor,
         region_CCeD: torch.Tensor,
         embedding: nn.Embedding,
+        head_VW: torch.Tensor,
         vocabulary: DescriptionVocabulary,
         tables: tuple[torch.Tensor, torch.Tensor],
         beam_width: int,
@@ -248,7 +255,7 @@ class CaptionDecoder(nn.Module):
         for depth in range(len(vocabulary.nodes_at_depth)):
             tokens_CNoCh, children_CNoCh = (table[nodes_CNo] for table in tables)
             state_CNoW = self._run(x_RLD, region_CCeD, caches).view(*nodes_CNo.shape, -1)
-            logits_CNoV = full_precision(F.linear(state_CNoW, embedding.weight))
+            logits_CNoV = full_precision(F.linear(state_CNoW, head_VW))
             step_CNoCh = logits_CNoV.gather(2, tokens_CNoCh) - logits_CNoV.logsumexp(dim=-1, keepdim=True)
             total_CNoCh = (log_probs_CNo[:, :, None] + step_CNoCh).masked_fill(children_CNoCh < 0, -torch.inf)
             is_end = children_CNoCh >= vocabulary.nodes

@@ -22,6 +22,7 @@ from itertools import accumulate
 import numpy as np
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from bbu.config import DetectionConfig
 from bbu.layers.attention import Boundaries, varlen_attention
@@ -55,6 +56,7 @@ class HeadOutput:
         proposal_counts: image tokens of each sample.
         queries_BQD: final query states.
         denoising_layers: (R,) predictions of the denoising queries, in their order, of each decoder layer.
+        denoising_states_RD: their final states.
     """
 
     layers: list[BoxPrediction]
@@ -62,6 +64,7 @@ class HeadOutput:
     proposal_counts: list[int]
     queries_BQD: torch.Tensor
     denoising_layers: list[BoxPrediction]
+    denoising_states_RD: torch.Tensor
 
 
 @dataclass
@@ -138,8 +141,16 @@ class BoxHead(nn.Module):
     def forward(self, features: torch.Tensor, reference: torch.Tensor) -> BoxPrediction:
         """(…, D) features and (…, 4) reference boxes → predictions in float32 or better."""
         features = self.norm(features)
-        boxes = (torch.logit(reference, eps=1e-4) + full_precision(self.step(features))).sigmoid()
-        return BoxPrediction(boxes, full_precision(self.objectness(features)).squeeze(-1))
+        hidden = self.step[:-1](features)
+        boxes = (torch.logit(reference, eps=1e-4) + in_full_precision(self.step[-1], hidden)).sigmoid()
+        return BoxPrediction(boxes, in_full_precision(self.objectness, features).squeeze(-1))
+
+
+def in_full_precision(layer: nn.Module, features: torch.Tensor) -> torch.Tensor:
+    """A linear layer in float32 or better, also under autocast: a logit in bfloat16 has but three digits."""
+    weight, bias = full_precision(layer.weight), full_precision(layer.bias)  # type: ignore[arg-type]
+    with torch.autocast(features.device.type, enabled=False):
+        return F.linear(full_precision(features), weight, bias)
 
 
 class DecoderLayer(nn.Module):
@@ -272,18 +283,19 @@ class DetectionHead(nn.Module):
             queries_RD = rows.join(queries_RD, states_RD.to(queries_RD.dtype))
             boxes_R4 = rows.join(boxes_R4, denoising_queries.boxes.to(boxes_R4.dtype))
         layers, denoising_layers = [], []
+        reference_R4 = boxes_R4  # its gradient is that of the learned boxes
         for layer, head in zip(self.layers, self.box_heads, strict=True):
-            reference_R4 = boxes_R4.detach()  # no gradient from a layer's box into the layers before
             pos_embed_RD = self.box_place(sine_embedding(reference_R4, self.width // 2).to(queries_RD.dtype))
             queries_RD = layer(queries_RD, pos_embed_RD, reference_R4, rows, memory, backend)
             predicted = head(queries_RD, reference_R4)
-            boxes_R4 = predicted.boxes
+            reference_R4 = predicted.boxes.detach()  # no gradient from a layer's box into the layers before
             matching = predicted.at(rows.matching)
             objectness = matching.objectness.view(boxes_BQ4.shape[:2])
             layers.append(BoxPrediction(matching.boxes.view_as(boxes_BQ4), objectness))
             denoising_layers.append(predicted.at(rows.denoising))
         states_BQD = queries_RD.index_select(0, rows.matching).view_as(queries_BQD)
-        return HeadOutput(layers, proposals, memory.image_token_counts, states_BQD, denoising_layers)
+        denoising_RD = queries_RD.index_select(0, rows.denoising)
+        return HeadOutput(layers, proposals, memory.image_token_counts, states_BQD, denoising_layers, denoising_RD)
 
     def of_no_sample(self, memory: Memory) -> HeadOutput:
         """The predictions for a memory of no sample."""
@@ -293,7 +305,7 @@ class DetectionHead(nn.Module):
             BoxPrediction(none.new_zeros(0, self.queries, 4), none.new_zeros(0, self.queries)) for _ in self.layers
         ]
         rows = BoxPrediction(none.new_zeros(0, 4), none.new_zeros(0))
-        return HeadOutput(layers, rows, [], queries_BQD, [rows] * len(layers))
+        return HeadOutput(layers, rows, [], queries_BQD, [rows] * len(layers), queries_BQD[:, 0])
 
     def _denoising_states(self, boxes_R4: torch.Tensor, memory: Memory, rows: QueryRows) -> torch.Tensor:
         """(R, D) initial states of denoising queries, as if the token at each box's centre had proposed the box.
@@ -332,8 +344,12 @@ class DetectionHead(nn.Module):
             taken = min(count, self.queries)
             best = proposals.objectness[first : first + count].detach().topk(taken).indices + first
             from_tokens = self.query_from_token(memory.tokens_MD[image_rows[best]])
-            queries.append(torch.cat((from_tokens, self.learned_queries[taken:].to(from_tokens.dtype))))
-            boxes.append(torch.cat((proposals.boxes[best].detach(), self.learned_boxes[taken:].sigmoid())))
+            proposed = proposals.boxes[best].detach()
+            if taken < self.queries:
+                from_tokens = torch.cat((from_tokens, self.learned_queries[taken:].to(from_tokens.dtype)))
+                proposed = torch.cat((proposed, self.learned_boxes[taken:].sigmoid()))
+            queries.append(from_tokens)
+            boxes.append(proposed)
             first += count
         # every parameter needs a gradient in every step
         unused = (self.learned_queries.sum() + self.learned_boxes.sum()) * 0

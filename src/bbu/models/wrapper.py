@@ -27,6 +27,18 @@ Span = tuple[int, int]
 
 
 @dataclass
+class BoxStates:
+    """What captions are made from: final states (C, D) and boxes (C, 4) of queries, cxcywh in [0, 1]."""
+
+    states_CD: torch.Tensor
+    boxes_C4: torch.Tensor
+
+    def join(self, other: BoxStates) -> BoxStates:
+        """These queries, then the others."""
+        return BoxStates(torch.cat((self.states_CD, other.states_CD)), torch.cat((self.boxes_C4, other.boxes_C4)))
+
+
+@dataclass
 class DetectionOutput(HeadOutput):
     """Output of one forward pass.
 
@@ -47,6 +59,14 @@ class DetectionOutput(HeadOutput):
     def pred_objectness(self) -> torch.Tensor:
         """(B, Q) logits, final layer."""
         return self.layers[-1].objectness
+
+    def at(self, samples_C: torch.Tensor, queries_C: torch.Tensor) -> BoxStates:
+        """These queries of these samples."""
+        return BoxStates(self.queries_BQD[samples_C, queries_C], self.pred_boxes[samples_C, queries_C])
+
+    def denoising_at(self, rows_C: torch.Tensor) -> BoxStates:
+        """These denoising queries."""
+        return BoxStates(self.denoising_states_RD[rows_C], self.denoising_layers[-1].boxes[rows_C])
 
 
 class DetectionVLM(nn.Module):
@@ -187,23 +207,26 @@ class DetectionVLM(nn.Module):
         return embedding + self.level_adapter.weight[level].to(tokens_SD.dtype)
 
     def describe_states(
-        self, output: DetectionOutput, samples_C: torch.Tensor, queries_C: torch.Tensor, token_ids_CL: torch.Tensor
+        self, memory: Memory, samples_C: torch.Tensor, queries: BoxStates, token_ids_CL: torch.Tensor
     ) -> torch.Tensor:
-        """Teacher-forced states (C, L, W) of captions for chosen queries.
+        """Teacher-forced states (C, L, W) of captions; ``lm_head_weight`` of the backbone makes them logits.
 
         Args:
-            samples_C, queries_C: sample and query index of each caption.
+            samples_C: sample of each caption.
+            queries: what each caption describes.
             token_ids_CL: target ids, padded; state i predicts token i.
         """
-        inputs = self._caption_inputs(output, samples_C, queries_C)
-        return self.caption_decoder(*inputs, token_ids_CL)  # type: ignore[no-any-return]
+        region_CCeD = self.caption_decoder.regions(memory, samples_C, queries.boxes_C4.detach())  # boxes stay
+        embedding = self.backbone.token_embedding
+        return self.caption_decoder(queries.states_CD, region_CCeD, embedding, token_ids_CL)  # type: ignore[no-any-return]
 
     @torch.no_grad()
     def describe(
         self, output: DetectionOutput, samples_C: torch.Tensor, queries_C: torch.Tensor, end_token_id: int
     ) -> CaptionResult:
         """Decode captions for chosen queries, all in parallel."""
-        return self.caption_decoder.generate(*self._caption_inputs(output, samples_C, queries_C), end_token_id)
+        inputs = self._caption_inputs(output, samples_C, queries_C)
+        return self.caption_decoder.generate(*inputs, end_token_id)
 
     @torch.no_grad()
     def score_descriptions(
@@ -220,11 +243,11 @@ class DetectionVLM(nn.Module):
 
     def _caption_inputs(
         self, output: DetectionOutput, samples_C: torch.Tensor, queries_C: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor, nn.Embedding]:
-        """Query states (C, D), region tokens (C, Ce, D) and the embedding of the language model."""
-        boxes_C4 = output.pred_boxes[samples_C, queries_C].detach()  # the caption loss does not move boxes
-        region_CCeD = self.caption_decoder.regions(output.memory, samples_C, boxes_C4)
-        return output.queries_BQD[samples_C, queries_C], region_CCeD, self.backbone.token_embedding
+    ) -> tuple[torch.Tensor, torch.Tensor, nn.Embedding, torch.Tensor]:
+        """Query states (C, D), region tokens (C, Ce, D), embedding and head of the language model."""
+        chosen = output.at(samples_C, queries_C)
+        region_CCeD = self.caption_decoder.regions(output.memory, samples_C, chosen.boxes_C4)
+        return chosen.states_CD, region_CCeD, self.backbone.token_embedding, self.backbone.lm_head_weight
 
     def group_of(self, name: str) -> str:
         """The learning-rate group of a parameter.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import sys
 import urllib.error
 import urllib.request
@@ -15,25 +16,39 @@ from bbu.training.distributed import is_main
 PROBE_SECONDS = 5.0
 
 
-def ready_trackers(config: Config) -> None:
-    """Set the trackers' environment, before transformers starts them. W&B logs offline if it has no account or network.
-
-    A run that is offline lies in ``<output_dir>/wandb`` and is uploaded later by ``wandb sync``.
-    """
+def place_trackers(config: Config) -> None:
+    """Let trackers write into the output folder; before transformers builds them, TensorBoard's reads it there."""
     if "tensorboard" in config.training.report_to:
         os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(Path(config.output_dir) / "tensorboard"))
+    if "wandb" in config.training.report_to:
+        os.environ.setdefault("WANDB_DIR", config.output_dir)
+        os.environ.setdefault("WANDB_PROJECT", "bbu")
+        Path(config.output_dir).mkdir(parents=True, exist_ok=True)
+
+
+def ready_wandb(config: Config, run_id: str | None = None) -> str | None:
+    """Choose W&B's run, and its mode: it logs offline if it has no account or network. Before training starts it.
+
+    A run that is offline lies in ``<output_dir>/wandb`` and is uploaded later by ``wandb sync``.
+
+    Args:
+        run_id: of the W&B run that a resumed run continues; None = a new one.
+
+    Returns:
+        The id of the W&B run; None without W&B.
+    """
     if "wandb" not in config.training.report_to:
-        return
-    os.environ.setdefault("WANDB_DIR", config.output_dir)
-    os.environ.setdefault("WANDB_PROJECT", "bbu")
-    Path(config.output_dir).mkdir(parents=True, exist_ok=True)
+        return None
+    run_id = os.environ.setdefault("WANDB_RUN_ID", run_id or secrets.token_hex(4))
+    os.environ.setdefault("WANDB_RESUME", "allow")
     if "WANDB_MODE" in os.environ or not is_main():
-        return
+        return run_id
     if "WANDB_API_KEY" not in os.environ and not Path("~/.netrc").expanduser().is_file():
         os.environ["WANDB_MODE"] = "offline"
     elif why := _why_not_online(config):
         os.environ["WANDB_MODE"] = "offline"
         print(f"W&B: {why}; logging offline into {config.output_dir}/wandb (wandb sync uploads it)", file=sys.stderr)
+    return run_id
 
 
 def _why_not_online(config: Config) -> str:

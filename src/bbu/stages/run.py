@@ -69,6 +69,20 @@ class Run:
         return [sample.student for sample in self.samples]
 
     @cached_property
+    def training_samples(self) -> list[FewShotSample]:
+        """What the stream shows: the training samples, with data.tiles also a sample for each tile of their photos."""
+        if not self.config.data.tiles:
+            return self.samples
+        from bbu.models.build import training_samples
+
+        return training_samples(self.config, self.samples)
+
+    @cached_property
+    def training_rows(self) -> list[Row]:
+        """Training photos and their tiles."""
+        return [sample.student for sample in self.training_samples]
+
+    @cached_property
     def val(self) -> list[Row]:
         """Validation photos."""
         return self.data.rows("val")
@@ -201,7 +215,7 @@ class Run:
 
         config = self.config
         return TrainingStream(
-            self.samples,
+            self.training_samples,
             self.processor,
             length=self._samples,
             seed=config.seed,
@@ -223,7 +237,7 @@ class Run:
             self.plan_packs(CostModel(1, 0, 0, 0))
         samples = self.stream.length if planned else self._samples
         photos = samples * (1 - self.config.data.replay.share)
-        return photos / float(expected_views(self.students, self.config.data.sampling).sum())
+        return photos / float(expected_views(self.training_rows, self.config.data.sampling).sum())
 
     @property
     def _samples(self) -> int:

@@ -67,8 +67,12 @@ def _predict_split(run: Run, split: str, rows: Sequence[Row]) -> Iterable[Predic
 
 
 def score(run: Run) -> dict[str, Any]:
-    """Score predictions.jsonl against the evaluation split; writes metrics.json."""
+    """Score predictions.jsonl against the evaluation split; writes metrics.json.
+
+    On the split that calibrated the scores, ECE, Brier and bins of the score are the cross-fitted ones.
+    """
     from bbu.evaluation import evaluate
+    from bbu.evaluation.calibration import FIGURES, Calibration
 
     config, output = run.config, run.output
     seen = Counter(item.desc for row in run.students for item in row.objects)
@@ -81,6 +85,11 @@ def score(run: Run) -> dict[str, Any]:
         fppi=config.evaluation.fppi,
         bootstrap_samples=config.evaluation.bootstrap_samples,
     )
+    calibration = Calibration.load(run.model_folder)
+    if calibration is not None and calibration.split == config.evaluation.split:
+        metrics["calibration"]["score"] = calibration.after
+        metrics.update({name: calibration.after[name] for name in FIGURES})
+        metrics["intervals"].update(dict.fromkeys(set(FIGURES) & set(metrics["intervals"])))
     summary = output / "train_summary.json"
     if summary.is_file():
         metrics.update(json.loads(summary.read_text(encoding="utf-8")))

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,7 @@ from bbu.interruption import Stopped
 from bbu.jsonl import atomic_writer, write_json
 from bbu.machine import RESUME
 from bbu.models.manifest import MANIFEST_FILE
-from bbu.monitoring.trackers import ready_trackers
+from bbu.monitoring.trackers import place_trackers, ready_wandb
 from bbu.records import PredictionRow, Row
 from bbu.stages.identity import check_identity, identity_of
 from bbu.stages.preparation import prepare
@@ -51,11 +52,12 @@ def train(config: Config, *, scored: bool = False) -> Run:
 
 def _train(config: Config, folder: RunFolder | None, scored: bool) -> Run:
     from bbu.models.precision import use_bf16
-    from bbu.training.callbacks import OnSave
+    from bbu.training.callbacks import OnSave, TrackedRun
+    from bbu.training.recovery import tracked_run
     from bbu.training.trainer import training_arguments
 
     old = _replaceable(config) if folder else []
-    ready_trackers(config)
+    place_trackers(config)
     device = ready_device(config)
     bf16 = use_bf16(config.training.precision, device)
     args = training_arguments(config, use_cpu=device.type == "cpu", bf16=bf16, has_val=True)
@@ -80,6 +82,8 @@ def _train(config: Config, folder: RunFolder | None, scored: bool) -> Run:
         _ = run.packs
     trainer = build_trainer(run, args)
     resume_from = _resume_from(run, trainer.identity)
+    if run_id := ready_wandb(config, tracked_run(Path(resume_from)) if resume_from else None):
+        trainer.add_callback(TrackedRun(run_id))
     started = time.monotonic()
     with ExitStack() as stack:
         if folder:
@@ -129,10 +133,11 @@ def _describe(run: Run) -> None:
     groups = {name: sum(p.numel() for p in members.values()) for name, members in assign_groups(model).items()}
     sizes = ", ".join(f"{name} {count / 1e6:.2f}M" for name, count in groups.items())
     precision = "bf16" if run.bf16 else "fp32"
-    photos = f"{len(run.students)} training photos, {len(run.val)} val"
+    tiles = len(run.training_rows) - len(run.students)
+    photos = f"{len(run.students)} training photos{f' with {tiles} tiles' if tiles else ''}, {len(run.val)} val"
     print(f"{photos}; {run.device.type}, {precision}, attention {backend}\nlearning: {sizes}", flush=True)
     if config.data.sampling.method != "uniform":
-        print(balance_table(effective_balance(run.students, config.data.sampling)), flush=True)
+        print(balance_table(effective_balance(run.training_rows, config.data.sampling)), flush=True)
     if model.backbone.feature_cache is not None:
         _describe_features(model.backbone.feature_cache, views=run.stream.augmenter.active)
 
@@ -149,32 +154,17 @@ def _describe_features(cache: Any, views: bool) -> None:
 
 def build_trainer(run: Run, args: TrainingArguments) -> BBUTrainer:
     """The trainer of a run, with the visual log if the config enables it."""
-    import torch
-
-    from bbu.inference.predictor import Predictor
     from bbu.training.objective import DetectionObjective
     from bbu.training.trainer import BBUTrainer
 
-    config = run.config
-    predictor = Predictor(
-        run.model,
-        run.processor,
-        batch_size=config.evaluation.batch_size,
-        max_detections=config.evaluation.max_detections,
-        nms_iou=config.evaluation.nms_iou,
-        autocast=torch.bfloat16 if run.bf16 and not config.training.deepspeed else None,
-    )
+    config, predictor = run.config, _predictor(run)
 
     def go_on() -> bool:
         trainer.watchdog.beat("the evaluation on val")
         return not trainer.stop.signum
 
     def score_val() -> dict[str, float | None]:
-        from bbu.evaluation import evaluate
-
-        found = predict_rows(predictor, run.watched, run.data.image_root, run.watched_shown, go_on)
-        metrics = evaluate(run.watched, found, bootstrap_samples=0)
-        return {name: metrics[name] for name in VAL_METRICS}
+        return _scores(run, predict_rows(predictor, run.watched, run.data.image_root, run.watched_shown, go_on))
 
     trainer = BBUTrainer(
         DetectionObjective(run.model, config.loss),
@@ -190,6 +180,31 @@ def build_trainer(run: Run, args: TrainingArguments) -> BBUTrainer:
     if config.training.visual_every and run.rank == 0:
         _watch(run, predictor, trainer)
     return trainer
+
+
+def _predictor(run: Run) -> Predictor:
+    """Predicts with the model in training."""
+    import torch
+
+    from bbu.inference.predictor import Predictor
+
+    config = run.config
+    return Predictor(
+        run.model,
+        run.processor,
+        batch_size=config.evaluation.batch_size,
+        max_detections=config.evaluation.max_detections,
+        nms_iou=config.evaluation.nms_iou,
+        autocast=torch.bfloat16 if run.bf16 and not config.training.deepspeed else None,
+    )
+
+
+def _scores(run: Run, found: Sequence[PredictionRow]) -> dict[str, float | None]:
+    """The metrics that are followed on val."""
+    from bbu.evaluation import evaluate
+
+    metrics = evaluate(run.watched, found, bootstrap_samples=0)
+    return {name: metrics[name] for name in VAL_METRICS}
 
 
 def _watch(run: Run, predictor: Predictor, trainer: BBUTrainer) -> None:
@@ -282,7 +297,8 @@ def _finish(run: Run, trainer: BBUTrainer, seconds: float) -> None:
     if checkpoint is None:
         raise UserError(f"{output}: training ended without a checkpoint")
     seen = {item.desc for row in run.students for item in row.objects}
-    publish(checkpoint, run.model_folder, known_descriptions(seen, run.taxonomy))
+    with _closed(run, trainer, checkpoint) as (finished, closing):
+        publish(finished, run.model_folder, known_descriptions(seen, run.taxonomy))
     if config.model.compile:
         from bbu.models.acceleration.compiling import compiled_graphs
 
@@ -292,5 +308,42 @@ def _finish(run: Run, trainer: BBUTrainer, seconds: float) -> None:
         print(f"features: {cache.read} read, {cache.written} written by this process; {cache.describe()}", flush=True)
     write_json(
         output / "train_summary.json",
-        {"train_seconds": round(seconds, 1), "steps": trainer.state.global_step, "checkpoint": checkpoint.name},
+        {
+            "train_seconds": round(seconds, 1),
+            "steps": trainer.state.global_step,
+            "checkpoint": checkpoint.name,
+            "closing": closing,
+        },
     )
+
+
+@contextmanager
+def _closed(run: Run, trainer: BBUTrainer, checkpoint: Path) -> Iterator[tuple[Path, dict[str, Any] | None]]:
+    """The checkpoint after the closing phase, in a folder of its own; the same where there is none, or it lost on val.
+
+    Yields:
+        The folder to publish, and what the phase gave.
+    """
+    from bbu.training.closing import close_captions
+    from bbu.training.recovery import SAVING_FOLDER
+
+    config = run.config
+    if not config.training.closing.epochs:
+        yield checkpoint, None
+        return
+    closed = run.output / SAVING_FOLDER / "closed"
+    try:
+        result = close_captions(trainer.unwrapped, run.stream, checkpoint, closed, config, run.bf16)
+        best, metric = trainer.state.best_metric, config.training.select_best
+        if metric and best is not None:
+            names = [row.images[0] for row in run.watched]  # all of them: the other ranks have left
+            found = _predictor(run).predict_files(names, run.data.image_root, shown=run.watched_shown)
+            value = _scores(run, list(found))[metric]
+            result |= {f"val_{metric}": value, f"val_{metric}_before": best}
+            print(f"closing phase: val {metric} {best:.4f} → {value or 0:.4f}", flush=True)
+            if value is None or value < best:
+                print("closing phase: val is worse; the model is published without it", flush=True)
+                closed, result["published"] = checkpoint, False
+        yield closed, result
+    finally:
+        shutil.rmtree(run.output / SAVING_FOLDER, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""Trainer callbacks: the progress bar, and an evaluation after the last step."""
+"""Trainer callbacks: the progress bar, the tracker's run, and an evaluation after the last step."""
 
 from __future__ import annotations
 
@@ -98,6 +98,19 @@ class OnSave(TrainerCallback):
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if is_main():
             self.action()
+
+
+class TrackedRun(TrainerCallback):
+    """Keeps the id of the W&B run in the trainer's state, and so in each checkpoint (``recovery.tracked_run``)."""
+
+    def __init__(self, run_id: str) -> None:
+        self.run_id = run_id
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        callbacks: Any = state.stateful_callbacks
+        callbacks[type(self).__name__] = {"args": {"run_id": self.run_id}, "attributes": {}}
 
 
 class EvaluateAtEnd(TrainerCallback):

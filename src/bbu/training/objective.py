@@ -8,6 +8,7 @@ Shapes: T packed tokens, D feature width.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -18,12 +19,13 @@ from bbu.config import LossConfig
 from bbu.data.collators import unpad
 from bbu.inference.postprocess import MODEL_KEYS
 from bbu.layers.transfer import to_device
-from bbu.losses.denoising import denoising_targets
-from bbu.losses.detection_loss import Denoising, detection_sums
+from bbu.losses.denoising import DenoisingTargets, denoising_targets
+from bbu.losses.detection_loss import Denoising, DetectionSums, detection_sums
 from bbu.losses.language_loss import answer_loss_sum, linear_cross_entropy_sum
 from bbu.losses.matcher import MatchCosts, Matches
 from bbu.losses.weighting import TERMS
-from bbu.models.wrapper import DetectionOutput, DetectionVLM
+from bbu.models.memory import Memory
+from bbu.models.wrapper import BoxStates, DetectionOutput, DetectionVLM
 
 
 class DetectionObjective(nn.Module):
@@ -37,11 +39,7 @@ class DetectionObjective(nn.Module):
     def forward(self, **batch: Any) -> dict[str, torch.Tensor]:
         """Batch from a collator → the sum of each term in losses.weighting.TERMS, as scalars with gradients."""
         batch = unpad(batch)
-        target_boxes = batch["boxes"].to(next(self.parameters()).device, non_blocking=True)
-        groups = self.loss_config.denoising_groups if batch["detecting"] else 0
-        noisy = denoising_targets(target_boxes, batch["box_counts"], groups) if groups else None
-        queries = noisy.queries if noisy else None
-        output = self.model(**{key: batch[key] for key in MODEL_KEYS}, denoising_queries=queries)
+        output, noisy = self._detect(batch)
         teacher, student = self._compute_teacher_student_losses(output, batch)
         nothing = output.hidden_TD[:0].sum().to(student.dtype)
         # An empty term is not computed: its gradient would take as much memory as the vocabulary's weights.
@@ -49,7 +47,37 @@ class DetectionObjective(nn.Module):
         language = {"teacher_lm": teacher, "student_lm": student, "replay_lm": replayed}
         if not batch["detecting"]:
             return language | {term: nothing for term in TERMS if term not in language}
-        boxes = detection_sums(
+        boxes = self._box_sums(output, batch, noisy)
+        sums = {
+            **language,
+            "bbox_l1": boxes.bbox_l1,
+            "bbox_giou": boxes.bbox_giou,
+            "objectness": boxes.objectness,
+            "caption": self._caption_sum(output, batch, boxes.final, noisy),
+        }
+        return {term: value * 0 for term, value in sums.items()} if batch.get("blank") else sums
+
+    def captioned(self, batch: dict[str, Any]) -> tuple[Memory, torch.Tensor, BoxStates, np.ndarray]:
+        """What captions can be learned from: the memory, and sample, queries and targets of all denoising groups."""
+        batch = unpad(batch)
+        output, noisy = self._detect(batch)
+        boxes = self._box_sums(output, batch, noisy)
+        return output.memory, *_describing(output, boxes.final, noisy, self.loss_config.denoising_groups)
+
+    def _detect(self, batch: dict[str, Any]) -> tuple[DetectionOutput, DenoisingTargets | None]:
+        """The model's output, and the denoising targets if there are any."""
+        target_boxes = batch["boxes"].to(next(self.parameters()).device, non_blocking=True)
+        groups = self.loss_config.denoising_groups if batch["detecting"] else 0
+        noisy = denoising_targets(target_boxes, batch["box_counts"], groups, batch["salts"]) if groups else None
+        queries = noisy.queries if noisy else None
+        return self.model(**{key: batch[key] for key in MODEL_KEYS}, denoising_queries=queries), noisy
+
+    def _box_sums(
+        self, output: DetectionOutput, batch: dict[str, Any], noisy: DenoisingTargets | None
+    ) -> DetectionSums:
+        """Box terms and matches."""
+        target_boxes = batch["boxes"].to(output.hidden_TD.device, non_blocking=True)
+        return detection_sums(
             torch.stack([layer.boxes for layer in output.layers]),
             torch.stack([layer.objectness for layer in output.layers]),
             output.proposals.boxes,
@@ -60,14 +88,6 @@ class DetectionObjective(nn.Module):
             costs=MatchCosts(self.loss_config.match_l1, self.loss_config.match_giou, self.loss_config.match_objectness),
             denoising=Denoising(noisy, output.denoising_layers) if noisy else None,
         )
-        sums = {
-            **language,
-            "bbox_l1": boxes.bbox_l1,
-            "bbox_giou": boxes.bbox_giou,
-            "objectness": boxes.objectness,
-            "caption": self._caption_sum(output, batch, boxes.final),
-        }
-        return {term: value * 0 for term, value in sums.items()} if batch.get("blank") else sums
 
     def _compute_teacher_student_losses(
         self, output: DetectionOutput, batch: dict[str, Any]
@@ -88,16 +108,48 @@ class DetectionObjective(nn.Module):
         spans = [span for of_sample in batch["replay_spans"] for span in of_sample]
         return answer_loss_sum(output.hidden_TD, labels, self.model.backbone.lm_head_weight, spans)
 
-    def _caption_sum(self, output: DetectionOutput, batch: dict[str, Any], matches: Matches) -> torch.Tensor:
-        """Sum of the caption loss over matched queries, with targets in the order of the matches."""
-        captions = [batch["caption_ids"][target] for target in matches.host[3].tolist()]
-        lengths = np.array([len(ids) for ids in captions], dtype=np.int64)
-        supervised = np.arange(lengths.max(initial=1)) < lengths[:, None]
-        targets = np.concatenate([np.zeros(0, dtype=np.int64), *captions])
-        inputs = np.zeros(supervised.shape, dtype=np.int64)  # positions after the end of a caption are not supervised
-        inputs[supervised] = targets
-        device = output.hidden_TD.device
-        states = self.model.describe_states(output, matches.samples, matches.predictions, to_device(inputs, device))
-        rows = to_device(supervised.ravel().nonzero()[0], device)
-        weight = self.model.backbone.token_embedding.weight
-        return linear_cross_entropy_sum(states.flatten(0, 1)[rows], weight, to_device(targets, device))
+    def _caption_sum(
+        self, output: DetectionOutput, batch: dict[str, Any], matches: Matches, noisy: DenoisingTargets | None
+    ) -> torch.Tensor:
+        """Weighted sum of the caption loss over the targets, each the mean of the queries that describe it."""
+        groups = min(self.loss_config.caption_groups, self.loss_config.denoising_groups)
+        samples, queries, targets = _describing(output, matches, noisy, groups)
+        device = samples.device
+        described = [(batch["caption_ids"][target], batch["caption_weights"][target]) for target in targets.tolist()]
+        ids, rows, labels, weights = caption_rows(described)
+        states = self.model.describe_states(output.memory, samples, queries, to_device(ids, device))
+        states = states.flatten(0, 1)[to_device(rows, device)]
+        head = self.model.backbone.lm_head_weight
+        total = linear_cross_entropy_sum(states, head, to_device(labels, device), to_device(weights, device))
+        return total / (1 + groups)
+
+
+def _describing(
+    output: DetectionOutput, matches: Matches, noisy: DenoisingTargets | None, groups: int
+) -> tuple[torch.Tensor, BoxStates, np.ndarray]:
+    """The queries that describe a target: the matched one and the positives of the first denoising groups.
+
+    Several boxes a target teach captions more from each photo, also where a box does not quite fit.
+
+    Returns:
+        The sample (C,) of each query, the queries, and their targets on the host.
+    """
+    samples, queries = matches.samples, output.at(matches.samples, matches.predictions)
+    if noisy is None or not groups:
+        return samples, queries, matches.host[3]
+    wanted = noisy.group_numbers < groups
+    queries = queries.join(output.denoising_at(to_device(noisy.positives[wanted], samples.device)))
+    samples = torch.cat((samples, to_device(noisy.samples[wanted], samples.device)))
+    return samples, queries, np.concatenate((matches.host[3], noisy.targets[wanted]))
+
+
+def caption_rows(described: Sequence[tuple[Sequence[int], float]]) -> tuple[np.ndarray, ...]:
+    """Captions and weights → (C, L) decoder inputs; supervised rows of their C · L states, label and weight of each."""
+    captions = [ids for ids, _ in described]
+    lengths = np.array([len(ids) for ids in captions], dtype=np.int64)
+    supervised = np.arange(lengths.max(initial=1)) < lengths[:, None]
+    labels = np.concatenate([np.zeros(0, dtype=np.int64), *captions])
+    inputs = np.zeros(supervised.shape, dtype=np.int64)  # positions after the end of a caption are not supervised
+    inputs[supervised] = labels
+    weights = np.repeat(np.array([weight for _, weight in described], dtype=np.float64), lengths)
+    return inputs, supervised.ravel().nonzero()[0], labels, weights

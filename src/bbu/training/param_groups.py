@@ -31,12 +31,21 @@ def assign_groups(model: DetectionVLM) -> dict[str, dict[str, nn.Parameter]]:
 
 
 def optimizer_groups(model: DetectionVLM, rates: LearningRates, weight_decay: float) -> list[dict[str, Any]]:
-    """Groups for AdamW: weight decay applies to matrices, not to vectors (norms, biases)."""
+    """Groups for AdamW: weight decay applies to the matrices of layers.
+
+    It does not to vectors (norms, biases), nor to what is looked up or starts a state: embeddings, learned queries and
+    boxes, positions. A row of these rarely has a gradient, and would decay in between.
+    """
+    looked_up = {id(p) for m in model.modules() if isinstance(m, nn.Embedding) for p in m.parameters(recurse=False)}
     result: list[dict[str, Any]] = []
     for group, parameters in assign_groups(model).items():
-        matrices = [p for p in parameters.values() if p.ndim > 1]
-        vectors = [p for p in parameters.values() if p.ndim <= 1]
-        for members, decay in ((matrices, weight_decay), (vectors, 0.0)):
+        decays = {
+            name: parameter.ndim > 1 and name.endswith(".weight") and id(parameter) not in looked_up
+            for name, parameter in parameters.items()
+        }
+        decayed = [parameter for name, parameter in parameters.items() if decays[name]]
+        kept = [parameter for name, parameter in parameters.items() if not decays[name]]
+        for members, decay in ((decayed, weight_decay), (kept, 0.0)):
             if members:
                 result.append({"params": members, "lr": getattr(rates, group), "weight_decay": decay, "group": group})
     return result

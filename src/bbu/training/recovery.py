@@ -83,9 +83,19 @@ def _cause(error: Exception) -> str:
 
 def best_checkpoint(folder: Path) -> Path | None:
     """The checkpoint that was the best so far when this one was saved, wherever the run's folder has moved since."""
-    state: dict[str, Any] = json.loads((folder / STATE_FILE).read_text(encoding="utf-8"))
-    step = state.get("best_global_step")
+    step = _state(folder).get("best_global_step")
     return checkpoint_at(folder.parent, int(step)) if step else None
+
+
+def tracked_run(folder: Path) -> str | None:
+    """The W&B run that a checkpoint's run logged into; None if it logged into none."""
+    kept = _state(folder).get("stateful_callbacks", {}).get("TrackedRun")
+    return str(kept["args"]["run_id"]) if kept else None
+
+
+def _state(folder: Path) -> dict[str, Any]:
+    state: dict[str, Any] = json.loads((folder / STATE_FILE).read_text(encoding="utf-8"))
+    return state
 
 
 # ---------------------------------------------------------------- saving

@@ -1,15 +1,22 @@
-"""Stop at a signal: the step under way ends, its checkpoint is written, and every rank stops at the same step."""
+"""What ends a run before its last step: a signal, or a metric on val that gains no more.
+
+At a signal the step under way ends, its checkpoint is written, and every rank stops at the same step.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+import sys
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
+from tqdm import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from bbu.config import EarlyStoppingConfig
 from bbu.interruption import StopRequest
-from bbu.training.distributed import world_size
+from bbu.training.distributed import is_main, world_size
 
 
 class EvaluationStoppedError(Exception):
@@ -79,3 +86,46 @@ class StopOnSignal(TrainerCallback):
         due = state.global_step % int(args.eval_steps or 1) == 0 or state.global_step >= state.max_steps
         if due and not any(log["step"] == state.global_step for log in state.log_history if "eval_seconds" in log):
             self.evaluate_late()
+
+
+class EarlyStopping(TrainerCallback):
+    """Ends a run after ``patience`` evaluations in a row without a gain (Prechelt 1998, "Early Stopping — But When?").
+
+    The count follows from the log in the trainer's state, so a resumed run goes on with it, under its own settings.
+
+    Args:
+        config: patience, and how much a gain is at least.
+        metric: of the evaluations on val.
+    """
+
+    def __init__(self, config: EarlyStoppingConfig, metric: str) -> None:
+        self.config, self.metric = config, metric
+
+    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        self._judge(state, control)
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self._judge(state, control)
+
+    def _judge(self, state: TrainerState, control: TrainerControl) -> None:
+        count, best = without_gain(state.log_history, f"eval_{self.metric}", self.config.min_delta)
+        if count < self.config.patience or state.global_step >= state.max_steps or control.should_training_stop:
+            return
+        control.should_training_stop = True
+        if is_main():
+            least = f" of more than {self.config.min_delta:g}" if self.config.min_delta else ""
+            tqdm.write(
+                f"stopped early at step {state.global_step} of {state.max_steps}: {self.metric} on val had no gain"
+                f"{least} in {count} evaluations, since {best:.3f}",
+                file=sys.stderr,
+            )
+
+
+def without_gain(log_history: Iterable[Mapping[str, Any]], name: str, min_delta: float) -> tuple[int, float]:
+    """Evaluations since the last gain, and its value; an undefined value is no gain."""
+    count, best = 0, -math.inf
+    for value in (log.get(name, -math.inf) for log in log_history if "eval_seconds" in log):
+        count, best = (0, value) if value > best + min_delta else (count + 1, best)
+    return count, best

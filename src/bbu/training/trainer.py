@@ -34,7 +34,7 @@ from bbu.training.loss_log import LOG_FILE, LogFile, LossWindow
 from bbu.training.objective import DetectionObjective
 from bbu.training.param_groups import optimizer_groups
 from bbu.training.recovery import IDENTITY_FILE, STATE_FILE, load_for_training, new_checkpoint, weights_only
-from bbu.training.stopping import EvaluationStoppedError, SharedRequest, StopOnSignal
+from bbu.training.stopping import EarlyStopping, EvaluationStoppedError, SharedRequest, StopOnSignal
 from bbu.training.unreadable import UnreadablePhotos
 from bbu.training.watchdog import FOLDER as STACKS_FOLDER
 from bbu.training.watchdog import Watchdog
@@ -93,6 +93,8 @@ class BBUTrainer(Trainer):
         self.add_callback(self.progress)
         self.stop, self.shield = SharedRequest(), LoaderShield()
         self.add_callback(StopOnSignal(self.stop, self.evaluate_late))
+        if config.training.early_stopping.patience and args.eval_strategy != "no":
+            self.add_callback(EarlyStopping(config.training.early_stopping, config.training.select_best))
         self.watchdog = Watchdog(config.training.step_timeout, Path(config.output_dir) / STACKS_FOLDER)
         self.add_callback(LogFile(Path(config.output_dir) / LOG_FILE))
         self.window = LossWindow()
@@ -181,9 +183,13 @@ class BBUTrainer(Trainer):
     ) -> tuple[list[Any], torch.Tensor]:
         """The batches of one optimizer step and its counts in the order of TERMS, summed over batches and ranks.
 
+        There are none if early stopping has ended a resumed run before its first step.
+
         Raises:
             ImageError: a photo cannot be read, and data.on_unreadable is stop.
         """
+        if self.control.should_training_stop:
+            return [], torch.zeros(len(TERMS))
         batches = []
         for _ in range(num_batches):
             batch = next(epoch_iterator, None)
@@ -291,7 +297,7 @@ class BBUTrainer(Trainer):
         metrics[f"{metric_key_prefix}_seconds"] = time.monotonic() - started
         self.log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
-        return metrics
+        return {f"{metric_key_prefix}_{self.args.metric_for_best_model}": -math.inf, **metrics}  # undefined: no best
 
     def evaluate_late(self) -> None:
         """Evaluate the checkpoint of a step that a signal ended before its evaluation; it may be the best so far."""

@@ -23,6 +23,7 @@ from bbu.errors import CheckpointError, ConfigError, SampleError
 from bbu.families.cost import CostModel
 from bbu.families.qwen2_5_vl.codec import QWEN
 from bbu.records import FewShotSample, Row
+from bbu.tiles import Tiles
 from tests.tiny import FAMILIES
 
 CELL = 28 * 28  # pixels of an image token in made-up lengths; any number would do
@@ -177,15 +178,21 @@ MOVES = AugmentConfig(
 
 
 def measured_stream(
-    processor: Any, rows: list[Row], cache: Path, augment: AugmentConfig | None, context: int = 0
+    processor: Any,
+    rows: list[Row],
+    cache: Path,
+    augment: AugmentConfig | None,
+    context: int = 0,
+    tiles: Tiles | None = None,
 ) -> Any:
     from bbu.data.dataset import TrainingStream
     from bbu.data.packing.lengths import LengthMeter, StreamLengths
     from bbu.data.sampling.episodes import Episodes
+    from bbu.data.tiling import add_tiles
 
     shown = Episodes(EpisodesConfig({0: 1, 1: 1, 3: 1}, pool="train", context_photos=context), rows, [], {}, 2)
-    samples = [FewShotSample(row) for row in rows]
-    stream = TrainingStream(samples, processor, length=10 * len(rows), seed=2, episodes=shown, augment=augment)
+    samples = add_tiles([FewShotSample(row) for row in rows], tiles, processor.spec.max_pixels, 0.4)
+    stream = TrainingStream(samples, processor, length=10 * len(samples), seed=2, episodes=shown, augment=augment)
     return stream, StreamLengths(stream, LengthMeter(processor, augment), MODEL, cache)
 
 
@@ -213,6 +220,24 @@ def test_lengths_are_those_of_the_real_samples(
         found = lengths.epoch(8 * epoch)
         expected = list(real_lengths(stream, 8 * epoch, 8, processor))
         assert list(zip(found.tokens, found.pixels, found.images, strict=True)) == expected
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("augment", [None, AugmentConfig(mosaic=0.5, flip_horizontal=0.5)], ids=["plain", "mosaic"])
+def test_tiles_are_planned_as_the_samples_that_they_are(
+    augment: AugmentConfig | None, make_chat_processor: Any, make_row: Any, tmp_path: Path
+) -> None:
+    processor, rows = make_chat_processor(), some_rows(make_row)
+    stream, lengths = measured_stream(processor, rows, tmp_path / "lengths.json", augment, tiles=Tiles(2, 1))
+    start, sizes = 0, set()
+    for _ in range(2):
+        found = lengths.epoch(start)
+        real = list(real_lengths(stream, start, len(found), processor))
+        planned = list(zip(found.tokens, found.pixels, found.images, strict=True))
+        assert planned == real if augment is None else all(a[0] <= b[0] for a, b in zip(real, planned, strict=True))
+        sizes.add(len(found))
+        start += len(found)
+    assert min(sizes) > len(rows)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 from bbu.config import SamplingConfig
 from bbu.data.sampling.order import EpochOrder, balance_table, effective_balance, expected_views
 from bbu.records import ObjectRow, Row, read_rows
+from bbu.tiles import Tile
 
 METHODS = ("uniform", "repeat_factor", "class_aware")
 
@@ -153,6 +155,35 @@ def test_uniform_epochs_show_every_photo_once_in_the_order_that_the_seed_always_
     rows = rows_of((7, ["a"]))
     for epoch, photos in enumerate(epochs(rows, SamplingConfig(), 4, seed=17)):
         assert photos == np.random.default_rng((17, 1, epoch)).permutation(7).tolist()
+
+
+def with_tiles(row: Row, *descs: Sequence[str]) -> list[Row]:
+    """A photo and a tile of it for each list of descriptions."""
+    return [row, *(replace(rows_of((1, names))[0], tile=Tile((0, 0, 5, 5), (10, 10))) for names in descs)]
+
+
+@pytest.mark.parametrize("method", ["uniform", "repeat_factor"])
+def test_tiles_without_objects_come_in_a_share_of_the_epochs_and_all_others_in_each(method: str) -> None:
+    rows = [*with_tiles(row("a.jpg", "a"), ["a"], [], [], []), row("empty.jpg")]
+    config = SamplingConfig(method, threshold=0.01, empty_tiles=0.25)
+    np.testing.assert_allclose(expected_views(rows, config), [1, 1, 0.25, 0.25, 0.25, 1])
+    seen = epochs(rows, config, 400)
+    counts = np.array([np.bincount(epoch, minlength=len(rows)) for epoch in seen])
+    assert (counts[:, [0, 1, 5]] == 1).all() and set(counts[:, 2:5].ravel()) == {0, 1}
+    np.testing.assert_allclose(counts[:, 2:5].mean(0), 0.25, atol=0.09)  # 4 standard errors
+    assert [len(epochs(rows, SamplingConfig(method, threshold=0.01, empty_tiles=share), 1)[0]) for share in (0, 1)] == [
+        3,
+        6,
+    ]
+
+
+@given(empty=st.integers(1, 5), seed=st.integers(0, 99))
+def test_a_position_among_tiles_is_the_same_whenever_it_is_asked(empty: int, seed: int) -> None:
+    rows = with_tiles(row("a.jpg", "a"), ["a"], *[[]] * empty)
+    forward = [EpochOrder(rows, SamplingConfig(), seed)] * 60
+    draws = [order.at(position) for position, order in enumerate(forward)]
+    resumed = EpochOrder(rows, SamplingConfig(), seed)
+    assert [resumed.at(position) for position in reversed(range(60))] == draws[::-1]
 
 
 def test_class_aware_draws_classes_uniformly_and_photos_of_a_class_uniformly() -> None:

@@ -25,24 +25,31 @@ def class_of(desc: str, level: int) -> str:
 
 
 def expected_views(rows: Sequence[Row], config: SamplingConfig) -> np.ndarray:
-    """(Ph,) expected views of each photo in an epoch; their sum is the expected length of the epoch.
+    """(Ph,) expected views of each photo (or tile) in an epoch; their sum is the expected length of the epoch.
 
     - uniform: 1.
     - repeat_factor (LVIS, Gupta et al. 2019, arXiv:1908.03195): max over the photo's classes c of
       max(1, sqrt(threshold / f_c)), with f_c the fraction of photos with c; 1 for a photo without objects.
     - class_aware: Ph draws of a class, uniformly, each then of a photo with that class, uniformly. Photos without
       objects are a class of their own.
+
+    But for class_aware, a tile without objects has ``config.empty_tiles`` times as many views.
     """
     held = [_classes(row, config.level) for row in rows]
     photos = Counter(name for names in held for name in names)  # class → number of photos with it
     if config.method == "repeat_factor":
         factors = {name: max(1.0, (config.threshold * len(rows) / count) ** 0.5) for name, count in photos.items()}
         factors[NO_OBJECTS] = 1.0
-        return np.array([max(factors[name] for name in names) for names in held])
+        return np.array([max(factors[name] for name in names) for names in held]) * _empty_shares(rows, config)
     if config.method == "class_aware":
         draws = len(rows) / max(len(photos), 1)  # of each class
         return np.array([sum(draws / photos[name] for name in names) for names in held])
-    return np.ones(len(rows))
+    return _empty_shares(rows, config)
+
+
+def _empty_shares(rows: Sequence[Row], config: SamplingConfig) -> np.ndarray:
+    """(Ph,) config.empty_tiles for a tile without objects, else 1."""
+    return np.array([config.empty_tiles if row.tile and not row.objects else 1.0 for row in rows])
 
 
 def _classes(row: Row, level: int) -> list[str]:
@@ -76,6 +83,8 @@ class EpochOrder:
     def __init__(self, rows: Sequence[Row], config: SamplingConfig, seed: int) -> None:
         self.config, self.seed, self.photos = config, seed, len(rows)
         self.views = expected_views(rows, config)
+        # a photo's number of views is drawn anew for each epoch, so epochs differ in length
+        self._drawn = config.method == "repeat_factor" or (config.method == "uniform" and bool((self.views != 1).any()))
         holders: defaultdict[str, list[int]] = defaultdict(list)
         for photo, row in enumerate(rows):
             for name in _classes(row, config.level):
@@ -91,7 +100,7 @@ class EpochOrder:
 
     def at(self, position: int) -> Draw:
         """The photo at a position of the run, counted from 0."""
-        if self.config.method != "repeat_factor":
+        if not self._drawn:
             epoch, place = divmod(position, self.photos)
         else:
             epoch = self._epoch_of(position)
@@ -102,7 +111,7 @@ class EpochOrder:
         return Draw(epoch, int(self._last[1][place]), int(self._last[2][place]))
 
     def _epoch_of(self, position: int) -> int:
-        """Epochs with repeat factors differ in length, so their starts are accumulated from the first epoch on."""
+        """Starts of epochs that differ in length are accumulated from the first epoch on."""
         while self._starts[-1] <= position:
             repeats = self._repeats(np.random.default_rng((self.seed, ORDER_STREAM, len(self._starts) - 1)))
             self._starts.append(self._starts[-1] + int(repeats.sum()))
@@ -111,7 +120,7 @@ class EpochOrder:
     def _order(self, epoch: int) -> np.ndarray:
         """Indices of the photos of one epoch, in order."""
         random = np.random.default_rng((self.seed, ORDER_STREAM, epoch))
-        if self.config.method == "repeat_factor":
+        if self._drawn:
             return random.permutation(np.repeat(np.arange(self.photos), self._repeats(random)))
         if self.config.method == "class_aware":
             classes = random.integers(0, len(self._holders), self.photos)
