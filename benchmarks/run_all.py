@@ -103,6 +103,7 @@ BENCHMARKS = (
     Benchmark("scale", (Aim("exponent_tokens", 1.1),), ("exponent_boxes", "exponent_queries", "exponent_pixels")),
     Benchmark("memory", (), ("selective_peak_ratio", "full_peak_ratio", "kept_time_ratio")),
     Benchmark("detect_vs_generate", (at_least("speedup", 20),)),
+    Benchmark("replay", (), ("loss_before", "loss_without", "loss_with", "ap50_without", "ap50_with")),
     Benchmark("tiles", (), ("ap50_whole", "ap50_tiles"), ("--seconds", "40")),
     Benchmark("conversion", (), ("photos_per_second", "peak_mib"), ("--photos", "20000")),
     Benchmark("scoring", (), ("seconds", "intervals_seconds", "peak_mib"), ("--photos", "3000")),

@@ -324,6 +324,7 @@ def test_no_number_may_be_nan_or_infinite(config_file: Path, key: str) -> None:
     [
         (["data.tiles=3"], ["data.tiles '3'", "auto, or columns x rows", "3x2"]),
         (["data.max_pixels=3000", "data.min_pixels=4000"], ["data.max_pixels (3000)", "data.min_pixels (4000)"]),
+        (["data.replay.path=chat.jsonl"], ["data.replay.share: is 0", "data.replay.path has no effect"]),
         (["model.freeze=[visio]"], ["model.freeze", "'visio'", "vision, merger"]),
         ([f"model.freeze=[{','.join(GROUP_NAMES)}]"], ["model.freeze", "nothing would learn"]),
         (["model.lora.parts=[lm]"], ["model.lora.parts", "'lm'", "llm, vision"]),

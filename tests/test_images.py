@@ -19,7 +19,7 @@ from PIL import ExifTags, Image, ImageOps
 
 from bbu import images
 from bbu.errors import ImageError
-from bbu.images import HEIC_SUFFIXES, IMAGE_SUFFIXES, load_image, open_image, read_image_bytes
+from bbu.images import HEIC_SUFFIXES, IMAGE_SUFFIXES, load_image, open_image, photo_size, read_image_bytes
 from data_conversion.photos import read_photo
 from tests.damaged_photos import KINDS, POSTSCRIPT, SIZE, encoded, exif_kinds, mutated, no_files, with_exif
 
@@ -336,7 +336,7 @@ def test_a_photo_of_a_type_that_cannot_be_read_says_how_to_convert_it(tmp_path: 
 
 def test_what_is_called_a_photo_and_is_no_file_is_an_error_at_once(tmp_path: Path) -> None:
     for kind, path in no_files(tmp_path, "a.jpg").items():
-        for read in (load_image, open_image, read_image_bytes):
+        for read in (load_image, open_image, photo_size, read_image_bytes):
             with pytest.raises(ImageError, match=rf"{kind}_a\.jpg: "):
                 read(path)
 
@@ -371,3 +371,20 @@ def test_only_one_file_opens_images() -> None:
                 taken = isinstance(node, ast.ImportFrom) and (node.module or "").startswith("PIL")
                 opens |= taken and any(alias.name == "open" for alias in node.names)
                 assert not opens and called not in readers, f"{path}:{node.lineno}: use bbu.images"
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "tif"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_the_size_in_the_header_is_that_of_the_loaded_photo(suffix: str, orientation: int, tmp_path: Path) -> None:
+    path = tmp_path / f"photo.{suffix}"
+    image = Image.effect_noise((40, 30), 60).convert("RGB")
+    exif = image.getexif()
+    exif[274] = orientation
+    image.save(path, exif=exif)
+    assert photo_size(path) == load_image(path).size == ((30, 40) if orientation >= 5 else (40, 30))
+
+
+def test_a_header_that_cannot_be_read_gives_the_error_of_loading(tmp_path: Path) -> None:
+    (tmp_path / "note.png").write_text("no picture", encoding="utf-8")
+    with pytest.raises(ImageError, match=r"note\.png: is not an image"):
+        photo_size(tmp_path / "note.png")

@@ -24,7 +24,7 @@ from bbu.data.collators import Batch, PackedDataCollator
 from bbu.data.photo import Photo
 from bbu.errors import ConfigError
 from bbu.families.base import Backbone, BackboneOutput
-from bbu.families.prompts import PromptSpec, answer_text
+from bbu.families.prompts import ChatMessage, PromptSpec, answer_text
 from bbu.families.registry import DEFAULT_FAMILY, backbone_class, scratch_sizes
 from bbu.families.registry import FAMILIES as REGISTERED
 from bbu.families.tokenizer import train_tokenizer
@@ -48,6 +48,7 @@ SIZES = {
 }  # fmt: skip
 MORE_SIZES = {"qwen2_5_vl": {"vision_full_attention": [1]}}
 DESCRIPTIONS = ("screw/tight", "screw/loose", "标签/完整", "标签/不完整", "line")
+PLACES = ((84, 56), (112, 140), (56, 56))  # sizes of the photos in conversations
 SYSTEM, INSTRUCTION = "Look.", "List the parts."
 
 
@@ -179,6 +180,29 @@ def mixed_samples(processor: ChatProcessor) -> list[ChatProcessorOutput]:
     """Teachers 0 to 3, parts 0 to 5, photos of many sizes."""
     plan = [(0, 3), (3, 1), (1, 0), (2, 5), (0, 2)]
     return [tiny_sample(processor, seed, teachers=t, parts=p) for seed, (t, p) in enumerate(plan)]
+
+
+def conversation_samples(processor: ChatProcessor) -> list[ChatProcessorOutput]:
+    """Samples without detection: two turns of text after a system prompt, two photos in a turn, one photo."""
+    system, photos = (
+        ChatMessage("system", ("Be brief.",)),
+        [noise_photo(700 + n, *size) for n, size in enumerate(PLACES)],
+    )
+    talks = [
+        [system, _ask("Two and two?"), _say("Four"), _ask("And one?"), _say("Five, then.")],
+        [_ask("Compare ", None, " with ", None), _say("The first is larger.")],
+        [_ask(None, "What is it?"), _say("screw")],
+    ]
+    shown = (photos[:0], photos[:2], photos[2:])
+    return [processor.process_messages(talks[n], shown[n], f"talk {n}") for n in range(len(talks))]
+
+
+def _ask(*parts: str | None) -> ChatMessage:
+    return ChatMessage("user", parts)
+
+
+def _say(text: str) -> ChatMessage:
+    return ChatMessage("assistant", (text,))
 
 
 def pack(model: DetectionVLM, samples: Sequence[ChatProcessorOutput]) -> Batch:

@@ -32,6 +32,7 @@ from PIL import (
 )
 
 from bbu.errors import ImageError, ImageMissingError, ImageSizeError
+from bbu.geometry import displayed_size
 
 MAX_IMAGE_PIXELS = 200_000_000  # beyond any camera; a compressed file can decode to far more
 MAX_IMAGE_BYTES = 2_000_000_000  # so many pixels need less in any format
@@ -121,6 +122,21 @@ def open_image(source: str | Path | bytes, name: str = "", damaged: str = "") ->
             f"{name}: {opened.width}x{opened.height} pixels is over the limit of {MAX_IMAGE_PIXELS}; shrink the photo"
         )
     return opened
+
+
+def photo_size(path: Path) -> tuple[int, int]:
+    """Width and height as displayed, from the file's header if possible.
+
+    Raises:
+        ImageError: the photo cannot be read.
+    """
+    try:
+        with open_image(path) as image:
+            if image.format != "TIFF":  # Pillow may rotate these on opening or on loading
+                return displayed_size(*image.size, exif_orientation(image))
+    except ImageError:  # load_image says why
+        pass
+    return load_image(path).size
 
 
 @contextmanager

@@ -23,7 +23,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
@@ -191,7 +191,7 @@ def parse_row(value: Any, where: str, prefix: str = "") -> Row:
     Raises:
         RecordError: names ``where``, the field, the value and the fix.
     """
-    check = _Checker(where, prefix)
+    check = FieldChecker(where, prefix)
     check.keys(value, required=("images", "objects", "width", "height"), optional=("summary", "metadata"))
     width = check.size(value["width"], "width")
     height = check.size(value["height"], "height")
@@ -206,7 +206,7 @@ def parse_row(value: Any, where: str, prefix: str = "") -> Row:
     return Row(
         images=check.images(value["images"]),
         objects=tuple(
-            _parse_object(item, _Checker(where, f"{prefix}objects[{index}]."), width, height)
+            _parse_object(item, FieldChecker(where, f"{prefix}objects[{index}]."), width, height)
             for index, item in enumerate(objects)
         ),
         width=width,
@@ -219,7 +219,7 @@ def parse_row(value: Any, where: str, prefix: str = "") -> Row:
 def parse_sample(value: Any, where: str) -> FewShotSample:
     """A few-shot sample, or a plain row, which is a student without teachers."""
     if isinstance(value, dict) and not {"student", "teachers", "context"}.isdisjoint(value):
-        check = _Checker(where, "")
+        check = FieldChecker(where, "")
         check.keys(value, required=("student",), optional=("teachers", "context"))
 
         def rows(name: str) -> tuple[Row, ...]:
@@ -236,7 +236,7 @@ def parse_prediction_row(value: Any, where: str) -> PredictionRow:
     Raises:
         RecordError: as parse_row.
     """
-    check = _Checker(where, "")
+    check = FieldChecker(where, "")
     if isinstance(value, dict) and "error" in value:
         check.keys(value, required=("images", "error"))
         return PredictionRow(images=check.images(value["images"]), error=check.text(value["error"], "error"))
@@ -244,7 +244,7 @@ def parse_prediction_row(value: Any, where: str) -> PredictionRow:
     width, height = check.size(value["width"], "width"), check.size(value["height"], "height")
     predictions = []
     for index, item in enumerate(check.list(value["predictions"], "predictions")):
-        inner = _Checker(where, f"predictions[{index}].")
+        inner = FieldChecker(where, f"predictions[{index}].")
         inner.keys(item, required=("bbox_2d", "desc", "score"), optional=("objectness", "levels"))
         box = inner.numbers(item["bbox_2d"], "bbox_2d", fewest=4)
         if len(box) != 4:
@@ -258,7 +258,7 @@ def parse_prediction_row(value: Any, where: str) -> PredictionRow:
     return PredictionRow(check.images(value["images"]), width, height, tuple(predictions))
 
 
-def _parse_object(value: Any, check: _Checker, width: int, height: int) -> ObjectRow:
+def _parse_object(value: Any, check: FieldChecker, width: int, height: int) -> ObjectRow:
     check.keys(value, required=("desc",), optional=tuple(GEOMETRIES))
     kinds = [kind for kind in GEOMETRIES if kind in value]
     if len(kinds) != 1:
@@ -281,13 +281,13 @@ def _parse_object(value: Any, check: _Checker, width: int, height: int) -> Objec
     return ObjectRow(desc=sys.intern(check.text(value["desc"], "desc")), kind=kind, points=points)
 
 
-class _Checker:
+class FieldChecker:
     """Typed look-ups whose errors name file, line and field."""
 
     def __init__(self, where: str, prefix: str) -> None:
         self.where, self.prefix = where, prefix
 
-    def fail(self, name: str, why: str) -> None:
+    def fail(self, name: str, why: str) -> NoReturn:
         raise RecordError(self.where, f"{self.prefix}{name}", why)
 
     def keys(self, value: Any, required: tuple[str, ...], optional: tuple[str, ...] = ()) -> None:

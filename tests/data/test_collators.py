@@ -111,7 +111,7 @@ def test_a_packed_batch_has_the_documented_keys_shapes_and_types(positions: Any,
     assert set(batch) - set(shapes) == {
         *("max_seqlen", "image_grid_thw", "student_images", "prompt_spans", "photo_spans", "student_spans"),
         *("teacher_spans", "box_counts", "caption_ids", "caption_weights", "names", "geometries", "salts"),
-        "image_keys",
+        *("image_keys", "replay_spans", "detecting"),
     }
     assert batch["cu_seqlens"].tolist() == [0, 5, 6, 14]
     assert batch["max_seqlen"] == 8 and type(batch["max_seqlen"]) is int

@@ -12,6 +12,7 @@ from PIL import Image
 from bbu.doctor.findings import CODES, ERROR, INFO, WARNING, by_severity
 from bbu.families.registry import backbone_class
 from bbu.images import open_image
+from bbu.jsonl import write_jsonl
 from bbu.taxonomy import MirrorRules
 from tests.doctor.small_set import SIZE, Change, DataSet, row, the
 from tests.tiny import FAMILIES
@@ -45,6 +46,14 @@ def breaks(code: str, count: int, example: str) -> object:
 def _(data: DataSet) -> None:
     data.rows["train"].append('{"images": ["x.png"], "width": ')
     data.rows["val"].append({**row("train0.png"), "hight": 3})
+
+
+@breaks("bad_conversation", 1, "talks.jsonl:2: messages: must be an optional system message")
+def _(data: DataSet) -> None:
+    ask, say = {"role": "user", "content": "Why?"}, {"role": "assistant", "content": "Because."}
+    data.config.data.replay.path, data.config.data.replay.share = str(data.folder / "talks.jsonl"), 0.1
+    write_jsonl(data.folder / "talks.jsonl", [{"messages": [ask, say]}, {"messages": [ask]}])
+    data.config.training.max_steps = 7
 
 
 @breaks("box_outside_photo", 1, "train2.png: screw/tight: [10, 10, 70, 600] in 168x140")

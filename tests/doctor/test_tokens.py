@@ -10,7 +10,8 @@ import pytest
 from bbu.data.chat_processor import ChatProcessor
 from bbu.doctor.charts import histogram, round_edges
 from bbu.doctor.reading import Sample
-from bbu.doctor.tokens import measure_lengths
+from bbu.doctor.tokens import conversation_findings, measure_lengths
+from bbu.jsonl import write_jsonl
 from bbu.records import FewShotSample, Row
 from tests.tiny import FAMILIES, tiny_config, tiny_processor, write_samples
 
@@ -69,6 +70,21 @@ def test_the_bound_holds_for_every_choice_of_teachers_and_context(
         assert most <= bound <= most + 200  # close: it may show the student to itself
         assert all(len(sample.pixel_values) * processor.photo_plan.patch_size**2 <= pixels for sample in made)
     assert lengths.longest.images.tolist() == [4] * 4
+
+
+def test_a_conversation_larger_than_a_pack_is_found(chat_processor: ChatProcessor, photo_folder: Path) -> None:
+    talk = {"messages": [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "Because."}]}
+    write_jsonl(photo_folder / "talks.jsonl", [talk])
+    config = tiny_config(data={"replay.path": str(photo_folder / "talks.jsonl"), "replay.share": 0.1})
+    assert conversation_findings(config, chat_processor) == []
+    config.training.pack_tokens = 5
+    (found,) = conversation_findings(config, chat_processor)
+    assert found.code == "bad_conversation"
+    assert found.examples[0].line().endswith("tokens, over training.pack_tokens 5")
+    assert found.examples[0].where == f"{photo_folder / 'talks.jsonl'}:1"
+    config.data.replay.path = ""
+    (found,) = conversation_findings(config, chat_processor)
+    assert "data.replay.path: name a JSONL file" in found.examples[0].detail
 
 
 def test_a_histogram_loses_nothing() -> None:

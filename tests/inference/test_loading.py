@@ -11,12 +11,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from PIL import Image
 from torch.utils.data import Dataset
 
-from bbu.errors import ImageError, UserError
-from bbu.images import load_image
-from bbu.inference.loading import Views, ViewTask, in_parallel, photo_size, plan_views
+from bbu.errors import UserError
+from bbu.inference.loading import Views, ViewTask, in_parallel, plan_views
 from bbu.inference.predictor import Predictor
 from bbu.tiles import Tiles
 from tests.tiny import DEFAULT, noise_photo, tiny_model, tiny_processor
@@ -79,23 +77,6 @@ def test_planning_is_lazy(predictor: Predictor, folder: Path) -> None:
 
 
 # ---------------------------------------------------------------- sizes
-
-
-@pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "tif"])
-@pytest.mark.parametrize("orientation", range(1, 9))
-def test_the_size_in_the_header_is_that_of_the_loaded_photo(suffix: str, orientation: int, tmp_path: Path) -> None:
-    path = tmp_path / f"photo.{suffix}"
-    image = Image.effect_noise((40, 30), 60).convert("RGB")
-    exif = image.getexif()
-    exif[274] = orientation
-    image.save(path, exif=exif)
-    assert photo_size(path) == load_image(path).size == ((30, 40) if orientation >= 5 else (40, 30))
-
-
-def test_a_header_that_cannot_be_read_gives_the_error_of_loading(tmp_path: Path) -> None:
-    (tmp_path / "note.png").write_text("no picture", encoding="utf-8")
-    with pytest.raises(ImageError, match=r"note\.png: is not an image"):
-        photo_size(tmp_path / "note.png")
 
 
 # ---------------------------------------------------------------- loading

@@ -9,25 +9,34 @@ import torch
 
 from bbu.config import LossConfig
 from bbu.data.chat_processor import IGNORE
-from bbu.losses.weighting import TERMS, count_terms, term_weights, weigh
+from bbu.losses.weighting import LANGUAGE_TERMS, TERMS, count_terms, term_weights, weigh
 from bbu.training.objective import DetectionObjective
-from tests.tiny import FAMILIES, mixed_samples, pack, run_model, tiny_config, tiny_model, tiny_processor
+from tests.tiny import (
+    FAMILIES,
+    conversation_samples,
+    mixed_samples,
+    pack,
+    run_model,
+    tiny_config,
+    tiny_model,
+    tiny_processor,
+)
 
-WEIGHTS = dict(zip(TERMS, (0.1, 1.0, 5.0, 2.0, 3.0, 0.5), strict=True))
+WEIGHTS = dict(zip(TERMS, (0.1, 1.0, 0.7, 5.0, 2.0, 3.0, 0.5), strict=True))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_supervised_token_belongs_to_exactly_one_answer_span(family: str) -> None:
-    model = tiny_model(family)
-    batch = pack(model, mixed_samples(tiny_processor(family)))
+    model, processor = tiny_model(family), tiny_processor(family)
+    batch = pack(model, [*conversation_samples(processor), *mixed_samples(processor)])
     owners = torch.zeros(batch["labels"].shape[1], dtype=torch.long)
-    spans = [span for spans in batch["teacher_spans"] for span in spans] + batch["student_spans"]
-    for start, stop in spans:
+    spans = [span for key in ("teacher_spans", "replay_spans") for spans in batch[key] for span in spans]
+    for start, stop in [*spans, *filter(None, batch["student_spans"])]:
         owners[start:stop] += 1
     assert torch.equal(owners, (batch["labels"][0] != IGNORE).long())
     counts = count_terms(batch)
-    assert counts["teacher_lm"] + counts["student_lm"] == int((batch["labels"] != IGNORE).sum())
-    assert counts["teacher_lm"] > 0 and counts["student_lm"] > 0
+    assert sum(counts[term] for term in LANGUAGE_TERMS) == int((batch["labels"] != IGNORE).sum())
+    assert all(counts[term] > 0 for term in LANGUAGE_TERMS)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -65,16 +74,17 @@ def test_weights_are_those_of_the_config_and_every_one_is_used() -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_losses_of_teachers_and_students_are_summed_separately(family: str) -> None:
-    """They equal a plain cross-entropy over all logits, split by span."""
-    model = tiny_model(family)
-    batch = pack(model, mixed_samples(tiny_processor(family)))
+    """They equal a plain cross-entropy over all logits, split by span; so do those of replayed conversations."""
+    model, processor = tiny_model(family), tiny_processor(family)
+    batch = pack(model, [*mixed_samples(processor), *conversation_samples(processor)])
     with torch.no_grad():
         sums = DetectionObjective(model, tiny_config().loss)(**batch)
         logits = run_model(model, batch).hidden_TD @ model.backbone.lm_head_weight.T
     losses = torch.nn.functional.cross_entropy(logits[:-1], batch["labels"][0, 1:], reduction="none")
     expected = {
         "teacher_lm": sum(losses[a - 1 : b - 1].sum() for spans in batch["teacher_spans"] for a, b in spans),
-        "student_lm": sum(losses[a - 1 : b - 1].sum() for a, b in batch["student_spans"]),
+        "student_lm": sum(losses[a - 1 : b - 1].sum() for a, b in filter(None, batch["student_spans"])),
+        "replay_lm": sum(losses[a - 1 : b - 1].sum() for spans in batch["replay_spans"] for a, b in spans),
     }
     for term, value in expected.items():
         torch.testing.assert_close(sums[term], value, rtol=1e-9, atol=1e-9)

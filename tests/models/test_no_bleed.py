@@ -23,6 +23,7 @@ from tests.tiny import (
     FAMILIES,
     Conversation,
     conversation,
+    conversation_samples,
     mixed_samples,
     noise_photo,
     pack,
@@ -35,9 +36,14 @@ from tests.tiny import (
 
 TOLERANCE = 1e-9
 CAPTION_QUERIES = (0, 4, 9)
-SAMPLES = 6
+SAMPLES = 9
 CONTEXT_SIZES = ((56, 84), (112, 56), (84, 84), (140, 56))
-GROUPINGS = st.tuples(st.permutations(range(SAMPLES)), st.sets(st.integers(1, SAMPLES - 1)))
+TEXTS = 6  # conversations for the backbone alone
+
+
+def groupings(count: int) -> st.SearchStrategy[tuple[list[int], set[int]]]:
+    """An order of so many samples, and where it is cut into packs."""
+    return st.tuples(st.permutations(range(count)), st.sets(st.integers(1, count - 1)))
 
 
 def close(packed: torch.Tensor, alone: torch.Tensor, what: str) -> None:
@@ -52,7 +58,7 @@ def groups_of(order: Sequence[int], cuts: set[int]) -> list[list[int]]:
 
 @dataclass
 class Outcome:
-    """The compared outputs of one sample."""
+    """The compared outputs of one sample; those of detection are empty where the sample takes no part in it."""
 
     lm_logits: torch.Tensor
     boxes: torch.Tensor  # all layers
@@ -69,14 +75,20 @@ def outcomes(model: DetectionVLM, batch: Batch, output: DetectionOutput) -> list
     boxes = output.proposals.boxes.split(output.proposal_counts)
     objectness = output.proposals.objectness.split(output.proposal_counts)
     ids = torch.arange(4 * len(CAPTION_QUERIES)).reshape(-1, 4) + 30
+    assert len(output.pred_boxes) == len(output.pred_objectness) == len(batch["detecting"]) == len(boxes)
     found = []
-    for number in range(len(lengths)):
+    for sample in range(len(lengths)):
+        lm_logits = hidden[sample] @ model.backbone.lm_head_weight.T
+        if sample not in batch["detecting"]:
+            found.append(Outcome(lm_logits, *[torch.zeros(0)] * 5))
+            continue
+        number = batch["detecting"].index(sample)
         where = torch.full((len(CAPTION_QUERIES),), number)
         queries = output.at(where, torch.tensor(CAPTION_QUERIES))
         states = model.describe_states(output.memory, where, queries, ids)
         found.append(
             Outcome(
-                hidden[number] @ model.backbone.lm_head_weight.T,
+                lm_logits,
                 torch.stack([layer.boxes[number] for layer in output.layers]),
                 torch.stack([layer.objectness[number] for layer in output.layers]),
                 boxes[number],
@@ -123,7 +135,8 @@ class Alone:
 def alone(family: str, backend: str) -> Alone:
     model = tiny_model(family, backend=backend)
     objective = DetectionObjective(model, tiny_config().loss)
-    samples = [*mixed_samples(tiny_processor(family)), context_sample(family)]
+    processor = tiny_processor(family)
+    samples = [*mixed_samples(processor), context_sample(family), *conversation_samples(processor)]
     found, sums, total = [], [], None
     for sample in samples:
         batch = pack(model, [sample])
@@ -143,7 +156,7 @@ def added(first: Gradients, second: Gradients) -> Gradients:
 @pytest.mark.parametrize("backend", EXACT_BACKENDS)
 @pytest.mark.parametrize("family", FAMILIES)
 @settings(max_examples=6)
-@given(grouping=GROUPINGS)
+@given(grouping=groupings(SAMPLES))
 def test_outputs_of_a_sample_do_not_depend_on_its_pack(
     family: str, backend: str, grouping: tuple[list[int], set[int]]
 ) -> None:
@@ -160,7 +173,7 @@ def test_outputs_of_a_sample_do_not_depend_on_its_pack(
 @pytest.mark.parametrize("backend", EXACT_BACKENDS)
 @pytest.mark.parametrize("family", FAMILIES)
 @settings(max_examples=4)
-@given(grouping=GROUPINGS)
+@given(grouping=groupings(SAMPLES))
 def test_losses_and_gradients_do_not_depend_on_the_packs(
     family: str, backend: str, grouping: tuple[list[int], set[int]]
 ) -> None:
@@ -212,7 +225,7 @@ def conversations(family: str) -> list[Conversation]:
 @pytest.mark.parametrize("backend", EXACT_BACKENDS)
 @pytest.mark.parametrize("family", FAMILIES)
 @settings(max_examples=8)
-@given(grouping=GROUPINGS)
+@given(grouping=groupings(TEXTS))
 def test_the_backbone_separates_samples_of_any_content(
     family: str, backend: str, grouping: tuple[list[int], set[int]]
 ) -> None:

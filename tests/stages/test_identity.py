@@ -19,7 +19,7 @@ from bbu.models import precision
 from bbu.stages.identity import KEPT, SAME, SILENT, check_identity, identity_of
 from bbu.training.recovery import IDENTITY_FILE
 from tests.tiny import write_samples
-from tests.training.test_resume import run_config
+from tests.training.test_resume import run_config, write_talks
 
 Change = Callable[[Config, Path], None]
 
@@ -37,6 +37,7 @@ def records(tmp_path: Path) -> Path:
     samples = write_samples(folder, 5)
     write_jsonl(folder / "train.jsonl", [sample.to_json() for sample in samples])
     write_jsonl(folder / "teacher.jsonl", [sample.student.to_json() for sample in samples[:2]])
+    write_talks(folder)
     return folder
 
 
@@ -111,6 +112,20 @@ def test_another_run_is_refused_in_one_line_with_both_values(change: Change, why
         check_identity(checkpoint, identity_of(stages.open_run(config)), 8)
     assert why in str(caught.value) and str(checkpoint) in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_conversations_are_part_of_a_run_and_where_their_file_lies_is_not(records: Path) -> None:
+    replay = {"data__replay_dot_share": 0.5}
+    checkpoint = saved(config_of(records, **replay))
+    elsewhere = config_of(records, **replay)
+    elsewhere.data.replay.path = str(shutil.copy(records / "talks.jsonl", records / "other.jsonl"))
+    assert check_identity(checkpoint, identity_of(stages.open_run(elsewhere)), 8) == []
+    for changes, why in (({}, "data.replay.share 0.5, not 0.0"), ({"data__replay_dot_share": 0.25}, "0.5, not 0.25")):
+        with pytest.raises(CheckpointError, match=f"had {why}" if not changes else why):
+            check_identity(checkpoint, identity_of(stages.open_run(config_of(records, **changes))), 8)
+    rewrite("other.jsonl", lambda rows: rows[:-1])(elsewhere, records)
+    with pytest.raises(CheckpointError, match=r"had conversations 3 rows, .*, not 2 rows"):
+        check_identity(checkpoint, identity_of(stages.open_run(elsewhere)), 8)
 
 
 def test_another_number_of_processes_is_refused(records: Path) -> None:

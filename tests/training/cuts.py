@@ -18,6 +18,7 @@ from tests.tiny import (
     DESCRIPTIONS,
     Recorder,
     build_tiny,
+    conversation_samples,
     mixed_samples,
     tiny_config,
     tiny_processor,
@@ -59,8 +60,8 @@ class OneWeightAStep(TrainerCallback):
 
 
 def four_samples(processor: ChatProcessor) -> list[ChatProcessorOutput]:
-    """0 to 3 teachers; 3, 1, 0 and 5 objects."""
-    return mixed_samples(processor)[:4]
+    """A conversation, which has no detection; 3, 1 and 2 teachers; 1, 0 and 5 objects."""
+    return [conversation_samples(processor)[1], *mixed_samples(processor)[1:4]]
 
 
 def gradients_of_cut(cut: Cut, folder: Path, family: str = DEFAULT) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from tests.tiny import (
     FAMILIES,
     build_tiny,
     conversation,
+    conversation_samples,
     mixed_samples,
     pack,
     run_backbone,
@@ -39,6 +40,29 @@ def test_every_parameter_has_a_gradient(family: str, lora: list[str], parts: int
     assert all(p.grad.isfinite().all() for p in objective.parameters() if p.grad is not None)
     if not parts:
         assert all(float(sums[term].detach()) == 0 for term in ("bbox_l1", "bbox_giou", "caption"))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("lora", [[], ["llm", "vision"]], ids=["whole", "lora"])
+@pytest.mark.parametrize("talks", [[0], [1, 2]], ids=["text alone", "photos"])
+def test_every_parameter_has_a_gradient_in_a_step_without_detection(
+    family: str, lora: list[str], talks: list[int]
+) -> None:
+    config = tiny_config(model={"family": family, "lora.parts": lora})
+    objective = DetectionObjective(build_tiny(config), config.loss)
+    samples = conversation_samples(tiny_processor(family))
+    sums = objective(**pack(objective.model, [samples[number] for number in talks]))
+    assert [term for term in TERMS if float(sums[term].detach())] == ["replay_lm"]
+    torch.stack([sums[term].double() for term in TERMS]).sum().backward()
+    assert without_gradient(objective) == []
+    moved = {
+        objective.model.group_of(name.removeprefix("model.")) for name, p in objective.named_parameters() if moves(p)
+    }
+    assert moved == ({"llm"} if talks == [0] else {"llm", "merger", "vision"})
+
+
+def moves(parameter: torch.nn.Parameter) -> bool:
+    return parameter.grad is not None and bool(parameter.grad.abs().max() > 0)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -10,9 +10,9 @@ import torch
 from transformers import TrainerCallback
 
 from bbu.config import GROUP_NAMES
-from bbu.losses.weighting import TERMS, count_terms
+from bbu.losses.weighting import LANGUAGE_TERMS, TERMS, count_terms
 from bbu.training.trainer import BBUTrainer
-from tests.tiny import DEFAULT, mixed_samples, tiny_config, tiny_processor, tiny_trainer
+from tests.tiny import DEFAULT, conversation_samples, mixed_samples, tiny_config, tiny_processor, tiny_trainer
 
 
 @pytest.fixture(params=[(1, 1), (2, 3)], ids=["every step", "accumulated, every third step"])
@@ -21,14 +21,14 @@ def trained(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.
     accumulation, log_every = request.param
     rates = {f"learning_rates.{group}": 1e-4 * (n + 1) for n, group in enumerate(GROUP_NAMES)}
     config = tiny_config(
-        loss={"teacher_lm_weight": 0.3, "student_lm_weight": 0.7, "caption_weight": 1.7},
+        loss={"teacher_lm_weight": 0.3, "student_lm_weight": 0.7, "replay_lm_weight": 0.6, "caption_weight": 1.7},
         training={
             "max_steps": 6, "batch_size": 2, "gradient_accumulation": accumulation, "log_every": log_every,
             "schedule": "constant", **rates,
         },
     )  # fmt: skip
     processor = tiny_processor(DEFAULT)
-    samples = mixed_samples(processor) * 6
+    samples = (conversation_samples(processor) + mixed_samples(processor)) * 3
     trainer = tiny_trainer(config, tmp_path, samples[: 12 * accumulation], processor)
     returned: list[float] = []
     answers: list[tuple[float, int]] = []  # of each batch: the loss sum over all answers, and their tokens
@@ -37,8 +37,9 @@ def trained(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.
     def remember(self: BBUTrainer, model: Any, inputs: Any, **options: Any) -> Any:
         with torch.no_grad():
             sums, counts = model(**inputs), count_terms(inputs)
-        both = ("teacher_lm", "student_lm")
-        answers.append((sum(sums[term].item() for term in both), sum(counts[term] for term in both)))
+        answers.append(
+            (sum(sums[term].item() for term in LANGUAGE_TERMS), sum(counts[term] for term in LANGUAGE_TERMS))
+        )
         loss = real(self, model, inputs, **options)
         returned.append(loss.item())
         return loss

@@ -32,12 +32,24 @@ def on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def records(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Seven photos, some with a teacher of their own, and a pool of teachers."""
+    """Seven photos, some with a teacher of their own, a pool of teachers, and conversations."""
     folder = tmp_path_factory.mktemp("records")
     samples = write_samples(folder, 7)
     write_jsonl(folder / "train.jsonl", [sample.to_json() for sample in samples])
     write_jsonl(folder / "teacher.jsonl", [sample.student.to_json() for sample in samples[:3]])
+    write_talks(folder)
     return folder
+
+
+def write_talks(folder: Path) -> None:
+    """Three conversations, one of them about a training photo."""
+    talks = [("Two and two?", "Four"), ("<image>What is it?", "A photo."), ("And one?", "Five")]
+    rows = [
+        {"messages": [{"role": "user", "content": ask}, {"role": "assistant", "content": say}]} for ask, say in talks
+    ]
+    write_jsonl(
+        folder / "talks.jsonl", [row | ({"images": ["000.png"]} if n == 1 else {}) for n, row in enumerate(rows)]
+    )
 
 
 def run_config(records: Path, output: Path, family: str = DEFAULT, **changes: Any) -> Config:
@@ -56,6 +68,8 @@ def run_config(records: Path, output: Path, family: str = DEFAULT, **changes: An
         for step in path:
             owner = getattr(owner, step)
         setattr(owner, last, value)
+    if config.data.replay.share:
+        config.data.replay.path = str(records / "talks.jsonl")
     config.output_dir = str(output)
     return config
 
@@ -98,9 +112,11 @@ def losses(output: Path) -> list[dict[str, Any]]:
             "data__sampling_dot_method": "repeat_factor",
             "data__sampling_dot_threshold": 1.0,
         },
+        {"data__replay_dot_share": 0.5, "training__batch_size": 1, "training__gradient_accumulation": 2},
+        {"data__replay_dot_share": 0.5, "training__pack_tokens": 1200},
         {"data__tiles": "2x1", "data__augment_dot_mosaic": 0.5},
     ],
-    ids=["whole", "lora", "padded and accumulated", "episodes", "tiles"],
+    ids=["whole", "lora", "padded and accumulated", "episodes", "replay", "replay in planned packs", "tiles"],
 )
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_run_killed_and_resumed_is_the_run_never_killed(

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from bbu.losses.weighting import TERMS
+from bbu.losses.weighting import LANGUAGE_TERMS, TERMS
 from bbu.training.objective import DetectionObjective
 from tests.tiny import FAMILIES, build_tiny, pack, tiny_config, tiny_processor
 from tests.training.cuts import CAPTION_WEIGHTS, CUTS, WEIGHTS, four_samples, gradients_of_cut
@@ -26,7 +26,8 @@ def expected_gradients(family: str) -> tuple[list[dict[str, torch.Tensor]], list
     targets = sum(len(sample.ground_truth_objects) for sample in samples)
     counts = {
         "teacher_lm": sum(b - a for sample in samples for a, b in sample.teacher_spans),
-        "student_lm": sum(sample.student_span[1] - sample.student_span[0] for sample in samples),
+        "student_lm": sum(sample.student_span[1] - sample.student_span[0] for sample in samples if sample.detects),
+        "replay_lm": sum(b - a for sample in samples for a, b in sample.replay_spans),
         "bbox_l1": targets,
         "bbox_giou": targets,
         "objectness": targets,
@@ -41,10 +42,10 @@ def expected_gradients(family: str) -> tuple[list[dict[str, torch.Tensor]], list
         total = torch.stack(list(components.values())).sum()
         found = torch.autograd.grad(total, list(named.values()), retain_graph=True, materialize_grads=True)
         gradients.append(dict(zip(named, found, strict=True)))
-        answers = sums["teacher_lm"] + sums["student_lm"]
+        answers, tokens = (sum(values[term] for term in LANGUAGE_TERMS) for values in (sums, counts))
         logs.append(
             {f"loss/{term}": value.item() for term, value in components.items()}
-            | {"loss": total.item(), "lm_loss": answers.item() / (counts["teacher_lm"] + counts["student_lm"])}
+            | {"loss": total.item(), "lm_loss": answers.item() / tokens}
         )
     return gradients, logs
 

@@ -74,7 +74,7 @@ def trainer_of(folder: Path, steps: int = 4, family: str = FAMILIES[0], **change
 def names_of(trainer: BBUTrainer) -> list[str]:
     """Photos in the order of the stream."""
     stream: Any = trainer.train_dataset
-    return [stream.shown_at(position).student.images[0] for position in range(len(stream))]
+    return [stream.name_at(position) for position in range(len(stream))]
 
 
 @pytest.mark.parametrize(("fault", "workers"), [*((fault, 0) for fault in FAULTS), ("cut off", 1)])

@@ -103,6 +103,8 @@ def _check_data(config: Config) -> None:
     data = config.data
     if 0 < data.max_pixels < data.min_pixels:
         raise ConfigError(f"data.max_pixels ({data.max_pixels}) is below data.min_pixels ({data.min_pixels})")
+    if data.replay.path and not data.replay.share:
+        raise ConfigError("data.replay.share: is 0, so data.replay.path has no effect; set a share, or empty the path")
     if data.tiles:
         try:
             Tiles.parse(data.tiles)

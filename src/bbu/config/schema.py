@@ -138,11 +138,20 @@ class SamplingConfig:
 
 
 @dataclass
+class ReplayConfig:
+    """Conversations trained on beside the photos, against forgetting (docs/replay.md)."""
+
+    path: str = ""  # chat JSONL (docs/data_schema.md); its image paths are relative to its folder
+    share: float = ranged(0.0, most=0.9, note="of the training samples; the rest are photos")
+
+
+@dataclass
 class DataConfig:
     source: SourceConfig = field(default_factory=SourceConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     episodes: EpisodesConfig = field(default_factory=EpisodesConfig)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    replay: ReplayConfig = field(default_factory=ReplayConfig)
     image_root: str = ""  # folder that image paths are relative to; default: source.path
     language: str = choice("zh", ("zh", "en"))  # of the prompts
     min_pixels: int = ranged(0)  # of a resized photo, at least; 0 = the default of the model's family
@@ -202,6 +211,7 @@ class LossConfig:
 
     teacher_lm_weight: float = ranged(0.1)
     student_lm_weight: float = ranged(1.0)
+    replay_lm_weight: float = ranged(1.0)
     bbox_l1_weight: float = ranged(5.0)
     bbox_giou_weight: float = ranged(2.0)
     objectness_weight: float = ranged(2.0)

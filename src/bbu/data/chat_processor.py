@@ -5,16 +5,27 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
+from bbu.data.conversations import ConversationRow
 from bbu.data.photo import Augment, Photo, open_photo
 from bbu.errors import ImageError, SampleError
 from bbu.families.conversation import Conversation
 from bbu.families.photo_plan import PhotoPlan
-from bbu.families.prompts import Message, PromptSpec, answer_text, build_messages, refuse_special_tokens, text_boxes
+from bbu.families.prompts import (
+    ChatMessage,
+    Message,
+    PromptSpec,
+    answer_text,
+    build_messages,
+    chat_messages,
+    refuse_special_tokens,
+    text_boxes,
+)
 from bbu.geometry import ImageGeometry, thicken, xyxy_to_cxcywh
 from bbu.records import FewShotSample
 
@@ -46,15 +57,17 @@ class ChatProcessorOutput:
         pixel_values: (P, patch width) float32 patch rows of all photos: teachers, context, student.
         image_grid_thw: (I, 3) int64 patches of each photo.
         teacher_spans: tokens of each teacher's answer.
-        student_span: tokens of the student's answer; None at inference.
+        student_span: tokens of the student's answer; None at inference, and in a conversation without a student.
         prompt_span: tokens that detection may attend to: the student's turn up to its answer. With context photos in
-            that turn it starts at the student's own photo.
-        photo_span: tokens of the student's photo, within prompt_span.
+            that turn it starts at the student's own photo. None = a sample without detection: it has no targets, and
+            is left out of detection altogether.
+        photo_span: tokens of the student's photo, within prompt_span; None with it.
         ground_truth_objects: targets of the student's photo, in (y1, x1) order.
-        geometry: maps between the student's photo and the model's input.
-        name: the student's photo, for messages.
+        geometry: maps between the student's photo and the model's input; None without detection.
+        name: the student's photo, or file and line of a conversation, for messages.
         image_keys: feature-cache key of each photo, a hash of its patches and their grid; None = its features are not
             cached; empty = all None.
+        replay_spans: tokens of the answers of a conversation of data.replay.
         salt: 32 bits for whatever is drawn at random for this sample in a training step, e.g. denoising noise.
     """
 
@@ -64,13 +77,19 @@ class ChatProcessorOutput:
     image_grid_thw: torch.Tensor
     teacher_spans: list[Span]
     student_span: Span | None
-    prompt_span: Span
-    photo_span: Span
+    prompt_span: Span | None
+    photo_span: Span | None
     ground_truth_objects: list[GroundTruthObject]
-    geometry: ImageGeometry
+    geometry: ImageGeometry | None
     name: str
     image_keys: list[str | None] = field(default_factory=list)
+    replay_spans: list[Span] = field(default_factory=list)
     salt: int = 0
+
+    @property
+    def detects(self) -> bool:
+        """Whether the sample takes part in detection."""
+        return self.photo_span is not None
 
 
 class ChatProcessor:
@@ -151,20 +170,15 @@ class ChatProcessor:
         boxes = [_boxes(photo) for photo, _ in turns]
         answers = [self._answer(*turn, own_boxes) for turn, own_boxes in zip(turns, boxes, strict=True)]
         messages = self.messages(answers[:-1], answers[-1] if with_answer else None, len(context))
-        pixel_values, grid_thw = self.photo_plan.patchify([photo.image for photo in photos], geometries)
+        pixel_values, grid_thw = self._patchify(photos, geometries)
         input_ids = self._tokenize(messages, grid_thw, with_answer, student.name)
         spans = self._answer_spans(input_ids)
-        expected = len(turns) if with_answer else len(turns) - 1
-        if len(spans) != expected:
-            raise SampleError(f"{student.name}: found {len(spans)} answers in the tokens, expected {expected}")
-        labels = torch.full_like(input_ids, IGNORE)
-        for start, stop in spans:
-            labels[start:stop] = input_ids[start:stop]
+        _check_answers(spans, len(turns) if with_answer else len(turns) - 1, student.name)
         photo_span = self._student_photo(input_ids, grid_thw)
         prompt_start = photo_span[0] - self._before_image if context else self._turn_start(input_ids)
         return ChatProcessorOutput(
             input_ids=input_ids,
-            labels=labels,
+            labels=_labels(input_ids, spans),
             pixel_values=pixel_values,
             image_grid_thw=grid_thw,
             teacher_spans=spans[: len(teachers)],
@@ -177,7 +191,51 @@ class ChatProcessor:
             image_keys=_keys(pixel_values, grid_thw) if self.name_photos else [],
         )
 
+    def process_conversation(self, row: ConversationRow, image_root: str | Path) -> ChatProcessorOutput:
+        """A training sample without detection: language is learned from every answer of a conversation.
+
+        Args:
+            image_root: folder that the row's image paths are relative to.
+
+        Raises:
+            SampleError: too long, or a photo's size has changed.
+            ImageError: a photo cannot be read.
+        """
+        return self.process_messages(row.messages, [open_photo(image_root, photo) for photo in row.photos], row.where)
+
+    def process_messages(
+        self, messages: Sequence[ChatMessage], photos: Sequence[Photo], name: str
+    ) -> ChatProcessorOutput:
+        """As process_conversation, from photos in memory; ``name`` is for messages."""
+        pixel_values, grid_thw = self._patchify(photos, [self._plan(photo) for photo in photos])
+        input_ids = self._tokenize(chat_messages(messages, self.conversation), grid_thw, True, name)
+        spans = self._answer_spans(input_ids)
+        _check_answers(spans, sum(message.role == "assistant" for message in messages), name)
+        return ChatProcessorOutput(
+            input_ids=input_ids,
+            labels=_labels(input_ids, spans),
+            pixel_values=pixel_values,
+            image_grid_thw=grid_thw,
+            teacher_spans=[],
+            student_span=None,
+            prompt_span=None,
+            photo_span=None,
+            ground_truth_objects=[],
+            geometry=None,
+            name=name,
+            image_keys=_keys(pixel_values, grid_thw) if self.name_photos else [],
+            replay_spans=spans,
+        )
+
     # ------------------------------------------------------------ photos
+
+    def _patchify(
+        self, photos: Sequence[Photo], geometries: Sequence[ImageGeometry]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """(P, patch width) patch rows and (I, 3) grids of any number of photos, also none."""
+        if not photos:
+            return torch.zeros(0, self.photo_plan.patch_width), torch.zeros(0, 3, dtype=torch.long)
+        return self.photo_plan.patchify([photo.image for photo in photos], geometries)
 
     def _plan(self, photo: Photo) -> ImageGeometry:
         try:
@@ -268,6 +326,19 @@ class ChatProcessor:
                 f"raise model.detection.caption_max_tokens ({self.caption_max_tokens})"
             )
         return ids
+
+
+def _check_answers(spans: Sequence[Span], expected: int, name: str) -> None:
+    if len(spans) != expected:
+        raise SampleError(f"{name}: found {len(spans)} answers in the tokens, expected {expected}")
+
+
+def _labels(input_ids: torch.Tensor, spans: Sequence[Span]) -> torch.Tensor:
+    """(L,) the ids within spans, IGNORE elsewhere."""
+    labels = torch.full_like(input_ids, IGNORE)
+    for start, stop in spans:
+        labels[start:stop] = input_ids[start:stop]
+    return labels
 
 
 def _boxes(photo: Photo) -> np.ndarray:

@@ -24,11 +24,12 @@ class PackedDataCollator:
         cu_seqlens (B + 1,) int32; max_seqlen int;
         pixel_values (P, patch width); image_grid_thw [I]: (frames, rows, columns) of patches; image_to_sample (I,);
         image_keys [I]: feature-cache key of each photo, None where it is not cached;
-        student_images [B]: index of each student's image among the I;
-        prompt_spans [B], photo_spans [B], student_spans [B], teacher_spans [B][…]: half-open token ranges in the pack;
-        boxes (N, 4) cxcywh in [0, 1]; box_counts [B]; caption_ids [N]: token ids of each caption, end token included;
+        student_spans [B], teacher_spans [B][…], replay_spans [B][…]: half-open token ranges in the pack; names [B];
+        detecting: indices of the samples with detection, in order; only these have an entry in:
+        student_images: index of each student's image among the I; prompt_spans, photo_spans: token ranges in the pack;
+        box_counts; geometries; salts;
+        boxes (N, 4) cxcywh in [0, 1]; caption_ids [N]: token ids of each caption, end token included;
         caption_weights [N]: of each caption in the loss;
-        names [B], geometries [B], salts [B];
         only where photos cannot be read: unreadable, a row for each sample that was left out; blank, whether that
         leaves none, so that an empty photo stands in, whose losses count nothing.
 
@@ -54,12 +55,7 @@ class PackedDataCollator:
             "position_ids": torch.cat([_positions(s, self.position_function) for s in samples], dim=1)[:, None],
             "cu_seqlens": cu_seqlens.to(torch.int32),
             "max_seqlen": max(lengths),
-            "prompt_spans": [_shift(s.prompt_span, start) for s, start in zip(samples, starts, strict=True)],
-            "photo_spans": [_shift(s.photo_span, start) for s, start in zip(samples, starts, strict=True)],
-            "student_spans": [_shift(s.student_span, start) for s, start in zip(samples, starts, strict=True)],
-            "teacher_spans": [
-                [_shift(span, start) for span in s.teacher_spans] for s, start in zip(samples, starts, strict=True)
-            ],
+            **_collate_spans(samples, starts),
             **_collate_images(samples),
             **_collate_targets(samples),
             **left_out,
@@ -93,10 +89,7 @@ class StandardDataCollator:
             "labels": torch.stack([pad(s.labels, IGNORE) for s in samples]),
             "attention_mask": torch.stack([pad(mask, False) for mask in masks]),
             "position_ids": torch.stack([pad(_positions(s, self.position_function), 0) for s in samples], dim=1),
-            "prompt_spans": [s.prompt_span for s in samples],
-            "photo_spans": [s.photo_span for s in samples],
-            "student_spans": [s.student_span for s in samples],
-            "teacher_spans": [list(s.teacher_spans) for s in samples],
+            **_collate_spans(samples, [0] * len(samples)),
             **_collate_images(samples),
             **_collate_targets(samples),
             **left_out,
@@ -117,11 +110,12 @@ def unpad(batch: Batch) -> Batch:
     packed["position_ids"] = batch["position_ids"][:, mask][:, None]
     packed["cu_seqlens"] = cu_seqlens.to(torch.int32)
     packed["max_seqlen"] = int(lengths.max())
-    for key in ("prompt_spans", "photo_spans", "student_spans"):
-        packed[key] = [_shift(span, start) for span, start in zip(batch[key], starts, strict=True)]
-    packed["teacher_spans"] = [
-        [_shift(span, start) for span in spans] for spans, start in zip(batch["teacher_spans"], starts, strict=True)
-    ]
+    packed["student_spans"] = [_shift(span, start) for span, start in zip(batch["student_spans"], starts, strict=True)]
+    for key in ("teacher_spans", "replay_spans"):
+        packed[key] = [_shift_all(spans, start) for spans, start in zip(batch[key], starts, strict=True)]
+    for key in ("prompt_spans", "photo_spans"):
+        rows = zip(batch[key], batch["detecting"], strict=True)
+        packed[key] = [_shift(span, starts[sample]) for span, sample in rows]
     return packed
 
 
@@ -147,6 +141,22 @@ def _shift(span: Span | None, by: int) -> Span | None:
     return None if span is None else (span[0] + by, span[1] + by)
 
 
+def _shift_all(spans: Sequence[Span], by: int) -> list[Span]:
+    return [(start + by, stop + by) for start, stop in spans]
+
+
+def _collate_spans(samples: Sequence[ChatProcessorOutput], starts: Sequence[int]) -> Batch:
+    """Token ranges of every sample, moved by where it starts."""
+    placed = list(zip(samples, starts, strict=True))
+    return {
+        "student_spans": [_shift(sample.student_span, start) for sample, start in placed],
+        "teacher_spans": [_shift_all(sample.teacher_spans, start) for sample, start in placed],
+        "replay_spans": [_shift_all(sample.replay_spans, start) for sample, start in placed],
+        "prompt_spans": [_shift(sample.prompt_span, start) for sample, start in placed if sample.detects],
+        "photo_spans": [_shift(sample.photo_span, start) for sample, start in placed if sample.detects],
+    }
+
+
 def _collate_images(samples: Sequence[ChatProcessorOutput]) -> Batch:
     counts = [len(sample.image_grid_thw) for sample in samples]
     return {
@@ -154,7 +164,9 @@ def _collate_images(samples: Sequence[ChatProcessorOutput]) -> Batch:
         "image_grid_thw": [grid for sample in samples for grid in _grids(sample)],
         "image_to_sample": torch.repeat_interleave(torch.arange(len(samples)), torch.tensor(counts)),
         "image_keys": [key for sample in samples for key in sample.image_keys or [None] * len(sample.image_grid_thw)],
-        "student_images": [sum(counts[: number + 1]) - 1 for number in range(len(samples))],  # students come last
+        "student_images": [  # a student's photo is the last of its sample
+            sum(counts[: number + 1]) - 1 for number, sample in enumerate(samples) if sample.detects
+        ],
     }
 
 
@@ -162,10 +174,11 @@ def _collate_targets(samples: Sequence[ChatProcessorOutput]) -> Batch:
     objects = [item for sample in samples for item in sample.ground_truth_objects]
     return {
         "boxes": torch.tensor([item.box for item in objects], dtype=torch.float32).reshape(-1, 4),
-        "box_counts": [len(sample.ground_truth_objects) for sample in samples],
+        "detecting": [number for number, sample in enumerate(samples) if sample.detects],
+        "box_counts": [len(sample.ground_truth_objects) for sample in samples if sample.detects],
         "caption_ids": [item.caption_ids for item in objects],
         "caption_weights": [item.caption_weight for item in objects],
         "names": [sample.name for sample in samples],
-        "geometries": [sample.geometry for sample in samples],
-        "salts": [sample.salt for sample in samples],
+        "geometries": [sample.geometry for sample in samples if sample.detects],
+        "salts": [sample.salt for sample in samples if sample.detects],
     }

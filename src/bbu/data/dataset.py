@@ -14,8 +14,10 @@ from bbu.data.augment import Augmenter
 from bbu.data.chat_processor import ChatProcessor, ChatProcessorOutput
 from bbu.data.packing.planner import Pack
 from bbu.data.photo import Photo
+from bbu.data.replay import Replay
 from bbu.data.sampling.episodes import Episodes
-from bbu.data.sampling.order import EpochOrder
+from bbu.data.sampling.mixture import Mixture
+from bbu.data.sampling.order import Draw, EpochOrder
 from bbu.errors import ImageError, PhotoChangedError, SampleError
 from bbu.records import FewShotSample
 from bbu.taxonomy import MirrorRules
@@ -31,8 +33,9 @@ class UnreadableSample:
 
     Args:
         position: in the stream.
-        sample: the student's photo.
-        photo: the one that cannot be used: the student's, a teacher's, or one that augmentation mixes in.
+        sample: the student's photo, or file and line of a conversation.
+        photo: the one that cannot be used: the student's, a teacher's, one that augmentation mixes in, or one of a
+            conversation.
         error: why, for the user.
         stand_in: an empty photo, for a batch that would have no sample at all.
     """
@@ -57,6 +60,7 @@ class TrainingStream(Dataset[ChatProcessorOutput]):
         episodes: draws teachers and context for the other samples; None = none.
         sampling: how often each photo is shown; None = once per epoch.
         augment: random views of the photos; None = none.
+        replay: conversations among the photos; None = none.
         mirror: how flips and turns change descriptions that name a side; None = the usual words are swapped.
     """
 
@@ -71,6 +75,7 @@ class TrainingStream(Dataset[ChatProcessorOutput]):
         sampling: SamplingConfig | None = None,
         augment: AugmentConfig | None = None,
         mirror: MirrorRules | None = None,
+        replay: Replay | None = None,
     ) -> None:
         if not samples:
             raise SampleError("there is no training photo; check data.source and its conversion report")
@@ -78,6 +83,8 @@ class TrainingStream(Dataset[ChatProcessorOutput]):
         self.seed = seed
         students = [sample.student for sample in samples]
         self.order = EpochOrder(students, sampling or SamplingConfig(), seed)
+        self.replay = replay
+        self.mixture = Mixture(replay.share if replay else 0.0, len(replay.rows) if replay else 0, seed)
         self.augmenter = Augmenter(
             augment or AugmentConfig(), seed, pool=students, image_root=processor.image_root, mirror=mirror
         )
@@ -95,24 +102,42 @@ class TrainingStream(Dataset[ChatProcessorOutput]):
         packs = (item if isinstance(item, tuple) else (item,) for item in wanted)
         return [self._make_if_readable(position) for pack in packs for position in pack]
 
-    def shown_at(self, position: int) -> FewShotSample:
-        """Rows of the sample at a position, with its teachers and context."""
-        draw = self.order.at(position)
+    @property
+    def epoch_length(self) -> float:
+        """Expected number of positions in an epoch of the photos."""
+        return self.order.epoch_length / (1 - self.mixture.share)
+
+    def draw_at(self, position: int) -> Draw:
+        """The training photo at a position, or where a conversation stands the next one, whose epoch it belongs to."""
+        return self.order.at(self.mixture.at(position).photos)
+
+    def shown(self, draw: Draw) -> FewShotSample:
+        """Rows of the sample of a training photo, with its teachers and context."""
         sample = self.samples[draw.photo]
         return self.episodes.complete(sample, draw.epoch, draw.number) if self.episodes else sample
 
+    def name_at(self, position: int) -> str:
+        """For messages: the photo at a position, or file and line of the conversation."""
+        number = self.mixture.at(position).conversation
+        if self.replay is not None and number is not None:
+            return self.replay.rows[number].where
+        return self.samples[self.draw_at(position).photo].student.images[0]
+
     def _make(self, position: int) -> ChatProcessorOutput:
-        draw = self.order.at(position)
+        number = self.mixture.at(position).conversation
+        if self.replay is not None and number is not None:
+            return self.processor.process_conversation(self.replay.rows[number], self.replay.image_root)
+        draw = self.draw_at(position)
         progress = min(position / self.length, BEFORE_THE_END)
         augment = self.augmenter.for_sample(draw.epoch, draw.number, progress)
-        made = self.processor.process_sample(self.shown_at(position), augment)
+        made = self.processor.process_sample(self.shown(draw), augment)
         return replace(made, salt=(self.seed * SALT_STEP + position) % 2**32)
 
     def _make_if_readable(self, position: int) -> ChatProcessorOutput | UnreadableSample:
         try:
             return self._make(position)
         except (ImageError, PhotoChangedError) as error:
-            sample = self.samples[self.order.at(position).photo].student.images[0]
+            sample = self.name_at(position)
             return UnreadableSample(position, sample, error.photo or sample, str(error), self._stand_in)
 
     @cached_property

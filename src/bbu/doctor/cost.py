@@ -86,12 +86,13 @@ def steps_report(config: Config, rows: Sequence[Row], packs: PackSizes | None) -
     """Samples per step, epochs and packs, for one process (GPU); None where a value needs unknown lengths.
 
     data.sampling decides the length of an epoch: the number of photos and tiles, unless some are repeated or left out.
+    Conversations of data.replay, which are neither, count as samples; packs are estimated without them.
 
     Args:
         rows: training photos and their tiles.
     """
     training = config.training
-    places = float(expected_views(rows, config.data.sampling).sum()) if rows else 0.0
+    places = float(expected_views(rows, config.data.sampling).sum()) / (1 - config.data.replay.share) if rows else 0.0
     planned = bool(Budgets.of(training).limits)
     per_pack = packs.samples if packs else None if planned else training.batch_size
     per_step = per_pack and per_pack * training.gradient_accumulation
@@ -113,13 +114,14 @@ def steps_findings(config: Config, report: dict[str, Any]) -> list[Finding]:
     per_step, samples = report["samples_per_step"], math.floor(report["samples_per_epoch"])
     if per_step is None or config.data.sampling.method != "uniform":
         return []
-    left = math.floor(samples - config.training.max_steps * per_step)
+    shown = per_step * (1 - config.data.replay.share)  # photos and tiles a step
+    left = math.floor(samples - config.training.max_steps * shown)
     if left <= 0:
         return []
     values = {"steps": config.training.max_steps, "per_step": per_step, "epochs": report["epochs"]}
     tiles = " and tiles" if samples != report["training_photos"] else ""
     example = Example(detail=f"{samples} photos{tiles}, {samples - left} samples in the run")
-    return [finding("photos_never_seen", [example], left, needed=math.ceil(samples / per_step), **values)]
+    return [finding("photos_never_seen", [example], left, needed=math.ceil(samples / shown), **values)]
 
 
 def model_size(config: Config, tokenizer: Any) -> ModelSize | None:

@@ -30,7 +30,7 @@ from bbu.doctor.photos import PhotoFacts, look_at_all, names_of, photo_findings,
 from bbu.doctor.proof import choose_samples, proof_findings, prove
 from bbu.doctor.reading import Rows, Sample, read_folder
 from bbu.doctor.report import Report, split_counts
-from bbu.doctor.tokens import length_findings, measure_lengths
+from bbu.doctor.tokens import conversation_findings, length_findings, measure_lengths
 from bbu.errors import ConfigError
 from bbu.families.photo_plan import PhotoPlan
 from bbu.families.registry import backbone_class
@@ -135,7 +135,7 @@ def _examine_tokens(report: Report, config: Config, rows: Rows, good: Rows, imag
     if processor is not None:
         report.lengths = measure_lengths(views, _pool(config, good), processor, config)
         report.findings += length_findings(report.lengths, views, Budgets.of(config.training))
-        report.findings += caption_findings(rows.of("train"), processor)
+        report.findings += caption_findings(rows.of("train"), processor) + conversation_findings(config, processor)
         largest, smallest = (pack_sizes(config, which) for which in (report.lengths.longest, report.lengths.alone))
         size = model_size(config, processor.tokenizer)
         report.memory = memory_report(config, size, largest, processor) if size and largest else None

@@ -106,6 +106,12 @@ CODES: dict[str, Code] = {
         "Training reads rows strictly and stops at the first of these.",
         "Fix the field named in the example (docs/data_schema.md lists the rules), or delete the line.",
     ),
+    "bad_conversation": Code(
+        ERROR,
+        "conversations of data.replay.path that training refuses",
+        "Training reads conversations strictly and stops at the first of these.",
+        "Fix the field named in the example (docs/data_schema.md lists the rules), or delete the line.",
+    ),
     "box_outside_photo": Code(
         ERROR,
         "objects with coordinates outside their photo",

@@ -112,6 +112,7 @@ def prove(sample: Sample, why: str, processor: ChatProcessor) -> Proven:
 
 def _from_head(output: ChatProcessorOutput) -> tuple[np.ndarray, Sequence[str]]:
     """Targets in [0, 1] → displayed pixels."""
+    assert output.geometry is not None
     targets = output.ground_truth_objects
     unit = cxcywh_to_xyxy(np.array([item.box for item in targets], dtype=np.float64).reshape(-1, 4))
     return output.geometry.boxes_from_unit(unit), [item.desc for item in targets]
@@ -119,7 +120,7 @@ def _from_head(output: ChatProcessorOutput) -> tuple[np.ndarray, Sequence[str]]:
 
 def _from_text(output: ChatProcessorOutput, processor: ChatProcessor) -> tuple[np.ndarray, Sequence[str]]:
     """Token ids of the answer → its JSON → displayed pixels."""
-    assert output.student_span is not None
+    assert output.student_span is not None and output.geometry is not None
     start, stop = output.student_span
     answer = str(processor.tokenizer.decode(output.input_ids[start : stop - 1].tolist()))
     items = json.loads(answer)
@@ -131,6 +132,7 @@ def _from_text(output: ChatProcessorOutput, processor: ChatProcessor) -> tuple[n
 def _text_bound(output: ChatProcessorOutput, processor: ChatProcessor) -> float:
     """Half a unit of the written coordinates, in displayed pixels, along the coarser axis."""
     geometry = output.geometry
+    assert geometry is not None
     in_pixels = processor.spec.box_convention == "model_pixels"
     across, down = (geometry.model_width, geometry.model_height) if in_pixels else (1000, 1000)
     return 0.5 * max(geometry.width / across, geometry.height / down)

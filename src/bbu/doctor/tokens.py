@@ -12,10 +12,12 @@ from bbu.config import Config
 from bbu.data.chat_processor import ChatProcessor
 from bbu.data.packing.lengths import LengthMeter
 from bbu.data.packing.planner import Budgets, Lengths
+from bbu.data.replay import load_replay
 from bbu.data.sampling.episodes import most_teachers
 from bbu.doctor.charts import Bar, histogram, round_edges
 from bbu.doctor.findings import Example, Finding, finding
 from bbu.doctor.reading import Sample
+from bbu.errors import UserError
 from bbu.records import Row
 
 TurnSize = tuple[int, int, int]  # tokens, patches, photos
@@ -135,6 +137,24 @@ def length_findings(lengths: TokenLengths, samples: Sequence[Sample], budgets: B
     for what, limit in budgets.limits.items():
         found += _over("sample_larger_than_pack", lengths, samples, what, limit)
     return found
+
+
+def conversation_findings(config: Config, processor: ChatProcessor) -> list[Finding]:
+    """The first conversation of data.replay that training would refuse."""
+    try:
+        replay = load_replay(config.data.replay, processor)
+    except UserError as error:
+        return [finding("bad_conversation", [Example(detail=str(error))])]
+    if replay is None:
+        return []
+    sizes = [(int(tokens), sum(p), len(p)) for tokens, p in zip(replay.tokens, replay.patches, strict=True)]
+    lengths = _lengths(sizes, processor.photo_plan.patch_size**2)
+    for what, limit in Budgets.of(config.training).limits.items():
+        largest = int(getattr(lengths, what).argmax())
+        if (size := int(getattr(lengths, what)[largest])) > limit:
+            detail = f"{size} {what}, over training.pack_{what} {limit}"
+            return [finding("bad_conversation", [Example(replay.rows[largest].where, detail=detail)])]
+    return []
 
 
 def _over(code: str, lengths: TokenLengths, samples: Sequence[Sample], what: str, limit: int) -> list[Finding]:

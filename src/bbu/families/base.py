@@ -6,7 +6,7 @@ Shapes: T packed tokens, D feature width, P patch rows, S image tokens, X number
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -24,7 +24,7 @@ from bbu.layers.transfer import to_device
 if TYPE_CHECKING:
     from bbu.families.prompts import PromptSpec
 
-__all__ = ["Backbone", "BackboneOutput", "Grid", "PositionFunction", "VisionLevel"]
+__all__ = ["Backbone", "BackboneOutput", "Grid", "PositionFunction", "VisionLevel", "no_part"]
 
 PositionFunction = Callable[[Sequence[int], Sequence[Grid]], torch.Tensor]
 """(token ids of one sample, patch grids of its images) → (axes, L) rotary positions."""
@@ -57,6 +57,16 @@ class BackboneOutput:
     hidden_TD: torch.Tensor
     vision_levels: list[VisionLevel]
     language_at_image: bool = True
+
+
+def no_part(tensors: Iterable[torch.Tensor]) -> torch.Tensor | int:
+    """Zero, to be added where these take no part in a step: their gradient is then zero instead of none.
+
+    Every parameter must take part in every step, or data-parallel ranks deadlock.
+    """
+    if not torch.is_grad_enabled():
+        return 0
+    return sum((tensor.flatten()[:1].sum() * 0 for tensor in tensors if tensor.requires_grad), 0)
 
 
 class Backbone(nn.Module, ABC):
@@ -198,9 +208,8 @@ class Backbone(nn.Module, ABC):
         if pixel_values is not None and image_grid_thw is not None and len(image_grid_thw):
             levels = self.see(pixel_values, image_grid_thw, image_keys)
         hidden_TD = self.read(input_ids, position_ids, levels, cu_seqlens, max_seqlen)
-        if not levels and torch.is_grad_enabled():
-            # every parameter must take part in every step, or data-parallel ranks deadlock
-            hidden_TD = hidden_TD + sum(p.flatten()[:1].sum() * 0 for p in self._photo_parameters() if p.requires_grad)
+        if not levels:
+            hidden_TD = hidden_TD + no_part(self._photo_parameters())
         return BackboneOutput(hidden_TD, levels, self.language_at_image)
 
     def see(

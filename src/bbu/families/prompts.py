@@ -42,6 +42,14 @@ LARGEST = 1e6  # coordinates must be smaller; infinities and endless digits are 
 Message = dict[str, Any]
 
 
+@dataclass(frozen=True, slots=True)
+class ChatMessage:
+    """A message of a conversation with no task of ours: role, and texts with None wherever a photo is shown."""
+
+    role: str
+    parts: tuple[str | None, ...]
+
+
 @dataclass(frozen=True)
 class PromptSpec:
     """Everything that a prompt and its answer depend on besides the photo.
@@ -180,6 +188,21 @@ def build_messages(
             refuse_special_tokens(answer, conversation.special_tokens)
             messages.append({"role": "assistant", "content": answer})
     return messages
+
+
+def chat_messages(messages: Sequence[ChatMessage], conversation: Conversation) -> list[Message]:
+    """Any conversation as chat messages, with the system prompt where the family has it."""
+    first = messages[0]
+    if conversation.system_in_first_turn and first.role == "system":
+        user = messages[1]
+        messages = [ChatMessage(user.role, (*first.parts, "\n", *user.parts)), *messages[2:]]
+    return [{"role": message.role, "content": _content(message.parts)} for message in messages]
+
+
+def _content(parts: Sequence[str | None]) -> str | list[dict[str, str]]:
+    if None not in parts:
+        return "".join(part for part in parts if part is not None)
+    return [{"type": "image"} if part is None else {"type": "text", "text": part} for part in parts]
 
 
 def _question(spec: PromptSpec, opening: str, context_photos: int) -> Message:

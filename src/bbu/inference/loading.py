@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from torch.utils.data import DataLoader, Dataset
@@ -17,8 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 from bbu.data.chat_processor import ChatProcessor, ChatProcessorOutput
 from bbu.data.photo import Photo
 from bbu.errors import ImageError, UserError
-from bbu.geometry import displayed_size
-from bbu.images import exif_orientation, load_image, open_image
+from bbu.images import load_image, photo_size
 from bbu.inference.predictor import Predictor, prepare
 from bbu.inference.tiling import View
 from bbu.records import resolve_image
@@ -91,21 +89,6 @@ def _size_or_problem(image_root: str, name: str) -> Size | str:
         return photo_size(resolve_image(image_root, name))
     except UserError as error:
         return str(error)
-
-
-def photo_size(path: Path) -> Size:
-    """Width and height as displayed, from the file's header if possible.
-
-    Raises:
-        ImageError: the photo cannot be read.
-    """
-    try:
-        with open_image(path) as image:
-            if image.format != "TIFF":  # Pillow may rotate these on opening or on loading
-                return displayed_size(*image.size, exif_orientation(image))
-    except ImageError:  # load_image says why
-        pass
-    return load_image(path).size
 
 
 class Views(Dataset[LoadedView]):

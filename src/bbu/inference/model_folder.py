@@ -211,6 +211,7 @@ class Inference:
         text = str(self.processor.tokenizer.decode(written, skip_special_tokens=True))
         objects, malformed = parse_answer(text)
         numbers = np.array([box for box, _ in objects], dtype=np.float64).reshape(-1, 4)
+        assert sample.geometry is not None  # made from a photo to predict
         boxes = boxes_from_text(sample.geometry, numbers, self.processor.spec.box_convention)
         return TextResult(boxes, [label for _, label in objects], text, malformed, len(written), written[-1:] == [end])
 

@@ -9,7 +9,8 @@ import torch
 
 from bbu.config import LossConfig
 
-TERMS = ("teacher_lm", "student_lm", "bbox_l1", "bbox_giou", "objectness", "caption")
+LANGUAGE_TERMS = ("teacher_lm", "student_lm", "replay_lm")  # each supervised token is in one of them
+TERMS = (*LANGUAGE_TERMS, "bbox_l1", "bbox_giou", "objectness", "caption")
 
 
 def term_weights(config: LossConfig) -> dict[str, float]:
@@ -28,6 +29,7 @@ def count_terms(batch: Mapping[str, Any]) -> dict[str, int]:
     return {
         "teacher_lm": sum(stop - start for spans in batch["teacher_spans"] for start, stop in spans),
         "student_lm": sum(span[1] - span[0] for span in batch["student_spans"] if span is not None),
+        "replay_lm": sum(stop - start for spans in batch["replay_spans"] for start, stop in spans),
         "bbox_l1": targets,
         "bbox_giou": targets,
         "objectness": targets,

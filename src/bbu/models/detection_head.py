@@ -297,6 +297,16 @@ class DetectionHead(nn.Module):
         denoising_RD = queries_RD.index_select(0, rows.denoising)
         return HeadOutput(layers, proposals, memory.image_token_counts, states_BQD, denoising_layers, denoising_RD)
 
+    def of_no_sample(self, memory: Memory) -> HeadOutput:
+        """The predictions for a memory of no sample."""
+        queries_BQD = memory.tokens_MD.new_zeros(0, self.queries, self.width)
+        none = full_precision(memory.tokens_MD)
+        layers = [
+            BoxPrediction(none.new_zeros(0, self.queries, 4), none.new_zeros(0, self.queries)) for _ in self.layers
+        ]
+        rows = BoxPrediction(none.new_zeros(0, 4), none.new_zeros(0))
+        return HeadOutput(layers, rows, [], queries_BQD, [rows] * len(layers), queries_BQD[:, 0])
+
     def _denoising_states(self, boxes_R4: torch.Tensor, memory: Memory, rows: QueryRows) -> torch.Tensor:
         """(R, D) initial states of denoising queries, as if the token at each box's centre had proposed the box.
 

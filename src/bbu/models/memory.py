@@ -38,6 +38,19 @@ class Memory:
     level_grids: list[list[tuple[int, int]]]
     level_table_LvB3: torch.Tensor
 
+    @classmethod
+    def of_no_sample(cls, like: torch.Tensor, width: int, levels: int) -> Memory:
+        """The memory of a pack in which no sample detects; device and dtype are those of ``like``."""
+        return cls(
+            tokens_MD=like.new_zeros(0, width),
+            pos_embed_MD=like.new_zeros(0, width),
+            cu_seqlens=torch.zeros(1, dtype=torch.int32, device=like.device),
+            max_seqlen=0,
+            level_starts=[],
+            level_grids=[],
+            level_table_LvB3=torch.zeros(levels, 0, 3, dtype=torch.long, device=like.device),
+        )
+
     @property
     def image_token_counts(self) -> list[int]:
         """Image tokens of each sample; they come first in its segment."""

@@ -15,7 +15,7 @@ from torch import nn
 
 from bbu.config import DetectionConfig
 from bbu.errors import SampleError
-from bbu.families.base import Backbone, BackboneOutput, Grid, VisionLevel
+from bbu.families.base import Backbone, BackboneOutput, Grid, VisionLevel, no_part
 from bbu.layers.transfer import to_device
 from bbu.models.caption_decoder import CaptionDecoder, CaptionResult
 from bbu.models.detection_head import DenoisingQueries, DetectionHead, HeadOutput
@@ -103,7 +103,10 @@ class DetectionVLM(nn.Module):
         image_keys: Sequence[str | None] | None = None,
         denoising_queries: DenoisingQueries | None = None,
     ) -> DetectionOutput:
-        """Detect objects in every sample of a pack. Denoising queries do not change the detections.
+        """Read a pack, and detect objects in those of its samples that take part in detection.
+
+        All about detection, in and out, has an entry for each of these alone; there may be none. Denoising queries do
+        not change the detections.
 
         Args:
             input_ids: (1, T) samples end to end.
@@ -112,19 +115,28 @@ class DetectionVLM(nn.Module):
             cu_seqlens: (B + 1,) int32 sequence boundaries.
             position_ids: (axes, 1, T) from the backbone's position function.
             max_seqlen: longest sample, a Python int.
-            student_images: for each sample, the index of its student's image among the I images.
-            prompt_spans: for each sample, the half-open token range of the student's turn up to the answer.
-            photo_spans: for each sample, the range of its student's image tokens, within its prompt span.
+            student_images: for each sample that detects, the index of its student's image among the I images.
+            prompt_spans: for each of them, the half-open token range of the student's turn up to the answer.
+            photo_spans: for each of them, the range of its student's image tokens, within its prompt span.
             image_keys: keys of the I images in the backbone's feature cache, if it has one.
             denoising_queries: boxes that extra queries start from; their predictions are ``denoising_layers``.
         """
         inputs = (input_ids, position_ids, pixel_values, image_grid_thw, cu_seqlens, max_seqlen)
         features = self.backbone(*inputs, image_keys=image_keys)
+        if not photo_spans:
+            return self._detect_nothing(features)
         assert pixel_values is not None and image_grid_thw is not None  # every student has a photo
         pictures = self._pictures(pixel_values, image_grid_thw, student_images)
         memory = self._build_memory(features, pictures, student_images, prompt_spans, photo_spans)
         detected = self.detection_head(memory, self.backbone.attention_backend, denoising_queries)
         return DetectionOutput(**vars(detected), hidden_TD=features.hidden_TD, memory=memory)
+
+    def _detect_nothing(self, features: BackboneOutput) -> DetectionOutput:
+        """The output for a pack in which no sample detects."""
+        idle = [p for name, p in self.named_parameters() if not name.startswith("backbone.")]
+        hidden_TD = features.hidden_TD + no_part([*idle, *(level.tokens_SD for level in features.vision_levels)])
+        memory = Memory.of_no_sample(hidden_TD, self.config.width, len(self.vision_adapters))
+        return DetectionOutput(**vars(self.detection_head.of_no_sample(memory)), hidden_TD=hidden_TD, memory=memory)
 
     def _build_memory(
         self,

@@ -41,7 +41,7 @@ function drawCurves(place, label, lines, scale) {
     return;
   }
   const at = ([step, value]) => `${across(step).toFixed(1)},${upward(scale.place(value)).toFixed(1)}`;
-  const look = ({ style }) => `stroke: var(--c${style}); stroke-dasharray: ${["none", "none", "7 3", "2 3", "9 3 2 3", "4 2", "12 4"][style]}`;
+  const look = ({ style }) => `stroke: var(--c${style}); stroke-dasharray: ${["none", "none", "7 3", "2 3", "9 3 2 3", "4 2", "12 4", "1 3"][style]}`;
   const grid = [
     ...scale.ticks.map((tick) => [
       svg("path", { class: "grid", d: `M${across(0)},${upward(scale.place(tick))}H${across(lastStep)}` }),

@@ -19,6 +19,7 @@ from bbu.errors import CheckpointError
 from bbu.jsonl import decode_json
 
 if TYPE_CHECKING:
+    from bbu.data.conversations import ConversationRow
     from bbu.models.wrapper import DetectionVLM
     from bbu.records import FewShotSample, Row
     from bbu.stages.run import Run
@@ -26,16 +27,18 @@ if TYPE_CHECKING:
 # A name stands for the key itself and for all keys below it.
 SAME = (
     "seed", "data.language", "data.min_pixels", "data.max_pixels", "data.max_length", "data.augment", "data.episodes",
-    "data.sampling", "data.tiles", "model.family", "model.scratch", "model.detection", "model.lora", "model.freeze",
-    "training.batch_size", "training.pack_tokens", "training.pack_pixels", "training.pack_images",
+    "data.sampling", "data.replay.share", "data.tiles", "model.family", "model.scratch", "model.detection",
+    "model.lora", "model.freeze", "training.batch_size", "training.pack_tokens", "training.pack_pixels",
+    "training.pack_images",
     "training.gradient_accumulation", "training.packed", "training.deepspeed", "training.select_best",
 )  # fmt: skip
 KEPT = ("training.learning_rates", "training.weight_decay", "training.adam_beta2")  # the saved optimizer has them
 SILENT = (
-    "name", "output_dir", "evaluation", "data.source", "data.image_root", "data.workers", "model.path",
-    "model.tokenizer", "model.trust_remote_code", "model.feature_cache", "training.save_every", "training.eval_every",
-    "training.keep_checkpoints", "training.log_every", "training.visual_every", "training.visual_photos",
-    "training.report_to", "training.resume", "training.overwrite", "training.step_timeout", "training.threads",
+    "name", "output_dir", "evaluation", "data.source", "data.replay.path", "data.image_root", "data.workers",
+    "model.path", "model.tokenizer", "model.trust_remote_code", "model.feature_cache", "training.save_every",
+    "training.eval_every", "training.keep_checkpoints", "training.log_every", "training.visual_every",
+    "training.visual_photos", "training.report_to", "training.resume", "training.overwrite", "training.step_timeout",
+    "training.threads",
 )  # fmt: skip
 SHOWN_DIGITS = 8  # of a SHA-256
 
@@ -52,6 +55,8 @@ def identity_of(run: Run) -> dict[str, Any]:
         table["lengths of the samples"] = _short(run.packs.lengths_hash)
     table["training rows"] = _rows(run.samples)
     table["teacher rows"] = _rows(run.teachers)
+    if run.replay is not None:
+        table["conversations"] = _rows(run.replay.rows)
     table["sides in descriptions"] = _digest([astuple(run.taxonomy.mirror)]) if run.taxonomy.mirror else ""
     table |= _processor(run)
     if config.model.lora.parts:
@@ -84,7 +89,7 @@ def _deepspeed(config: Config, bf16: bool) -> str:
     return f"ZeRO {stage}, {'bf16' if bf16 else 'fp32'}"
 
 
-def _rows(rows: Iterable[Row | FewShotSample]) -> str:
+def _rows(rows: Iterable[Row | FewShotSample | ConversationRow]) -> str:
     lines = [json.dumps(row.to_json(), ensure_ascii=False, sort_keys=True) for row in rows]
     return f"{len(lines)} rows, content {_digest(sorted(lines))}, order {_digest(lines)}"
 

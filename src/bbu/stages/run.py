@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from bbu.data.chat_processor import ChatProcessor
     from bbu.data.dataset import TrainingStream
     from bbu.data.packing.planner import PackedRun
+    from bbu.data.replay import Replay
     from bbu.inference.predictor import Shown
     from bbu.models.wrapper import DetectionVLM
 
@@ -200,6 +201,13 @@ class Run:
         return build_model(self.config, self.processor.tokenizer, device=self.device, dtype=dtype)
 
     @cached_property
+    def replay(self) -> Replay | None:
+        """Conversations among the training samples; None = none."""
+        from bbu.data.replay import load_replay
+
+        return load_replay(self.config.data.replay, self.processor)
+
+    @cached_property
     def stream(self) -> TrainingStream:
         """Training samples of the whole run, over all ranks."""
         from bbu.data.dataset import TrainingStream
@@ -215,6 +223,7 @@ class Run:
             sampling=config.data.sampling,
             augment=config.data.augment,
             mirror=self.taxonomy.mirror,
+            replay=self.replay,
         )
 
     @property
@@ -227,7 +236,8 @@ class Run:
         if planned:
             self.plan_packs(CostModel(1, 0, 0, 0))
         samples = self.stream.length if planned else self._samples
-        return samples / float(expected_views(self.training_rows, self.config.data.sampling).sum())
+        photos = samples * (1 - self.config.data.replay.share)
+        return photos / float(expected_views(self.training_rows, self.config.data.sampling).sum())
 
     @property
     def _samples(self) -> int:

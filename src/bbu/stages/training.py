@@ -173,7 +173,7 @@ def build_trainer(run: Run, args: TrainingArguments) -> BBUTrainer:
         run.stream,
         run.processor,
         score_val,
-        photos_per_epoch=round(run.stream.order.epoch_length),
+        samples_per_epoch=round(run.stream.epoch_length),
         packs=run.packs,
         identity=identity_of(run),
     )

@@ -15,6 +15,7 @@ from bbu.training.distributed import is_main
 SHORT_NAMES = {
     "teacher_lm": "teach",
     "student_lm": "lm",
+    "replay_lm": "replay",
     "bbox_l1": "l1",
     "bbox_giou": "giou",
     "objectness": "obj",

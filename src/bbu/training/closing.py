@@ -63,8 +63,8 @@ def close_captions(
     settings, started = config.training.closing, time.monotonic()
     load_for_training(objective.model, checkpoint)
     autocast = torch.bfloat16 if bf16 else None
-    photos = round(stream.order.epoch_length) * settings.views
-    kept = keep_captions(objective, stream, range(stream.length, stream.length + photos), autocast)
+    samples = round(stream.epoch_length) * settings.views
+    kept = keep_captions(objective, stream, range(stream.length, stream.length + samples), autocast)
     kept_seconds, megabytes = time.monotonic() - started, sum(sample.bytes for sample in kept) / 2**20
     print(
         f"closing phase: features of {len(kept)} photos kept ({megabytes:.0f} MB, {kept_seconds:.0f} s); "
@@ -134,7 +134,7 @@ def keep_captions(
 
 
 def _keep(objective: DetectionObjective, batch: Batch) -> Iterator[CaptionSample]:
-    if batch.get("blank"):
+    if batch.get("blank") or not batch["detecting"]:
         return
     memory, samples, queries, targets = objective.captioned(batch)
     owners = samples.cpu().numpy()

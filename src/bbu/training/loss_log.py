@@ -25,7 +25,7 @@ class LossWindow:
     A checkpoint stores them: else the first line after a resume would leave out the steps before the checkpoint.
 
     Args:
-        components: (7,) each of TERMS, weighted, and the plain language loss, of this rank's batches.
+        components: (8,) each of TERMS, weighted, and the plain language loss, of this rank's batches.
         loss: what was backpropagated, in float32 as transformers sums it.
         steps: number of optimizer steps in the sums.
         logged_loss, logged_steps: sum of the losses on all lines so far, and their steps.

@@ -23,6 +23,7 @@ from bbu.losses.denoising import DenoisingTargets, denoising_targets
 from bbu.losses.detection_loss import Denoising, DetectionSums, detection_sums
 from bbu.losses.language_loss import answer_loss_sum, linear_cross_entropy_sum
 from bbu.losses.matcher import MatchCosts, Matches
+from bbu.losses.weighting import TERMS
 from bbu.models.memory import Memory
 from bbu.models.wrapper import BoxStates, DetectionOutput, DetectionVLM
 
@@ -38,11 +39,17 @@ class DetectionObjective(nn.Module):
     def forward(self, **batch: Any) -> dict[str, torch.Tensor]:
         """Batch from a collator → the sum of each term in losses.weighting.TERMS, as scalars with gradients."""
         batch = unpad(batch)
-        output, boxes, noisy = self._detect(batch)
+        output, noisy = self._detect(batch)
         teacher, student = self._compute_teacher_student_losses(output, batch)
+        nothing = output.hidden_TD[:0].sum().to(student.dtype)
+        # An empty term is not computed: its gradient would take as much memory as the vocabulary's weights.
+        replayed = self._replay_sum(output, batch) if any(batch["replay_spans"]) else nothing
+        language = {"teacher_lm": teacher, "student_lm": student, "replay_lm": replayed}
+        if not batch["detecting"]:
+            return language | {term: nothing for term in TERMS if term not in language}
+        boxes = self._box_sums(output, batch, noisy)
         sums = {
-            "teacher_lm": teacher,
-            "student_lm": student,
+            **language,
             "bbox_l1": boxes.bbox_l1,
             "bbox_giou": boxes.bbox_giou,
             "objectness": boxes.objectness,
@@ -53,17 +60,24 @@ class DetectionObjective(nn.Module):
     def captioned(self, batch: dict[str, Any]) -> tuple[Memory, torch.Tensor, BoxStates, np.ndarray]:
         """What captions can be learned from: the memory, and sample, queries and targets of all denoising groups."""
         batch = unpad(batch)
-        output, boxes, noisy = self._detect(batch)
+        output, noisy = self._detect(batch)
+        boxes = self._box_sums(output, batch, noisy)
         return output.memory, *_describing(output, boxes.final, noisy, self.loss_config.denoising_groups)
 
-    def _detect(self, batch: dict[str, Any]) -> tuple[DetectionOutput, DetectionSums, DenoisingTargets | None]:
-        """The model's output, its box terms and matches, and the denoising targets if there are any."""
+    def _detect(self, batch: dict[str, Any]) -> tuple[DetectionOutput, DenoisingTargets | None]:
+        """The model's output, and the denoising targets if there are any."""
         target_boxes = batch["boxes"].to(next(self.parameters()).device, non_blocking=True)
-        groups = self.loss_config.denoising_groups
+        groups = self.loss_config.denoising_groups if batch["detecting"] else 0
         noisy = denoising_targets(target_boxes, batch["box_counts"], groups, batch["salts"]) if groups else None
         queries = noisy.queries if noisy else None
-        output = self.model(**{key: batch[key] for key in MODEL_KEYS}, denoising_queries=queries)
-        boxes = detection_sums(
+        return self.model(**{key: batch[key] for key in MODEL_KEYS}, denoising_queries=queries), noisy
+
+    def _box_sums(
+        self, output: DetectionOutput, batch: dict[str, Any], noisy: DenoisingTargets | None
+    ) -> DetectionSums:
+        """Box terms and matches."""
+        target_boxes = batch["boxes"].to(output.hidden_TD.device, non_blocking=True)
+        return detection_sums(
             torch.stack([layer.boxes for layer in output.layers]),
             torch.stack([layer.objectness for layer in output.layers]),
             output.proposals.boxes,
@@ -74,7 +88,6 @@ class DetectionObjective(nn.Module):
             costs=MatchCosts(self.loss_config.match_l1, self.loss_config.match_giou, self.loss_config.match_objectness),
             denoising=Denoising(noisy, output.denoising_layers) if noisy else None,
         )
-        return output, boxes, noisy
 
     def _compute_teacher_student_losses(
         self, output: DetectionOutput, batch: dict[str, Any]
@@ -88,6 +101,12 @@ class DetectionObjective(nn.Module):
             answer_loss_sum(output.hidden_TD, labels, head, teacher_spans),
             answer_loss_sum(output.hidden_TD, labels, head, student_spans),
         )
+
+    def _replay_sum(self, output: DetectionOutput, batch: dict[str, Any]) -> torch.Tensor:
+        """Sum of the language loss over the answers of replayed conversations."""
+        labels = batch["labels"][0].to(output.hidden_TD.device)
+        spans = [span for of_sample in batch["replay_spans"] for span in of_sample]
+        return answer_loss_sum(output.hidden_TD, labels, self.model.backbone.lm_head_weight, spans)
 
     def _caption_sum(
         self, output: DetectionOutput, batch: dict[str, Any], matches: Matches, noisy: DenoisingTargets | None

@@ -24,7 +24,7 @@ from bbu.errors import ConfigError
 from bbu.interruption import LoaderShield
 from bbu.jsonl import decode_json, write_json
 from bbu.layers.transfer import to_device
-from bbu.losses.weighting import TERMS, count_terms, max_one, term_weights, weigh
+from bbu.losses.weighting import LANGUAGE_TERMS, TERMS, count_terms, max_one, term_weights, weigh
 from bbu.models.checkpoint import save_model
 from bbu.training.callbacks import EvaluateAtEnd, ProgressBar
 from bbu.training.distributed import is_main, sum_over_ranks, world_size
@@ -54,7 +54,7 @@ class BBUTrainer(Trainer):
         stream: training samples of the whole run, in order.
         processor: saved with the model.
         evaluator: scores the model on val; its metrics are logged as ``eval_…``.
-        photos_per_epoch: converts steps to epochs in the log.
+        samples_per_epoch: converts steps to epochs in the log.
         packs: planned packs of the whole run, over all ranks; None = a pack is the next ``batch_size`` samples.
         identity: what the run follows from; saved in each checkpoint.
     """
@@ -67,7 +67,7 @@ class BBUTrainer(Trainer):
         stream: TrainingStream,
         processor: ChatProcessor,
         evaluator: Evaluator | None = None,
-        photos_per_epoch: int = 1,
+        samples_per_epoch: int = 1,
         packs: PackedRun | None = None,
         identity: Mapping[str, Any] | None = None,
     ) -> None:
@@ -83,7 +83,7 @@ class BBUTrainer(Trainer):
             data_collator=collator,
         )
         self.run_config, self.processor, self.evaluator = config, processor, evaluator
-        self.photos_per_epoch, self.packs, self.identity = photos_per_epoch, packs, dict(identity or {})
+        self.samples_per_epoch, self.packs, self.identity = samples_per_epoch, packs, dict(identity or {})
         self.weights = term_weights(config.loss)
         self.model_accepts_loss_kwargs = True  # our loss is already normalised over accumulated batches
         self.loss_is_scaled_for_ga = True  # the same, in newer transformers
@@ -234,7 +234,8 @@ class BBUTrainer(Trainer):
         loss = torch.stack([components[term] for term in TERMS]).sum() * world_size()
         loss = poison(loss)
         self.guard.add(components)
-        plain = (sums["teacher_lm"] + sums["student_lm"]) / max_one(counts["teacher_lm"] + counts["student_lm"])
+        tokens = max_one(sum(counts[term] for term in LANGUAGE_TERMS))
+        plain = torch.stack([sums[term] for term in LANGUAGE_TERMS]).sum() / tokens
         self.window.add(loss, components, plain)
         return (loss, components) if return_outputs else loss
 
@@ -255,7 +256,7 @@ class BBUTrainer(Trainer):
             logs.pop("learning_rate", None)  # transformers logs the first group's only
             logs.update({f"learning_rate/{group}": rate for group, rate in self._rates.items()})
         epoch = self.state.epoch
-        self.state.epoch = self.state.global_step * self._samples_per_step / max(self.photos_per_epoch, 1)
+        self.state.epoch = self.state.global_step * self._samples_per_step / max(self.samples_per_epoch, 1)
         super().log(logs, start_time)
         self.state.epoch = epoch
 

@@ -217,8 +217,8 @@ class StreamLengths:
     def epoch(self, start: int) -> Lengths:
         """Lengths of the samples from position ``start``, where an epoch begins, to its end."""
         found: list[tuple[int, int, int, float]] = []
-        number, position = self.stream.order.at(start).epoch, start
-        while self.stream.order.at(position).epoch == number:
+        number, position = self.stream.draw_at(start).epoch, start
+        while self.stream.draw_at(position).epoch == number:
             found.append(self._measure(position))
             position += 1
         tokens, patches, images, photo_cost = (np.array(column) for column in zip(*found, strict=True))
@@ -226,12 +226,16 @@ class StreamLengths:
         return Lengths(tokens, pixels, images, self.cost.text(tokens) + photo_cost)
 
     def name(self, position: int) -> str:
-        """The student's photo at a position."""
-        return self.stream.shown_at(position).student.images[0]
+        """The sample at a position, for messages."""
+        return self.stream.name_at(position)
 
     def _measure(self, position: int) -> tuple[int, int, int, float]:
         """Tokens, patches, photos, FLOPs of the vision tower. A longer sample than max_length is never made."""
-        draw, sample = self.stream.order.at(position), self.stream.shown_at(position)
+        conversation = self.stream.mixture.at(position).conversation
+        if conversation is not None:
+            return self._measure_conversation(conversation)
+        draw = self.stream.draw_at(position)
+        sample = self.stream.shown(draw)
         turns = [self._place[id(row)] for row in (*sample.teachers, sample.student)]
         photos = [*turns, *(self._place[id(row)] for row in sample.context)]
         shown = sum(self._photo_tokens[photos].tolist())
@@ -240,6 +244,13 @@ class StreamLengths:
         most = self.meter.processor.max_length
         patches = sum(self._table.patches[photos].tolist())
         return min(tokens, most), patches, len(photos), float(self._photo_costs[photos].sum())
+
+    def _measure_conversation(self, number: int) -> tuple[int, int, int, float]:
+        """As _measure, of a conversation of data.replay; exact."""
+        replay = self.stream.replay
+        assert replay is not None
+        patches = np.array(replay.patches[number], dtype=np.int64)
+        return int(replay.tokens[number]), int(patches.sum()), len(patches), float(self.cost.photos(patches).sum())
 
 
 def _rows_of(stream: TrainingStream) -> Iterable[Row]:
