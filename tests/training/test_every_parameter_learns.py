@@ -81,18 +81,18 @@ def test_a_mixed_batch_moves_every_parameter(family: str) -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_learned_queries_and_their_boxes_learn_from_a_photo_of_few_tokens(family: str) -> None:
     """They fill up where a photo has fewer tokens than there are queries."""
-    config = tiny_config(model={"family": family, "detection.queries": 60})
+    config = tiny_config(model={"family": family, "detection.queries": 100})
     objective = DetectionObjective(build_tiny(config), config.loss)
     sample = tiny_sample(tiny_processor(family), 1, parts=3)
     batch = pack(objective.model, [sample])
     sums = objective(**batch)
     torch.stack([sums[term].double() for term in TERMS]).sum().backward()
     head = objective.model.detection_head
-    filled = 60 - sum(rows * columns for rows, columns in objective.captioned(batch)[0].level_grids[0])
-    assert 0 < filled < 60
+    filled = 100 - objective.captioned(batch)[0].image_token_counts[0]
+    assert 0 < filled < 100
     for learned in (head.learned_queries, head.learned_boxes):
         moved = learned.grad.abs().amax(-1) > 0  # type: ignore[union-attr]
-        assert moved.tolist() == [False] * (60 - filled) + [True] * filled
+        assert moved.tolist() == [False] * (100 - filled) + [True] * filled
 
 
 @pytest.mark.parametrize("family", FAMILIES)
