@@ -67,7 +67,6 @@ class PeerSample:
 
     pixels: torch.Tensor
     labels: dict[str, torch.Tensor]
-    salt: int = 0
 
 
 class PeerPhotos:
@@ -93,7 +92,7 @@ class PeerPhotos:
             self.cache[name] = open_photo(self.image_root, row)
         return self.cache[name]
 
-    def process_sample(self, sample: FewShotSample, augment: Augment) -> PeerSample:
+    def process_sample(self, sample: FewShotSample, augment: Augment, salt: int) -> PeerSample:
         (photo,) = augment([self.open(sample.student)])
         size = photo.image.size
         corners = np.array([thicken(item.box, *size) for item in photo.objects]).reshape(-1, 4) / (*size, *size)

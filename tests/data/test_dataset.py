@@ -22,7 +22,11 @@ class NameTags:
 
     image_root = "."
 
-    def process_sample(self, sample: FewShotSample, augment: Augment) -> Any:
+    def __init__(self) -> None:
+        self.salts: list[int] = []
+
+    def process_sample(self, sample: FewShotSample, augment: Augment, salt: int) -> Any:
+        self.salts.append(salt)
         photos = [Photo(DOTS, row.images[0]) for row in (*sample.teachers, sample.student)]
         views = tuple(photo.image.tobytes() for photo in augment(photos))
         return (sample.student.images[0], tuple(row.images[0] for row in sample.teachers), views)
@@ -47,6 +51,15 @@ def stream(**changes: Any) -> TrainingStream:
         students = [sample.student for sample in options.get("samples", SAMPLES)]
         options["episodes"] = Episodes(shares, students, POOL, {}, options["seed"])
     return TrainingStream(options.pop("samples", SAMPLES), NameTags(), **options)  # type: ignore[arg-type]
+
+
+def test_a_position_has_one_salt_and_no_other_position_or_seed_has_it() -> None:
+    found = {seed: stream(seed=seed) for seed in (17, 18)}
+    for one in found.values():
+        _ = [one[position] for position in (*range(50), 3)]
+    salts = {seed: one.processor.salts for seed, one in found.items()}  # type: ignore[attr-defined]
+    assert salts[17][50] == salts[17][3]
+    assert len({*salts[17], *salts[18]}) == 100 and max(salts[17]) < 2**32
 
 
 def everything(**changes: Any) -> list[Any]:

@@ -37,7 +37,7 @@ def test_kept_features_give_the_caption_loss_of_the_joint_run(family: str, tmp_p
     """Whatever is kept together: the sum over the queries of a target is the groups' share of the trained loss."""
     config, stream = tiny_config(loss=GROUPS), stream_of(family, tmp_path)
     objective = DetectionObjective(tiny_model(family), config.loss).eval()
-    kept = keep_captions(objective, stream, range(10, 15), None)
+    kept = keep_captions(objective, stream, range(10, 15), 2, None)
     batches = [objective_batch(objective, stream, position) for position in range(10, 15)]
     batches = [batch for batch in batches if sum(batch["box_counts"])]  # a photo without objects teaches no caption
     assert 1 < len(kept) == len(batches) < 5
@@ -65,7 +65,7 @@ def test_captions_learn_and_all_other_weights_stay(family: str, tmp_path: Path) 
     for _ in range(2):
         objective = DetectionObjective(build_tiny(config), config.loss)
         before = {name: value.clone() for name, value in objective.model.state_dict().items()}
-        kept = keep_captions(objective, stream_of(family, tmp_path), range(10, 15), None)
+        kept = keep_captions(objective, stream_of(family, tmp_path), range(10, 15), 2, None)
         losses.append(
             train_captions(objective, kept, ClosingConfig(epochs=8, batch_size=2, learning_rate=5e-3), 5, None)
         )
@@ -82,7 +82,7 @@ def test_captions_learn_and_all_other_weights_stay(family: str, tmp_path: Path) 
 def test_a_loss_that_is_not_finite_ends_the_phase(tmp_path: Path) -> None:
     config = tiny_config(loss=GROUPS)
     objective = DetectionObjective(build_tiny(config), config.loss)
-    kept = keep_captions(objective, stream_of("qwen2_5_vl", tmp_path), range(10, 15), None)
+    kept = keep_captions(objective, stream_of("qwen2_5_vl", tmp_path), range(10, 15), 2, None)
     with torch.no_grad():
         objective.model.caption_decoder.start.weight.fill_(torch.nan)
     with pytest.raises(NotFiniteError, match="closing phase: the caption loss of epoch 1 is not finite; lower "):

@@ -88,7 +88,7 @@ def test_learned_queries_and_their_boxes_learn_from_a_photo_of_few_tokens(family
     sums = objective(**batch)
     torch.stack([sums[term].double() for term in TERMS]).sum().backward()
     head = objective.model.detection_head
-    filled = 100 - objective.captioned(batch)[0].image_token_counts[0]
+    filled = 100 - objective.captioned(batch, 0)[0].image_token_counts[0]
     assert 0 < filled < 100
     for learned in (head.learned_queries, head.learned_boxes):
         moved = learned.grad.abs().amax(-1) > 0  # type: ignore[union-attr]

@@ -249,6 +249,7 @@ class ClosingConfig:
     """Captions learn on after the last step, the rest of the model as it is (docs/training.md)."""
 
     epochs: int = ranged(0)  # over the kept features; 0 = no closing phase
+    groups: int = ranged(1)  # denoising groups whose queries are kept beside the matched ones
     views: int = positive(1)  # random views kept of each training photo; they differ where data.augment is on
     batch_size: int = positive(16)  # samples
     learning_rate: float = ranged(5e-4)

@@ -135,11 +135,14 @@ class ChatProcessor:
         self._answer_header = self._encode(conversation.answer_header)
         self._captions: dict[str, tuple[int, ...]] = {}
 
-    def process_sample(self, raw_sample: FewShotSample, augment: Augment | None = None) -> ChatProcessorOutput:
+    def process_sample(
+        self, raw_sample: FewShotSample, augment: Augment | None = None, salt: int = 0
+    ) -> ChatProcessorOutput:
         """A training sample, answers included.
 
         Args:
             augment: applied to the photos (teachers, context, student); None = they stay as they are.
+            salt: see ChatProcessorOutput.
 
         Raises:
             SampleError: too long, a photo's size is not the record's, or a record does not have exactly one photo.
@@ -151,6 +154,7 @@ class ChatProcessor:
         seen = photos if augment is None else augment(photos)
         taught = len(raw_sample.teachers)
         output = self.process_photos(seen[:taught], seen[-1], context=seen[taught:-1], with_answer=True)
+        output.salt = salt
         if self.name_photos:  # a random view never comes again
             pairs = zip(output.image_keys, seen, photos, strict=True)
             output.image_keys = [key if after.image is before.image else None for key, after, before in pairs]

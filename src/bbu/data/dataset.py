@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 
 from PIL import Image
@@ -130,8 +130,8 @@ class TrainingStream(Dataset[ChatProcessorOutput]):
         draw = self.draw_at(position)
         progress = min(position / self.length, BEFORE_THE_END)
         augment = self.augmenter.for_sample(draw.epoch, draw.number, progress)
-        made = self.processor.process_sample(self.shown(draw), augment)
-        return replace(made, salt=(self.seed * SALT_STEP + position) % 2**32)
+        salt = (self.seed * SALT_STEP + position) % 2**32
+        return self.processor.process_sample(self.shown(draw), augment, salt)
 
     def _make_if_readable(self, position: int) -> ChatProcessorOutput | UnreadableSample:
         try:

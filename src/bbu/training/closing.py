@@ -64,7 +64,7 @@ def close_captions(
     load_for_training(objective.model, checkpoint)
     autocast = torch.bfloat16 if bf16 else None
     samples = round(stream.epoch_length) * settings.views
-    kept = keep_captions(objective, stream, range(stream.length, stream.length + samples), autocast)
+    kept = keep_captions(objective, stream, range(stream.length, stream.length + samples), settings.groups, autocast)
     kept_seconds, megabytes = time.monotonic() - started, sum(sample.bytes for sample in kept) / 2**20
     print(
         f"closing phase: features of {len(kept)} photos kept ({megabytes:.0f} MB, {kept_seconds:.0f} s); "
@@ -119,9 +119,17 @@ class CaptionSample:
 
 
 def keep_captions(
-    objective: DetectionObjective, stream: TrainingStream, positions: Sequence[int], autocast: torch.dtype | None
+    objective: DetectionObjective,
+    stream: TrainingStream,
+    positions: Sequence[int],
+    groups: int,
+    autocast: torch.dtype | None,
 ) -> list[CaptionSample]:
-    """One pass over samples of the stream with all weights as they are → those that have targets."""
+    """One pass over samples of the stream with all weights as they are → those that have targets.
+
+    Args:
+        groups: denoising groups whose positives are kept beside the matched queries.
+    """
     model, device = objective.model, next(objective.parameters()).device
     collator = PackedDataCollator(model.backbone.position_function())
     model.eval()
@@ -129,14 +137,14 @@ def keep_captions(
     for first in range(0, len(positions), SAMPLES_AT_ONCE):
         batch = collator(stream.__getitems__(positions[first : first + SAMPLES_AT_ONCE]))
         with torch.no_grad(), torch.autocast(device.type, dtype=autocast, enabled=autocast is not None):
-            kept += _keep(objective, batch)
+            kept += _keep(objective, batch, groups)
     return kept
 
 
-def _keep(objective: DetectionObjective, batch: Batch) -> Iterator[CaptionSample]:
+def _keep(objective: DetectionObjective, batch: Batch, groups: int) -> Iterator[CaptionSample]:
     if batch.get("blank") or not batch["detecting"]:
         return
-    memory, samples, queries, targets = objective.captioned(batch)
+    memory, samples, queries, targets = objective.captioned(batch, groups)
     owners = samples.cpu().numpy()
     states, boxes = queries.states_CD.cpu(), queries.boxes_C4.cpu()
     counts = memory.image_token_counts

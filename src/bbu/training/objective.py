@@ -57,12 +57,12 @@ class DetectionObjective(nn.Module):
         }
         return {term: value * 0 for term, value in sums.items()} if batch.get("blank") else sums
 
-    def captioned(self, batch: dict[str, Any]) -> tuple[Memory, torch.Tensor, BoxStates, np.ndarray]:
-        """What captions can be learned from: the memory, and sample, queries and targets of all denoising groups."""
+    def captioned(self, batch: dict[str, Any], groups: int) -> tuple[Memory, torch.Tensor, BoxStates, np.ndarray]:
+        """What captions are learned from: the memory; sample, queries and targets, with so many denoising groups."""
         batch = unpad(batch)
         output, noisy = self._detect(batch)
         boxes = self._box_sums(output, batch, noisy)
-        return output.memory, *_describing(output, boxes.final, noisy, self.loss_config.denoising_groups)
+        return output.memory, *_describing(output, boxes.final, noisy, groups)
 
     def _detect(self, batch: dict[str, Any]) -> tuple[DetectionOutput, DenoisingTargets | None]:
         """The model's output, and the denoising targets if there are any."""

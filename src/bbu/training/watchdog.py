@@ -51,11 +51,13 @@ class Watchdog:
         self.beat("the first step")
         self._ended.clear()
         self._older = self._written()
-        threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
+        thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
+        thread.start()
         try:
             yield
         finally:
             self._ended.set()
+            thread.join()
 
     def _watch(self) -> None:
         while not self._ended.wait(max(0.05, min(POLL, self.seconds / 10))):
