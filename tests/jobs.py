@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -57,8 +58,14 @@ def environment(**more: str) -> dict[str, str]:
 def start(*arguments: str | Path, **more: str) -> subprocess.Popen[str]:
     """A ``bbu`` command under way, its output in pipes."""
     return subprocess.Popen(
-        command(*arguments), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment(**more)
-    )
+        command(*arguments), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment(**more),
+        preexec_fn=listen,
+    )  # fmt: skip
+
+
+def listen() -> None:
+    """Called in a new process: a shell has what it runs in the background ignore Ctrl-C, and a child inherits that."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def run(*arguments: str | Path, **more: str) -> subprocess.CompletedProcess[str]:

@@ -23,7 +23,7 @@ from bbu.config import EarlyStoppingConfig
 from bbu.jsonl import iter_json_lines
 from bbu.training.stopping import without_gain
 from bbu.training.trainer import BBUTrainer
-from tests.jobs import command, environment, wait_until, write_job
+from tests.jobs import command, environment, listen, wait_until, write_job
 from tests.tiny import DEFAULT, mixed_samples, tiny_config, tiny_processor, tiny_trainer
 
 STEPS = 6
@@ -142,6 +142,7 @@ def test_a_signal_to_the_whole_group_spares_the_photo_loaders(tmp_path: Path) ->
         process = subprocess.Popen(
             command("run", config, "training.max_steps=100000", "data.workers=2"),
             stdout=subprocess.DEVNULL, stderr=stream, text=True, env=environment(), start_new_session=True,
+            preexec_fn=listen,
         )  # fmt: skip
     wait_until(lambda: "loss=" in said.read_text(encoding="utf-8"), process)
     os.killpg(process.pid, signal.SIGTERM)
