@@ -14,7 +14,7 @@ from bbu import stages
 from bbu.config import ClosingConfig, load_config
 from bbu.data.collators import Batch, PackedDataCollator
 from bbu.data.dataset import TrainingStream
-from bbu.errors import NotFiniteError
+from bbu.errors import ConfigError, NotFiniteError
 from bbu.models.checkpoint import HEAD_FILE
 from bbu.training.closing import _loss, keep_captions, train_captions
 from bbu.training.objective import DetectionObjective
@@ -106,6 +106,19 @@ def test_a_run_publishes_the_closed_model_and_does_so_again_after_a_resume(tmp_p
     stages.train(load_config(path, [*job, "training.resume=true"]))
     again = load_file(run / "model" / HEAD_FILE)
     assert all(torch.equal(closed[name], again[name]) for name in closed)
+
+
+def test_samples_without_objects_are_one_line_and_the_checkpoint_can_be_published_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, run = write_job(tmp_path), tmp_path / "run"
+    job = ["training.max_steps=2", "training.select_best="]
+    monkeypatch.setattr("bbu.training.closing.keep_captions", lambda *args: [])
+    with pytest.raises(ConfigError, match=r"training\.closing: no object in the 6 samples that it takes; raise "):
+        stages.train(load_config(path, [*job, "training.closing.epochs=2"]))
+    assert not (run / "model").exists()
+    stages.train(load_config(path, [*job, "training.closing.epochs=0", "training.resume=true"]))
+    assert (run / "checkpoint-2" / HEAD_FILE).read_bytes() == (run / "model" / HEAD_FILE).read_bytes()
 
 
 @pytest.mark.parametrize(("rate", "published"), [(0.0, True), (1e3, False)], ids=["no worse", "worse"])

@@ -27,7 +27,7 @@ from torch import nn
 from bbu.config import ClosingConfig, Config
 from bbu.data.collators import Batch, PackedDataCollator
 from bbu.data.dataset import TrainingStream
-from bbu.errors import NotFiniteError
+from bbu.errors import ConfigError, NotFiniteError
 from bbu.layers.transfer import to_device
 from bbu.losses.language_loss import linear_cross_entropy_sum
 from bbu.models.checkpoint import HEAD_FILE, is_model_file
@@ -57,6 +57,7 @@ def close_captions(
         What it gave: photos, losses of the epochs, seconds.
 
     Raises:
+        ConfigError: none of the samples has an object.
         NotFiniteError: see train_captions.
         CheckpointError: the checkpoint cannot be read, or ``closed`` not be written.
     """
@@ -71,6 +72,11 @@ def close_captions(
         f"captions learn for {settings.epochs} more epochs",
         flush=True,
     )
+    if not kept:  # random crops, or photos that turned unreadable, may have left no target
+        raise ConfigError(
+            f"training.closing: no object in the {samples} samples that it takes; raise training.closing.views, or set "
+            "training.closing.epochs=0 and training.resume=true to publish the checkpoint as it is"
+        )
     captions = objective.model.caption_decoder
     dtype = next(captions.parameters()).dtype
     captions.to(torch.promote_types(dtype, torch.float32))  # DeepSpeed's are bfloat16: too coarse for small steps
