@@ -145,7 +145,7 @@ class LearnedQueryArm(OwnArm):
     """The same model with a plain decoder: learned queries, no proposals, no denoising."""
 
     def __init__(self, config: Config, data: PreparedData) -> None:
-        super().__init__(replace(config, loss=replace(config.loss, denoising_groups=0)), data)
+        super().__init__(replace(config, loss=replace(config.loss, denoising_queries=0)), data)
 
     def prepare(self, model: Any) -> None:
         learn_queries(model.detection_head)

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bbu.geometry import cxcywh_to_xyxy
-from bbu.losses.denoising import denoising_targets
+from bbu.losses.denoising import denoising_groups, denoising_targets
 from bbu.losses.detection_loss import Denoising, detection_sums
 from bbu.losses.matcher import MatchCosts
 from bbu.models.detection_head import BoxPrediction
@@ -30,15 +30,32 @@ def salts(counts: list[int]) -> list[int]:
     return [7 * number for number in range(len(counts))]
 
 
-@given(counts=COUNTS, groups=st.integers(1, 3))
-def test_each_target_has_a_positive_and_a_negative_in_every_group(counts: list[int], groups: int) -> None:
+@given(targets=st.integers(0, 200), queries=st.integers(1, 300))
+def test_a_sample_has_as_many_whole_groups_as_make_the_wanted_queries_and_at_least_one(
+    targets: int, queries: int
+) -> None:
+    groups = denoising_groups(targets, queries)
+    if targets == 0:
+        assert groups == 0
+    elif 2 * targets > queries:
+        assert groups == 1
+    else:
+        assert 2 * targets * groups <= queries < 2 * targets * (groups + 1)
+
+
+@given(counts=COUNTS, queries=st.integers(1, 40))
+def test_each_target_has_a_positive_and_a_negative_in_every_group(counts: list[int], queries: int) -> None:
     targets = random_targets(sum(counts))
-    noisy = denoising_targets(targets, counts, groups, salts(counts))
-    assert [list(sizes) for sizes in noisy.queries.group_sizes] == [[2 * count] * groups for count in counts]
-    assert len(noisy.queries.boxes) == 2 * groups * len(targets) == 2 * len(noisy.positives)
-    assert sorted(noisy.targets.tolist()) == sorted(list(range(len(targets))) * groups)
+    noisy = denoising_targets(targets, counts, queries, salts(counts))
+    numbers = [denoising_groups(count, queries) for count in counts]
+    sizes = [[2 * count] * groups for count, groups in zip(counts, numbers, strict=True)]
+    assert [list(of_sample) for of_sample in noisy.queries.group_sizes] == sizes
+    assert len(noisy.queries.boxes) == sum(sum(of_sample) for of_sample in sizes) == 2 * len(noisy.positives)
     start = 0
-    for first, count in zip(torch.tensor([0, *counts]).cumsum(0).tolist(), counts, strict=False):
+    firsts = torch.tensor([0, *counts]).cumsum(0).tolist()
+    for first, count, groups in zip(firsts, counts, numbers, strict=False):
+        shares = noisy.shares_R[start : start + 2 * count * groups]
+        torch.testing.assert_close(shares.sum(), torch.tensor(2.0 * count))  # a target weighs the same in any sample
         mine = (noisy.targets >= first) & (noisy.targets < first + count)
         rows = [start + 2 * count * group + target for group in range(groups) for target in range(count)]
         assert (
@@ -50,7 +67,7 @@ def test_each_target_has_a_positive_and_a_negative_in_every_group(counts: list[i
 
 def test_corners_of_positives_move_by_up_to_half_a_side_and_of_negatives_by_half_to_a_whole_one() -> None:
     targets = random_targets(400)
-    noisy = denoising_targets(targets, [400], 1, [5])
+    noisy = denoising_targets(targets, [400], 800, [5])
     assert noisy.positives.tolist() == list(range(400))
     for boxes, low, high in ((noisy.queries.boxes[:400], 0.0, 0.5), (noisy.queries.boxes[400:], 0.5, 1.0)):
         corners, target = cxcywh_to_xyxy(boxes), cxcywh_to_xyxy(targets)
@@ -64,14 +81,14 @@ def test_corners_of_positives_move_by_up_to_half_a_side_and_of_negatives_by_half
 
 def test_noise_leaves_no_box_outside_the_photo_or_without_area() -> None:
     targets = torch.tensor([[0.02, 0.5, 0.04, 1.0], [0.99, 0.01, 0.02, 0.02], [0.5, 0.5, 1.0, 1.0]]).repeat(50, 1)
-    boxes = denoising_targets(targets, [150], 2, [5]).queries.boxes
+    boxes = denoising_targets(targets, [150], 600, [5]).queries.boxes
     corners = cxcywh_to_xyxy(boxes)
     assert corners.min() > -1e-3 and corners.max() < 1 + 1e-3 and boxes[:, 2:].min() > 0
 
 
 def test_noise_is_uniform_and_uncorrelated_between_targets_and_groups() -> None:
     targets = random_targets(1000)
-    boxes = denoising_targets(targets, [1000], 2, [5]).queries.boxes.view(2, 2, 1000, 4)[:, 0]
+    boxes = denoising_targets(targets, [1000], 4000, [5]).queries.boxes.view(2, 2, 1000, 4)[:, 0]
     moves = (cxcywh_to_xyxy(boxes) - cxcywh_to_xyxy(targets)) / targets[:, 2:].repeat(1, 2)
     assert moves.mean(1).abs().max() < 0.05
     columns = moves.permute(0, 2, 1).reshape(8, 1000)
@@ -82,9 +99,9 @@ def test_noise_is_uniform_and_uncorrelated_between_targets_and_groups() -> None:
 @given(counts=COUNTS)
 def test_noise_does_not_depend_on_the_pack(counts: list[int]) -> None:
     targets = random_targets(sum(counts))
-    together = denoising_targets(targets, counts, 2, salts(counts)).queries.boxes
+    together = denoising_targets(targets, counts, 20, salts(counts)).queries.boxes
     alone = [
-        denoising_targets(some, [len(some)], 2, [salt]).queries.boxes
+        denoising_targets(some, [len(some)], 20, [salt]).queries.boxes
         for some, salt in zip(targets.split(counts), salts(counts), strict=True)
     ]
     assert torch.equal(together, torch.cat(alone))
@@ -93,16 +110,16 @@ def test_noise_does_not_depend_on_the_pack(counts: list[int]) -> None:
 def test_another_salt_draws_other_noise_from_the_same_distribution() -> None:
     """The same photo in the next epoch: its targets meet other noisy boxes."""
     targets = random_targets(1000)
-    one, other = (denoising_targets(targets, [1000], 1, [salt]).queries.boxes[:1000] for salt in (5, 6))
+    one, other = (denoising_targets(targets, [1000], 2000, [salt]).queries.boxes[:1000] for salt in (5, 6))
     moves = [(cxcywh_to_xyxy(boxes) - cxcywh_to_xyxy(targets)) / targets[:, 2:].repeat(1, 2) for boxes in (one, other)]
     correlation = torch.corrcoef(torch.cat(moves, dim=1).T)[:4, 4:]
     assert correlation.abs().max() < 0.12
     assert abs(moves[0].std() - moves[1].std()) < 0.02
 
 
-@given(counts=COUNTS, groups=st.integers(1, 3))
-def test_sample_and_group_of_each_positive(counts: list[int], groups: int) -> None:
-    noisy = denoising_targets(random_targets(sum(counts)), counts, groups, salts(counts))
+@given(counts=COUNTS, queries=st.integers(1, 40))
+def test_sample_and_group_of_each_positive(counts: list[int], queries: int) -> None:
+    noisy = denoising_targets(random_targets(sum(counts)), counts, queries, salts(counts))
     rows = [size for sizes in noisy.queries.group_sizes for size in sizes]
     owners = [(number, group) for number, sizes in enumerate(noisy.queries.group_sizes) for group in range(len(sizes))]
     expected = [owner for owner, size in zip(owners, rows, strict=True) for _ in range(size)]
@@ -113,7 +130,7 @@ def test_sample_and_group_of_each_positive(counts: list[int], groups: int) -> No
 def test_a_positive_learns_its_target_and_a_negative_learns_background() -> None:
     """One target, one group, one layer: worked out by hand, added to the terms of a layer without predictions."""
     target = torch.tensor([[0.4, 0.5, 0.4, 0.4]], dtype=torch.float64)
-    noisy = denoising_targets(target, [1], 1, [0])
+    noisy = denoising_targets(target, [1], 2, [0])
     moved = torch.tensor([[0.5, 0.5, 0.4, 0.4], [0.1, 0.1, 0.1, 0.1]], dtype=torch.float64)
     logits = torch.tensor([0.0, math.log(3)], dtype=torch.float64)
     nothing = torch.zeros(1, 1, 0, 4, dtype=torch.float64)
@@ -132,6 +149,6 @@ def test_a_positive_learns_its_target_and_a_negative_learns_background() -> None
     assert one.tolist() == pytest.approx([0.1, 1 - 0.3 / 0.5, objectness])
     two_layers = sums(Denoising(noisy, [BoxPrediction(moved, logits)] * 2))
     torch.testing.assert_close(two_layers, 2 * one)
-    twice = denoising_targets(target, [1], 2, [0])
+    twice = denoising_targets(target, [1], 4, [0])
     two_groups = sums(Denoising(twice, [BoxPrediction(moved.repeat(2, 1), logits.repeat(2))]))
     torch.testing.assert_close(two_groups, one)  # the groups share one weight

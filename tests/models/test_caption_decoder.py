@@ -130,10 +130,10 @@ def test_the_caption_loss_is_that_of_the_matched_targets_tokens(family: str, gro
     model, processor = tiny_model(family), tiny_processor(family, caption_weights=weights)
     batch = pack(model, [tiny_sample(processor, 4, parts=5), tiny_sample(processor, 5, parts=3)])
     assert len(set(batch["caption_ids"])) > 2 and len({len(ids) for ids in batch["caption_ids"]}) > 1
-    loss = replace(tiny_config().loss, denoising_groups=3, caption_groups=groups)
+    loss = replace(tiny_config().loss, denoising_queries=30, caption_groups=groups)
     with torch.no_grad():
         found = DetectionObjective(model, loss)(**batch)["caption"]
-        noisy = denoising_targets(batch["boxes"], batch["box_counts"], 3, batch["salts"])
+        noisy = denoising_targets(batch["boxes"], batch["box_counts"], 30, batch["salts"])
         output: DetectionOutput = model(**model_inputs(batch, torch.device("cpu")), denoising_queries=noisy.queries)
         matches = detection_sums(
             torch.stack([layer.boxes for layer in output.layers]),

@@ -22,7 +22,7 @@ from tests.jobs import write_job
 from tests.tiny import DESCRIPTIONS, FAMILIES, build_tiny, tiny_config, tiny_model, tiny_processor, write_samples
 
 CPU = torch.device("cpu")
-GROUPS = {"denoising_groups": 2, "caption_groups": 2}
+GROUPS = {"denoising_queries": 80, "caption_groups": 2}
 
 
 def stream_of(family: str, folder: Path, photos: int = 5) -> TrainingStream:

@@ -24,6 +24,7 @@ RENAMED = {  # old key → new key
 }
 REMOVED = {  # old key → why it is gone
     "data.source.image_max_pixels": "data.max_pixels limits photos; python -m data_conversion can shrink the files",
+    "loss.denoising_groups": "loss.denoising_queries counts queries of a photo, not groups",
     "loss.proposals_per_object": "proposals are matched one to one",
 }
 OWN_KEY = re.compile(r"\$\{[A-Za-z_]\w*(\.\w+)*\}")  # ${training.max_steps}; no resolver, which has a colon

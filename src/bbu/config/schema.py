@@ -221,8 +221,8 @@ class LossConfig:
     match_l1: float = ranged(5.0)
     match_giou: float = ranged(2.0)
     match_objectness: float = ranged(2.0)
-    denoising_groups: int = ranged(3)  # groups of denoising queries; 0 = none
-    caption_groups: int = ranged(0)  # of these, how many learn captions too; 0 = none
+    denoising_queries: int = ranged(80)  # of a photo, in whole groups, at least one; 0 = none
+    caption_groups: int = ranged(0)  # groups of denoising queries that learn captions too; 0 = none
 
 
 @dataclass

@@ -36,7 +36,7 @@ class DenoisingTargets:
         queries: R boxes; a group of a sample holds its positives, then its negatives, both in the order of targets.
         positives, targets: row and target of each positive, on the host. All other rows are negatives.
         samples, group_numbers: sample and group of each positive, on the host.
-        groups: pairs per target.
+        shares_R: weight of each query: 1 / (groups of its sample), so that every target weighs the same.
     """
 
     queries: DenoisingQueries
@@ -44,22 +44,33 @@ class DenoisingTargets:
     targets: np.ndarray
     samples: np.ndarray
     group_numbers: np.ndarray
-    groups: int
+    shares_R: torch.Tensor
+
+
+def denoising_groups(targets: int, queries: int) -> int:
+    """Groups of a sample with so many targets: as many as ``queries`` denoising queries make, but at least one."""
+    return max(1, queries // (2 * targets)) if targets else 0
 
 
 def denoising_targets(
-    target_boxes_N4: torch.Tensor, target_counts: Sequence[int], groups: int, salts: Sequence[int]
+    target_boxes_N4: torch.Tensor, target_counts: Sequence[int], queries: int, salts: Sequence[int]
 ) -> DenoisingTargets:
-    """``groups`` pairs of a positive and a negative for every target.
+    """Groups of a positive and a negative for every target.
+
+    The fewer targets a sample has, the more groups (as in DINO): a photo of two targets teaches the decoder as many
+    boxes as one of twenty.
 
     Args:
         target_boxes_N4: cxcywh in [0, 1], samples end to end.
         target_counts: targets of each sample.
+        queries: of each sample, about; at least a group.
         salts: of each sample, 32 bits.
     """
     counts, firsts = np.asarray(target_counts), np.cumsum([0, *target_counts])
-    sample = np.repeat(np.arange(len(counts)), 2 * groups * counts)  # of each row
-    group, place = np.divmod(np.arange(len(sample)) - 2 * groups * firsts[sample], 2 * counts[sample])
+    groups = np.array([denoising_groups(count, queries) for count in target_counts], dtype=np.int64)
+    rows = 2 * groups * counts
+    sample = np.repeat(np.arange(len(counts)), rows)  # of each row
+    group, place = np.divmod(np.arange(len(sample)) - (np.cumsum(rows) - rows)[sample], 2 * counts[sample])
     negative = (place >= counts[sample]).astype(np.int64)
     targets = firsts[sample] + place % counts[sample]
     device = target_boxes_N4.device
@@ -67,9 +78,11 @@ def denoising_targets(
     is_negative_R1 = to_device(negative, device)[:, None]
     of_sample = to_device(np.asarray(salts, dtype=np.int64)[sample], device)
     noisy_R4 = _add_noise(boxes_R4, is_negative_R1, _draw(boxes_R4, of_sample, to_device(2 * group + negative, device)))
-    queries = DenoisingQueries(noisy_R4, [[2 * count] * groups for count in target_counts])
+    sizes = [[2 * count] * number for count, number in zip(target_counts, groups.tolist(), strict=True)]
     positives = np.flatnonzero(negative == 0)
-    return DenoisingTargets(queries, positives, targets[positives], sample[positives], group[positives], groups)
+    shares_R = to_device(1 / groups[sample], device, boxes_R4.dtype)
+    owners = targets[positives], sample[positives], group[positives]
+    return DenoisingTargets(DenoisingQueries(noisy_R4, sizes), positives, *owners, shares_R)
 
 
 def _add_noise(boxes_R4: torch.Tensor, is_negative_R1: torch.Tensor, draws_R4: torch.Tensor) -> torch.Tensor:

@@ -86,7 +86,7 @@ def detection_sums(
 
     Args:
         proposal_counts: image tokens of each sample; proposals lie end to end.
-        denoising: predictions for the denoising queries; its groups together weigh as much as the layers.
+        denoising: predictions for the denoising queries; the groups of a sample together weigh as much as the layers.
     """
     target_boxes_N4 = target_boxes_N4.to(layer_boxes_KBQ4.dtype)
     layers = PredictionSet(layer_boxes_KBQ4, layer_objectness_KBQ)
@@ -100,25 +100,28 @@ def detection_sums(
     of_proposals = _sums(proposals, proposal_matches, target_boxes_N4)
     l1, overlap, objectness = (a + b for a, b in zip(of_layers, of_proposals, strict=True))
     if denoising is not None:
-        of_denoising = _sums(denoising.predictions(), denoising.matches(), target_boxes_N4)
-        shares = (term / denoising.targets.groups for term in of_denoising)
-        l1, overlap, objectness = (a + b for a, b in zip((l1, overlap, objectness), shares, strict=True))
+        shares_R = denoising.targets.shares_R
+        of_denoising = _sums(denoising.predictions(), denoising.matches(), target_boxes_N4, shares_R)
+        l1, overlap, objectness = (a + b for a, b in zip((l1, overlap, objectness), of_denoising, strict=True))
     return DetectionSums(l1, overlap, objectness, layer_matches.of_layer(len(layer_boxes_KBQ4) - 1))
 
 
 def _sums(
-    predicted: PredictionSet, matches: Matches, targets_N4: torch.Tensor
+    predicted: PredictionSet, matches: Matches, targets_N4: torch.Tensor, shares_Q: torch.Tensor | None = None
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """L1, GIoU and objectness sums of one prediction set; padded predictions do not count."""
+    """L1, GIoU and objectness sums of one prediction set, by the share of each query; padded ones do not count."""
     where = (matches.layers, matches.samples, matches.predictions)
     boxes, targets = predicted.boxes[where], targets_N4[matches.targets]
-    l1 = (boxes - targets).abs().sum()
+    l1 = (boxes - targets).abs().sum(-1)
     corners, target_corners = cxcywh_to_xyxy(boxes), cxcywh_to_xyxy(targets)
-    overlap = (1 - giou(corners, target_corners)).sum()
+    overlap = 1 - giou(corners, target_corners)
     quality = torch.zeros_like(predicted.objectness)
     quality[where] = iou(corners, target_corners).detach().clamp(0, 1).to(quality.dtype)
     objectness = quality_focal_loss(predicted.objectness, quality)
     if predicted.counts is not None:
         counts_B1 = to_device(predicted.counts, objectness.device)[:, None]
         objectness = objectness * (torch.arange(objectness.shape[-1], device=objectness.device) < counts_B1)
-    return l1, overlap, objectness.sum()
+    if shares_Q is not None:
+        of_pairs = shares_Q[matches.predictions]
+        l1, overlap, objectness = l1 * of_pairs, overlap * of_pairs, objectness * shares_Q
+    return l1.sum(), overlap.sum(), objectness.sum()

@@ -67,8 +67,8 @@ class DetectionObjective(nn.Module):
     def _detect(self, batch: dict[str, Any]) -> tuple[DetectionOutput, DenoisingTargets | None]:
         """The model's output, and the denoising targets if there are any."""
         target_boxes = batch["boxes"].to(next(self.parameters()).device, non_blocking=True)
-        groups = self.loss_config.denoising_groups if batch["detecting"] else 0
-        noisy = denoising_targets(target_boxes, batch["box_counts"], groups, batch["salts"]) if groups else None
+        wanted = self.loss_config.denoising_queries if batch["detecting"] else 0
+        noisy = denoising_targets(target_boxes, batch["box_counts"], wanted, batch["salts"]) if wanted else None
         queries = noisy.queries if noisy else None
         return self.model(**{key: batch[key] for key in MODEL_KEYS}, denoising_queries=queries), noisy
 
@@ -112,16 +112,14 @@ class DetectionObjective(nn.Module):
         self, output: DetectionOutput, batch: dict[str, Any], matches: Matches, noisy: DenoisingTargets | None
     ) -> torch.Tensor:
         """Weighted sum of the caption loss over the targets, each the mean of the queries that describe it."""
-        groups = min(self.loss_config.caption_groups, self.loss_config.denoising_groups)
-        samples, queries, targets = _describing(output, matches, noisy, groups)
-        device = samples.device
-        described = [(batch["caption_ids"][target], batch["caption_weights"][target]) for target in targets.tolist()]
+        samples, queries, targets = _describing(output, matches, noisy, self.loss_config.caption_groups)
+        device, times = samples.device, np.bincount(targets)
+        described = [(batch["caption_ids"][t], batch["caption_weights"][t] / int(times[t])) for t in targets.tolist()]
         ids, rows, labels, weights = caption_rows(described)
         states = self.model.describe_states(output.memory, samples, queries, to_device(ids, device))
         states = states.flatten(0, 1)[to_device(rows, device)]
         head = self.model.backbone.lm_head_weight
-        total = linear_cross_entropy_sum(states, head, to_device(labels, device), to_device(weights, device))
-        return total / (1 + groups)
+        return linear_cross_entropy_sum(states, head, to_device(labels, device), to_device(weights, device))
 
 
 def _describing(
