@@ -2,25 +2,28 @@
 
     python benchmarks/convergence.py [--seconds 300] [--seeds 17 18] [--data bccd screws]
                                      [--arms ours learned dfine deimv2 rfdetr rtdetrv2]
-                                     [--plot docs/images/convergence.png] [--clock cpu] [--jobs 2] [--quick]
+                                     [--plot docs/images/convergence.png] [--curves curves.jsonl]
+                                     [--clock cpu] [--jobs 2] [--quick]
 
 Blood cells as configs/bccd.yaml reads them, and screws: training on train and val, scores on test, all weights random
 at the start. All arms see the same photos and random views in the same order, for the same time: loading, forward,
 backward and optimizer count, evaluation does not. The learning rate follows the share of time spent. bbu.evaluation
 scores every arm by AP50 and AP by description. docs/convergence.md describes the arms, convergence_tuning.py chooses
-their settings. The last line is one JSON object; its ``ap50_…`` and ``ap_…`` are means over the seeds at the end of
-training.
+their settings. With --curves, a long comparison can be run in parts: curves are added to the file as they end, and all
+that it holds are tabled and drawn. The last line is one JSON object; its ``ap50_…`` and ``ap_…`` are means over the
+seeds at the end of training.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from multiprocessing import get_context
 from pathlib import Path
 from statistics import fmean
@@ -72,15 +75,21 @@ def cpu_seconds() -> float:
 
 def train(arm: Arm, seconds: float, evaluations: int, warm_up: float, clock: Callable[[], float],
           rows: Sequence[Row]) -> list[Point]:  # fmt: skip
-    """Train for so many seconds, with evaluations spread evenly, the last one at the end."""
-    spent, points = 0.0, list[Point]()
-    while len(points) < evaluations:
+    """Train for so many seconds, with evaluations spread evenly, the last one at the end.
+
+    An arm with a closing phase learns jointly until that phase is expected to fill the time that is left.
+    """
+    joint, spent, points = seconds * (1 - arm.closing_share), 0.0, list[Point]()
+    while spent < joint:
         started = clock()
-        arm.learn(rate_at(spent / seconds, warm_up))
+        arm.learn(rate_at(spent / joint, warm_up))
         spent += clock() - started
-        if spent >= seconds * (len(points) + 1) / evaluations:
+        while len(points) < evaluations - 1 and spent >= seconds * (len(points) + 1) / evaluations:
             points.append((spent, *average_precisions(arm, rows)))
-    return points
+    started = clock()
+    arm.close()
+    spent += clock() - started
+    return [*points, (spent, *average_precisions(arm, rows))]
 
 
 def average_precisions(arm: Arm, rows: Sequence[Row]) -> tuple[float, float]:
@@ -127,6 +136,9 @@ def run(data_set: str, config: Config, data: PreparedData, arguments: argparse.N
             points = train(arm, arguments.seconds, arguments.evaluations, warm_up, clock, rows)
             curves.append(Curve(data_set, name, seed, points, arm.steps, arm.parameters))
             print(describe(curves[-1]), file=sys.stderr, flush=True)
+            if arguments.curves:
+                with arguments.curves.open("a") as file:
+                    file.write(json.dumps(asdict(curves[-1])) + "\n")
     return curves
 
 
@@ -220,6 +232,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=0, help="0 = all cores")
     parser.add_argument("--jobs", type=int, default=1, help="seeds in parallel, each on its share of the threads")
     parser.add_argument("--plot", type=Path, help="PNG of the curves")
+    parser.add_argument("--curves", type=Path, help="JSONL that this run adds its curves to; all in it are shown")
     parser.add_argument(
         "--held-out", action="store_true", help="train on train, score on val: for choosing settings, not for reporting"
     )
@@ -241,6 +254,8 @@ def main() -> None:
             curves = [curve for curves in pool.map(train_all, alone) for curve in curves]
     else:
         curves = train_all(arguments)
+    if arguments.curves:
+        curves = [Curve(**json.loads(line)) for line in arguments.curves.read_text().splitlines()]
     tables = [table(curves, data_set, metric) for data_set in arguments.data for metric in METRICS]
     print("\n\n".join(tables))
     if arguments.plot:

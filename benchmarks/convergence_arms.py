@@ -25,8 +25,11 @@ from bbu.models.memory import Memory
 from bbu.models.precision import compute_device, use_bf16
 from bbu.records import FewShotSample, PredictionRow, Row
 from bbu.stages import PreparedData
+from bbu.training.closing import keep_captions, train_captions
 from bbu.training.objective import DetectionObjective
 from bbu.training.param_groups import optimizer_groups
+
+CLOSING_SHARE = 0.15  # what the closing phase of configs/bccd.yaml took on the screws: 45 of 300 CPU seconds
 
 
 class Arm(ABC):
@@ -40,6 +43,8 @@ class Arm(ABC):
         adam_beta2, max_grad_norm: AdamW's second beta and the gradient clipping norm.
     """
 
+    closing_share = 0.0  # of the training time, for ``close``
+
     def __init__(
         self,
         module: nn.Module,
@@ -51,8 +56,7 @@ class Arm(ABC):
         max_grad_norm: float,
     ) -> None:
         self.module, self.stream, self.batch, self.max_grad_norm = module, stream, batch, max_grad_norm
-        fused = True if next(module.parameters()).is_cuda else None
-        self.optimizer = torch.optim.AdamW(groups, betas=(0.9, adam_beta2), fused=fused)
+        self.optimizer = torch.optim.AdamW(groups, betas=(0.9, adam_beta2), fused=True)  # as the product's
         self.peak_rates = [group["lr"] for group in self.optimizer.param_groups]
         self.steps = 0
 
@@ -72,6 +76,9 @@ class Arm(ABC):
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.steps += 1
+
+    def close(self) -> None:  # noqa: B027 (most arms have no such phase)
+        """What is trained after the last step, counted as training time."""
 
     @abstractmethod
     def loss(self, samples: Sequence[Any]) -> torch.Tensor:
@@ -117,6 +124,8 @@ class OwnArm(Arm):
             autocast=torch.bfloat16 if self.autocast else None,
         )
         training = config.training
+        self.closing, self.seed = training.closing, config.seed
+        self.closing_share = CLOSING_SHARE if training.closing.epochs else 0.0
         super().__init__(
             self.objective,
             optimizer_groups(model, training.learning_rates, training.weight_decay),
@@ -136,6 +145,15 @@ class OwnArm(Arm):
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=self.autocast):
             sums = self.objective(**inputs)
         return torch.stack(list(weigh(sums, count_terms(batch), self.weights).values())).sum()
+
+    def close(self) -> None:
+        """The closing phase of the captions, as a run has it (bbu.training.closing)."""
+        if not self.closing.epochs:
+            return
+        first, samples = self.steps * self.batch, round(self.stream.epoch_length) * self.closing.views
+        autocast = torch.bfloat16 if self.autocast else None
+        kept = keep_captions(self.objective, self.stream, range(first, first + samples), self.closing.groups, autocast)
+        train_captions(self.objective, kept, self.closing, self.seed, autocast)
 
     def predict(self, rows: Sequence[Row]) -> list[PredictionRow]:
         return list(self.predictor.predict_files([row.images[0] for row in rows], self.stream.processor.image_root))

@@ -16,7 +16,8 @@ PROJECT = Path(__file__).resolve().parents[1]
 SHARED = Path(os.environ.get("BBU_SHARED", PROJECT.parent / "shared")) / "data"
 DATA_SETS = {"bccd": "blood cells", "screws": "screws"}
 FOLDERS = {"bccd": "bccd_voc", "screws": "amv_screws_yolo"}
-SOURCES: dict[str, list[str]] = {"bccd": [], "screws": ["data.source.format=yolo"]}
+CLOSING = "training.closing={epochs: 10, groups: 3}"  # four kinds of screws differ in length and colour alone
+SOURCES: dict[str, list[str]] = {"bccd": [], "screws": ["data.source.format=yolo", CLOSING]}
 SPLITS = "{train: train+val, test: test}"
 HELD_OUT = "{train: train, test: val}"
 

@@ -143,8 +143,8 @@ def test_a_positive_learns_its_target_and_a_negative_learns_background() -> None
         return torch.stack([found.bbox_l1, found.bbox_giou, found.objectness])
 
     assert sums(None).tolist() == [0, 0, 0]
-    # positive: |0.6 − 0.5|² · ln 2; negative: |0 − 0.75|² · −ln(1 − 0.75)
-    objectness = 0.01 * math.log(2) + 0.5625 * math.log(4)
+    # positive: binary cross-entropy of p = 0.5, which is ln 2 for any target; negative: 0.75^1.5 · −ln(1 − 0.75)
+    objectness = math.log(2) + 0.75**1.5 * math.log(4)
     one = sums(Denoising(noisy, [BoxPrediction(moved, logits)]))
     assert one.tolist() == pytest.approx([0.1, 1 - 0.3 / 0.5, objectness])
     two_layers = sums(Denoising(noisy, [BoxPrediction(moved, logits)] * 2))

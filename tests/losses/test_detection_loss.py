@@ -9,9 +9,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torchvision.ops import generalized_box_iou, sigmoid_focal_loss
+from transformers.loss.loss_deimv2 import Deimv2Loss
 
-from bbu.geometry import cxcywh_to_xyxy
-from bbu.losses.detection_loss import detection_sums, quality_focal_loss
+from bbu.geometry import cxcywh_to_xyxy, iou
+from bbu.losses.detection_loss import detection_sums, matchability_aware_loss
 from bbu.losses.matcher import MatchCosts, PredictionSet, hungarian_matcher
 
 COSTS = MatchCosts()
@@ -32,8 +33,8 @@ def test_terms_of_one_target_equal_a_hand_worked_example() -> None:
     )  # fmt: skip
     assert sums.bbox_l1.item() == pytest.approx(0.1)
     assert sums.bbox_giou.item() == pytest.approx(1 - 0.3 / 0.5)  # the hull is the union: GIoU = IoU = 0.6
-    # layer: |0.6 − 0.5|² · ln 2; matched proposal: |1 − 0.75|² · ln(4/3); the other: almost 0
-    assert sums.objectness.item() == pytest.approx(0.01 * math.log(2) + 0.0625 * math.log(4 / 3), abs=1e-9)
+    # layer: p = 0.5, so ln 2 for any target; matched proposal of quality 1: −ln 0.75; the other: almost 0
+    assert sums.objectness.item() == pytest.approx(math.log(2) + math.log(4 / 3), abs=1e-9)
     assert (sums.final.samples.tolist(), sums.final.predictions.tolist(), sums.final.targets.tolist()) == (
         [0],
         [0],
@@ -51,8 +52,8 @@ def test_each_layer_and_the_proposals_are_matched_once() -> None:
     nears = 3 + 1  # the near query of three layers; one of the near proposals
     assert sums.bbox_l1.item() == pytest.approx(0.1 * nears)
     assert sums.bbox_giou.item() == pytest.approx((1 - 2 / 3) * nears)
-    # p = 0 and quality q: q² · 30 q
-    assert sums.objectness.item() == pytest.approx(30 * (2 / 3) ** 3 * nears, rel=1e-6)
+    # p = 0 and target q^1.5: 30 · q^1.5
+    assert sums.objectness.item() == pytest.approx(30 * (2 / 3) ** 1.5 * nears, rel=1e-6)
     assert sums.final.predictions.tolist() == [1], "captions follow the final layer's matches"
 
 
@@ -91,18 +92,40 @@ def test_giou_sum_equals_torchvisions() -> None:
 
 
 @given(st.lists(st.tuples(st.floats(-20, 20), st.booleans()), min_size=1, max_size=8))
-def test_quality_focal_loss_with_quality_zero_or_one_is_the_focal_loss(pairs: list[tuple[float, bool]]) -> None:
+def test_an_unmatched_score_has_the_focal_loss(pairs: list[tuple[float, bool]]) -> None:
+    """Its value, that is; its gradient takes the weight as constant, as published."""
     logits = torch.tensor([logit for logit, _ in pairs], dtype=torch.float64)
-    quality = torch.tensor([float(whole) for _, whole in pairs], dtype=torch.float64)
-    expected = sigmoid_focal_loss(logits, quality, alpha=-1, gamma=2)
-    torch.testing.assert_close(quality_focal_loss(logits, quality), expected, rtol=1e-9, atol=1e-12)
+    nothing = torch.zeros_like(logits)
+    expected = sigmoid_focal_loss(logits, nothing, alpha=-1, gamma=1.5)
+    found = matchability_aware_loss(logits, nothing, nothing.bool())
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
 
 
-def test_quality_focal_loss_is_least_where_the_score_is_the_quality() -> None:
-    logits = torch.linspace(-4, 4, 801, dtype=torch.float64)
-    loss = quality_focal_loss(logits, torch.full_like(logits, 0.7))
-    assert logits[loss.argmin()].sigmoid().item() == pytest.approx(0.7, abs=0.01)
-    assert loss.min().item() == pytest.approx(0.0, abs=1e-4)
+def test_a_matched_score_learns_its_boxs_quality_with_whole_weight() -> None:
+    logits = torch.linspace(-6, 4, 1001, dtype=torch.float64, requires_grad=True)
+    loss = matchability_aware_loss(logits, torch.full_like(logits, 0.7), torch.ones_like(logits, dtype=torch.bool))
+    assert logits[loss.argmin()].sigmoid().item() == pytest.approx(0.7**1.5, abs=0.01)
+    (gradient,) = torch.autograd.grad(loss.sum(), logits)
+    torch.testing.assert_close(gradient, logits.sigmoid() - 0.7**1.5)  # as strong from a score near 0 as from any other
+
+
+def test_the_objectness_loss_is_that_of_transformers_for_one_class() -> None:
+    torch.manual_seed(3)
+    boxes, logits = torch.rand(2, 7, 4) * 0.4 + 0.3, torch.randn(2, 7)
+    targets = torch.rand(5, 4) * 0.4 + 0.3
+    pairs = [(torch.tensor([4, 0, 2]), torch.tensor([0, 1, 2])), (torch.tensor([6, 1]), torch.tensor([0, 1]))]
+    theirs = object.__new__(Deimv2Loss)
+    vars(theirs).update(num_classes=1, gamma=1.5, mal_alpha=None)
+    labels = [
+        {"boxes": some, "class_labels": torch.zeros(len(some), dtype=torch.long)} for some in targets.split([3, 2])
+    ]
+    outputs = {"pred_boxes": boxes, "logits": logits[..., None]}
+    expected = Deimv2Loss.loss_labels_mal(theirs, outputs, labels, pairs, num_boxes=1)["loss_mal"]
+    quality, matched = torch.zeros(2, 7), torch.zeros(2, 7, dtype=torch.bool)
+    for sample, ((rows, chosen), label) in enumerate(zip(pairs, labels, strict=True)):
+        fits = iou(cxcywh_to_xyxy(boxes[sample, rows]), cxcywh_to_xyxy(label["boxes"][chosen]))
+        quality[sample, rows], matched[sample, rows] = fits, True
+    torch.testing.assert_close(matchability_aware_loss(logits, quality, matched).sum(), expected)
 
 
 def test_a_photo_without_targets_trains_only_objectness() -> None:
@@ -113,8 +136,10 @@ def test_a_photo_without_targets_trains_only_objectness() -> None:
     scores = torch.randn(5, dtype=torch.float64, requires_grad=True)
     sums = detection_sums(boxes, objectness, proposals, scores, [5], torch.zeros(0, 4), [0], costs=COSTS)
     assert sums.bbox_l1.item() == sums.bbox_giou.item() == 0
-    expected = quality_focal_loss(objectness, torch.zeros_like(objectness)).sum()
-    expected = expected + quality_focal_loss(scores, torch.zeros_like(scores)).sum()
+    expected = sum(
+        matchability_aware_loss(some, torch.zeros_like(some), torch.zeros_like(some, dtype=torch.bool)).sum()
+        for some in (objectness, scores)
+    )
     assert sums.objectness.item() == pytest.approx(expected.item())
     for gradient in torch.autograd.grad(sums.bbox_l1 + sums.bbox_giou, (boxes, proposals), allow_unused=True):
         assert gradient is not None and gradient.abs().max() == 0

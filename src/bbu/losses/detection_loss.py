@@ -19,9 +19,9 @@ from bbu.losses.denoising import DenoisingTargets
 from bbu.losses.matcher import MatchCosts, Matches, PredictionSet, hungarian_matcher
 from bbu.models.detection_head import BoxPrediction
 
-__all__ = ["Denoising", "DetectionSums", "detection_sums", "hungarian_matcher", "quality_focal_loss"]
+__all__ = ["Denoising", "DetectionSums", "detection_sums", "hungarian_matcher", "matchability_aware_loss"]
 
-FOCAL_GAMMA = 2.0
+MATCHABILITY_GAMMA = 1.5  # as published
 
 
 @dataclass
@@ -57,14 +57,16 @@ class Denoising:
         return Matches.of(host, self.layers[0].boxes.device)
 
 
-def quality_focal_loss(logits: torch.Tensor, quality: torch.Tensor) -> torch.Tensor:
-    """Quality focal loss |q − p|² · cross-entropy, elementwise (Li et al. 2020, arXiv:2006.04388).
+def matchability_aware_loss(logits: torch.Tensor, quality: torch.Tensor, matched: torch.Tensor) -> torch.Tensor:
+    """Matchability-aware loss, elementwise (DEIM, Huang et al. 2025, arXiv:2412.04234).
 
-    With quality 0 or 1 it is the focal loss (γ = 2, no α). In between, the score learns how well its box fits,
-    which is what average precision ranks by.
+    A matched query learns the score q^γ from the quality q of its box, which is what average precision ranks by, with
+    whole weight: also one that fits badly and is scored low, as all are in the first steps. The others learn 0, with
+    the focal weight p^γ.
     """
-    distance = (quality - logits.sigmoid()).abs()
-    return distance**FOCAL_GAMMA * F.binary_cross_entropy_with_logits(logits, quality, reduction="none")
+    target = quality**MATCHABILITY_GAMMA
+    weight = torch.where(matched, 1.0, logits.detach().sigmoid() ** MATCHABILITY_GAMMA)
+    return weight * F.binary_cross_entropy_with_logits(logits, target, reduction="none")
 
 
 def detection_sums(
@@ -115,9 +117,9 @@ def _sums(
     l1 = (boxes - targets).abs().sum(-1)
     corners, target_corners = cxcywh_to_xyxy(boxes), cxcywh_to_xyxy(targets)
     overlap = 1 - giou(corners, target_corners)
-    quality = torch.zeros_like(predicted.objectness)
-    quality[where] = iou(corners, target_corners).detach().clamp(0, 1).to(quality.dtype)
-    objectness = quality_focal_loss(predicted.objectness, quality)
+    quality, matched = torch.zeros_like(predicted.objectness), torch.zeros_like(predicted.objectness, dtype=torch.bool)
+    quality[where], matched[where] = iou(corners, target_corners).detach().clamp(0, 1).to(quality.dtype), True
+    objectness = matchability_aware_loss(predicted.objectness, quality, matched)
     if predicted.counts is not None:
         counts_B1 = to_device(predicted.counts, objectness.device)[:, None]
         objectness = objectness * (torch.arange(objectness.shape[-1], device=objectness.device) < counts_B1)
