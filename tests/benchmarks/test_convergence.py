@@ -64,6 +64,28 @@ def test_the_rate_rises_in_a_line_and_falls_to_nothing(monkeypatch: pytest.Monke
     assert rates[-1] == pytest.approx(0) and rate_at(1.2, 0.1) == pytest.approx(0)
 
 
+def test_a_closing_phase_is_part_of_the_training_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(SCRIPT.parent))
+    import convergence
+
+    now, rates = [0.0], list[float]()
+
+    class Timed:
+        closing_share = 0.2
+
+        def learn(self, rate: float) -> None:
+            rates.append(rate)
+            now[0] += 1
+
+        def close(self) -> None:
+            now[0] += 19
+
+    monkeypatch.setattr(convergence, "average_precisions", lambda arm, rows: (now[0], 0.0))
+    points = convergence.train(Timed(), 100, 4, 0.1, lambda: now[0], [])
+    assert [seconds for seconds, _, _ in points] == [25, 50, 75, 99]
+    assert len(rates) == 80 and rates[0] == 0 and 0 < rates[-1] < 0.01  # the rate falls to zero before the phase
+
+
 def test_every_setting_of_every_peer_is_scored_and_the_best_is_named(tmp_path: Path) -> None:
     lines = tmp_path / "tuning.jsonl"
     done = run_script("convergence_tuning.py", str(lines), "--quick", "--jobs", "2")
