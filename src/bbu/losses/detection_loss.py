@@ -1,6 +1,6 @@
 """Sums of the box and objectness terms over all decoder layers, the proposals and the denoising queries.
 
-Shapes: B samples, K decoder layers, N training targets, Q queries of one sample, S image tokens.
+Shapes: B samples, K decoder layers, N training targets, Q queries of one sample, R rows, S image tokens.
 """
 
 from __future__ import annotations
