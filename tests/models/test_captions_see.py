@@ -98,7 +98,7 @@ def train(family: str, steps: int = STEPS, seed: int = 17) -> Trained:
     config.model.detection = DetectionConfig(
         width=64, queries=10, layers=2, heads=4, points=2, caption_layers=1, caption_region_cells=3
     )
-    config.loss = LossConfig(student_lm_weight=0.1)
+    config.loss = LossConfig(student_lm_weight=0.1, caption_groups=1)  # as configs/demo.yaml
     model = build_tiny(config, shake=0.0)
     processor = tiny_processor(family)
     objective, weights = DetectionObjective(model, config.loss).train(), term_weights(config.loss)
