@@ -256,7 +256,8 @@ def main() -> None:
         curves = train_all(arguments)
     if arguments.curves:
         curves = [Curve(**json.loads(line)) for line in arguments.curves.read_text().splitlines()]
-    tables = [table(curves, data_set, metric) for data_set in arguments.data for metric in METRICS]
+    shown = dict.fromkeys(curve.data for curve in curves)
+    tables = [table(curves, data_set, metric) for data_set in shown for metric in METRICS]
     print("\n\n".join(tables))
     if arguments.plot:
         plot(curves, arguments.plot, arguments.clock)
