@@ -53,6 +53,19 @@ def test_kept_features_give_the_caption_loss_of_the_joint_run(family: str, tmp_p
         torch.testing.assert_close(together, torch.stack(alone).sum(), rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_gpu_keeps_the_features_of_the_cpu_and_learns_from_them(tmp_path: Path) -> None:
+    config, stream = tiny_config(loss=GROUPS), stream_of("qwen2_5_vl", tmp_path)
+    objective = DetectionObjective(build_tiny(config), config.loss)
+    on_cpu = keep_captions(objective, stream, range(10, 15), 2, None)
+    on_gpu = keep_captions(objective.cuda(), stream, range(10, 15), 2, None)
+    for ours, theirs in zip(on_gpu, on_cpu, strict=True):
+        torch.testing.assert_close(ours.tokens_MD, theirs.tokens_MD, rtol=1e-3, atol=1e-3)
+        assert ours.captions == theirs.captions
+    losses = train_captions(objective, on_gpu, ClosingConfig(epochs=8, batch_size=2, learning_rate=5e-3), 5, None)
+    assert losses[-1] < 0.8 * losses[0]
+
+
 def objective_batch(objective: DetectionObjective, stream: TrainingStream, position: int) -> Batch:
     collator = PackedDataCollator(objective.model.backbone.position_function())
     return collator(stream.__getitems__([position]))

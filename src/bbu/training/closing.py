@@ -142,6 +142,7 @@ def keep_captions(
     kept: list[CaptionSample] = []
     for first in range(0, len(positions), SAMPLES_AT_ONCE):
         batch = collator(stream.__getitems__(positions[first : first + SAMPLES_AT_ONCE]))
+        batch = {key: to_device(value, device) if torch.is_tensor(value) else value for key, value in batch.items()}
         with torch.no_grad(), torch.autocast(device.type, dtype=autocast, enabled=autocast is not None):
             kept += _keep(objective, batch, groups)
     return kept
