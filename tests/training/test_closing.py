@@ -60,7 +60,7 @@ def test_a_gpu_keeps_the_features_of_the_cpu_and_learns_from_them(tmp_path: Path
     on_cpu = keep_captions(objective, stream, range(10, 15), 2, None)
     on_gpu = keep_captions(objective.cuda(), stream, range(10, 15), 2, None)
     for ours, theirs in zip(on_gpu, on_cpu, strict=True):
-        torch.testing.assert_close(ours.tokens_MD, theirs.tokens_MD, rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(ours.tokens_MD, theirs.tokens_MD, rtol=1e-2, atol=1e-2)
         assert ours.captions == theirs.captions
     losses = train_captions(objective, on_gpu, ClosingConfig(epochs=8, batch_size=2, learning_rate=5e-3), 5, None)
     assert losses[-1] < 0.8 * losses[0]
