@@ -16,6 +16,7 @@ from transformers import TrainerCallback
 
 from bbu.families.feature_cache import FeatureCache
 from bbu.families.qwen2_5_vl import backbone as qwen2_5_vl
+from bbu.families.qwen3_vl import backbone as qwen3_vl
 from bbu.layers import attention
 from bbu.losses import matcher
 from bbu.models.build import freeze
@@ -29,7 +30,7 @@ WAITING = {
 
 
 # What a family reckons from the photos' grids, from host numbers to host numbers.
-ON_THE_HOST = {"qwen2_5_vl": [(qwen2_5_vl, "_plan_of")], "toy": []}
+ON_THE_HOST = {"qwen2_5_vl": [(qwen2_5_vl, "_plan_of")], "qwen3_vl": [(qwen3_vl, "_plan_of")], "toy": []}
 
 
 class Watch(TorchDispatchMode):

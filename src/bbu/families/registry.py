@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from bbu.errors import ConfigError
 from bbu.families.qwen2_5_vl.codec import Qwen25VLSizes
+from bbu.families.qwen3_vl.codec import Qwen3VLSizes
 
 if TYPE_CHECKING:
     from bbu.families.base import Backbone
@@ -37,6 +38,7 @@ class Family:
 
 FAMILIES: dict[str, Family] = {
     "qwen2_5_vl": Family("bbu.families.qwen2_5_vl.backbone:Qwen25VL", Qwen25VLSizes, 56 * 56, 1280 * 28 * 28),
+    "qwen3_vl": Family("bbu.families.qwen3_vl.backbone:Qwen3VL", Qwen3VLSizes, 64 * 64, 1280 * 32 * 32),
 }
 DEFAULT_FAMILY = "qwen2_5_vl"
 

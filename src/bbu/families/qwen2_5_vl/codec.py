@@ -51,33 +51,49 @@ class Qwen25VLSizes:
     vocab_size: int = 800  # upper bound; the byte-level BPE is trained on the training text
 
     def __post_init__(self) -> None:
-        for size, divisor, times in (
-            ("vision_width", "vision_heads", 4),  # rows and columns, each a sine and a cosine
-            ("text_width", "text_heads", 2),
-            ("text_heads", "text_kv_heads", 1),
-        ):
-            if getattr(self, size) % (times * getattr(self, divisor)):
-                raise ConfigError(
-                    f"model.scratch.{size} ({getattr(self, size)}) must be a multiple of "
-                    f"{f'{times} x ' if times > 1 else ''}model.scratch.{divisor} ({getattr(self, divisor)})"
-                )
+        check_multiples(self)
+
+
+def check_multiples(sizes: Any) -> None:
+    """Check that widths are multiples of their heads.
+
+    Raises:
+        ConfigError: one is not.
+    """
+    for size, divisor, times in (
+        ("vision_width", "vision_heads", 4),  # rows and columns, each a sine and a cosine
+        ("text_width", "text_heads", 2),
+        ("text_heads", "text_kv_heads", 1),
+    ):
+        if getattr(sizes, size) % (times * getattr(sizes, divisor)):
+            raise ConfigError(
+                f"model.scratch.{size} ({getattr(sizes, size)}) must be a multiple of "
+                f"{f'{times} x ' if times > 1 else ''}model.scratch.{divisor} ({getattr(sizes, divisor)})"
+            )
+
+
+def text_cost(text: Any) -> tuple[float, float]:
+    """FLOPs of a language model's layers for a token and for a pair of tokens, from its config."""
+    heads, layers, width = text.num_attention_heads, text.num_hidden_layers, text.hidden_size
+    head = getattr(text, "head_dim", None) or width // heads
+    projections = width * head * (2 * heads + 2 * text.num_key_value_heads)
+    token = 2.0 * layers * (projections + 3 * width * text.intermediate_size)
+    return token, 2.0 * layers * heads * head  # 4 for scores and weighted sums, halved by the causal mask
 
 
 def cost_of(config: Any) -> CostModel:
     """CostModel of a transformers config."""
     text, vision = config.text_config, config.vision_config
-    heads, layers, width = text.num_attention_heads, text.num_hidden_layers, text.hidden_size
-    head = getattr(text, "head_dim", None) or width // heads
-    projections = width * head * (2 * heads + 2 * text.num_key_value_heads)
     depth, narrow = vision.depth, vision.hidden_size
     whole = len(vision.fullatt_block_indexes)  # blocks without windows
     block = 4 * narrow**2 + 3 * narrow * vision.intermediate_size
-    merger = vision.spatial_merge_size**2 * narrow**2 + narrow * width
+    merger = vision.spatial_merge_size**2 * narrow**2 + narrow * text.hidden_size
     pixels = 3 * vision.temporal_patch_size * vision.patch_size**2
     window = (vision.window_size // vision.patch_size) ** 2  # patches
+    token, token_pair = text_cost(text)
     return CostModel(
-        token=2.0 * layers * (projections + 3 * width * text.intermediate_size),
-        token_pair=2.0 * layers * heads * head,  # 4 for scores and weighted sums, halved by the causal mask
+        token=token,
+        token_pair=token_pair,
         patch=2.0 * (pixels * narrow + depth * block + merger) + 4.0 * (depth - whole) * narrow * window,
         patch_pair=4.0 * whole * narrow,
     )
