@@ -230,7 +230,8 @@ class QwenVL(Backbone):
         cu_seqlens: torch.Tensor,
         max_seqlen: int,
     ) -> torch.Tensor:
-        embeds_1TD, more = self.token_embedding(input_ids), {}
+        embeds_1TD = self.token_embedding(input_ids)
+        more: dict[str, Any] = {}
         if levels:
             is_image_1T = input_ids == self.image_token_id
             tokens_SD, more = self._shown(levels[-1].tokens_SD, is_image_1T)
