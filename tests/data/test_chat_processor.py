@@ -225,11 +225,12 @@ def test_a_view_changes_pixels_and_boxes_together(
     family: str, chat_processor: Any, make_row: Callable[..., Row], photo_folder: Path
 ) -> None:
     """A white object on black: the bright pixels are those in its box, however the photo is turned."""
-    image = Image.new("RGB", (112, 56))
-    image.paste((255, 255, 255), (84, 28, 112, 56))
+    backbone, cell = tiny_model(family).backbone, chat_processor.photo_plan.token_size
+    size, box = (4 * cell, 2 * cell), (3 * cell, cell, 4 * cell, 2 * cell)  # which the model sees at this size
+    image = Image.new("RGB", size)
+    image.paste((255, 255, 255), box)
     image.save(photo_folder / "marked.png")
-    row = make_row("marked.png", [ObjectRow("标签", "bbox_2d", (84, 28, 112, 56))], (112, 56))
-    backbone = tiny_model(family).backbone
+    row = make_row("marked.png", [ObjectRow("标签", "bbox_2d", box)], size)
     augmenter = Augmenter(AugmentConfig(flip_horizontal=0.5, flip_vertical=0.5, quarter_turns=True), 17)
     places = set()
     for number in range(24):
@@ -240,7 +241,7 @@ def test_a_view_changes_pixels_and_boxes_together(
         box = cxcywh_to_xyxy(np.array(out.ground_truth_objects[0].box))
         rows, columns = pixels.shape
         np.testing.assert_allclose(box * [columns, rows, columns, rows], [int(side) for side in bright], atol=1e-6)
-        assert len(across) == 28 * 28, "nothing else is bright"
+        assert len(across) == cell**2, "nothing else is bright"
         places.add((rows > columns, int(bright[0]), int(bright[1])))
     assert len(places) == 8  # four corners, lying and standing
 

@@ -29,10 +29,11 @@ def plan(max_pixels: int, family: str = DEFAULT) -> PhotoPlan:
 
 @every_family
 def test_a_box_of_exactly_one_token_is_not_tiny(family: str) -> None:
-    budget = plan(700 * 700, family)  # halves a photo of 1400 x 1400
-    side = 2 * budget.token_size
-    assert measure_sizes([sample(square(side))], budget)[1] == []
-    sizes, (found,) = measure_sizes([sample(square(side - 0.1), square(side))], budget)
+    cell = plan(700 * 700, family).token_size
+    budget, whole = plan((20 * cell) ** 2, family), (40 * cell, 40 * cell)  # the photo is halved
+    side = 2 * cell
+    assert measure_sizes([sample(square(side), size=whole)], budget)[1] == []
+    sizes, (found,) = measure_sizes([sample(square(side - 0.1), square(side), size=whole)], budget)
     assert sizes.tiny_by_description == {"screw": 1} and found.count == 1 and found.severity == "warning"
 
 

@@ -153,7 +153,7 @@ def _(data: DataSet) -> None:
 # ---------------------------------------------------------------- boxes
 
 
-@breaks("tiny_objects", 2, "screw/tight: 20x50 model pixels")
+@breaks("tiny_objects", 2, "screw/tight: ")
 def _(data: DataSet) -> None:
     data.rows["train"][0]["objects"][0]["bbox_2d"] = [10, 10, 30, 60]
     data.rows["val"][0]["objects"][1]["bbox_2d"] = [90, 70, 115, 90]

@@ -127,7 +127,8 @@ class Qwen3VL(QwenVL):
         tower, merge = self.vlm.model.visual, self.vlm.model.visual.spatial_merge_size
         last_PD, *shown = states_PD.chunk(1 + len(self._shown_blocks), dim=-1)
         mergers = (tower.merger, *tower.deepstack_merger_list)
-        merged_SD = torch.cat([join(each.contiguous()) for join, each in zip(mergers, (last_PD, *shown), strict=True)], dim=-1)
+        joined = [merger(each.contiguous()) for merger, each in zip(mergers, (last_PD, *shown), strict=True)]
+        merged_SD = torch.cat(joined, dim=-1)
         units = torch.arange(len(merged_SD))
         raster = to_device(units_to_raster(units, grids, merge), states_PD.device)
         return [

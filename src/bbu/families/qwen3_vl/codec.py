@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -35,18 +36,18 @@ class Qwen3VLSizes:
 
     def __post_init__(self) -> None:
         check_multiples(self)
-        least = min(self.vision_depth - 1, self.text_depth)
-        if self.vision_deepstack > least:
-            raise ConfigError(
-                f"model.scratch.vision_deepstack ({self.vision_deepstack}) must be at most {least}: fewer than "
-                f"vision_depth ({self.vision_depth}), and no more than text_depth ({self.text_depth})"
-            )
+        for depth in ("vision_depth", "text_depth"):
+            if self.vision_deepstack > getattr(self, depth):
+                raise ConfigError(
+                    f"model.scratch.vision_deepstack ({self.vision_deepstack}) must be at most model.scratch.{depth} "
+                    f"({getattr(self, depth)})"
+                )
 
     @property
     def deepstack_blocks(self) -> list[int]:
         """Blocks whose states are shown, as far apart as the published 5, 11 and 17 of 24."""
-        apart = self.vision_depth / (self.vision_deepstack + 1)
-        return [round(apart * (number + 1)) - 1 for number in range(self.vision_deepstack)]
+        shown = self.vision_deepstack
+        return [math.ceil(self.vision_depth * number / (shown + 1)) - 1 for number in range(1, shown + 1)]
 
 
 def cost_of(config: Any) -> CostModel:
