@@ -1,6 +1,6 @@
 """What Qwen2.5-VL and Qwen3-VL share: photos as patch rows in merge units, M-RoPE, text layers that take boundaries.
 
-Shapes: T packed tokens, D feature width, P patch rows, X numbers of a patch row.
+Shapes: T packed tokens, D feature width, P patch rows, S image tokens, X numbers of a patch row.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Qwen2.5-VL (Bai et al. 2025, arXiv:2502.13923) as a Backbone.
 
-Shapes: T packed tokens, D feature width, P patch rows, S image tokens, X numbers of a patch row.
+Shapes: D feature width, P patch rows, S image tokens, X numbers of a patch row.
 """
 
 from __future__ import annotations
