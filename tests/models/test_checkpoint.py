@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 from collections.abc import Callable
@@ -11,13 +12,14 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import Qwen2_5_VLForConditionalGeneration
+from transformers import Qwen2_5_VLForConditionalGeneration, Qwen3VLForConditionalGeneration
 
 from bbu.config import Config
 from bbu.data.photo import Photo
 from bbu.errors import CheckpointError, NotFiniteError
 from bbu.families.prompts import PromptSpec
 from bbu.families.qwen2_5_vl.codec import QWEN
+from bbu.families.registry import backbone_class
 from bbu.families.tokenizer import train_tokenizer
 from bbu.inference import Inference
 from bbu.inference.predictor import Predictor
@@ -46,6 +48,7 @@ from tests.tiny import (
     tiny_processor,
 )
 
+STOCK = {"qwen2_5_vl": Qwen2_5_VLForConditionalGeneration, "qwen3_vl": Qwen3VLForConditionalGeneration}
 QWEN_FAMILY = "qwen2_5_vl"  # of tests that look into the files of a saved backbone, or have transformers read them
 PHOTOS = [noise_photo(1, 112, 84), noise_photo(2, 84, 140), noise_photo(3, 168, 112)]
 LORA = {"lora.parts": ["llm", "vision"], "lora.rank": 2, "lora.alpha": 4}
@@ -93,20 +96,38 @@ def test_every_weight_comes_back_as_it_was(family: str, tmp_path: Path) -> None:
         assert torch.equal(loaded[name], value), name
 
 
-def test_the_backbone_folder_is_one_that_stock_transformers_reads(saved: Path) -> None:
-    stock, report = Qwen2_5_VLForConditionalGeneration.from_pretrained(
-        saved / "backbone", dtype=torch.float32, output_loading_info=True
-    )
+@pytest.mark.parametrize("family", list(STOCK))
+def test_the_backbone_folder_is_one_that_stock_transformers_reads(family: str, tmp_path: Path) -> None:
+    save(tmp_path, family=family)
+    stock, report = STOCK[family].from_pretrained(tmp_path / "backbone", dtype=torch.float32, output_loading_info=True)
     assert not any(report.get(kind) for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
-    ours = load_model(saved).backbone.vlm.state_dict()
+    ours = load_model(tmp_path).backbone.vlm.state_dict()
     assert all(torch.equal(value, ours[name]) for name, value in stock.state_dict().items())
+
+
+@pytest.mark.parametrize("family", list(STOCK))
+def test_a_folder_that_stock_transformers_wrote_gives_the_same_weights(family: str, tmp_path: Path) -> None:
+    _, model = save(tmp_path / "ours", family=family)
+    STOCK[family].from_pretrained(tmp_path / "ours" / "backbone", dtype=torch.float32).save_pretrained(
+        tmp_path / "stock"
+    )
+    loaded = type(model.backbone).from_pretrained(str(tmp_path / "stock"), torch.float32)
+    expected = model.backbone.state_dict()
+    assert all(torch.equal(value, expected[name]) for name, value in loaded.state_dict().items())
+
+
+@pytest.mark.parametrize(("family", "other"), itertools.permutations(STOCK, 2))
+def test_a_folder_of_another_family_is_named(family: str, other: str, tmp_path: Path) -> None:
+    save(tmp_path, family=other)
+    with pytest.raises(OSError, match=f"config.json says model_type {other}, which is not {family}'s"):
+        backbone_class(family).from_pretrained(str(tmp_path / "backbone"), torch.float32)
 
 
 # ---------------------------------------------------------------- LoRA
 
 
-def stock_logits(folder: Path, part: Conversation, image_token_id: int) -> torch.Tensor:
-    stock = Qwen2_5_VLForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
+def stock_logits(family: str, folder: Path, part: Conversation, image_token_id: int) -> torch.Tensor:
+    stock = STOCK[family].from_pretrained(folder, dtype=torch.float32).eval()
     ids = part.ids[None]
     with torch.no_grad():
         return stock(  # type: ignore[no-any-return]
@@ -119,19 +140,20 @@ def stock_logits(folder: Path, part: Conversation, image_token_id: int) -> torch
         ).logits[0]
 
 
-def test_lora_is_saved_merged_and_stock_transformers_gives_its_logits(tmp_path: Path) -> None:
-    _, model = save(tmp_path, family=QWEN_FAMILY, **LORA)
+@pytest.mark.parametrize("family", list(STOCK))
+def test_lora_is_saved_merged_and_stock_transformers_gives_its_logits(family: str, tmp_path: Path) -> None:
+    _, model = save(tmp_path, family=family, **LORA)
     learned = [p for name, p in model.named_parameters() if "lora_B" in name]
     assert learned and all(p.abs().max() > 0 for p in learned), "weights of zero would merge into nothing"
     part = conversation(model.backbone, 3, 4, [(112, 84)])
     with torch.no_grad():
         ours = run_backbone(model.backbone, [part]).hidden_TD @ model.backbone.lm_head_weight.T
-    theirs = stock_logits(tmp_path / "backbone", part, model.backbone.image_token_id)
+    theirs = stock_logits(family, tmp_path / "backbone", part, model.backbone.image_token_id)
     torch.testing.assert_close(theirs, ours, rtol=1e-5, atol=1e-5)
     names = load_file(tmp_path / "backbone" / "model.safetensors")
     assert not any("lora" in name or "base_layer" in name for name in names)
-    save(tmp_path / "plain")
-    without = stock_logits(tmp_path / "plain" / "backbone", part, model.backbone.image_token_id)
+    save(tmp_path / "plain", family=family)
+    without = stock_logits(family, tmp_path / "plain" / "backbone", part, model.backbone.image_token_id)
     assert (without - ours).abs().max() > 1e-3, "LoRA changes nothing here, so the test would show nothing"
 
 
