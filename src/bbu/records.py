@@ -1,6 +1,6 @@
 """The JSONL contract: annotated rows, few-shot samples and predictions, read strictly.
 
-Row        {"images": [...], "objects": [...], "width": W, "height": H, "summary"?: str, "metadata"?: {}}
+Row        {"images": [...], "objects": [...] | null, "width": W, "height": H, "summary"?: str, "metadata"?: {}}
 object     {"desc": str, and exactly one of "bbox_2d" [x1,y1,x2,y2] | "poly" [x,y,…≥3 points] | "line" [x,y,…≥2]}
 few-shot   {"teachers": [Row, …], "student": Row, "context"?: [Row, …]}
 prediction {"images": [...], "width": W, "height": H,
@@ -63,7 +63,11 @@ class ObjectRow:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One annotated photo, or with ``tile`` a part of it, whose size and objects it then has; files have no tiles."""
+    """One photo, or with ``tile`` a part of it, whose size and objects it then has; files have no tiles.
+
+    ``annotated``: False where the file says ``"objects": null``: what is in the photo is not known. ``objects`` is
+    then empty too, and the photo takes no part in detection.
+    """
 
     images: tuple[str, ...]
     objects: tuple[ObjectRow, ...]
@@ -72,6 +76,7 @@ class Row:
     summary: str | None = None
     metadata: Mapping[str, Any] = field(default_factory=dict)
     tile: Tile | None = None
+    annotated: bool = True
 
     @property
     def labels(self) -> frozenset[str]:
@@ -87,7 +92,7 @@ class Row:
     def to_json(self) -> dict[str, Any]:
         row: dict[str, Any] = {
             "images": list(self.images),
-            "objects": [item.to_json() for item in self.objects],
+            "objects": [item.to_json() for item in self.objects] if self.annotated else None,
             "width": self.width,
             "height": self.height,
         }
@@ -114,11 +119,16 @@ def situations(row: Row) -> tuple[str, ...]:
 @dataclass(frozen=True, slots=True)
 class FewShotSample:
     """One photo to learn or predict (student), worked examples (teachers), and photos without answers that are shown
-    before it in its own turn (context)."""
+    before it in its own turn (context).
+
+    ``answer``: what is asked of the student, a key of bbu.families.prompts.ANSWERS. A sample that answers for a whole
+    group has the group's other photos as its context. Files do not say it: each training sample draws it anew.
+    """
 
     student: Row
     teachers: tuple[Row, ...] = ()
     context: tuple[Row, ...] = ()
+    answer: str = "boxes"
 
     def to_json(self) -> dict[str, Any]:
         sample: dict[str, Any] = {
@@ -195,7 +205,8 @@ def parse_row(value: Any, where: str, prefix: str = "") -> Row:
     check.keys(value, required=("images", "objects", "width", "height"), optional=("summary", "metadata"))
     width = check.size(value["width"], "width")
     height = check.size(value["height"], "height")
-    objects = check.list(value["objects"], "objects")
+    annotated = value["objects"] is not None
+    objects = check.list(value["objects"], "objects") if annotated else []
     summary = value.get("summary")
     if summary is not None:
         check.string(summary, "summary")
@@ -213,6 +224,7 @@ def parse_row(value: Any, where: str, prefix: str = "") -> Row:
         height=height,
         summary=summary,
         metadata=metadata,
+        annotated=annotated,
     )
 
 

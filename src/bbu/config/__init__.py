@@ -8,6 +8,7 @@ from bbu.config.load import REMOVED, RENAMED, as_written, load_config
 from bbu.config.schema import (
     COMPILED_PARTS,
     GROUP_NAMES,
+    AnswersConfig,
     AugmentConfig,
     ClosingConfig,
     Config,
@@ -32,6 +33,7 @@ __all__ = [
     "GROUP_NAMES",
     "REMOVED",
     "RENAMED",
+    "AnswersConfig",
     "AugmentConfig",
     "ClosingConfig",
     "Config",

@@ -138,6 +138,16 @@ class SamplingConfig:
 
 
 @dataclass
+class AnswersConfig:
+    """What training samples are asked for, as shares of those that have it (docs/answers.md)."""
+
+    boxes: float = ranged(1.0)  # the photo's objects as JSON
+    summary: float = ranged(0.0)  # the row's summary, as text
+    group: float = ranged(0.0)  # the objects of each photo of the group (metadata.group), shown in one turn
+    group_photos: int = ranged(6, least=2)  # most photos of such a turn
+
+
+@dataclass
 class ReplayConfig:
     """Conversations trained on beside the photos, against forgetting (docs/replay.md)."""
 
@@ -151,6 +161,8 @@ class DataConfig:
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     episodes: EpisodesConfig = field(default_factory=EpisodesConfig)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    answers: AnswersConfig = field(default_factory=AnswersConfig)
+    answer_geometry: str = choice("box", ("box", "own"))  # own: polygons and lines are written as such
     replay: ReplayConfig = field(default_factory=ReplayConfig)
     image_root: str = ""  # folder that image paths are relative to; default: source.path
     language: str = choice("zh", ("zh", "en"))  # of the prompts

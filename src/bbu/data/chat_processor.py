@@ -23,8 +23,10 @@ from bbu.families.prompts import (
     answer_text,
     build_messages,
     chat_messages,
+    group_text,
     refuse_special_tokens,
     text_boxes,
+    text_shapes,
 )
 from bbu.geometry import ImageGeometry, thicken, xyxy_to_cxcywh
 from bbu.records import FewShotSample
@@ -145,15 +147,19 @@ class ChatProcessor:
             salt: see ChatProcessorOutput.
 
         Raises:
-            SampleError: too long, a photo's size is not the record's, or a record does not have exactly one photo.
+            SampleError: too long, a photo's size is not the record's, a record does not have exactly one photo, or it
+                lacks what the sample is asked for.
             ImageError: a photo cannot be read.
         """
-        context = [replace(row, objects=()) for row in raw_sample.context]  # shown without answers
+        group = raw_sample.answer == "group"
+        context = [row if group else replace(row, objects=()) for row in raw_sample.context]  # shown without answers
         rows = (*raw_sample.teachers, *context, raw_sample.student)
         photos = [open_photo(self.image_root, row) for row in rows]
         seen = photos if augment is None else augment(photos)
         taught = len(raw_sample.teachers)
-        output = self.process_photos(seen[:taught], seen[-1], context=seen[taught:-1], with_answer=True)
+        output = self.process_photos(
+            seen[:taught], seen[-1], context=seen[taught:-1], with_answer=True, answer=raw_sample.answer
+        )
         output.salt = salt
         if self.name_photos:  # a random view never comes again
             pairs = zip(output.image_keys, seen, photos, strict=True)
@@ -161,25 +167,36 @@ class ChatProcessor:
         return output
 
     def process_photos(
-        self, teachers: Sequence[Photo], student: Photo, *, with_answer: bool, context: Sequence[Photo] = ()
+        self,
+        teachers: Sequence[Photo],
+        student: Photo,
+        *,
+        with_answer: bool,
+        context: Sequence[Photo] = (),
+        answer: str = "boxes",
     ) -> ChatProcessorOutput:
         """A sample from photos in memory; without an answer the conversation ends where the model's answer begins.
 
         Args:
-            context: photos shown before the student's in the same turn, without answers.
+            context: photos shown before the student's in the same turn; without answers unless the answer is group.
+            answer: what is asked of the student, a key of bbu.families.prompts.ANSWERS.
+
+        Raises:
+            SampleError: too long, the photo lacks what is asked for, or the model is not trained to answer with it.
         """
         photos = [*teachers, *context, student]
         geometries = [self._plan(photo) for photo in photos]
-        turns = [*zip(teachers, geometries, strict=False), (student, geometries[-1])]
-        boxes = [_boxes(photo) for photo, _ in turns]
-        answers = [self._answer(*turn, own_boxes) for turn, own_boxes in zip(turns, boxes, strict=True)]
-        messages = self.messages(answers[:-1], answers[-1] if with_answer else None, len(context))
+        taught = [self._answer(photo, plan) for photo, plan in zip(teachers, geometries, strict=False)]
+        turn = [*zip((*context, student), geometries[len(teachers) :], strict=True)]
+        own = self._student_answer(answer, turn) if with_answer else None
+        messages = self.messages(taught, own, len(context), answer)
         pixel_values, grid_thw = self._patchify(photos, geometries)
         input_ids = self._tokenize(messages, grid_thw, with_answer, student.name)
         spans = self._answer_spans(input_ids)
-        _check_answers(spans, len(turns) if with_answer else len(turns) - 1, student.name)
+        _check_answers(spans, len(teachers) + with_answer, student.name)
         photo_span = self._student_photo(input_ids, grid_thw)
         prompt_start = photo_span[0] - self._before_image if context else self._turn_start(input_ids)
+        detects = student.annotated
         return ChatProcessorOutput(
             input_ids=input_ids,
             labels=_labels(input_ids, spans),
@@ -187,10 +204,10 @@ class ChatProcessor:
             image_grid_thw=grid_thw,
             teacher_spans=spans[: len(teachers)],
             student_span=spans[-1] if with_answer else None,
-            prompt_span=(prompt_start, spans[-1][0] if with_answer else len(input_ids)),
-            photo_span=photo_span,
-            ground_truth_objects=self._targets(student, geometries[-1], boxes[-1]) if with_answer else [],
-            geometry=geometries[-1],
+            prompt_span=(prompt_start, spans[-1][0] if with_answer else len(input_ids)) if detects else None,
+            photo_span=photo_span if detects else None,
+            ground_truth_objects=self._targets(student, geometries[-1]) if with_answer else [],
+            geometry=geometries[-1] if detects else None,
             name=student.name,
             image_keys=_keys(pixel_values, grid_thw) if self.name_photos else [],
         )
@@ -252,15 +269,38 @@ class ChatProcessor:
     def _encode(self, text: str) -> list[int]:
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
-    def _answer(self, photo: Photo, geometry: ImageGeometry, boxes: np.ndarray) -> str:
-        written = text_boxes(geometry, boxes, self.spec.box_convention)
-        answer = answer_text(written, [item.desc for item in photo.objects])
+    def _student_answer(self, answer: str, turn: Sequence[tuple[Photo, ImageGeometry]]) -> str:
+        """The answer of a turn with these photos, the student's last."""
+        if answer == "group":
+            return group_text([self._answer(*photo) for photo in turn])
+        student, geometry = turn[-1]
+        if answer == "boxes":
+            return self._answer(student, geometry)
+        if student.summary is None:
+            raise SampleError(f"{student.name}: has no summary to answer with")
+        refuse_special_tokens(student.summary, self.conversation.special_tokens, f"{student.name}: ", "the summary")
+        return student.summary
+
+    def _answer(self, photo: Photo, geometry: ImageGeometry) -> str:
+        """The objects of a photo as JSON."""
+        if not photo.annotated:
+            raise SampleError(f'{photo.name}: is not annotated ("objects": null), so there is no answer to give')
+        convention = self.spec.box_convention
+        shapes = text_shapes(geometry, photo.objects, convention) if self.spec.geometry == "own" else None
+        written = text_boxes(geometry, _boxes(photo), convention)
+        answer = answer_text(written, [item.desc for item in photo.objects], shapes)
         refuse_special_tokens(answer, self.conversation.special_tokens, f"{photo.name}: ")
         return answer
 
-    def messages(self, teacher_answers: Sequence[str], student_answer: str | None, context: int = 0) -> list[Message]:
+    def messages(
+        self,
+        teacher_answers: Sequence[str],
+        student_answer: str | None,
+        context: int = 0,
+        answer: str = "boxes",
+    ) -> list[Message]:
         """The conversation as messages; see build_messages."""
-        return build_messages(self.spec, self.conversation, teacher_answers, student_answer, context)
+        return build_messages(self.spec, self.conversation, teacher_answers, student_answer, context, answer)
 
     def text(self, messages: list[Message], *, with_answer: bool) -> str:
         """The conversation as text, with one image token for each photo."""
@@ -303,7 +343,8 @@ class ChatProcessor:
         """First token of the student's turn."""
         return int((input_ids == self.turn_start_id).nonzero()[-2])
 
-    def _targets(self, student: Photo, geometry: ImageGeometry, boxes: np.ndarray) -> list[GroundTruthObject]:
+    def _targets(self, student: Photo, geometry: ImageGeometry) -> list[GroundTruthObject]:
+        boxes = _boxes(student)
         thick = np.array([thicken(box, *student.image.size) for box in boxes.tolist()], dtype=np.float64).reshape(-1, 4)
         unit = geometry.boxes_to_unit(thick).clip(0, 1)
         order = sorted(range(len(unit)), key=lambda i: (unit[i][1], unit[i][0]))

@@ -15,6 +15,7 @@ from bbu.data.chat_processor import ChatProcessor, ChatProcessorOutput
 from bbu.data.packing.planner import Pack
 from bbu.data.photo import Photo
 from bbu.data.replay import Replay
+from bbu.data.sampling.answers import Answers
 from bbu.data.sampling.episodes import Episodes
 from bbu.data.sampling.mixture import Mixture
 from bbu.data.sampling.order import Draw, EpochOrder
@@ -60,6 +61,7 @@ class TrainingStream(Dataset[ChatProcessorOutput]):
         episodes: draws teachers and context for the other samples; None = none.
         sampling: how often each photo is shown; None = once per epoch.
         augment: random views of the photos; None = none.
+        answers: what each sample is asked for; None = its objects.
         replay: conversations among the photos; None = none.
         mirror: how flips and turns change descriptions that name a side; None = the usual words are swapped.
     """
@@ -75,6 +77,7 @@ class TrainingStream(Dataset[ChatProcessorOutput]):
         sampling: SamplingConfig | None = None,
         augment: AugmentConfig | None = None,
         mirror: MirrorRules | None = None,
+        answers: Answers | None = None,
         replay: Replay | None = None,
     ) -> None:
         if not samples:
@@ -82,11 +85,16 @@ class TrainingStream(Dataset[ChatProcessorOutput]):
         self.samples, self.processor, self.length, self.episodes = samples, processor, length, episodes
         self.seed = seed
         students = [sample.student for sample in samples]
+        self.answers = None if answers is None or answers.all_boxes else answers
         self.order = EpochOrder(students, sampling or SamplingConfig(), seed)
         self.replay = replay
         self.mixture = Mixture(replay.share if replay else 0.0, len(replay.rows) if replay else 0, seed)
         self.augmenter = Augmenter(
-            augment or AugmentConfig(), seed, pool=students, image_root=processor.image_root, mirror=mirror
+            augment or AugmentConfig(),
+            seed,
+            pool=[row for row in students if row.annotated],
+            image_root=processor.image_root,
+            mirror=mirror,
         )
 
     def __len__(self) -> int:
@@ -112,8 +120,16 @@ class TrainingStream(Dataset[ChatProcessorOutput]):
         return self.order.at(self.mixture.at(position).photos)
 
     def shown(self, draw: Draw) -> FewShotSample:
-        """Rows of the sample of a training photo, with its teachers and context."""
+        """Rows of the sample of a training photo, with its teachers and context.
+
+        A sample that is asked for a summary, or for its group, shows no teachers, and no other context.
+        """
         sample = self.samples[draw.photo]
+        answer = self.answers.draw(sample.student, draw.epoch, draw.number) if self.answers else "boxes"
+        if self.answers and answer == "group":
+            return self.answers.group(sample.student, draw.epoch, draw.number)
+        if answer == "summary":
+            return FewShotSample(sample.student, answer=answer)
         return self.episodes.complete(sample, draw.epoch, draw.number) if self.episodes else sample
 
     def name_at(self, position: int) -> str:
@@ -129,9 +145,10 @@ class TrainingStream(Dataset[ChatProcessorOutput]):
             return self.processor.process_conversation(self.replay.rows[number], self.replay.image_root)
         draw = self.draw_at(position)
         progress = min(position / self.length, BEFORE_THE_END)
-        augment = self.augmenter.for_sample(draw.epoch, draw.number, progress)
+        sample = self.shown(draw)
+        augment = self.augmenter.for_sample(draw.epoch, draw.number, progress, still=sample.answer == "summary")
         salt = (self.seed * SALT_STEP + position) % 2**32
-        return self.processor.process_sample(self.shown(draw), augment, salt)
+        return self.processor.process_sample(sample, augment, salt)
 
     def _make_if_readable(self, position: int) -> ChatProcessorOutput | UnreadableSample:
         try:

@@ -18,19 +18,22 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Photo:
-    """Pixels and objects.
+    """Pixels and what they show.
 
     Args:
         image: RGB, upright.
         name: for messages.
         objects: in pixels of ``image``.
         to_canvas: displayed pixels of the file → pixels of ``image``; None where augmentation mixed several files.
+        summary, annotated: of the row.
     """
 
     image: Image.Image
     name: str
     objects: tuple[ObjectRow, ...] = ()
     to_canvas: Affine | None = IDENTITY
+    summary: str | None = None
+    annotated: bool = True
 
 
 # Photos of one sample (teachers, context, then the student) → the same photos as the model will see them.
@@ -59,5 +62,5 @@ def open_photo(image_root: str | Path, row: Row) -> Photo:
         error.photo = name
         raise
     if tile is None:
-        return Photo(image, name, row.objects)
+        return Photo(image, name, row.objects, summary=row.summary, annotated=row.annotated)
     return Photo(image.crop(tile.window), name, row.objects, tile.to_tile)

@@ -15,7 +15,7 @@ def add_tiles(
 ) -> list[FewShotSample]:
     """Each sample followed by the tiles of its student's photo, which are the views that prediction makes of it.
 
-    Teachers and context stay whole photos, as in prediction.
+    Teachers and context stay whole photos, as in prediction. A photo that is not annotated has no tiles.
 
     Args:
         tiles: None = no tiles.
@@ -25,7 +25,7 @@ def add_tiles(
     found = []
     for sample in samples:
         row = sample.student
-        windows = tiles.windows((row.width, row.height), max_pixels) if tiles else []
+        windows = tiles.windows((row.width, row.height), max_pixels) if tiles and row.annotated else []
         cut = [tile_of(row, Tile(window, (row.width, row.height)), min_visible) for window in windows]
         found += [sample, *(replace(sample, student=part) for part in cut)]
     return found

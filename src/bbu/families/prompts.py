@@ -1,23 +1,25 @@
 """The only builder of conversations, for both training and inference.
 
 system → (user with a photo → assistant JSON) for every teacher → user with the student's photo, preceded by context
-photos if there are any → assistant JSON. A PromptSpec holds the wording and all else that an answer depends on; it is
-stored in the checkpoint.
+photos if there are any → the assistant's answer, see ANSWERS. A PromptSpec holds the wording and all else that an
+answer depends on; it is stored in the checkpoint.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+import re
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import numpy as np
 
 from bbu.errors import SampleError
 from bbu.families.conversation import Conversation
-from bbu.geometry import ImageGeometry
+from bbu.geometry import ImageGeometry, enclosing_box
+from bbu.records import GEOMETRIES, ObjectRow
 from bbu.tiles import Tiles
 
 WORDING = {
@@ -31,6 +33,22 @@ WORDING = {
     ),
 }
 
+# What a student can be asked for: its objects as JSON, a summary of the photo as text, or as JSON the objects of each
+# of several photos. The instructions of the last two are absent from models that are trained without them.
+ANSWERS = ("boxes", "summary", "group")
+SUMMARY_WORDING = {"zh": "请用一段文字概括这张照片。", "en": "Summarise the photo in words."}
+GROUP_WORDING = {
+    "zh": (
+        "这些照片来自同一站点。请找出每张照片中的所有部件，以JSON数组输出，每张照片一项："
+        "photo是照片的序号，objects是其中每个部件的bbox_2d和label。"
+    ),
+    "en": (
+        "These photos show the same site. Find all parts in each. Answer with a JSON array, one entry for each photo: "
+        "photo, its number, and objects, an array of bbox_2d and label."
+    ),
+}
+OWN_GEOMETRY = {"zh": "bbox_2d、poly或line", "en": "bbox_2d, poly or line"}  # what objects have in place of bbox_2d
+
 # Precedes the instruction in a turn with context photos; absent from models that are trained without them.
 CONTEXT_NOTES = {
     "zh": "前面的照片来自同一站点，仅供参考；只回答最后一张照片。",
@@ -40,6 +58,7 @@ CONTEXT_NOTES = {
 LARGEST = 1e6  # coordinates must be smaller; infinities and endless digits are malformed
 
 Message = dict[str, Any]
+Shape = tuple[str, list[int]]  # name of a geometry and its numbers, as an answer has them
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +77,9 @@ class PromptSpec:
         box_convention: how boxes are written as text, see Conversation.
         context_note: precedes the instruction in turns with context photos; "" = trained without context photos.
         tiles: how photos were cut for training, as Tiles.parse reads it; "" = they were not.
+        summary_instruction: asks for a summary; "" = trained without.
+        group_instruction: asks for the objects of each photo of the turn; "" = trained without.
+        geometry: what answers give of an object: "box", or "own", its polygon or line where it has one; "" = box.
     """
 
     language: str
@@ -69,6 +91,9 @@ class PromptSpec:
     max_pixels: int
     context_note: str = ""
     tiles: str = ""
+    summary_instruction: str = ""
+    group_instruction: str = ""
+    geometry: str = ""
 
     @classmethod
     def create(
@@ -80,19 +105,53 @@ class PromptSpec:
         *,
         context: bool = False,
         tiles: str = "",
+        answers: Collection[str] = ("boxes",),
+        own_geometry: bool = False,
     ) -> PromptSpec:
-        """The shipped wording in a language, zh or en; with ``context`` including the note on context photos."""
+        """The shipped wording in a language, zh or en.
+
+        Args:
+            context: with the note on context photos.
+            answers: keys of ANSWERS.
+            own_geometry: polygons and lines are written as such.
+        """
         system, instruction = WORDING[language]
-        template, boxes = conversation.template, conversation.box_convention
-        note = CONTEXT_NOTES[language] if context else ""
-        return cls(language, system, instruction, template, boxes, min_pixels, max_pixels, note, tiles)
+        group = GROUP_WORDING[language]
+        if own_geometry:
+            instruction, group = (text.replace("bbox_2d", OWN_GEOMETRY[language]) for text in (instruction, group))
+        return cls(
+            language,
+            system,
+            instruction,
+            conversation.template,
+            conversation.box_convention,
+            min_pixels,
+            max_pixels,
+            context_note=CONTEXT_NOTES[language] if context else "",
+            tiles=tiles,
+            summary_instruction=SUMMARY_WORDING[language] if "summary" in answers else "",
+            group_instruction=group if "group" in answers else "",
+            geometry="own" if own_geometry else "",
+        )
 
     def to_json(self) -> dict[str, Any]:
-        facts = asdict(self)
-        for name in ("context_note", "tiles"):
-            if not facts[name]:
-                del facts[name]  # keeps the hash of checkpoints without context photos or tiles
-        return facts
+        """What is not used is left out, which keeps the hash of checkpoints from before it was there."""
+        unused = [item.name for item in fields(self) if item.default == "" and not getattr(self, item.name)]
+        return {name: value for name, value in asdict(self).items() if name not in unused}
+
+    def asking_for(self, answer: str) -> str:
+        """The instruction that asks for an answer, a key of ANSWERS.
+
+        Raises:
+            SampleError: the model is not trained with any.
+        """
+        instructions = (self.instruction, self.summary_instruction, self.group_instruction)
+        instruction = dict(zip(ANSWERS, instructions, strict=True))[answer]
+        if not instruction:
+            raise SampleError(
+                f"the model was not trained to answer with a {answer}; train it with data.answers.{answer} above 0"
+            )
+        return instruction
 
     @property
     def tiling(self) -> Tiles | None:
@@ -124,15 +183,36 @@ def boxes_from_text(geometry: ImageGeometry, boxes: np.ndarray, convention: str)
     return geometry.boxes_from_unit(boxes / 1000)
 
 
-def answer_text(boxes: np.ndarray, descriptions: Sequence[str]) -> str:
-    """The assistant's JSON for (n, 4) boxes as written in text, in (y1, x1) order; no objects = ``[]``."""
+def text_shapes(geometry: ImageGeometry, objects: Sequence[ObjectRow], convention: str) -> list[Shape]:
+    """Name and numbers of each object's own geometry, as written in an answer; objects are in displayed pixels."""
+    shapes = []
+    for item in objects:
+        points = np.array(item.points, dtype=np.float64).reshape(-1, 2)
+        corners = text_boxes(geometry, np.concatenate([points, points], axis=1), convention)  # points as boxes
+        shapes.append((item.kind, corners[:, :2].flatten().tolist()))
+    return shapes
+
+
+def answer_text(boxes: np.ndarray, descriptions: Sequence[str], shapes: Sequence[Shape] | None = None) -> str:
+    """The assistant's JSON for (n, 4) boxes as written in text, in (y1, x1) order; no objects = ``[]``.
+
+    Args:
+        shapes: written in place of the boxes; see text_shapes.
+    """
     order = sorted(range(len(descriptions)), key=lambda i: (boxes[i][1], boxes[i][0], boxes[i][3], boxes[i][2]))
-    objects = [{"bbox_2d": [int(v) for v in boxes[i]], "label": descriptions[i]} for i in order]
+    written = shapes if shapes is not None else [("bbox_2d", [int(v) for v in box]) for box in boxes]
+    objects = [{written[i][0]: written[i][1], "label": descriptions[i]} for i in order]
     return json.dumps(objects, ensure_ascii=False)
 
 
+def group_text(answers: Sequence[str]) -> str:
+    """The assistant's JSON for the photos of a turn, from the JSON of each."""
+    photos = (f'{{"photo": {number}, "objects": {answer}}}' for number, answer in enumerate(answers, start=1))
+    return f"[{', '.join(photos)}]"
+
+
 def parse_answer(text: str) -> tuple[list[tuple[list[float], str]], int]:
-    """Parse boxes and labels of a generated answer, tolerating malformed text.
+    """Parse boxes and labels of a generated answer, tolerating malformed text; of polygons and lines, their boxes.
 
     Returns:
         The well-formed objects, and the number of malformed or truncated ones.
@@ -148,17 +228,48 @@ def parse_answer(text: str) -> tuple[list[tuple[list[float], str]], int]:
             malformed += 1
             position = text.find("{", position + 1)
             continue
-        box = value.get("bbox_2d")
-        label = value.get("label")
-        numbers = (
-            isinstance(box, list) and len(box) == 4 and all(type(v) in (int, float) and abs(v) < LARGEST for v in box)
-        )
-        if numbers and isinstance(label, str) and label and box[0] < box[2] and box[1] < box[3]:
-            objects.append(([float(v) for v in box], label))
+        box, label = _box_of(value), value.get("label")
+        if box is not None and isinstance(label, str) and label:
+            objects.append((box, label))
         else:
             malformed += 1
         position = text.find("{", end)
     return objects, malformed
+
+
+def _box_of(value: Mapping[str, Any]) -> list[float] | None:
+    """The enclosing box of a parsed object's one geometry; None = it is malformed."""
+    kinds = [kind for kind in GEOMETRIES if kind in value]
+    points = value[kinds[0]] if len(kinds) == 1 else None
+    if not isinstance(points, list) or not all(type(v) in (int, float) and abs(v) < LARGEST for v in points):
+        return None
+    if kinds == ["bbox_2d"]:
+        fits = len(points) == 4 and points[0] < points[2] and points[1] < points[3]
+        return [float(v) for v in points] if fits else None
+    if len(points) < GEOMETRIES[kinds[0]] or len(points) % 2:
+        return None
+    return [float(v) for v in enclosing_box(points)]
+
+
+def parse_group(text: str, photos: int) -> tuple[list[list[tuple[list[float], str]]], int]:
+    """Parse a generated answer for several photos, tolerating malformed text.
+
+    Returns:
+        The well-formed objects of each photo, and the number of malformed or truncated objects and of entries for no
+        photo of the turn.
+    """
+    found: list[list[tuple[list[float], str]]] = [[] for _ in range(photos)]
+    malformed = 0
+    starts = [*re.finditer(r'\{\s*"photo"\s*:\s*(\d{1,6})', text)]
+    for start, after in zip(starts, [*starts[1:], None], strict=True):
+        objects, bad = parse_answer(text[start.end() : after.start() if after else len(text)])
+        number = int(start[1])
+        if 1 <= number <= photos:
+            found[number - 1] += objects
+            malformed += bad
+        else:
+            malformed += 1
+    return found, malformed
 
 
 def build_messages(
@@ -167,26 +278,29 @@ def build_messages(
     teacher_answers: Sequence[str],
     student_answer: str | None,
     context_photos: int = 0,
+    answer: str = "boxes",
 ) -> list[Message]:
     """The conversation as chat messages; teachers precede the student.
 
     Args:
         student_answer: None at inference: the conversation ends before the model's answer.
         context_photos: photos in the student's turn before the student's own.
+        answer: what is asked of the student, a key of ANSWERS; of teachers, boxes.
 
     Raises:
-        SampleError: an answer contains a special token, or there are context photos and the model was trained
-            without any.
+        SampleError: an answer contains a special token, or there are context photos or the student is asked for an
+            answer and the model was trained without any.
     """
     system_turn = not conversation.system_in_first_turn
     messages: list[Message] = [{"role": "system", "content": spec.system}] if system_turn else []
     answers = [*teacher_answers, student_answer]
-    for turn, answer in enumerate(answers):
+    for turn, text in enumerate(answers):
         opening = "" if system_turn or turn else f"{spec.system}\n"
-        messages.append(_question(spec, opening, context_photos if turn == len(answers) - 1 else 0))
-        if answer is not None:
-            refuse_special_tokens(answer, conversation.special_tokens)
-            messages.append({"role": "assistant", "content": answer})
+        last = turn == len(answers) - 1
+        messages.append(_question(spec, opening, context_photos if last else 0, answer if last else "boxes"))
+        if text is not None:
+            refuse_special_tokens(text, conversation.special_tokens)
+            messages.append({"role": "assistant", "content": text})
     return messages
 
 
@@ -205,25 +319,29 @@ def _content(parts: Sequence[str | None]) -> str | list[dict[str, str]]:
     return [{"type": "image"} if part is None else {"type": "text", "text": part} for part in parts]
 
 
-def _question(spec: PromptSpec, opening: str, context_photos: int) -> Message:
-    if context_photos and not spec.context_note:
+def _question(spec: PromptSpec, opening: str, context_photos: int, answer: str) -> Message:
+    asked, noted = spec.asking_for(answer), context_photos and answer != "group"
+    if noted and not spec.context_note:
         raise SampleError(
             f"{context_photos} context photos: the model was not trained with any; train it with "
             "data.episodes.context_photos, or show none"
         )
-    text = opening + (spec.context_note if context_photos else "") + spec.instruction
+    text = opening + (spec.context_note if noted else "") + asked
     return {"role": "user", "content": [{"type": "image"}] * (context_photos + 1) + [{"type": "text", "text": text}]}
 
 
-def refuse_special_tokens(answer: str, special_tokens: Iterable[str], where: str = "") -> None:
+def refuse_special_tokens(
+    answer: str, special_tokens: Iterable[str], where: str = "", what: str = "a description"
+) -> None:
     """Answers must not contain tokens that end a turn or stand for a photo.
 
     Args:
         where: prefix of the message, photo and colon.
+        what: holds the token.
 
     Raises:
         SampleError: an answer does; the message names the token.
     """
     found = next((token for token in special_tokens if token in answer), None)
     if found:
-        raise SampleError(f"{where}a description contains {found}, which marks turns in the conversation; remove it")
+        raise SampleError(f"{where}{what} contains {found}, which marks turns in the conversation; remove it")

@@ -14,7 +14,7 @@ from bbu.data.sampling.class_balance import caption_weights
 from bbu.data.tiling import add_tiles
 from bbu.errors import ConfigError
 from bbu.families.feature_cache import FeatureCache
-from bbu.families.prompts import PromptSpec, answer_text
+from bbu.families.prompts import ANSWERS, PromptSpec, answer_text
 from bbu.families.registry import backbone_class, family_named, scratch_sizes
 from bbu.families.tokenizer import load_tokenizer, train_tokenizer
 from bbu.layers.attention import choose_attention_backend
@@ -36,6 +36,8 @@ def prompt_spec(config: Config) -> PromptSpec:
         data.max_pixels or family.max_pixels,
         context=data.episodes.context_photos > 0,
         tiles=data.tiles,
+        answers=[answer for answer in ANSWERS if getattr(data.answers, answer)],
+        own_geometry=data.answer_geometry == "own",
     )
 
 
@@ -74,6 +76,9 @@ def _training_text(samples: Sequence[FewShotSample], spec: PromptSpec) -> Iterab
         boxes = np.array([item.box for item in sample.student.objects]).reshape(-1, 4)
         yield spec.system
         yield spec.context_note + spec.instruction
+        yield from filter(None, (spec.summary_instruction, spec.group_instruction))
+        if spec.summary_instruction and sample.student.summary:
+            yield sample.student.summary
         yield answer_text(np.rint(boxes), [item.desc for item in sample.student.objects])
 
 

@@ -27,10 +27,10 @@ if TYPE_CHECKING:
 # A name stands for the key itself and for all keys below it.
 SAME = (
     "seed", "data.language", "data.min_pixels", "data.max_pixels", "data.max_length", "data.augment", "data.episodes",
-    "data.sampling", "data.replay.share", "data.tiles", "model.family", "model.scratch", "model.detection",
-    "model.lora", "model.freeze", "training.batch_size", "training.pack_tokens", "training.pack_pixels",
-    "training.pack_images",
-    "training.gradient_accumulation", "training.packed", "training.deepspeed", "training.select_best",
+    "data.sampling", "data.answers", "data.answer_geometry", "data.replay.share", "data.tiles", "model.family",
+    "model.scratch", "model.detection", "model.lora", "model.freeze", "training.batch_size", "training.pack_tokens",
+    "training.pack_pixels", "training.pack_images", "training.gradient_accumulation", "training.packed",
+    "training.deepspeed", "training.select_best",
 )  # fmt: skip
 KEPT = ("training.learning_rates", "training.weight_decay", "training.adam_beta2")  # the saved optimizer has them
 SILENT = (

@@ -84,8 +84,8 @@ class Run:
 
     @cached_property
     def val(self) -> list[Row]:
-        """Validation photos."""
-        return self.data.rows("val")
+        """Validation photos that are annotated."""
+        return [row for row in self.data.rows("val") if row.annotated]
 
     @cached_property
     def teachers(self) -> list[Row]:
@@ -94,15 +94,17 @@ class Run:
 
     @cached_property
     def evaluation_rows(self) -> list[Row]:
-        """Photos of evaluation.split.
+        """Photos of evaluation.split that are annotated.
 
         Raises:
             ConfigError: there are none.
         """
         split = self.config.evaluation.split
-        rows = self.data.rows(split)
+        rows = [row for row in self.data.rows(split) if row.annotated]
         if not rows:
-            raise ConfigError(f"evaluation.split: there is no {split} split in {self.data.folder}")
+            raise ConfigError(
+                f"evaluation.split: there is no {split} split with annotated photos in {self.data.folder}"
+            )
         return rows
 
     @cached_property
@@ -211,6 +213,7 @@ class Run:
     def stream(self) -> TrainingStream:
         """Training samples of the whole run, over all ranks."""
         from bbu.data.dataset import TrainingStream
+        from bbu.data.sampling.answers import Answers
         from bbu.data.sampling.episodes import Episodes
 
         config = self.config
@@ -223,6 +226,7 @@ class Run:
             sampling=config.data.sampling,
             augment=config.data.augment,
             mirror=self.taxonomy.mirror,
+            answers=Answers(config.data.answers, self.training_rows, config.seed),
             replay=self.replay,
         )
 

@@ -316,9 +316,11 @@ def run(make_row: Callable[..., Row], photo_folder: Path, tmp_path: Path, monkey
     shown: list[tuple[list[str], list[str], str, bool]] = []
     real = ChatProcessor.process_photos
 
-    def process_photos(self: Any, teachers: Any, student: Any, *, with_answer: bool, context: Any = ()) -> Any:
+    def process_photos(
+        self: Any, teachers: Any, student: Any, *, with_answer: bool, context: Any = (), **more: Any
+    ) -> Any:
         shown.append(([p.name for p in teachers], [p.name for p in context], student.name, with_answer))
-        return real(self, teachers, student, with_answer=with_answer, context=context)
+        return real(self, teachers, student, with_answer=with_answer, context=context, **more)
 
     monkeypatch.setattr(ChatProcessor, "process_photos", process_photos)
     copies = {"teacher3.png": "val0.png", "teacher4.png": "test0.png"}

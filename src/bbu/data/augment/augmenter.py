@@ -56,14 +56,18 @@ class Augmenter:
         )
         self._mixer = Mixer(config, pool, image_root) if self._mixtures else None
 
-    def for_sample(self, epoch: int, number: int, progress: float) -> Augment:
+    def for_sample(self, epoch: int, number: int, progress: float, *, still: bool = False) -> Augment:
         """What is done to the photos of sample ``number`` in ``epoch``.
 
         Args:
             progress: share of the run that is done, in [0, 1).
+            still: nothing moves, comes or goes: colours alone change. For words about the whole photo, which may name
+                places, sides and numbers.
         """
         if not self.active:
             return list
+        if still:
+            return partial(self._recolour, key=(self.seed, _VIEW, epoch, number), strength=self.strength(progress))
         strength = self.strength(progress)
         mixer = self._mixer if progress < 1 - self.config.curriculum.close_mosaic else None
         return partial(self._apply, key=(self.seed, _VIEW, epoch, number), strength=strength, mixer=mixer)
@@ -121,13 +125,22 @@ class Augmenter:
             changed[at] = self._change(changed[at], mirrors, draws, strength)
         return changed
 
+    def _recolour(self, photos: Sequence[Photo], key: tuple[int, ...], strength: float) -> list[Photo]:
+        return [
+            self._change_colours(photo, Draws((*key, len(photos) - 1 - at)), strength)
+            for at, photo in enumerate(photos)
+        ]
+
     def _change(self, photo: Photo, mirrors: Mirrors, draws: Draws, strength: float) -> Photo:
         if self._views:
             photo = change_view(photo, self.config, mirrors, draws, strength)
-        if self._colours:
-            image = change_colours(photo.image, self.config, draws, strength)
-            photo = photo if image is photo.image else replace(photo, image=image)
-        return photo
+        return self._change_colours(photo, draws, strength)
+
+    def _change_colours(self, photo: Photo, draws: Draws, strength: float) -> Photo:
+        if not self._colours:
+            return photo
+        image = change_colours(photo.image, self.config, draws, strength)
+        return photo if image is photo.image else replace(photo, image=image)
 
     def _mix(self, photo: Photo, mixer: Mixer, draws: Draws, strength: float, names: set[str]) -> Photo:
         random = draws.stream("mosaic")

@@ -21,7 +21,7 @@ from bbu.data.packing.planner import Lengths
 from bbu.data.sampling.order import Draw
 from bbu.errors import ImageError, RecordError
 from bbu.families.cost import CostModel
-from bbu.families.prompts import answer_text, text_boxes
+from bbu.families.prompts import answer_text, group_text, text_boxes, text_shapes
 from bbu.geometry import ImageGeometry
 from bbu.jsonl import decode_json, write_json
 from bbu.records import FewShotSample, Row
@@ -56,7 +56,7 @@ class LengthMeter:
         self.moves = any(getattr(self.augment, name) for name in _MOVES)
         self.crops = any(getattr(self.augment, name) for name in _CROPS)
         self.widest_host = 0  # widest number of any photo that objects of others are mixed into
-        self._frames: dict[int, int] = {}
+        self._frames: dict[tuple[int, str], int] = {}
 
     # ------------------------------------------------------------ tokens
 
@@ -65,17 +65,26 @@ class LengthMeter:
         """Tokens before the first turn."""
         return 2 * self._conversation(1) - self._conversation(2)
 
-    def frame(self, context: int = 0) -> int:
-        """Tokens of a turn besides its answer, each of its 1 + ``context`` photos as one."""
-        if context not in self._frames:
+    def frame(self, context: int = 0, answer: str = "boxes") -> int:
+        """Tokens of a turn besides its answer, a key of ANSWERS, each of its 1 + ``context`` photos as one."""
+        key = context, answer
+        if key not in self._frames:
             empty = len(self._encode(["[]"])[0])
-            self._frames[context] = self._conversation(1, context) - self.system - empty
-        return self._frames[context]
+            self._frames[key] = self._conversation(1, context, answer) - self.system - empty
+        return self._frames[key]
 
-    def _conversation(self, turns: int, context: int = 0) -> int:
+    def _conversation(self, turns: int, context: int = 0, answer: str = "boxes") -> int:
         answers = ["[]"] * turns
-        messages = self.processor.messages(answers[:-1], answers[-1], context)
+        messages = self.processor.messages(answers[:-1], answers[-1], context, answer)
         return len(self._encode([self.processor.text(messages, with_answer=True)])[0])
+
+    def other_answer(self, sample: FewShotSample) -> int:
+        """Most tokens of the answer of a sample that is not asked for its boxes."""
+        if sample.answer == "summary":
+            return len(self._encode([sample.student.summary or ""])[0])
+        rows = (*sample.context, sample.student)
+        more = sum(ENDING for row in rows if self.moves and row.objects)
+        return len(self._encode([group_text([self._answer(row) for row in rows])])[0]) + more
 
     def _encode(self, texts: Sequence[str]) -> list[list[int]]:
         return list(self.processor.tokenizer(list(texts), add_special_tokens=False)["input_ids"])
@@ -99,7 +108,17 @@ class LengthMeter:
             widest = max(self.widest_number(row), self.widest_host)
             written = np.where(written < 0, -widest, widest)
             descs = [self._longest_description(desc) for desc in descs]
-        return answer_text(written, descs)
+        shapes = None
+        if self.processor.spec.geometry == "own":
+            shapes = text_shapes(self.plan(row), row.objects, self.processor.spec.box_convention)
+            if self.moves:
+                shapes = [(kind, self._widened(kind, points, widest)) for kind, points in shapes]
+        return answer_text(written, descs, shapes)
+
+    def _widened(self, kind: str, points: Sequence[int], widest: int) -> list[int]:
+        """As many numbers as a geometry can get, each as long as it can get."""
+        clipped = 8 if kind == "poly" else 0  # a corner of the photo cuts off a vertex and adds two
+        return [widest] * (len(points) + clipped)
 
     def widest_number(self, row: Row) -> int:
         """Nines, as many as the largest coordinate can have digits."""
@@ -239,8 +258,13 @@ class StreamLengths:
         turns = [self._place[id(row)] for row in (*sample.teachers, sample.student)]
         photos = [*turns, *(self._place[id(row)] for row in sample.context)]
         shown = sum(self._photo_tokens[photos].tolist())
-        tokens = self.meter.system + self.meter.frame() * len(sample.teachers) + self.meter.frame(len(sample.context))
-        tokens += sum(self._table.answers[turns].tolist()) + self._mixed_in(draw, sample) + shown - len(photos)
+        tokens = self.meter.system + self.meter.frame() * len(sample.teachers) + shown - len(photos)
+        tokens += self.meter.frame(len(sample.context), sample.answer)
+        if sample.answer == "boxes":
+            tokens += sum(self._table.answers[turns].tolist()) + self._mixed_in(draw, sample)
+        else:
+            tokens += self.meter.other_answer(sample)
+            tokens += self._mixed_in(draw, sample) if sample.answer == "group" else 0
         most = self.meter.processor.max_length
         patches = sum(self._table.patches[photos].tolist())
         return min(tokens, most), patches, len(photos), float(self._photo_costs[photos].sum())
@@ -260,4 +284,7 @@ def _rows_of(stream: TrainingStream) -> Iterable[Row]:
     if stream.episodes is not None:
         yield from stream.episodes.pool.rows if stream.episodes.pool else ()
         for group in stream.episodes.groups.values():
+            yield from group
+    if stream.answers is not None:
+        for group in stream.answers.groups.values():
             yield from group

@@ -17,6 +17,7 @@ import numpy as np
 
 from bbu.config import EpisodesConfig
 from bbu.data.photo import open_photo
+from bbu.data.sampling.groups import groups_of
 from bbu.data.sampling.similarity import HASH_BITS, jaccard_distances
 from bbu.errors import ConfigError, UserError
 from bbu.records import FewShotSample, Row, situations
@@ -171,7 +172,7 @@ class Episodes:
             rows = pool_rows(config, students, teachers, "data.episodes.counts")
             rarity = Counter(label for row in students for label in row.labels)
             self.pool = TeacherPool(rows, hashes, config.near_duplicate_bits, rarity)
-        self.groups = _groups(students) if config.context_photos else {}
+        self.groups = groups_of(students) if config.context_photos else {}
 
     def complete(self, sample: FewShotSample, epoch: int, number: int) -> FewShotSample:
         """The sample with the teachers and context drawn for ``number`` in ``epoch``."""
@@ -205,22 +206,13 @@ def pool_rows(config: EpisodesConfig, students: Sequence[Row], teachers: Sequenc
     Raises:
         ConfigError: there are none although ``key`` requests teachers.
     """
-    rows = students if config.pool == "train" else teachers
+    rows = [row for row in (students if config.pool == "train" else teachers) if row.annotated]
     if not rows:
         raise ConfigError(
             f"{key}: asks for teachers, but teacher.jsonl has none; set data.source.max_teachers, or "
             "data.episodes.pool=train"
         )
     return rows
-
-
-def _groups(rows: Sequence[Row]) -> dict[str | None, list[Row]]:
-    """Group → its photos, in order; photos without a group are left out."""
-    groups: dict[str | None, list[Row]] = {}
-    for row in rows:
-        if row.group is not None:
-            groups.setdefault(row.group, []).append(row)
-    return groups
 
 
 # ---------------------------------------------------------------- evaluation
@@ -252,7 +244,7 @@ class EvaluationEpisodes:
         self.config, self.pool, self.teachers = config, pool, teachers
         self.how = "label_cover" if config.choose == "random" else config.choose
         self.rows = {row.images[0]: Row(row.images, (), row.width, row.height, metadata=row.metadata) for row in rows}
-        self.groups = _groups(list(self.rows.values())) if config.context_photos else {}
+        self.groups = groups_of(list(self.rows.values())) if config.context_photos else {}
         sources = {**{row.images[0]: row for row in pool.rows}, **self.rows} if pool else self.rows
         self._open = lru_cache(OPEN_PHOTOS)(lambda name: open_photo(image_root, sources[name]))
         self._allowed = self._outside_the_split()
