@@ -190,6 +190,8 @@ def build_chat_processor(
     max_length: int = 4096,
     caption_max_tokens: int = 64,
     caption_weights: Mapping[str, float] | None = None,
+    answers: Sequence[str] = ("boxes",),
+    own_geometry: bool = False,
 ) -> ChatProcessor:
     """``tokenizer`` and ``box_convention``: None and "" = the family's."""
     from bbu.data.chat_processor import ChatProcessor
@@ -200,7 +202,7 @@ def build_chat_processor(
     conversation = backbone.conversation
     if box_convention:
         conversation = replace(conversation, box_convention=box_convention)
-    spec = PromptSpec.create(language, conversation, min_pixels, max_pixels)
+    spec = PromptSpec.create(language, conversation, min_pixels, max_pixels, answers=answers, own_geometry=own_geometry)
     return ChatProcessor(
         tokenizer or small_tokenizer(family),
         backbone.photo_plan("", spec),

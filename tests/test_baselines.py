@@ -293,7 +293,7 @@ def test_what_is_wrong_with_text_is_counted(
     cut = '[{"bbox_2d": [0, 0, 14, 28], "label": "line"}, {"bbox_2d": [9, 9, 5, 5], "label": "line"}, {"bbox'
     ids = inference.processor.tokenizer(cut)["input_ids"]
     answers = iter([ids, [*ids, end], ids, [*ids, end]])
-    monkeypatch.setattr(inference.model.backbone, "generate", lambda *photo, **limits: next(answers))
+    monkeypatch.setattr(inference.model.backbone, "generate", lambda *prompts, **limits: [next(answers)])
     write = Writer(inference, lambda _: ((), ()), root, 99)
     for _ in range(2):  # counts are of the last time
         written = list(write([row.images[0] for row in found[:2]]))

@@ -66,6 +66,14 @@ def test_a_row_is_read_field_by_field() -> None:
     assert parsed == Row(("a.jpg",), (ObjectRow("挡风板", "bbox_2d", (10, 20, 30, 40)),), 100, 80, "一块", {"task": 3})
 
 
+def test_a_photo_without_annotation_is_not_a_photo_with_nothing_in_it() -> None:
+    unknown, empty = (parse_row({**row(), "objects": value}, "x.jsonl:1") for value in (None, []))
+    assert unknown.objects == empty.objects == ()
+    assert not unknown.annotated and empty.annotated
+    assert unknown.to_json()["objects"] is None and empty.to_json()["objects"] == []
+    assert all(parse_row(item.to_json(), "x.jsonl:1") == item for item in (unknown, empty))
+
+
 @pytest.mark.parametrize(
     ("kind", "points", "box"),
     [

@@ -26,6 +26,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from bbu.families.base import Backbone, Grid, PositionFunction, VisionLevel
 from bbu.families.conversation import Conversation
 from bbu.families.cost import CostModel
+from bbu.families.generation import Prompt, pad_left, until_end
 from bbu.families.photo_plan import PhotoPlan
 from bbu.families.prompts import PromptSpec
 from bbu.families.registry import FAMILIES, Family
@@ -360,26 +361,25 @@ class ToyBackbone(Backbone):
         return embeds_1TD.masked_scatter(is_photo, photos_ID.to(embeds_1TD.dtype))
 
     def generate(
-        self,
-        input_ids: torch.Tensor,
-        pixel_values: torch.Tensor,
-        image_grid_thw: torch.Tensor,
-        *,
-        end_token_id: int,
-        max_new_tokens: int,
-        min_new_tokens: int = 0,
-    ) -> list[int]:
+        self, prompts: Sequence[Prompt], *, end_token_id: int, max_new_tokens: int, min_new_tokens: int = 0
+    ) -> list[list[int]]:
         with torch.no_grad():
-            embeds = self._embed(input_ids[None], self.see(pixel_values, image_grid_thw))
-        written: list[int] = self.vlm.generate(
+            embeds, known = pad_left(
+                [
+                    self._embed(prompt.input_ids[None], self.see(prompt.pixel_values, prompt.image_grid_thw))[0]
+                    for prompt in prompts
+                ]
+            )
+        written = self.vlm.generate(
             inputs_embeds=embeds,
-            attention_mask=torch.ones(embeds.shape[:2], dtype=torch.long),
+            attention_mask=known,
             max_new_tokens=max_new_tokens,
             min_new_tokens=min_new_tokens,
             do_sample=False,
             eos_token_id=end_token_id,
-        )[0].tolist()
-        return written
+            pad_token_id=end_token_id,
+        ).tolist()
+        return [until_end(row, end_token_id) for row in written]
 
 
 def positions(token_ids: Sequence[int], grids: Sequence[Grid]) -> torch.Tensor:

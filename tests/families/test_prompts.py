@@ -15,16 +15,22 @@ from hypothesis import strategies as st
 from bbu.errors import SampleError
 from bbu.families.photo_plan import plan_resize
 from bbu.families.prompts import (
+    ANSWERS,
     CONTEXT_NOTES,
     WORDING,
     PromptSpec,
     answer_text,
     boxes_from_text,
     build_messages,
+    group_text,
     parse_answer,
+    parse_group,
     text_boxes,
+    text_shapes,
 )
 from bbu.families.qwen2_5_vl.codec import QWEN
+from bbu.geometry import ImageGeometry
+from bbu.records import ObjectRow
 
 IMAGE = "<|vision_start|><|image_pad|><|vision_end|>"
 
@@ -117,7 +123,73 @@ def test_a_prompt_without_context_photos_and_tiles_keeps_its_hash() -> None:
         build_messages(spec(), QWEN, [], None, context_photos=1)
 
 
+def test_a_model_is_asked_only_for_answers_it_was_trained_with() -> None:
+    knows = PromptSpec.create("en", QWEN, 3136, 100352, answers=ANSWERS, own_geometry=True)
+    assert knows.hash != spec().hash and PromptSpec(**knows.to_json()) == knows
+    turns = [
+        build_messages(knows, QWEN, [], None, photos, answer)[-1] for photos, answer in ((0, "summary"), (2, "group"))
+    ]
+    assert [turn["content"][-1]["text"] for turn in turns] == [knows.summary_instruction, knows.group_instruction]
+    assert [len(turn["content"]) for turn in turns] == [2, 4], "a group's photos need no note on context"
+    assert all("poly or line" in text for text in (knows.instruction, knows.group_instruction))
+    for answer in ANSWERS[1:]:
+        with pytest.raises(SampleError, match=rf"not trained to answer with a {answer}; .*data\.answers\.{answer}"):
+            build_messages(spec(), QWEN, [], None, answer=answer)
+
+
 # ---------------------------------------------------------------- answers
+
+ONE_PHOTO = st.lists(
+    st.tuples(
+        st.tuples(st.integers(0, 400), st.integers(0, 400), st.integers(500, 900), st.integers(500, 900)),
+        st.text(alphabet='ab/{}"[]: 螺photo', min_size=1, max_size=12),
+    ),
+    max_size=4,
+)
+
+
+@given(st.lists(ONE_PHOTO, min_size=1, max_size=5))
+def test_an_answer_for_several_photos_is_json_and_read_back_photo_by_photo(photos: list[Any]) -> None:
+    answers = [answer_text(np.array([box for box, _ in items]), [desc for _, desc in items]) for items in photos]
+    text = group_text(answers)
+    entries = [{"photo": number, "objects": json.loads(answer)} for number, answer in enumerate(answers, start=1)]
+    assert text == json.dumps(entries, ensure_ascii=False)
+    found, malformed = parse_group(text, len(photos))
+    assert malformed == 0 and found == [
+        [([float(v) for v in item["bbox_2d"]], item["label"]) for item in entry["objects"]] for entry in entries
+    ]
+
+
+def test_an_answer_for_several_photos_that_breaks_off_keeps_what_was_whole() -> None:
+    boxes = np.array([[1, 2, 3, 4], [5, 6, 7, 8]])
+    text = group_text([answer_text(boxes[:1], ["a"]), answer_text(boxes, ["b", "c"])])
+    found, malformed = parse_group(text[: text.index('"c"')], 2)
+    assert [[desc for _, desc in one] for one in found] == [["a"], ["b"]] and malformed == 1
+    assert parse_group(text, 1)[1] == 1, "an entry for a photo that is not there"
+    assert parse_group("nothing", 2) == ([[], []], 0)
+
+
+def test_own_geometries_are_written_in_the_order_of_their_boxes_and_read_as_boxes() -> None:
+    objects = [
+        ObjectRow("low", "line", (10, 80, 60, 90, 30, 95)),
+        ObjectRow("high", "poly", (20, 10, 50, 10, 35, 40)),
+        ObjectRow("middle", "bbox_2d", (5, 40, 25, 60)),
+    ]
+    plan = ImageGeometry(100, 100, 1000, 1000)
+    boxes = text_boxes(plan, np.array([item.box for item in objects]), "norm1000")
+    shapes = text_shapes(plan, objects, "norm1000")
+    answer = answer_text(boxes, [item.desc for item in objects], shapes)
+    assert json.loads(answer) == [
+        {"poly": [200, 100, 500, 100, 350, 400], "label": "high"},
+        {"bbox_2d": [50, 400, 250, 600], "label": "middle"},
+        {"line": [100, 800, 600, 900, 300, 950], "label": "low"},
+    ]
+    found, malformed = parse_answer(answer)
+    assert malformed == 0
+    assert found == [([200, 100, 500, 400], "high"), ([50, 400, 250, 600], "middle"), ([100, 800, 600, 950], "low")]
+    both = '"bbox_2d": [1, 2, 3, 4], "line": [1, 2, 3, 4]'
+    for bad in ('"poly": [1, 2, 3, 4]', '"line": [1, 2, 3]', '"line": 3', both):
+        assert parse_answer(f'{{{bad}, "label": "x"}}') == ([], 1)
 
 
 def test_an_answer_is_json_in_the_order_top_to_bottom_then_left_to_right() -> None:

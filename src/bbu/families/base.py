@@ -17,6 +17,7 @@ from torch import nn
 from bbu.families.conversation import Conversation
 from bbu.families.cost import CostModel
 from bbu.families.feature_cache import FeatureCache
+from bbu.families.generation import Prompt
 from bbu.families.photo_plan import PhotoPlan
 from bbu.geometry import Grid
 from bbu.layers.transfer import to_device
@@ -252,16 +253,9 @@ class Backbone(nn.Module, ABC):
 
     @abstractmethod
     def generate(
-        self,
-        input_ids: torch.Tensor,
-        pixel_values: torch.Tensor,
-        image_grid_thw: torch.Tensor,
-        *,
-        end_token_id: int,
-        max_new_tokens: int,
-        min_new_tokens: int = 0,
-    ) -> list[int]:
-        """Ids that the language model generates after one sample's (L,) prompt; greedy, with a KV cache."""
+        self, prompts: Sequence[Prompt], *, end_token_id: int, max_new_tokens: int, min_new_tokens: int = 0
+    ) -> list[list[int]]:
+        """Ids that the language model generates after each prompt, end token included; greedy, with a KV cache."""
 
     # ------------------------------------------------------------ groups, frozen towers
 

@@ -261,8 +261,9 @@ def parse_group(text: str, photos: int) -> tuple[list[list[tuple[list[float], st
     found: list[list[tuple[list[float], str]]] = [[] for _ in range(photos)]
     malformed = 0
     starts = [*re.finditer(r'\{\s*"photo"\s*:\s*(\d{1,6})', text)]
-    for start, after in zip(starts, [*starts[1:], None], strict=True):
-        objects, bad = parse_answer(text[start.end() : after.start() if after else len(text)])
+    ends = [*(start.start() for start in starts[1:]), len(text)]
+    for start, end in zip(starts, ends, strict=False):
+        objects, bad = parse_answer(text[start.end() : end])
         number = int(start[1])
         if 1 <= number <= photos:
             found[number - 1] += objects

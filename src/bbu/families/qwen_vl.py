@@ -17,6 +17,7 @@ from transformers import AutoConfig, Qwen2VLImageProcessor
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import apply_rotary_pos_emb_vision
 
 from bbu.families.base import Backbone, Grid, PositionFunction, VisionLevel
+from bbu.families.generation import Prompt, pad_left, until_end
 from bbu.families.patches import units_to_picture
 from bbu.families.photo_plan import MergedPlan
 from bbu.families.prompts import PromptSpec
@@ -256,28 +257,24 @@ class QwenVL(Backbone):
         return tokens_SD, {}
 
     def generate(
-        self,
-        input_ids: torch.Tensor,
-        pixel_values: torch.Tensor,
-        image_grid_thw: torch.Tensor,
-        *,
-        end_token_id: int,
-        max_new_tokens: int,
-        min_new_tokens: int = 0,
-    ) -> list[int]:
-        device, ids = self.vlm.device, input_ids[None].to(self.vlm.device)
-        return self.vlm.generate(  # type: ignore[no-any-return]
+        self, prompts: Sequence[Prompt], *, end_token_id: int, max_new_tokens: int, min_new_tokens: int = 0
+    ) -> list[list[int]]:
+        device = self.vlm.device
+        ids, known = pad_left([prompt.input_ids.to(device) for prompt in prompts])
+        written = self.vlm.generate(
             input_ids=ids,
-            attention_mask=torch.ones_like(ids),
+            attention_mask=known,
             mm_token_type_ids=(ids == self.image_token_id).int(),
-            pixel_values=pixel_values.to(device),
-            image_grid_thw=image_grid_thw.to(device),
+            pixel_values=torch.cat([prompt.pixel_values for prompt in prompts]).to(device),
+            image_grid_thw=torch.cat([prompt.image_grid_thw for prompt in prompts]).to(device),
             max_new_tokens=max_new_tokens,
             min_new_tokens=min_new_tokens,
             do_sample=False,
             use_cache=True,
             eos_token_id=end_token_id,
-        )[0, ids.shape[1] :].tolist()
+            pad_token_id=end_token_id,
+        )[:, ids.shape[1] :].tolist()
+        return [until_end(row, end_token_id) for row in written]
 
 
 def mrope_positions(token_ids: Sequence[int], grids: Sequence[Grid], image_token_id: int, merge: int) -> torch.Tensor:

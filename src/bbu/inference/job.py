@@ -53,10 +53,12 @@ def predict_to_file(
     from tqdm import tqdm
 
     where = {"photos": digest(names), "image_root": str(Path(image_root).resolve())}
-    partial = PartialRows(output, {**settings, **where}, len(names), list(map(written_name, names)))
+    partial: PartialRows[PredictionRow] = PartialRows(
+        output, {**settings, **where}, len(names), list(map(written_name, names))
+    )
     try:
         if partial.begun or partial.senseless:
-            print(_begun(partial), file=sys.stderr)
+            print(begun(partial, "predict"), file=sys.stderr)
         workers = workers if len(names) > inference.predictor.options.batch_size else 0
         tasks = plan_views(names, image_root, inference.predictor, partial.is_done)
         loaded = in_parallel(Views(inference.processor, image_root, teachers), tasks, workers)
@@ -73,10 +75,11 @@ def predict_to_file(
         partial.close()
 
 
-def _begun(partial: PartialRows) -> str:
+def begun(partial: PartialRows[Any], what: str) -> str:
+    """What becomes of an earlier partial file; ``what`` is done to each photo, a regular verb."""
     if partial.begun == "replaced":
-        return f"{partial.path}: was made with other settings; predicting all photos again"
-    senseless = f"; {partial.senseless} lines make no sense, their photos are predicted again"
+        return f"{partial.path}: was made with other settings; {what}ing all photos again"
+    senseless = f"; {partial.senseless} lines make no sense, their photos are {what}ed again"
     return f"resuming: {partial.done()} of {partial.count} photos are done{senseless if partial.senseless else ''}"
 
 

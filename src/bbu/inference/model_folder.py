@@ -16,6 +16,7 @@ from bbu.data.chat_processor import ChatProcessor, ChatProcessorOutput
 from bbu.data.photo import Photo
 from bbu.errors import CheckpointError
 from bbu.evaluation.calibration import Calibration
+from bbu.families.generation import Prompt
 from bbu.families.prompts import boxes_from_text, parse_answer
 from bbu.images import load_image
 from bbu.inference.predictor import PredictOptions, Predictor, teacher_photos
@@ -67,6 +68,14 @@ class TextResult:
     text: str
     malformed: int
     tokens: int
+    finished: bool
+
+
+@dataclass(frozen=True)
+class Summary:
+    """A summary that the language model generated; ``finished``: it ended before the token limit."""
+
+    text: str
     finished: bool
 
 
@@ -198,22 +207,51 @@ class Inference:
         Args:
             min_new_tokens: the answer does not end earlier; for timing.
         """
-        end = self.processor.end_token_id
-        with self.predictor.precision():
-            written = self.model.backbone.generate(
-                sample.input_ids,
-                sample.pixel_values,
-                sample.image_grid_thw,
-                end_token_id=end,
-                max_new_tokens=max_new_tokens,
-                min_new_tokens=min_new_tokens,
-            )
-        text = str(self.processor.tokenizer.decode(written, skip_special_tokens=True))
+        (written,), end = self._generate([sample], max_new_tokens, min_new_tokens), self.processor.end_token_id
+        text = self._text(written)
         objects, malformed = parse_answer(text)
         numbers = np.array([box for box, _ in objects], dtype=np.float64).reshape(-1, 4)
         assert sample.geometry is not None  # made from a photo to predict
         boxes = boxes_from_text(sample.geometry, numbers, self.processor.spec.box_convention)
         return TextResult(boxes, [label for _, label in objects], text, malformed, len(written), written[-1:] == [end])
+
+    @torch.no_grad()
+    def write_summaries(self, samples: Sequence[ChatProcessorOutput], *, max_new_tokens: int = 512) -> list[Summary]:
+        """Summaries of photos, from prompts that ask for them; one batch, each as if it were alone."""
+        rows, end = self._generate(samples, max_new_tokens), self.processor.end_token_id
+        return [Summary(self._text(written).strip(), written[-1:] == [end]) for written in rows]
+
+    def summarize(self, images: ImageLike | Sequence[ImageLike], max_new_tokens: int = 512) -> str | list[str]:
+        """The language model's summary of one photo, or of each of many.
+
+        Raises:
+            SampleError: the model was not trained to answer with a summary.
+            ImageError: a photo cannot be read.
+        """
+        single = isinstance(images, Image.Image | str | Path)
+        given: Sequence[ImageLike] = [images] if single else images  # type: ignore[assignment, list-item]
+        photos = [_photo(image, number) for number, image in enumerate(given)]
+        process, size = self.processor.process_photos, self.predictor.options.batch_size
+        texts: list[str] = []
+        for first in range(0, len(photos), size):
+            pack = [process([], photo, with_answer=False, answer="summary") for photo in photos[first : first + size]]
+            texts += [summary.text for summary in self.write_summaries(pack, max_new_tokens=max_new_tokens)]
+        return texts[0] if single else texts
+
+    def _generate(
+        self, samples: Sequence[ChatProcessorOutput], max_new_tokens: int, min_new_tokens: int = 0
+    ) -> list[list[int]]:
+        prompts = [Prompt(sample.input_ids, sample.pixel_values, sample.image_grid_thw) for sample in samples]
+        with self.predictor.precision():
+            return self.model.backbone.generate(
+                prompts,
+                end_token_id=self.processor.end_token_id,
+                max_new_tokens=max_new_tokens,
+                min_new_tokens=min_new_tokens,
+            )
+
+    def _text(self, ids: list[int]) -> str:
+        return str(self.processor.tokenizer.decode(ids, skip_special_tokens=True))
 
 
 def _photo(image: ImageLike, number: int) -> Photo:

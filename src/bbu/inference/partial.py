@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Generic, Protocol, TypeVar
 
 from bbu.errors import UserError
 from bbu.jsonl import atomic_writer, check_target, decode_json
@@ -23,7 +23,35 @@ except ImportError:  # Windows has no such lock; two runs must not share an outp
 FORMAT = 1
 
 
-class PartialRows:
+class PartialRow(Protocol):
+    """A row of one photo, or the error that prevented it."""
+
+    @property
+    def images(self) -> tuple[str, ...]: ...
+    @property
+    def error(self) -> str | None: ...
+    def to_json(self) -> dict[str, Any]: ...
+
+
+R = TypeVar("R", bound=PartialRow)
+Gather = Callable[[Iterator[dict[str, Any]]], Iterable[dict[str, Any]]]
+
+
+def parse_boxes(value: Any, where: str) -> PredictionRow:
+    """A prediction row whose boxes lie in its photo.
+
+    Raises:
+        ValueError: it is none.
+    """
+    row = parse_prediction_row(value, where)
+    for x1, y1, x2, y2 in (item.box for item in row.predictions):
+        for low, high, limit in ((x1, x2, row.width), (y1, y2, row.height)):
+            if not -BOUNDS_TOLERANCE <= low <= high <= limit + BOUNDS_TOLERANCE:
+                raise ValueError("a box outside the photo")
+    return row
+
+
+class PartialRows(Generic[R]):
     """Rows by their index in the input.
 
     Args:
@@ -31,6 +59,7 @@ class PartialRows:
         settings: everything that rows depend on; a partial file with other settings is replaced.
         count: number of rows in the final file.
         names: the photo of each row, as rows name it; without them, rows of any photo are believed.
+        parse: a decoded row and its place → the row, which has ``images`` and ``error``.
 
     Attributes:
         begun: what became of an earlier partial file: "" (there was none), "resumed" or "replaced".
@@ -42,9 +71,15 @@ class PartialRows:
     """
 
     def __init__(
-        self, output: str | Path, settings: Mapping[str, Any], count: int, names: Sequence[str] | None = None
+        self,
+        output: str | Path,
+        settings: Mapping[str, Any],
+        count: int,
+        names: Sequence[str] | None = None,
+        parse: Callable[[Any, str], R] = parse_boxes,  # type: ignore[assignment]
     ) -> None:
         self.output, self.count, self.names, self.begun, self.senseless = Path(output), count, names, "", 0
+        self.parse = parse
         self.path = self.output.with_name(f".{self.output.name}.partial")
         self.failed: set[int] = set()
         self._offsets: dict[int, int] = {}  # index in the input → byte offset in the file
@@ -92,7 +127,7 @@ class PartialRows:
         self.begun = "resumed" if self._offsets else ""
         self._file.truncate(end)
 
-    def _parsed(self, line: bytes) -> tuple[int, PredictionRow]:
+    def _parsed(self, line: bytes) -> tuple[int, R]:
         """Index and row of a line.
 
         Raises:
@@ -101,15 +136,11 @@ class PartialRows:
         value = decode_json(line.decode(), str(self.path))
         if not isinstance(value, dict) or set(value) != {"index", "row"}:
             raise ValueError("no row")
-        index, row = value["index"], parse_prediction_row(value["row"], str(self.path))
+        index, row = value["index"], self.parse(value["row"], str(self.path))
         if type(index) is not int or not 0 <= index < self.count:
             raise ValueError("no such photo")
         if self.names is not None and row.images != (self.names[index],):
             raise ValueError("another photo")
-        for x1, y1, x2, y2 in (item.box for item in row.predictions):
-            for low, high, limit in ((x1, x2, row.width), (y1, y2, row.height)):
-                if not -BOUNDS_TOLERANCE <= low <= high <= limit + BOUNDS_TOLERANCE:
-                    raise ValueError("a box outside the photo")
         return index, row
 
     def _note(self, index: int, offset: int, failed: bool) -> None:
@@ -124,7 +155,7 @@ class PartialRows:
         """Number of rows that are there and are not errors."""
         return len(self._offsets) - len(self.failed)
 
-    def add(self, index: int, row: PredictionRow) -> None:
+    def add(self, index: int, row: R) -> None:
         """Append one row; it is flushed to the file before this returns."""
         line = json.dumps({"index": index, "row": row.to_json()}, ensure_ascii=False, allow_nan=False) + "\n"
         try:
@@ -135,22 +166,25 @@ class PartialRows:
             raise UserError(f"{self.path}: cannot be written: {error.strerror}; rerun to resume") from None
         self._note(index, offset, row.error is not None)
 
-    def finish(self, then: Callable[[], object] = lambda: None) -> None:
+    def finish(self, then: Callable[[], object] = lambda: None, *, gather: Gather = iter) -> None:
         """Write the output in input order and remove the partial file.
 
         Args:
             then: called in between; if it fails, a rerun has the rows.
+            gather: decoded rows in input order → those of the output.
 
         Raises:
             UserError: the output cannot be written; the partial file stays.
         """
         with atomic_writer(self.output) as stream:
-            for index in range(self.count):
-                self._file.seek(self._offsets[index])
-                row = json.loads(self._file.readline())["row"]
+            for row in gather(map(self._read, range(self.count))):
                 stream.write(json.dumps(row, ensure_ascii=False) + "\n")
         then()
         self.path.unlink(missing_ok=True)
+
+    def _read(self, index: int) -> dict[str, Any]:
+        self._file.seek(self._offsets[index])
+        return json.loads(self._file.readline())["row"]  # type: ignore[no-any-return]
 
     def close(self) -> None:
         """Close the partial file; without ``finish`` it stays on disk."""

@@ -98,6 +98,6 @@ class Answers:
         silent = next((row for row in students if not self.possible(row)), None)
         if silent is not None:
             raise ConfigError(
-                f"data.answers: {silent.images[0]} has none of the answers with a share ({', '.join(self.asked)}); leave "
-                "the photo out, or give it one"
+                f"data.answers: {silent.images[0]} has none of the answers with a share ({', '.join(self.asked)}); "
+                "leave the photo out, or give it one"
             )
