@@ -164,7 +164,7 @@ def _compare_baselines(config: Config, limit: int | None) -> int:
 
     data = stages.prepare(config)
     students = [sample.student for sample in data.samples("train")]
-    rows = data.rows(config.evaluation.split)[:limit]
+    rows = [row for row in data.rows(config.evaluation.split) if row.annotated][:limit]
     material = Material(config, rows, students, data.rows("teacher"), data.image_root)
     report = compare(material, Path(config.output_dir) / stages.MODEL_FOLDER)
     print(f"\n{len(rows)} photos of the {config.evaluation.split} split\n{baselines_table(report)}")

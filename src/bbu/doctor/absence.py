@@ -18,7 +18,7 @@ def absence_findings(config: Config, rows: Rows) -> list[Finding]:
     found = []
     for split in ("train", "val", "test"):
         samples = rows.of(split)
-        empty = [sample for sample in samples if not sample.row.objects]
+        empty = [sample for sample in samples if sample.row.annotated and not sample.row.objects]
         if samples and len(empty) == len(samples):
             found += _without_objects(config, split, len(samples))
         elif empty and len(empty) >= MANY * len(samples):
