@@ -12,6 +12,7 @@ from typing import Any
 from bbu.config.checks import all_keys, check_values, section_of
 from bbu.config.schema import Config
 from bbu.errors import ConfigError
+from bbu.families.registry import AUTO, family_of_folder
 
 RENAMED = {  # old key → new key
     "data.augment.curriculum.calm_end": "data.augment.curriculum.close_mosaic",
@@ -75,6 +76,8 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     config.references = tuple(_references(OmegaConf.to_container(merged)).items())
     config.name = config.name or path.stem
     config.output_dir = config.output_dir or f"outputs/{config.name}"
+    if config.model.family == AUTO:
+        config.model.family = family_of_folder(config.model.path)
     check_values(config)
     return config
 

@@ -202,7 +202,7 @@ class LoraConfig:
 
 @dataclass
 class ModelConfig:
-    family: str = DEFAULT_FAMILY  # a key of bbu.families.registry.FAMILIES
+    family: str = DEFAULT_FAMILY  # a key of bbu.families.registry.FAMILIES, or auto: that of the folder in path
     path: str = ""  # local folder or hub name; empty = random weights of the sizes in scratch
     tokenizer: str = ""  # folder; empty = the one in path, or one trained on the training text
     trust_remote_code: bool = False  # run Python code that comes with the folder in path; only for folders you trust

@@ -9,12 +9,14 @@ import dataclasses
 import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any
 
-from bbu.errors import ConfigError
+from bbu.errors import ConfigError, RecordError
 from bbu.families.qwen2_5_vl.codec import Qwen25VLSizes
 from bbu.families.qwen3_vl.codec import Qwen3VLSizes
+from bbu.jsonl import decode_json
 
 if TYPE_CHECKING:
     from bbu.families.base import Backbone
@@ -41,6 +43,29 @@ FAMILIES: dict[str, Family] = {
     "qwen3_vl": Family("bbu.families.qwen3_vl.backbone:Qwen3VL", Qwen3VLSizes, 64 * 64, 1280 * 32 * 32),
 }
 DEFAULT_FAMILY = "qwen2_5_vl"
+AUTO = "auto"  # in place of a family's name: that of the model folder
+
+
+def family_of_folder(path: str) -> str:
+    """The family of a model folder: ``model_type`` of its config.json.
+
+    Raises:
+        ConfigError: the path is no local folder with a config.json, or the model is of no supported family.
+    """
+    names, where = ", ".join(FAMILIES), f"model.family={AUTO}: reads model_type in config.json of model.path"
+    if not path:
+        raise ConfigError(f"{where}, which is empty; name a model folder, or one of {names}")
+    file = Path(path) / "config.json"
+    try:
+        values = decode_json(file.read_text(encoding="utf-8"), str(file))
+    except OSError as error:
+        raise ConfigError(f"{where}; {file}: {error.strerror}; name a model folder, or one of {names}") from None
+    except (UnicodeDecodeError, RecordError) as error:
+        raise ConfigError(f"{where}; {file} is not JSON: {error}") from None
+    found = values.get("model_type") if isinstance(values, dict) else None
+    if found not in FAMILIES:
+        raise ConfigError(f"{where}; {file} has {found!r}, which is not one of {names}")
+    return str(found)
 
 
 def family_named(name: str) -> Family:
@@ -50,7 +75,7 @@ def family_named(name: str) -> Family:
         ConfigError: unknown family.
     """
     if name not in FAMILIES:
-        raise ConfigError(f"model.family: {name!r} is not one of {', '.join(FAMILIES)}")
+        raise ConfigError(f"model.family: {name!r} is not {AUTO} or one of {', '.join(FAMILIES)}")
     return FAMILIES[name]
 
 
