@@ -75,6 +75,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--frame", choices=("displayed", "stored"), default="", help="what coordinates are pixels of")
     parser.add_argument("--follow-links", action="store_true", help=FOLLOW_LINKS)
     parser.add_argument("--units", choices=("shares",), default="", help="coordinates are shares of the photo, 0 to 1")
+    parser.add_argument("--summaries", choices=("zh", "en"), default="", help="count the objects of photos in words")
     parser.add_argument("--workers", type=int, default=0, help="processes (default: one per core)")
     return parser
 

@@ -1,7 +1,8 @@
 """Draw a demo data set of cabinet photos, since there are no public ones.
 
 Each photo is a JPEG beside a raw annotation file in the annotators' schema (see ``data_conversion.formats.bbu_json``).
-5 % of the photos are stored turned, with an EXIF orientation; 3 % are annotated at another size.
+5 % of the photos are stored turned, with an EXIF orientation; 3 % are annotated at another size. Consecutive photos of
+a split are one site (``sites``); the files do not say so.
 
 Shapes: R rows.
 """
@@ -34,6 +35,8 @@ RESIZED_SHARE = 0.03  # fraction of photos whose JSON declares another size than
 RESIZED_BY = (0.5, 0.75, 1.5, 2.0)
 STORED = {3: Image.Transpose.ROTATE_180, 6: Image.Transpose.ROTATE_90, 8: Image.Transpose.ROTATE_270}
 EPOCH_MS = 1_680_000_000_000  # a fixed day, so that files do not depend on the time of drawing
+SITE_SIZES = (2, 6)  # fewest and most photos of a site
+SITE_STREAM = 1  # of the random draws of a split, beside those of its photos
 FEWEST_FOR_POOL = 24  # photos; starting processes costs more than drawing fewer
 
 
@@ -115,13 +118,46 @@ def _draw_all(jobs: list[tuple[str, int]], folder: Path, seed: int, workers: int
 def _save_photo(job: tuple[str, int], folder: Path, seed: int) -> None:
     split, index = job
     photo = draw_photo(seed, split, index)
-    stem = folder / split / f"cabinet_{split}_{index:05d}"
+    stem = folder / photo_stem(split, index)
     exif = Image.Exif()
     if photo.orientation != 1:
         exif[ExifTags.Base.Orientation] = photo.orientation
     photo.image.save(stem.with_suffix(".jpg"), quality=photo.quality, exif=exif)
     text = json.dumps(photo.annotation, ensure_ascii=False, allow_nan=False)
     stem.with_suffix(".json").write_text(text + "\n", encoding="utf-8", newline="\n")
+
+
+def photo_stem(split: str, index: int) -> str:
+    """Path of a photo in the data set, without suffix."""
+    return f"{split}/cabinet_{split}_{index:05d}"
+
+
+def sites(photos: Mapping[str, int], seed: int) -> dict[str, str]:
+    """Path of each photo of a drawn data set → its site, which lies within one split.
+
+    A site is 2 to 6 consecutive photos; a split of a single photo is a site of one.
+
+    Args:
+        photos, seed: as for ``draw_data_set``.
+    """
+    return {
+        f"{photo_stem(split, index)}.jpg": f"{split}-site-{site:04d}"
+        for split, count in photos.items()
+        for index, site in enumerate(np.repeat(*_site_sizes(split, count, seed)).tolist())
+    }
+
+
+def _site_sizes(split: str, count: int, seed: int) -> tuple[np.ndarray, list[int]]:
+    """Number of each site of a split, and its photos; they add up to ``count``."""
+    rng = np.random.default_rng((seed, zlib.crc32(split.encode()), 0, SITE_STREAM))
+    fewest, most = SITE_SIZES
+    sizes: list[int] = []
+    while left := count - sum(sizes):
+        size = min(left, int(rng.integers(fewest, most + 1)))
+        if left - size == 1:  # nobody is left alone
+            size += 1 if size < most else -1
+        sizes.append(size)
+    return np.arange(len(sizes)), sizes
 
 
 def photo_seed(seed: int, split: str, index: int) -> np.random.SeedSequence:

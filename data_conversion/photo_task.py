@@ -20,6 +20,7 @@ from data_conversion.photo_files import KEEP, WITHOUT, store_photo
 from data_conversion.photos import Photo, assumed_photo, points_to_displayed, read_photo
 from data_conversion.placing import place_objects
 from data_conversion.source_folder import LEADS_OUTSIDE, is_outside
+from data_conversion.summaries import count_objects
 
 SHARES = (
     "all coordinates are at most 1 pixel: are they shares of the photo? Convert csv, coco, hf_dataset and "
@@ -67,6 +68,7 @@ class PhotoTask:
         frame: "displayed" or "stored" overrides the frame of the format's coordinates; "" keeps it.
         follow_links: open photos behind links that lead outside the source folder.
         units: "shares": coordinates are shares of the frame, 0 to 1; "" keeps the format's rule.
+        summaries: language of summaries for photos without one, see summaries.py; "" makes none.
     """
 
     root: Path
@@ -77,6 +79,7 @@ class PhotoTask:
     frame: str = ""
     follow_links: bool = False
     units: str = ""
+    summaries: str = ""
 
     def __call__(self, item: SourceItem) -> Outcome:
         """The outcome of one item; a problem with the photo is part of it, not raised."""
@@ -115,7 +118,8 @@ class PhotoTask:
             bad = BadSource(item.source, "objects", detail, reason="no_objects_left")
             return Outcome(item.source, item.image, len(dropped), bad=bad, dropped=tuple(dropped))
         metadata = {"source": item.source} | ({"group": item.group} if item.group else {})
-        row = Row((stored.name,), tuple(objects), width, height, item.summary or None, metadata)
+        summary = item.summary or count_objects((placed.desc for placed in objects), self.summaries) or None
+        row = Row((stored.name,), tuple(objects), width, height, summary, metadata)
         row = parse_row(row.to_json(), item.source)
         return Outcome(
             item.source, item.image, len(objects) + len(dropped), row, photo.digest, item.split, None, tuple(dropped),

@@ -23,7 +23,17 @@ from bbu.errors import RecordError, UserError
 from bbu.records import parse_row
 from bbu.taxonomy import Taxonomy
 from data_conversion.absence import check_objects
-from data_conversion.base import MALFORMED, SPLITS, BadSource, Dropped, IterRecords, SourceItem, SourceOptions, readable
+from data_conversion.base import (
+    MALFORMED,
+    SPLITS,
+    BadSource,
+    Dropped,
+    IterRecords,
+    SourceImage,
+    SourceItem,
+    SourceOptions,
+    readable,
+)
 from data_conversion.formats import FORMATS
 from data_conversion.grouping import group_function
 from data_conversion.journal import Journal, settings_hash
@@ -34,6 +44,7 @@ from data_conversion.photo_task import Outcome, PhotoTask, fingerprint
 from data_conversion.report import NO_EFFECT, ConversionReport
 from data_conversion.source_folder import following_links, links_not_followed
 from data_conversion.splits import Candidate, SplitOptions, assign_splits
+from data_conversion.summaries import LANGUAGES
 from data_conversion.teacher import choose_teachers
 
 FRAMES = ("", "displayed", "stored")
@@ -58,6 +69,8 @@ def convert(
     frame: str = "",
     follow_links: bool = False,
     units: str = "",
+    summaries: str = "",
+    groups: Mapping[str, str] | None = None,
     workers: int = 0,
     progress: bool = False,
 ) -> ConversionReport:
@@ -80,6 +93,8 @@ def convert(
         frame: ``displayed`` or ``stored`` overrides the frame of the format's coordinates.
         follow_links: read files and photos behind links that lead outside ``input_dir``.
         units: ``shares``: coordinates are shares of the photo, in formats that have pixels (base.Format.shares).
+        summaries: ``zh`` or ``en``: photos without a summary get one that counts their objects, in this language.
+        groups: photo path → its group, in place of the one that the source names.
         workers: number of processes; 0 means one per core.
         progress: show a progress bar on stderr, if that is a terminal.
 
@@ -93,14 +108,16 @@ def convert(
     _check_arguments(root, out, max_teachers, on_error)
     _check_images(images, max_pixels, frame)
     _check_units(units, source_format)
+    if summaries not in LANGUAGES:
+        raise UserError(f"summaries must be zh, en or left out, is {summaries!r}")
     taxonomy = taxonomy or Taxonomy()
     work = out.resolve().with_name(f".{out.resolve().name}.partial")
-    task = PhotoTask(root, taxonomy, images, work / "photos", max_pixels, frame, follow_links, units)
+    task = PhotoTask(root, taxonomy, images, work / "photos", max_pixels, frame, follow_links, units, summaries)
     report = ConversionReport(source_format, seed, images)
     journal = Journal(work, {"format": source_format, "task": settings_hash(task)})
     try:
         reading = SourceOptions(taxonomy.language, ignore=out.resolve())
-        items = chain(read(root, reading), links_not_followed(root, reading.ignore))
+        items = chain(_grouped(read(root, reading), groups or {}), links_not_followed(root, reading.ignore))
         with following_links(follow_links):
             _read_source(journal, task, items, on_error, workers, progress)
         _check_found(journal, root, out, report)
@@ -128,6 +145,12 @@ def _reader(name: str) -> IterRecords:
         hint = f"did you mean {near[0]!r}?" if near else f"known formats: {', '.join(readers)}"
         raise UserError(f"source format {name!r} is unknown; {hint}")
     return readers[name]
+
+
+def _grouped(items: Iterable[SourceItem], groups: Mapping[str, str]) -> Iterator[SourceItem]:
+    for item in items:
+        known = isinstance(item, SourceImage) and item.image in groups
+        yield replace(item, group=groups[item.image]) if known else item
 
 
 def _check_arguments(root: Path, out: Path, max_teachers: int, on_error: str) -> None:

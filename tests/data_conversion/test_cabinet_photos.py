@@ -18,7 +18,7 @@ from data_conversion.cabinet.backdrop import expose
 from data_conversion.cabinet.brush import Brush, Pose, settle
 from data_conversion.cabinet.catalogue import BOX, LABELS, LINE, QUAD
 from data_conversion.cabinet.scene import MOST, Part, Scene, arrange, compose
-from data_conversion.cabinet_photos import draw_data_set, draw_photo, photo_seed
+from data_conversion.cabinet_photos import draw_data_set, draw_photo, photo_seed, sites
 
 COUNTS = {"train": 24, "val": 6, "test": 5}
 TOP_LEVEL = {
@@ -210,6 +210,25 @@ def test_photos_annotated_at_another_size_scale_back(habits: list[tuple[int, int
         boxes = np.array(sorted(boxes_of(photo.annotation, ratio, (1.0, 0.0, 0.0, 0.0, 1.0, 0.0))))
         truth = np.array(sorted(tuple(np.round(part.box, 1)) for part in scene.parts))
         assert np.abs(boxes - truth).max() < 0.2
+
+
+@pytest.mark.parametrize("seed", [0, 17])
+@pytest.mark.parametrize("count", [0, 1, *range(2, 60), 700])
+def test_sites_are_two_to_six_consecutive_photos_of_one_split(seed: int, count: int) -> None:
+    found = sites({"train": count, "val": 9}, seed)
+    assert [name for name in found if name.startswith("train")] == [
+        f"train/cabinet_train_{index:05d}.jpg" for index in range(count)
+    ]
+    assert all(site.startswith(name.partition("/")[0]) for name, site in found.items())
+    sizes = Counter(site for site in found.values() if site.startswith("train"))
+    assert set(sizes.values()) <= ({1} if count == 1 else {2, 3, 4, 5, 6})
+    assert list(found.values()) == sorted(found.values(), key=lambda site: ("train" not in site, site))
+
+
+def test_sites_follow_the_seed_and_name_the_drawn_files(drawn: Path) -> None:
+    found = sites(COUNTS, 3)
+    assert set(found) == {path.relative_to(drawn).as_posix() for path in drawn.rglob("*.jpg")}
+    assert found == sites(COUNTS, 3) != sites(COUNTS, 4)
 
 
 @pytest.mark.parametrize(

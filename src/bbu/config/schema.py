@@ -71,6 +71,7 @@ class SourceConfig:
     frame: str = choice("", ("", "displayed", "stored"))  # what coordinates refer to; empty: the format's rule
     follow_links: bool = False  # read what links show from outside path; photos then need images: link or copy
     units: str = choice("", ("", "shares"))  # shares: coordinates are shares of the photo; empty: the format's rule
+    summaries: str = choice("", ("", "zh", "en"))  # photos without a summary get one that counts their objects
     photos: dict[str, int] = ranged({})  # cabinet_photos only: photos to draw for each split
 
 

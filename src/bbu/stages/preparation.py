@@ -83,6 +83,12 @@ def _draw(config: Config, raw: Path) -> None:
     write_json(stamp, wanted)
 
 
+def _drawn_sites(config: Config) -> dict[str, str]:
+    from data_conversion.cabinet_photos import sites
+
+    return sites(config.data.source.photos, config.seed)
+
+
 def taxonomy_of(config: Config) -> Taxonomy:
     """The taxonomy of the config's labelling project."""
     from data_conversion.taxonomies import load_taxonomy
@@ -110,6 +116,8 @@ def _convert(config: Config, raw: Path, records: Path) -> None:
         frame=source.frame,
         follow_links=source.follow_links,
         units=source.units,
+        summaries=source.summaries,
+        groups=_drawn_sites(config) if source.format == "cabinet_photos" else None,
         progress=True,
     )
     print(report.summary(), flush=True)
