@@ -149,8 +149,9 @@ def _reader(name: str) -> IterRecords:
 
 def _grouped(items: Iterable[SourceItem], groups: Mapping[str, str]) -> Iterator[SourceItem]:
     for item in items:
-        known = isinstance(item, SourceImage) and item.image in groups
-        yield replace(item, group=groups[item.image]) if known else item
+        if isinstance(item, SourceImage) and item.image in groups:
+            item = replace(item, group=groups[item.image])
+        yield item
 
 
 def _check_arguments(root: Path, out: Path, max_teachers: int, on_error: str) -> None:

@@ -19,8 +19,8 @@ PROJECT = Path(__file__).resolve().parents[1]
 ROOMS = (
     "bbu.errors", "bbu.interruption", "bbu.machine", "bbu.geometry", "bbu.tiles", "bbu.jsonl", "bbu.images",
     "bbu.taxonomy", "bbu.records", "bbu.taxonomy_file", "bbu.layers", "bbu.families", "bbu.config", "bbu.drawing",
-    "bbu.evaluation", "bbu.data", "bbu.models", "bbu.losses", "bbu.inference", "bbu.training", "bbu.monitoring",
-    "bbu.baselines", "bbu.serve", "bbu.doctor", "bbu.stages", "bbu.cli",
+    "bbu.evaluation", "bbu.judging", "bbu.data", "bbu.models", "bbu.losses", "bbu.inference", "bbu.training",
+    "bbu.monitoring", "bbu.baselines", "bbu.serve", "bbu.doctor", "bbu.stages", "bbu.cli",
 )  # fmt: skip
 CONVERSION_MAY_IMPORT = (
     "bbu.errors",

@@ -1,4 +1,4 @@
-"""Taxonomy files: YAML, read and checked; every error names the field."""
+"""Taxonomy files (YAML) and lists of descriptions, read and checked; every error names the field."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bbu.errors import ConfigError
+from bbu.errors import ConfigError, UserError
+from bbu.jsonl import decode_json
 from bbu.taxonomy import (
     MIRRORS,
     SEPARATOR,
@@ -30,11 +31,15 @@ def read_taxonomy(path: str | Path) -> Taxonomy:
     Raises:
         ConfigError: names the file, the field and the fix.
     """
-    return _Reader(str(path)).taxonomy(_load_yaml(Path(path)))
+    return _Reader(str(path)).taxonomy(read_yaml(Path(path)))
 
 
-def _load_yaml(path: Path) -> Any:
-    """One YAML document without repeated keys."""
+def read_yaml(path: Path) -> Any:
+    """One YAML document without repeated keys.
+
+    Raises:
+        ConfigError: names the file and the fix.
+    """
     yaml: Any = importlib.import_module("yaml")
     unique_keys: Any = type("UniqueKeys", (yaml.SafeLoader,), {})
 
@@ -54,6 +59,27 @@ def _load_yaml(path: Path) -> Any:
         raise ConfigError(f"{path}: file: is not UTF-8 ({error.reason}); save it as UTF-8") from None
     except (yaml.YAMLError, TypeError) as error:
         raise ConfigError(f"{path}: file: is not valid YAML: {' '.join(str(error).split())}") from None
+
+
+def read_descriptions(path: Path) -> list[str]:
+    """Read a JSON list of descriptions, or a text file with one per line; empty lines are skipped.
+
+    Raises:
+        UserError: names file and fix.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+        found: Any = decode_json(text, str(path)) if path.suffix == ".json" else text.splitlines()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); check the path") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: is not UTF-8 text ({error.reason}); save it as UTF-8") from None
+    if not isinstance(found, list) or not all(isinstance(item, str) for item in found):
+        raise UserError(f"{path}: must be a JSON list of descriptions, or a text file (.txt) with one per line")
+    descriptions = [item.strip() for item in found if item.strip()]
+    if not descriptions:
+        raise UserError(f"{path}: holds no description; write one per line")
+    return descriptions
 
 
 class _Reader:

@@ -25,9 +25,9 @@ from bbu.models.vocabulary import (
     choose_vocabulary,
     known_descriptions,
     level_ends,
-    read_descriptions,
 )
 from bbu.taxonomy import LevelRule, Taxonomy, prefix, split_path
+from bbu.taxonomy_file import read_descriptions
 from bbu.training.recovery import publish
 from tests.tiny import DEFAULT, FAMILIES, tiny_processor, tiny_tokenizer
 

@@ -13,15 +13,15 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from bbu.errors import UserError
 from bbu.families.prompts import refuse_special_tokens
-from bbu.jsonl import decode_json
 from bbu.taxonomy import Children, Taxonomy, join_path, split_path
+from bbu.taxonomy_file import read_descriptions
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -185,24 +185,3 @@ def choose_vocabulary(choice: str, folder: Path, processor: ChatProcessor) -> De
         processor.caption_max_tokens,
         processor.conversation.special_tokens,
     )
-
-
-def read_descriptions(path: Path) -> list[str]:
-    """Read a JSON list of descriptions, or a text file with one per line; empty lines are skipped.
-
-    Raises:
-        UserError: names file and fix.
-    """
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-        found: Any = decode_json(text, str(path)) if path.suffix == ".json" else text.splitlines()
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); check the path") from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: is not UTF-8 text ({error.reason}); save it as UTF-8") from None
-    if not isinstance(found, list) or not all(isinstance(item, str) for item in found):
-        raise UserError(f"{path}: must be a JSON list of descriptions, or a text file (.txt) with one per line")
-    descriptions = [item.strip() for item in found if item.strip()]
-    if not descriptions:
-        raise UserError(f"{path}: holds no description; write one per line")
-    return descriptions

@@ -1,0 +1,92 @@
+"""How often verdicts are right, and the two ways of being wrong.
+
+A false pass is a group that should fail and was judged pass; a false fail the opposite. Intervals are Wilson's (1927)
+for a share of n groups: unlike a bootstrap they do not shrink to a point where nothing went wrong in few groups.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from bbu.evaluation.bootstrap import CONFIDENCE
+from bbu.evaluation.descriptions import ratio
+from bbu.evaluation.report import aligned, number
+from bbu.judging.verdicts import FAIL, PASS, Verdict
+
+LABELS = {
+    "photos": "photos",
+    "groups": "groups",
+    "judged_pass": "  judged pass",
+    "judged_fail": "  judged fail",
+    "groups_with_truth": "groups with truth",
+    "truth_pass": "  pass in truth",
+    "truth_fail": "  fail in truth",
+    "accuracy": "accuracy of verdicts",
+    "majority_baseline": "  majority baseline",
+    "false_passes": "false passes",
+    "false_pass_rate": "  of groups that should fail",
+    "false_fails": "false fails",
+    "false_fail_rate": "  of groups that should pass",
+}
+
+
+def verdict_metrics(verdicts: Sequence[Verdict], threshold: float) -> dict[str, Any]:
+    """Counts of verdicts and, where a truth is known, how often they are right.
+
+    Returns:
+        The keys of LABELS, ``threshold``, and ``intervals`` (key → [low, high] at 95 %). Keys about the truth are left
+        out if no group has one; undefined rates and intervals are None.
+    """
+    known = [(verdict.verdict, verdict.truth) for verdict in verdicts if verdict.truth is not None]
+    passed = sum(verdict.verdict == PASS for verdict in verdicts)
+    metrics: dict[str, Any] = {
+        "threshold": threshold,
+        "photos": sum(len(verdict.images) for verdict in verdicts),
+        "groups": len(verdicts),
+        "judged_pass": passed,
+        "judged_fail": len(verdicts) - passed,
+    }
+    if not known:
+        return metrics
+    should_fail = sum(truth == FAIL for _, truth in known)
+    false_passes, false_fails = known.count((PASS, FAIL)), known.count((FAIL, PASS))
+    return metrics | rates(len(known), should_fail, false_passes, false_fails)
+
+
+def rates(groups: int, should_fail: int, false_passes: int, false_fails: int) -> dict[str, Any]:
+    """The metrics about the truth, from counts of groups."""
+    should_pass = groups - should_fail
+    shares = {
+        "accuracy": (groups - false_passes - false_fails, groups),
+        "majority_baseline": (max(should_fail, should_pass), groups),
+        "false_pass_rate": (false_passes, should_fail),
+        "false_fail_rate": (false_fails, should_pass),
+    }
+    return {
+        "groups_with_truth": groups,
+        "truth_pass": should_pass,
+        "truth_fail": should_fail,
+        "false_passes": false_passes,
+        "false_fails": false_fails,
+        **{name: ratio(*counts) for name, counts in shares.items()},
+        "intervals": {name: wilson(*counts) for name, counts in shares.items() if name != "majority_baseline"},
+    }
+
+
+def wilson(hits: int, count: int) -> list[float] | None:
+    """Wilson's interval of a share; None without any."""
+    if not count:
+        return None
+    from scipy.stats import binomtest
+
+    found = binomtest(hits, count).proportion_ci(CONFIDENCE, method="wilson")
+    return [float(found.low), float(found.high)]
+
+
+def verdict_table(metrics: Mapping[str, Any]) -> str:
+    """Plain text for a terminal, with 95 % intervals; undefined values show as "-"."""
+    spans = {key: " to ".join(map(number, span or ())) for key, span in metrics.get("intervals", {}).items()}
+    return "\n".join(
+        aligned([(label, number(metrics[key]), spans.get(key, "")) for key, label in LABELS.items() if key in metrics])
+    )
