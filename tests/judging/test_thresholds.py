@@ -136,7 +136,7 @@ def test_rates_are_of_the_groups_that_should_fail_or_pass():
     metrics = verdict_metrics(judged(*pairs, ("pass", None)), 0.5)
     assert (metrics["groups"], metrics["groups_with_truth"], metrics["photos"]) == (11, 10, 11)
     assert (metrics["judged_pass"], metrics["judged_fail"]) == (8, 3)
-    assert (metrics["accuracy"], metrics["majority_baseline"]) == (0.7, 0.6)
+    assert (metrics["accuracy"], metrics["majority_baseline"], metrics["truth_pass_share"]) == (0.7, 0.6, 0.6)
     assert (metrics["false_pass_rate"], metrics["false_fail_rate"]) == (0.5, 1 / 6)
     for name in ("accuracy", "false_pass_rate", "false_fail_rate"):
         low, high = metrics["intervals"][name]
