@@ -124,6 +124,39 @@ def test_hostile_text_comes_back_as_text_and_closes_nothing(
     assert scripts == ["script 0", "data", "script 2", "small-0"]  # theme, data, program, photo: as without the words
 
 
+def judged(verdict: str, images: list[str], **more: Any) -> dict[str, Any]:
+    return {"group": "site", "images": images, "verdict": verdict, "reason": "because", "evidence": [], **more}
+
+
+def test_verdicts_come_with_the_photos_that_made_them_or_with_all_of_their_group(
+    rows: list[Row], tmp_path: Path
+) -> None:
+    names = [row.images[0] for row in rows]
+    box = {"bbox_2d": [1, 2, 3, 4], "desc": "a", "score": 0.5}
+    evidence = [
+        {"rule": "r", "photos": [{"image": names[1], "count": 1, "boxes": [box]}]},
+        {"rule": None, "photos": [{"image": names[0], "error": "is damaged"}]},
+    ]
+    verdicts = [judged("pass", names[2:], truth="fail"), judged("fail", names[:2], evidence=evidence)]
+    metrics = evaluate(rows, [], bootstrap_samples=0)
+    write_report(tmp_path / "p.html", rows, [], metrics, image_root="nowhere", title="Test", verdicts=verdicts)
+    passed, failed = content_of(tmp_path / "p.html")["verdicts"]
+    assert passed["truth"] == "fail" and passed["photos"] == [[2, []], [3, []]]
+    assert failed["truth"] is None and failed["photos"] == [[0, []], [1, [[1, 2, 3, 4]]]]
+
+
+def test_a_page_without_verdicts_has_no_place_for_them_and_one_with_a_strange_photo_is_refused(
+    rows: list[Row], tmp_path: Path
+) -> None:
+    metrics = write(tmp_path / "page.html", rows, [])
+    assert "verdicts" not in content_of(tmp_path / "page.html")
+    assert 'id="verdicts"' not in (tmp_path / "page.html").read_text(encoding="utf-8")
+    with pytest.raises(UserError, match=r"verdict on 'site': its photo 'other.jpg' is not among the annotated photos"):
+        strange = [judged("pass", ["other.jpg"])]
+        write_report(tmp_path / "x.html", rows, [], metrics, image_root="nowhere", title="Test", verdicts=strange)
+    assert not (tmp_path / "x.html").exists()
+
+
 def test_script_json_reads_back_and_never_holds_a_tag() -> None:
     value = {"text": [HOSTILE, "\u2028", "\ud800", "</SCRIPT >"], "n": 0.1}
     assert json.loads(script_json(value)) == value and "<" not in script_json(value)

@@ -132,6 +132,35 @@ def to_photos(browser: Browser) -> None:
     browser.wait("document.querySelector('#gallery > button .no-photo')")
 
 
+def test_verdicts_show_mistakes_first_and_open_their_photos(browser: Browser, tmp_path: Path) -> None:
+    rows = crowded_rows(5)
+    images = [row.images[0] for row in rows]
+    pairs = [("pass", "pass"), ("fail", "fail"), ("fail", "pass"), ("pass", "fail"), ("fail", None)]
+    verdicts = [
+        {"group": f"site {n}", "images": [images[n]], "verdict": verdict, "truth": truth, "reason": f"why {n}",
+         "evidence": [{"rule": "r", "photos": [{"image": images[n], "boxes": [{"bbox_2d": [1, 1, 9, 9]}]}]}] * (n == 2)}
+        for n, (verdict, truth) in enumerate(pairs)
+    ]  # fmt: skip
+    found = perturbed(rows)
+    metrics = evaluate(rows, found, bootstrap_samples=0)
+    page = tmp_path / "page.html"
+    write_report(page, rows, found, metrics, image_root="nowhere", title="Test", verdicts=verdicts)
+    browser.open(page)
+    groups = browser.run("return [...document.querySelectorAll('#verdicts tbody th')].map(cell => cell.innerText)")
+    assert groups == ["site 3", "site 2", "site 1", "site 4", "site 0"]
+    assert browser.text("#verdict-sums") == "5 groups · 2 pass · 1 false passes of 2 · 1 false fails of 2"
+    assert "false pass" in browser.text("#verdicts tbody tr") and "why 3" in browser.text("#verdicts tbody tr")
+    browser.set("name", "no photo has this name")
+    second = "document.querySelectorAll('.thumbnail')[1]"
+    browser.run(f"{second}.scrollIntoView({{block: 'center'}})")
+    browser.wait(f"{second}.querySelector('.edge.fp')")
+    browser.run(f"{second}.click()")
+    assert browser.text("#detail-name") == images[2]
+    browser.press("ESCAPE")
+    browser.wait(f"document.activeElement === {second}")
+    assert browser.said() == []
+
+
 # ---------------------------------------------------------------- counts
 
 

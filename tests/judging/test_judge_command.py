@@ -185,6 +185,15 @@ def test_a_misspelt_description_is_an_error_not_a_pass(place, capsys):
     assert "rules.yaml: rules[0].description: 'screw/lose'" in error and "the nearest is 'screw/loose'" in error
 
 
+def test_the_report_page_takes_the_verdicts(place, capsys):
+    assert run("--annotations", "rows.jsonl", "--output", "v.jsonl") == 0
+    evaluate = ["evaluate", "rows.jsonl", "found.jsonl", "--bootstrap-samples", "0", "--verdicts", "v.jsonl"]
+    assert main(evaluate) == 2
+    assert "--verdicts shows verdicts in --report; give both" in capsys.readouterr().err
+    assert main([*evaluate, "--report", "r.html"]) == 0
+    assert "bare" in Path("r.html").read_text(encoding="utf-8")
+
+
 def test_the_rules_of_the_drawn_photos_let_some_sites_pass_and_some_fail():
     taxonomy = load_taxonomy("bbu")
     rules = read_rules(PROJECT / "configs" / "rules" / "demo.yaml")

@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 
 from bbu.errors import UserError
+from bbu.jsonl import write_jsonl
 from bbu.judging.groups import Group, as_predicted, group_photos, with_missing
 from bbu.judging.rules import Rule
-from bbu.judging.verdicts import judge, read_truth
+from bbu.judging.verdicts import judge, read_truth, read_verdicts
 from bbu.records import ObjectRow, PredictionRow, Row
 from tests.judging.random_groups import failed, group, random_groups, random_rule, seen
 
@@ -182,6 +183,41 @@ def test_known_verdicts_are_read(tmp_path: Path):
     path = tmp_path / "truth.jsonl"
     path.write_text('{"group": "a", "verdict": "pass"}\n\n{"group": "b", "verdict": "fail"}\n', encoding="utf-8")
     assert read_truth(path) == {"a": "pass", "b": "fail"}
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_written_verdicts_are_read_back(seed, tmp_path: Path):
+    rules = [random_rule(random.Random(seed), f"rule {n}") for n in range(3)]
+    verdicts = judge(random_groups(seed), rules, 0.3, {"site-00": "pass"})
+    write_jsonl(tmp_path / "v.jsonl", verdicts)
+    assert read_verdicts(tmp_path / "v.jsonl") == [json.loads(json.dumps(one.to_json())) for one in verdicts]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"verdict": "ok"}, "verdict: must be 'pass' or 'fail', is 'ok'"),
+        ({"truth": None}, "truth: must be 'pass' or 'fail', is None"),
+        ({"images": []}, "images: needs at least one path"),
+        ({"evidence": {}}, "evidence: must be a list"),
+        ({"evidence": [{"rule": "r"}]}, "evidence[0].photos: is missing"),
+        ({"evidence": [{"rule": "r", "photos": [{"count": 1}]}]}, "evidence[0].photos[0].image: is missing"),
+        (
+            {
+                "evidence": [
+                    {"rule": "r", "photos": [{"image": "a", "boxes": [{"bbox_2d": [1], "desc": "a", "score": 1}]}]}
+                ]
+            },
+            "evidence[0].photos[0].boxes[0].bbox_2d: needs at least 4 numbers",
+        ),
+    ],
+)
+def test_a_line_that_is_no_verdict_is_named(tmp_path: Path, change, words: str):
+    row = {"group": "a", "images": ["a.jpg"], "verdict": "pass", "reason": "r", "evidence": []}
+    (tmp_path / "v.jsonl").write_text(json.dumps(row | change), encoding="utf-8")
+    with pytest.raises(UserError) as error:
+        read_verdicts(tmp_path / "v.jsonl")
+    assert str(error.value).startswith(f"{tmp_path / 'v.jsonl'}:1: {words}")
 
 
 @pytest.mark.parametrize(

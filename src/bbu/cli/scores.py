@@ -62,6 +62,7 @@ def _add_evaluate(commands: Commands) -> None:
     )
     evaluate.add_argument("--pictures", help="folder for pictures of truth beside prediction")
     evaluate.add_argument("--report", help="write one HTML page with metrics, curves and photos: docs/report.md")
+    evaluate.add_argument("--verdicts", help="verdicts JSONL of `bbu judge`, shown in --report: docs/verdicts.md")
     evaluate.add_argument("--image-root", help="photos of --pictures and --report (default: the truth's folder)")
 
 
@@ -71,6 +72,8 @@ def _evaluate(arguments: argparse.Namespace) -> int:
 
     if arguments.meteor and not arguments.dense:
         raise UserError(f"--meteor {arguments.meteor} needs --dense; give both")
+    if arguments.verdicts and not arguments.report:
+        raise UserError("--verdicts shows verdicts in --report; give both")
     truth: Iterable[Row] = iter_rows(arguments.truth)
     predictions: Iterable[PredictionRow] = iter_predictions(arguments.predictions)
     if arguments.dense or arguments.pictures or arguments.report:
@@ -99,9 +102,19 @@ def _evaluate(arguments: argparse.Namespace) -> int:
         print(f"{len(written)} pictures in {arguments.pictures}")
     if arguments.report:
         from bbu.evaluation.page import write_report
+        from bbu.judging.verdicts import read_verdicts
 
         title = Path(arguments.truth).name
-        page = write_report(arguments.report, list(truth), list(predictions), metrics, image_root=root, title=title)
+        verdicts = read_verdicts(arguments.verdicts) if arguments.verdicts else []
+        page = write_report(
+            arguments.report,
+            list(truth),
+            list(predictions),
+            metrics,
+            image_root=root,
+            title=title,
+            verdicts=verdicts,
+        )
         print(f"{page.shown} of {page.photos} photos shown in {arguments.report}")
     return 0
 

@@ -159,6 +159,47 @@ def _listed(texts: Sequence[str], separator: str) -> str:
     return separator.join([*texts[:NAMED], *more])
 
 
+def read_verdicts(path: str | Path) -> list[dict[str, Any]]:
+    """The lines that ``bbu judge`` has written, as ``Verdict.to_json`` gives them.
+
+    Raises:
+        RecordError: file and line, the field, and what is wrong with it.
+    """
+    rows = []
+    for where, value in iter_json_lines(path):
+        check = FieldChecker(where, "")
+        check.keys(value, required=("group", "images", "verdict", "reason", "evidence"), optional=("truth",))
+        check.text(value["group"], "group")
+        check.images(value["images"])
+        check.text(value["reason"], "reason")
+        for name in ("verdict", "truth"):
+            if name in value:
+                _check_verdict(value[name], check, name)
+        for index, part in enumerate(check.list(value["evidence"], "evidence")):
+            _check_evidence(part, FieldChecker(where, f"evidence[{index}]."))
+        rows.append(value)
+    return rows
+
+
+def _check_evidence(part: Any, check: FieldChecker) -> None:
+    limits = ("description", "per", "at_least", "at_most", "min_score")
+    check.keys(part, required=("rule", "photos"), optional=limits)
+    for index, photo in enumerate(check.list(part["photos"], "photos")):
+        inner = FieldChecker(check.where, f"{check.prefix}photos[{index}].")
+        inner.keys(photo, required=("image",), optional=("count", "boxes", "error"))
+        inner.text(photo["image"], "image")
+        for place, box in enumerate(inner.list(photo.get("boxes", []), "boxes")):
+            deep = FieldChecker(check.where, f"{inner.prefix}boxes[{place}].")
+            deep.keys(box, required=("bbox_2d", "desc", "score"))
+            if len(deep.numbers(box["bbox_2d"], "bbox_2d", fewest=4)) != 4:
+                deep.fail("bbox_2d", f"needs 4 numbers, has {len(box['bbox_2d'])}")
+
+
+def _check_verdict(value: Any, check: FieldChecker, name: str) -> None:
+    if value not in VERDICTS:
+        check.fail(name, f"must be 'pass' or 'fail', is {value!r}")
+
+
 def read_truth(path: str | Path) -> dict[str, str]:
     """Group → ``pass`` or ``fail``, from lines ``{"group": …, "verdict": "pass" | "fail"}``.
 
@@ -170,8 +211,7 @@ def read_truth(path: str | Path) -> dict[str, str]:
         check = FieldChecker(where, "")
         check.keys(value, required=("group", "verdict"))
         group, verdict = check.text(value["group"], "group"), value["verdict"]
-        if verdict not in VERDICTS:
-            check.fail("verdict", f"must be 'pass' or 'fail', is {verdict!r}")
+        _check_verdict(verdict, check, "verdict")
         if group in truth:
             check.fail("group", f"{group!r} has an earlier line; keep one of the two")
         truth[group] = verdict

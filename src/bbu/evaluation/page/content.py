@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from bbu.errors import UserError
 from bbu.evaluation.coco import tables_of
 from bbu.evaluation.descriptions import level_count, prefix
 from bbu.evaluation.matching import MATCH_IOU, FlatDetections, Matched, RankBy, Ranking, any_object, rank
@@ -84,6 +85,35 @@ def page_content(
             for row in metrics["confusions"]
         ],
     }
+
+
+def verdict_rows(verdicts: Sequence[Mapping[str, Any]], places: Mapping[str, int]) -> list[dict[str, Any]]:
+    """Each verdict with the photos that made it, or all of its group where none did: [number of the photo, its boxes].
+
+    Args:
+        verdicts: lines of ``bbu judge``.
+        places: photo name → number on the page.
+
+    Raises:
+        UserError: a photo that is not on the page.
+    """
+    rows = []
+    for verdict in verdicts:
+        boxes: dict[str, list[list[float]]] = {}
+        for part in verdict["evidence"]:
+            for photo in part["photos"]:
+                boxes.setdefault(photo["image"], []).extend(box["bbox_2d"] for box in photo.get("boxes", ()))
+        photos = sorted(boxes) or verdict["images"]
+        for name in photos:
+            if name not in places:
+                raise UserError(
+                    f"verdict on {verdict['group']!r}: its photo {name!r} is not among the annotated photos; judge the "
+                    "predictions of this page"
+                )
+        told = {name: verdict[name] for name in ("group", "verdict", "reason")}
+        shown = [[places[name], boxes.get(name, [])] for name in photos]
+        rows.append({**told, "truth": verdict.get("truth"), "photos": shown})
+    return rows
 
 
 def _photo(photo: Photo, row: Row, number: Mapping[str, int]) -> dict[str, Any]:

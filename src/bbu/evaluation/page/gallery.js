@@ -1,6 +1,6 @@
 // Cards of photos, drawn only while they are near the window, and one photo in detail.
 
-const shown = { numbers: [], current: -1, opened: -1, objects: [], zoom: null }; // numbers: photos that pass the filters
+const shown = { numbers: [], current: -1, opened: -1, objects: [], zoom: null, opener: null }; // numbers: photos that pass the filters
 const DRAWN_AHEAD = "500px"; // beyond the window
 
 // ---- which photos, in which order

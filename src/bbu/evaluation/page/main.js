@@ -55,6 +55,7 @@ function start() {
   fillReliabilityChoice();
   setThreshold(state.threshold);
   arrange();
+  if (DATA.verdicts) drawVerdicts();
 
   const slider = byId("threshold");
   slider.value = String(state.threshold);
@@ -78,7 +79,10 @@ function start() {
   byId("next").addEventListener("click", () => step(1));
   byId("close").addEventListener("click", () => byId("detail").close());
   // the browser would focus the photo that was opened first, not the last one viewed
-  byId("detail").addEventListener("close", () => cards[shown.opened].button.focus());
+  byId("detail").addEventListener("close", () => {
+    (shown.opener ?? cards[shown.opened].button).focus();
+    shown.opener = null;
+  });
   window.addEventListener("resize", () => byId("detail").open && placeTags());
   // photos follow this script in the file: redraw what was in view before they were parsed
   document.addEventListener("DOMContentLoaded", redrawCards);
