@@ -25,7 +25,7 @@ from bbu.config import (
 from bbu.errors import ConfigError
 
 PROJECT = Path(__file__).resolve().parents[1]
-SHIPPED = sorted((PROJECT / "configs").glob("**/*.yaml"))
+SHIPPED = sorted((PROJECT / "configs").glob("*.yaml"))
 RULES = all_keys()
 CHOICES = {key: rule["among"] for key, rule in RULES.items() if "among" in rule}
 RANGES = {key: (rule["least"], rule["most"]) for key, rule in RULES.items() if "least" in rule}
