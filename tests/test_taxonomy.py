@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bbu.errors import ConfigError
+from bbu.errors import ConfigError, UserError
 from bbu.taxonomy import LevelRule, MirrorRules, Taxonomy, join_path, prefix, prefix_tree, split_path
-from bbu.taxonomy_file import read_taxonomy
+from bbu.taxonomy_file import read_descriptions, read_taxonomy
 
 SHIPPED = Path(__file__).parents[1] / "data_conversion" / "taxonomies" / "bbu.yaml"
 LEVEL = st.text(alphabet="ab螺丝, /", max_size=6)
@@ -234,3 +234,22 @@ def test_what_a_photo_may_go_through() -> None:
     assert not MirrorRules().allows("turn", sided) and not MirrorRules().allows("turn", ["top"])
     assert MirrorRules().allows("turn", plain) and MirrorRules().allows("vertical", sided)
     assert MirrorRules(horizontal="allow").swap("left", "horizontal") == "left"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("none.txt", None, "cannot be read"),
+        ("empty.txt", b"\n \n", "holds no description"),
+        ("latin.txt", b"\xff\xfe\xff", "not UTF-8"),
+        ("cut.json", b'["a"', "is not valid JSON"),
+        ("number.json", b"[3]", "must be a JSON list"),
+        ("table.json", b'{"a": 1}', "must be a JSON list"),
+    ],
+)
+def test_a_bad_file_of_descriptions_is_named(name: str, content: bytes | None, words: str, tmp_path: Path) -> None:
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=words) as error:
+        read_descriptions(tmp_path / name)
+    assert name in str(error.value) and "\n" not in str(error.value)

@@ -91,6 +91,22 @@ def test_known_verdicts_replace_the_truth_of_the_annotations(place):
     assert truth == {"bare": "pass", "good": None, "loose": None}
 
 
+def test_groups_that_are_not_judged_or_not_scored_are_counted_and_named(place, capsys):
+    write_jsonl("found.jsonl", [*FOUND[:4], seen("good/3.jpg", ("screw/tight", 0.9))])
+    assert run("--annotations", "rows.jsonl", "--group-by", "folder", "--output", "v.jsonl") == 0
+    assert {name: row.get("truth") for name, row in lines("v.jsonl").items()} == {"good": None, "loose": "fail"}
+    notes = capsys.readouterr().err
+    assert "note: groups without any prediction, not judged: 1 (bare)" in notes
+    assert "note: groups without a known verdict, not scored: 1 (good)" in notes
+
+
+def test_a_photo_annotated_twice_is_named(place, capsys):
+    text = Path("rows.jsonl").read_text(encoding="utf-8")
+    Path("rows.jsonl").write_text(text + text.splitlines()[0], encoding="utf-8")
+    assert run("--annotations", "rows.jsonl", "--output", "v.jsonl") == 2
+    assert "photo 'good/1.jpg' appears twice among the annotated rows" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("group_by", ["folder", "^(.+)/"])
 def test_groups_come_from_paths_too(place, group_by):
     assert run("--group-by", group_by, "--output", "v.jsonl") == 0

@@ -146,7 +146,8 @@ def test_rates_are_of_the_groups_that_should_fail_or_pass():
 
 def test_without_truth_there_are_counts_only():
     metrics = verdict_metrics(judged(("pass", None), ("fail", None)), 0.5)
-    assert set(metrics) == {"threshold", "photos", "groups", "judged_pass", "judged_fail"}
+    assert set(metrics) == {"threshold", "photos", "groups", "judged_pass", "judged_fail", "broken_rules"}
+    assert metrics["broken_rules"] == {"no loose screw": 1}
     assert "accuracy" not in verdict_table(metrics)
 
 

@@ -27,7 +27,6 @@ from bbu.models.vocabulary import (
     level_ends,
 )
 from bbu.taxonomy import LevelRule, Taxonomy, prefix, split_path
-from bbu.taxonomy_file import read_descriptions
 from bbu.training.recovery import publish
 from tests.tiny import DEFAULT, FAMILIES, tiny_processor, tiny_tokenizer
 
@@ -355,22 +354,3 @@ def test_a_file_of_descriptions_is_read(name: str, tmp_path: Path) -> None:
     path.write_text("\n".join([*known, "", " "]) if name.endswith("txt") else json.dumps(known), encoding="utf-8")
     vocabulary = choose_vocabulary(str(path), tmp_path, tiny_processor(DEFAULT))
     assert vocabulary is not None and vocabulary.descriptions == tuple(known)
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "words"),
-    [
-        ("none.txt", None, "cannot be read"),
-        ("empty.txt", b"\n \n", "holds no description"),
-        ("latin.txt", b"\xff\xfe\xff", "not UTF-8"),
-        ("cut.json", b'["a"', "is not valid JSON"),
-        ("number.json", b"[3]", "must be a JSON list"),
-        ("table.json", b'{"a": 1}', "must be a JSON list"),
-    ],
-)
-def test_a_bad_file_of_descriptions_is_named(name: str, content: bytes | None, words: str, tmp_path: Path) -> None:
-    if content is not None:
-        (tmp_path / name).write_bytes(content)
-    with pytest.raises(UserError, match=words) as error:
-        read_descriptions(tmp_path / name)
-    assert name in str(error.value) and "\n" not in str(error.value)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +14,7 @@ from bbu.jsonl import write_json, write_jsonl
 
 if TYPE_CHECKING:
     from bbu.judging.groups import Group
+    from bbu.judging.rules import Rule
     from bbu.judging.verdicts import Verdict
     from bbu.records import PredictionRow, Row
 
@@ -44,11 +45,10 @@ def add_commands(commands: Commands) -> None:
 
 
 def _judge(arguments: argparse.Namespace) -> int:
-    from bbu.judging.groups import as_predicted, group_photos, with_missing
+    from bbu.judging.groups import group_photos, with_missing
     from bbu.judging.rules import check_descriptions, read_rules
     from bbu.judging.scoring import verdict_metrics, verdict_table
-    from bbu.judging.thresholds import choose_threshold, load_threshold, threshold_line
-    from bbu.judging.verdicts import judge, read_truth
+    from bbu.judging.verdicts import annotated_truth, judge, read_truth
     from bbu.records import read_predictions, read_rows
 
     _check(arguments)
@@ -59,26 +59,13 @@ def _judge(arguments: argparse.Namespace) -> int:
     group_of = _group_function(arguments, rows)
     groups = with_missing(group_photos(found, group_of), (row.images[0] for row in rows), group_of)
     _check_single(groups, arguments.allow_single_photos)
-    truth: dict[str, str] = {}
-    if arguments.verdicts:
-        truth = read_truth(arguments.verdicts)
-    elif rows:
-        judged = {group.name for group in groups}
-        annotated = (as_predicted(row) for row in rows if group_of(row.images[0]) in judged)
-        right = judge(group_photos(annotated, group_of, "annotated rows"), rules, 1.0)
-        truth = {verdict.group: verdict.verdict for verdict in right}
-    status, threshold = 0, arguments.threshold
-    if arguments.choose_threshold:
-        chosen = choose_threshold(groups, rules, truth, arguments.max_false_pass)
-        write_json(arguments.choose_threshold, chosen)
-        threshold, status = chosen["threshold"], 0 if chosen["reached"] else 1
-        print(f"{threshold_line(chosen)}; written to {arguments.choose_threshold}\n")
-    elif arguments.threshold_from:
-        threshold, reached = load_threshold(arguments.threshold_from, rules)
-        if not reached:
-            _note(
-                f"{arguments.threshold_from}: its threshold {threshold:g} did not keep to the bound where it was chosen"
-            )
+    truth = read_truth(arguments.verdicts) if arguments.verdicts else annotated_truth(rows, groups, rules)
+    judged = {group.name for group in groups}
+    others = {*truth, *filter(None, (group_of(row.images[0]) for row in rows))} - judged
+    _note_groups(others, "without any prediction, not judged")
+    if rows or truth:
+        _note_groups(judged - set(truth), "without a known verdict, not scored")
+    threshold, status = _threshold(arguments, groups, rules, truth)
     verdicts = judge(groups, rules, threshold, truth)
     metrics = verdict_metrics(verdicts, threshold)
     print(verdict_table(metrics))
@@ -89,6 +76,25 @@ def _judge(arguments: argparse.Namespace) -> int:
     if arguments.metrics:
         write_json(arguments.metrics, metrics)
     return status
+
+
+def _threshold(
+    arguments: argparse.Namespace, groups: Sequence[Group], rules: Sequence[Rule], truth: Mapping[str, str]
+) -> tuple[float, int]:
+    """The threshold to judge at, and the exit status."""
+    from bbu.judging.thresholds import choose_threshold, load_threshold, threshold_line
+
+    if arguments.choose_threshold:
+        chosen = choose_threshold(groups, rules, truth, arguments.max_false_pass)
+        write_json(arguments.choose_threshold, chosen)
+        print(f"{threshold_line(chosen)}; written to {arguments.choose_threshold}\n")
+        return chosen["threshold"], 0 if chosen["reached"] else 1
+    if arguments.threshold_from:
+        threshold, reached = load_threshold(arguments.threshold_from, rules)
+        if not reached:
+            _note(f"{arguments.threshold_from}: its {threshold:g} did not keep to the bound where it was chosen")
+        return threshold, 0
+    return arguments.threshold, 0
 
 
 def _check(arguments: argparse.Namespace) -> None:
@@ -115,7 +121,12 @@ def _group_function(arguments: argparse.Namespace, rows: Sequence[Row]) -> Calla
     """The group of a photo, by path as in conversion, else by its annotated row."""
     from data_conversion.grouping import group_function
 
-    own = {row.images[0]: row.group for row in rows}
+    own: dict[str, str | None] = {}
+    for row in rows:
+        name = row.images[0]
+        if name in own:
+            raise UserError(f"photo {name!r} appears twice among the annotated rows; keep one of the two lines")
+        own[name] = row.group
     by_path = group_function(arguments.group_by)
     return lambda name: by_path(name, own.get(name))
 
@@ -147,6 +158,13 @@ def _show_failed(verdicts: Sequence[Verdict]) -> None:
         print(f"  {verdict.group}: {verdict.reason}")
     if len(failed) > SHOWN_FAILED:
         print(f"  and {len(failed) - SHOWN_FAILED} more")
+
+
+def _note_groups(names: Collection[str], what: str) -> None:
+    """A note that counts and names groups, if there are any."""
+    if names:
+        more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+        _note(f"groups {what}: {len(names)} ({', '.join(sorted(names)[:NAMED])}{more})")
 
 
 def _note(text: str) -> None:

@@ -28,11 +28,8 @@ class Group:
         return [photo.images[0] for photo in self.photos]
 
 
-def group_photos(photos: Iterable[PredictionRow], group_of: GroupOf, what: str = "predictions") -> list[Group]:
+def group_photos(photos: Iterable[PredictionRow], group_of: GroupOf) -> list[Group]:
     """Groups in order of name; the order of the photos does not matter.
-
-    Args:
-        what: the photos' rows, for messages.
 
     Raises:
         UserError: a photo that is listed twice or has no group, or no photo at all. The message names the photo.
@@ -42,7 +39,7 @@ def group_photos(photos: Iterable[PredictionRow], group_of: GroupOf, what: str =
     for photo in photos:
         name = photo.images[0]
         if name in seen:
-            raise UserError(f"photo {name!r} appears twice among the {what}; keep one of the two lines")
+            raise UserError(f"photo {name!r} appears twice among the predictions; keep one of the two lines")
         seen.add(name)
         group = group_of(name)
         if not group:
@@ -52,7 +49,7 @@ def group_photos(photos: Iterable[PredictionRow], group_of: GroupOf, what: str =
             )
         found.setdefault(group, {})[name] = photo
     if not found:
-        raise UserError(f"there are no {what} to judge; check the file")
+        raise UserError("there are no predictions to judge; check the file")
     return [Group(group, tuple(found[group][name] for name in sorted(found[group]))) for group in sorted(found)]
 
 

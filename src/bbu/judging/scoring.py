@@ -6,6 +6,7 @@ for a share of n groups: unlike a bootstrap they do not shrink to a point where 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -36,9 +37,10 @@ def verdict_metrics(verdicts: Sequence[Verdict], threshold: float) -> dict[str, 
     """Counts of verdicts and, where a truth is known, how often they are right.
 
     Returns:
-        The keys of LABELS, ``threshold``, and ``intervals`` (key → [low, high] at 95 %). Keys about the truth are left
-        out if no group has one; undefined rates and intervals are None.
+        The keys of LABELS, ``threshold``, ``broken_rules`` (rule → groups) and ``intervals`` (key → [low, high] at
+        95 %). Keys about the truth are left out if no group has one; undefined rates and intervals are None.
     """
+    broken = Counter(item.rule.name for verdict in verdicts for item in verdict.evidence if item.rule is not None)
     known = [(verdict.verdict, verdict.truth) for verdict in verdicts if verdict.truth is not None]
     passed = sum(verdict.verdict == PASS for verdict in verdicts)
     metrics: dict[str, Any] = {
@@ -47,6 +49,7 @@ def verdict_metrics(verdicts: Sequence[Verdict], threshold: float) -> dict[str, 
         "groups": len(verdicts),
         "judged_pass": passed,
         "judged_fail": len(verdicts) - passed,
+        "broken_rules": dict(sorted(broken.items(), key=lambda item: (-item[1], item[0]))),
     }
     if not known:
         return metrics

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from bbu.jsonl import iter_json_lines
-from bbu.judging.groups import NO_PREDICTION, Group
+from bbu.judging.groups import NO_PREDICTION, Group, as_predicted
 from bbu.judging.rules import Rule
-from bbu.records import FieldChecker, PredictedObject, PredictionRow
+from bbu.records import FieldChecker, PredictedObject, PredictionRow, Row
 
 PASS, FAIL = "pass", "fail"
 VERDICTS = (PASS, FAIL)
@@ -109,6 +109,17 @@ def judge(
         )
         for group in groups
     ]
+
+
+def annotated_truth(rows: Iterable[Row], groups: Iterable[Group], rules: Sequence[Rule]) -> dict[str, str]:
+    """Group → the verdict on its annotated objects, for the groups of which every photo is annotated."""
+    annotated = {row.images[0]: as_predicted(row) for row in rows}
+    known = [
+        Group(group.name, tuple(annotated[image] for image in group.images))
+        for group in groups
+        if annotated.keys() >= set(group.images)
+    ]
+    return {verdict.group: verdict.verdict for verdict in judge(known, rules, threshold=1.0)}
 
 
 def _evidence(group: Group, rules: Sequence[Rule], threshold: float) -> tuple[Evidence, ...]:
