@@ -126,7 +126,8 @@ def loaded_by(code: str) -> set[str]:
     "modules",
     [
         "bbu.evaluation, bbu.evaluation.pictures, bbu.evaluation.compare, bbu.evaluation.calibration, "
-        "bbu.evaluation.operating_points, bbu.evaluation.page, bbu.drawing.panels, bbu.drawing.pages",
+        "bbu.evaluation.operating_points, bbu.evaluation.page, bbu.drawing.panels, bbu.drawing.pages, "
+        "bbu.judging.verdicts, bbu.judging.scoring, bbu.judging.thresholds",
         "bbu.geometry, bbu.records, bbu.taxonomy, bbu.config, bbu.data.augment, bbu.images, bbu.families.prompts",
         "data_conversion.__main__, data_conversion.pipeline, data_conversion.cabinet_photos",
     ],
