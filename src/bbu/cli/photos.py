@@ -5,15 +5,22 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from bbu.cli.arguments import Commands, not_negative, positive, share
+from bbu.cli.grouping import HELP as GROUPS
+from bbu.cli.grouping import group_of_photos
 from bbu.config import EvaluationConfig
 from bbu.errors import UserError
+
+if TYPE_CHECKING:
+    from bbu.inference.photo_lists import LeftOut
 
 
 def add_commands(commands: Commands) -> None:
     """Commands whose first argument is a model folder."""
     _add_predict(commands)
+    _add_summarize(commands)
     serve = commands.add_parser("serve", help="a web page and HTTP endpoint for a trained model: docs/serve.md")
     serve.set_defaults(action=_serve)
     serve.add_argument("model", help="a run's model folder, e.g. outputs/demo/model")
@@ -63,6 +70,57 @@ def _add_predict(commands: Commands) -> None:
     predict.add_argument("--export-to", metavar="FOLDER", help="new folder for --export")
 
 
+def _add_summarize(commands: Commands) -> None:
+    summarize = commands.add_parser("summarize", help="a summary of every photo, row by group: docs/answers.md")
+    summarize.set_defaults(action=_summarize)
+    summarize.add_argument("model", help="model folder of a run with data.answers.summary")
+    summarize.add_argument("photos", help="a folder, a quoted glob, one photo, a JSONL of records, or a .txt of paths")
+    summarize.add_argument("output", help="summaries JSONL to write; rerun to resume")
+    summarize.add_argument(
+        "--image-root", help="folder that paths in a JSONL or .txt are relative to (default: its own)"
+    )
+    summarize.add_argument("--group-by", default="", help=GROUPS)
+    summarize.add_argument("--max-tokens", type=positive, default=512, help="longest summary (default 512)")
+    summarize.add_argument("--batch-size", type=positive, default=8, help="photos written about together (default 8)")
+    summarize.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto")
+    summarize.add_argument("--workers", type=not_negative, default=2, help="processes that read photos (default 2)")
+
+
+def _summarize(arguments: argparse.Namespace) -> int:
+    from bbu.inference import Inference
+    from bbu.inference.job import settings_of
+    from bbu.inference.photo_lists import LeftOut, list_photos
+    from bbu.inference.summaries import summarize_to_file
+    from bbu.records import read_samples
+
+    left_out = LeftOut()
+    names, root = list_photos(arguments.photos, left_out)
+    _note(left_out)
+    rows = read_samples(arguments.photos) if Path(arguments.photos).suffix == ".jsonl" else []
+    group_of = group_of_photos(arguments.group_by, (sample.student for sample in rows))
+    inference = Inference(arguments.model, precision=arguments.precision, batch_size=arguments.batch_size)
+    count, failed, cut = summarize_to_file(
+        inference,
+        names,
+        arguments.image_root or root,
+        arguments.output,
+        group_of=group_of,
+        settings=settings_of(inference, arguments.model),
+        max_new_tokens=arguments.max_tokens,
+        workers=arguments.workers,
+    )
+    print(
+        f"{count} photos, {failed} of them failed, {cut} summaries cut off at {arguments.max_tokens} tokens; "
+        f"written to {arguments.output}"
+    )
+    return 1 if failed or left_out.closed else 0
+
+
+def _note(left_out: LeftOut) -> None:
+    for note in left_out.notes():
+        print(f"bbu: note: {note}", file=sys.stderr)
+
+
 def _predict(arguments: argparse.Namespace) -> int:
     _check_export(arguments)
     from bbu.inference import Inference
@@ -79,8 +137,7 @@ def _predict(arguments: argparse.Namespace) -> int:
         raise UserError("--tile-size needs --tiles auto; give both")
     left_out = LeftOut()
     names, root = list_photos(arguments.photos, left_out)
-    for note in left_out.notes():
-        print(f"bbu: note: {note}", file=sys.stderr)
+    _note(left_out)
     root = arguments.image_root or root
     tiles = Tiles.parse(arguments.tiles, arguments.tile_size, arguments.tile_overlap) if arguments.tiles else None
     options = PredictOptions(

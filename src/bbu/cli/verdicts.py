@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bbu.cli.arguments import Commands, share
+from bbu.cli.grouping import group_of_photos
 from bbu.errors import UserError
 from bbu.jsonl import write_json, write_jsonl
 
@@ -56,7 +57,7 @@ def _judge(arguments: argparse.Namespace) -> int:
     rows = read_rows(arguments.annotations) if arguments.annotations else []
     found = read_predictions(arguments.predictions)
     check_descriptions(rules, _descriptions(rows, found, arguments.descriptions), arguments.rules)
-    group_of = _group_function(arguments, rows)
+    group_of = group_of_photos(arguments.group_by, rows)
     groups = with_missing(group_photos(found, group_of), (row.images[0] for row in rows), group_of)
     _check_single(groups, arguments.allow_single_photos)
     truth = read_truth(arguments.verdicts) if arguments.verdicts else annotated_truth(rows, groups, rules)
@@ -115,20 +116,6 @@ def _descriptions(rows: Sequence[Row], found: Sequence[PredictionRow], file: str
 
     known = {desc for row in rows for desc in row.labels} | {item.desc for row in found for item in row.predictions}
     return known | set(read_descriptions(Path(file)) if file else ())
-
-
-def _group_function(arguments: argparse.Namespace, rows: Sequence[Row]) -> Callable[[str], str | None]:
-    """The group of a photo, by path as in conversion, else by its annotated row."""
-    from data_conversion.grouping import group_function
-
-    own: dict[str, str | None] = {}
-    for row in rows:
-        name = row.images[0]
-        if name in own:
-            raise UserError(f"photo {name!r} appears twice among the annotated rows; keep one of the two lines")
-        own[name] = row.group
-    by_path = group_function(arguments.group_by)
-    return lambda name: by_path(name, own.get(name))
 
 
 def _check_single(groups: Sequence[Group], allowed: bool) -> None:

@@ -76,7 +76,7 @@ def predict_to_file(
 
 
 def begun(partial: PartialRows[Any], what: str) -> str:
-    """What becomes of an earlier partial file; ``what`` is done to each photo, a regular verb."""
+    """What becomes of an earlier partial file; ``what`` is done to each photo, the stem of a regular verb."""
     if partial.begun == "replaced":
         return f"{partial.path}: was made with other settings; {what}ing all photos again"
     senseless = f"; {partial.senseless} lines make no sense, their photos are {what}ed again"
