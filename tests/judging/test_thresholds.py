@@ -8,9 +8,10 @@ import random
 import pytest
 
 from bbu.errors import UserError
+from bbu.evaluation.bootstrap import wilson
 from bbu.jsonl import write_json
 from bbu.judging.rules import Rule
-from bbu.judging.scoring import verdict_metrics, verdict_table, wilson
+from bbu.judging.scoring import verdict_metrics, verdict_table
 from bbu.judging.thresholds import choose_threshold, load_threshold, threshold_line
 from bbu.judging.verdicts import judge
 from tests.judging.random_groups import failed, group, random_groups, random_rule, seen

@@ -14,6 +14,12 @@ from bbu.jsonl import write_json
 def add_commands(commands: Commands) -> None:
     """Commands whose first argument is a file of annotated rows."""
     _add_evaluate(commands)
+    summaries = commands.add_parser("evaluate-summaries", help="score what `bbu summarize` wrote: docs/answers.md")
+    summaries.set_defaults(action=_evaluate_summaries)
+    summaries.add_argument("truth", help="JSONL of annotated rows with summaries")
+    summaries.add_argument("summaries", help="summaries JSONL")
+    summaries.add_argument("--train", help="JSONL of training rows: the baseline is their most frequent summary")
+    summaries.add_argument("--output", help="write the metrics as JSON")
     compare = commands.add_parser("compare", help="what predictions B do better or worse than A, and on which photos")
     compare.set_defaults(action=_compare)
     compare.add_argument("truth", help="JSONL of annotated rows")
@@ -64,6 +70,18 @@ def _add_evaluate(commands: Commands) -> None:
     evaluate.add_argument("--report", help="write one HTML page with metrics, curves and photos: docs/report.md")
     evaluate.add_argument("--verdicts", help="verdicts JSONL of `bbu judge`, shown in --report: docs/verdicts.md")
     evaluate.add_argument("--image-root", help="photos of --pictures and --report (default: the truth's folder)")
+
+
+def _evaluate_summaries(arguments: argparse.Namespace) -> int:
+    from bbu.evaluation.summaries import read_summaries, summary_lines, summary_metrics
+    from bbu.records import read_rows
+
+    training = read_rows(arguments.train) if arguments.train else []
+    metrics = summary_metrics(read_rows(arguments.truth), read_summaries(arguments.summaries), training)
+    print(summary_lines(metrics))
+    if arguments.output:
+        write_json(arguments.output, metrics)
+    return 0
 
 
 def _evaluate(arguments: argparse.Namespace) -> int:

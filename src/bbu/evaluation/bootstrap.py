@@ -243,3 +243,13 @@ def _running(weights_BsPh: np.ndarray, photo: np.ndarray) -> np.ndarray:
     result = np.zeros((len(weights_BsPh), len(photo) + 1))
     np.cumsum(weights_BsPh.take(photo, axis=1), axis=1, out=result[:, 1:])
     return result
+
+
+def wilson(hits: int, count: int) -> list[float] | None:
+    """Wilson's interval (1927) of a share, at CONFIDENCE; None without any."""
+    if not count:
+        return None
+    from scipy.stats import binomtest
+
+    found = binomtest(hits, count).proportion_ci(CONFIDENCE, method="wilson")
+    return [float(found.low), float(found.high)]

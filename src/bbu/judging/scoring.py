@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from bbu.evaluation.bootstrap import CONFIDENCE
+from bbu.evaluation.bootstrap import wilson
 from bbu.evaluation.descriptions import ratio
 from bbu.evaluation.report import aligned, number
 from bbu.judging.verdicts import FAIL, PASS, Verdict
@@ -77,16 +77,6 @@ def rates(groups: int, should_fail: int, false_passes: int, false_fails: int) ->
         **{name: ratio(*counts) for name, counts in shares.items()},
         "intervals": {name: wilson(*counts) for name, counts in shares.items() if name != "majority_baseline"},
     }
-
-
-def wilson(hits: int, count: int) -> list[float] | None:
-    """Wilson's interval of a share; None without any."""
-    if not count:
-        return None
-    from scipy.stats import binomtest
-
-    found = binomtest(hits, count).proportion_ci(CONFIDENCE, method="wilson")
-    return [float(found.low), float(found.high)]
 
 
 def verdict_table(metrics: Mapping[str, Any]) -> str:
