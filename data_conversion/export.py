@@ -278,6 +278,8 @@ class _Exporter:
         name = row.images[0]
         if isinstance(row, PredictionRow) and row.error is not None:
             raise self._skip("not_predicted", f"{name}: {row.error}")
+        if isinstance(row, Row) and not row.annotated:  # other formats would say that nothing is there
+            raise self._skip("not_annotated", f'{name}: is not annotated ("objects": null)')
         try:
             path = resolve_image(self.root, name)
         except UserError as error:

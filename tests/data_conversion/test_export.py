@@ -104,6 +104,17 @@ def test_predictions_and_photos_that_were_not_predicted(source: Any, run: Any, w
     assert "skipped  c.jpg: is damaged" in report.summary()
 
 
+def test_photos_that_nobody_annotated_are_left_out(source: Any, run: Any, written: list[ExportPhoto]) -> None:
+    """In other formats they would say that nothing is there."""
+    for name in ("a", "b"):
+        source.photo(f"{name}.jpg")
+    report = run(row("a.jpg"), {**row("b.jpg"), "objects": None})
+    assert [(photo.image, photo.objects) for photo in written] == [("a.jpg", ())]
+    assert (report.skipped, report.problems) == (
+        {"not_annotated": 1}, ['b.jpg: is not annotated ("objects": null)']
+    )  # fmt: skip
+
+
 def test_predicted_objects_are_cut_to_the_photo_and_useless_ones_counted(source: Any, run: Any, written: Any) -> None:
     source.photo("a.jpg")
     value = predicted("a.jpg", 0.9, 0.9, 0.9)

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -75,6 +76,15 @@ def test_a_detection_on_a_photo_without_objects_is_a_false_positive():
     )
     assert metrics["AP50"] == pytest.approx(0.5)  # the first of two detections is wrong
     assert metrics["false_positives_per_image"] == 0.5
+
+
+def test_a_photo_that_nobody_annotated_counts_nowhere():
+    truth, found = [photo("a.jpg", (LEFT, LABEL))], [guess("a.jpg", (LEFT, LABEL, 0.5))]
+    unknown = [replace(photo(f"{name}.jpg"), annotated=False) for name in "bc"]
+    alone, beside = evaluate(truth, found), evaluate([*truth, *unknown], [*found, guess("b.jpg", (LEFT, LABEL, 0.9))])
+    assert alone == beside
+    with pytest.raises(UserError, match=r"b\.jpg"):
+        pair([*unknown, unknown[0]], [])
 
 
 def test_a_box_off_by_a_fifth_counts_at_loose_thresholds_only():

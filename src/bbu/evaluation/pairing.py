@@ -98,7 +98,7 @@ class Pairing:
 
 
 def pair(truth: Iterable[Row], predictions: Iterable[PredictionRow]) -> Pairing:
-    """Pair rows by their first image path.
+    """Pair rows by their first image path. Photos that nobody annotated are left out, and their predictions with them.
 
     A photo that failed or has no prediction row keeps zero detections, so all its objects count as missed. COCO breaks
     ties of score by position; photos and boxes are sorted, so the order of lines never changes a number. Both are read
@@ -125,11 +125,15 @@ class _Annotated:
         self.sizes: list[Size] = []
         self.codes: dict[str, int] = {}  # description → number, in order of appearance
         self.objects = _Column(self.codes, numbers=4)
+        self.unknown: set[str] = set()  # photos that are not annotated
         sizes: dict[Size, Size] = {}  # one tuple for all photos of a size
         for row in truth:
             name, size = row.images[0], (row.width, row.height)
-            if name in self.places:
+            if name in self.places or name in self.unknown:
                 raise _twice(name, "annotated rows")
+            if not row.annotated:
+                self.unknown.add(name)
+                continue
             self.objects.add(len(self.places), sorted((item.box, item.desc) for item in row.objects))
             self.places[name] = len(self.places)
             self.sizes.append(sizes.setdefault(size, size))
@@ -141,6 +145,8 @@ class _Annotated:
         for row in predictions:
             name = row.images[0]
             place = self.places.get(name)
+            if name in self.unknown:
+                continue
             if place is None:
                 raise UserError(
                     f"prediction for {name!r}: no annotated row has this photo; "

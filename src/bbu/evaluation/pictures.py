@@ -135,7 +135,7 @@ def save_pictures(
         UserError: as ``open_displayed``.
     """
     predicted = {row.images[0]: row for row in predictions if row.error is None}
-    known = sorted((row for row in rows if row.images[0] in predicted), key=lambda row: row.images[0])
+    known = sorted((row for row in rows if row.annotated and row.images[0] in predicted), key=lambda row: row.images[0])
     count = max(0, min(limit, len(known)))
     colours = palette_for(item.desc for row in known for item in row.objects)
     written = []
