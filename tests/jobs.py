@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -14,6 +13,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from bbu.jsonl import write_jsonl
+from tests import warm
 from tests.tiny import tiny_config, write_samples
 
 PROJECT = Path(__file__).resolve().parents[1]
@@ -57,20 +57,14 @@ def environment(**more: str) -> dict[str, str]:
 
 def start(*arguments: str | Path, **more: str) -> subprocess.Popen[str]:
     """A ``bbu`` command under way, its output in pipes."""
-    return subprocess.Popen(
-        command(*arguments), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment(**more),
-        preexec_fn=listen,
-    )  # fmt: skip
-
-
-def listen() -> None:
-    """Called in a new process: a shell has what it runs in the background ignore Ctrl-C, and a child inherits that."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    return warm.Popen(
+        command(*arguments), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment(**more)
+    )
 
 
 def run(*arguments: str | Path, **more: str) -> subprocess.CompletedProcess[str]:
     """A ``bbu`` command and its end."""
-    return subprocess.run(command(*arguments), capture_output=True, text=True, env=environment(**more), timeout=240)
+    return warm.run(command(*arguments), env=environment(**more), timeout=240)
 
 
 def wait_until(happened: Callable[[], bool], process: subprocess.Popen[str], seconds: float = 120) -> None:

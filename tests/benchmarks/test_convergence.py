@@ -15,6 +15,8 @@ import pytest
 import torch
 from torch import nn
 
+from tests import warm
+
 PROJECT = Path(__file__).resolve().parents[2]
 SCRIPT = PROJECT / "benchmarks" / "convergence.py"
 PEERS = ("dfine", "deimv2", "rfdetr", "rtdetrv2")
@@ -23,10 +25,8 @@ ARMS = ("ours", "learned", *PEERS)
 
 def run_script(name: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     path = os.pathsep.join([str(PROJECT / "src"), str(PROJECT)])
-    return subprocess.run(
+    return warm.run(
         [sys.executable, str(SCRIPT.with_name(name)), *arguments],
-        capture_output=True,
-        text=True,
         env={**os.environ, "PYTHONPATH": path, "HF_HUB_OFFLINE": "1", **environment},
     )
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
+
+from tests import warm
 
 PROJECT = Path(__file__).resolve().parents[2]
 ARMS = ("selective", "full", "frozen", "kept")
@@ -14,10 +15,8 @@ ARMS = ("selective", "full", "frozen", "kept")
 
 def test_the_last_line_is_json_with_a_ratio_for_each_arm() -> None:
     folders = [str(PROJECT / "src"), str(PROJECT), str(PROJECT / "benchmarks")]
-    done = subprocess.run(
+    done = warm.run(
         [sys.executable, str(PROJECT / "benchmarks" / "memory.py"), "--quick"],
-        capture_output=True,
-        text=True,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(folders), "HF_HUB_OFFLINE": "1"},
     )
     assert done.returncode == 0, done.stderr

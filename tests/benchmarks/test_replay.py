@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
+
+from tests import warm
 
 PROJECT = Path(__file__).resolve().parents[2]
 
 
 def test_the_last_line_is_json_with_the_figures() -> None:
     path = os.pathsep.join([str(PROJECT / "src"), str(PROJECT)])
-    done = subprocess.run(
+    done = warm.run(
         [sys.executable, str(PROJECT / "benchmarks" / "replay.py"), "--quick", "--threads", "1"],
-        capture_output=True,
-        text=True,
         env={**os.environ, "PYTHONPATH": path, "HF_HUB_OFFLINE": "1"},
     )
     assert done.returncode == 0, done.stderr

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from bbu.images import open_image
+from tests import warm
 
 PROJECT = Path(__file__).resolve().parents[2]
 KEYS = {"exponent_tokens", "exponent_boxes", "exponent_queries", "exponent_pixels"}
@@ -18,10 +19,8 @@ KEYS = {"exponent_tokens", "exponent_boxes", "exponent_queries", "exponent_pixel
 
 def run(*command: str) -> subprocess.CompletedProcess[str]:
     folders = [str(PROJECT / "src"), str(PROJECT), str(PROJECT / "benchmarks")]
-    return subprocess.run(
+    return warm.run(
         [sys.executable, *command],
-        capture_output=True,
-        text=True,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(folders), "HF_HUB_OFFLINE": "1"},
     )
 

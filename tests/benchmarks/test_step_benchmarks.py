@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from tests import warm
 
 PROJECT = Path(__file__).resolve().parents[2]
 KEYS = {
@@ -24,10 +25,8 @@ OPTIONS = {"packing": ["--threads", "1"], "detect_vs_generate": ["--threads", "1
 @pytest.mark.parametrize("name", KEYS)
 def test_the_last_line_is_json_with_the_figures(name: str) -> None:
     script = PROJECT / "benchmarks" / f"{name}.py"
-    done = subprocess.run(
+    done = warm.run(
         [sys.executable, str(script), "--quick", *OPTIONS.get(name, [])],
-        capture_output=True,
-        text=True,
         env={**os.environ, "PYTHONPATH": str(PROJECT / "src"), "HF_HUB_OFFLINE": "1"},
     )
     assert done.returncode == 0, done.stderr

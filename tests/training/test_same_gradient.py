@@ -14,6 +14,7 @@ import torch
 
 from bbu.losses.weighting import LANGUAGE_TERMS, TERMS
 from bbu.training.objective import DetectionObjective
+from tests import warm
 from tests.tiny import FAMILIES, build_tiny, pack, tiny_config, tiny_processor
 from tests.training.cuts import CAPTION_WEIGHTS, CUTS, WEIGHTS, four_samples, gradients_of_cut
 
@@ -93,7 +94,7 @@ def test_gradient_is_the_same_on_two_ranks(family: str, tmp_path: Path, project:
         "LOCAL_WORLD_SIZE": "2",
     }
     processes = [
-        subprocess.Popen(
+        warm.Popen(
             [sys.executable, "-m", "tests.training.ranks", str(tmp_path), family],
             env={**common, "RANK": str(rank), "LOCAL_RANK": str(rank)},
             cwd=project,

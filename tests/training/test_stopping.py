@@ -9,6 +9,7 @@ import json
 import os
 import signal
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -23,10 +24,21 @@ from bbu.config import EarlyStoppingConfig
 from bbu.jsonl import iter_json_lines
 from bbu.training.stopping import without_gain
 from bbu.training.trainer import BBUTrainer
-from tests.jobs import command, environment, listen, wait_until, write_job
+from tests import warm
+from tests.jobs import command, environment, wait_until, write_job
 from tests.tiny import DEFAULT, mixed_samples, tiny_config, tiny_processor, tiny_trainer
 
 STEPS = 6
+
+
+@pytest.fixture(autouse=True)
+def in_the_foreground() -> Iterator[None]:
+    """Under nohup, or in the background of a shell, a run would ignore these signals, and rightly."""
+    ignored = [number for number in (signal.SIGINT, signal.SIGHUP) if signal.getsignal(number) is signal.SIG_IGN]
+    before = [signal.signal(number, signal.SIG_DFL) for number in ignored]
+    yield
+    for number, handler in zip(ignored, before, strict=True):
+        signal.signal(number, handler)
 
 
 def signal_at(monkeypatch: pytest.MonkeyPatch, number: int, owner: Any, name: str, step: int | None = None) -> None:
@@ -139,10 +151,9 @@ def test_a_signal_to_the_whole_group_spares_the_photo_loaders(tmp_path: Path) ->
     """Schedulers reach every process of a run, and so does Ctrl-C in a terminal."""
     config, said = write_job(tmp_path), tmp_path / "stderr.txt"
     with said.open("w", encoding="utf-8") as stream:
-        process = subprocess.Popen(
+        process = warm.Popen(
             command("run", config, "training.max_steps=100000", "data.workers=2"),
             stdout=subprocess.DEVNULL, stderr=stream, text=True, env=environment(), start_new_session=True,
-            preexec_fn=listen,
         )  # fmt: skip
     wait_until(lambda: "loss=" in said.read_text(encoding="utf-8"), process)
     os.killpg(process.pid, signal.SIGTERM)

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from bbu.training.watchdog import Watchdog
+from tests import warm
 from tests.jobs import environment, write_job
 
 # Rank 1 stands still in step 2: in Python code, or stopped by the system.
@@ -34,7 +35,7 @@ def frozen(freeze: str, config: Path, ranks: int, *overrides: str) -> tuple[int,
     """Start the ranks by hand, as torchrun would; returns rank 0's status and its errors."""
     more = {"WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29541"}
     started = [
-        subprocess.Popen(
+        warm.Popen(
             [sys.executable, "-c", FROZEN.format(freeze=freeze), "run", str(config), *overrides],
             stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
             env=environment(**more, RANK=str(rank), LOCAL_RANK=str(rank)),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable
@@ -24,6 +23,7 @@ from bbu.families.cost import CostModel
 from bbu.families.qwen2_5_vl.codec import QWEN
 from bbu.records import FewShotSample, Row
 from bbu.tiles import Tiles
+from tests import warm
 from tests.tiny import FAMILIES
 
 CELL = 28 * 28  # pixels of an image token in made-up lengths; any number would do
@@ -425,11 +425,11 @@ def test_a_run_with_planned_packs_killed_and_resumed_is_the_run_never_killed(
 
 
 def test_the_benchmark_runs_and_ends_in_its_numbers(project: Path) -> None:
-    done = subprocess.run(
+    done = warm.run(
         [sys.executable, str(project / "benchmarks" / "planner.py"), "--quick"],
-        capture_output=True, text=True, timeout=120,
+        timeout=120,
         env={**os.environ, "PYTHONPATH": f"{project / 'src'}{os.pathsep}{project}"},
-    )  # fmt: skip
+    )
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
     assert found["benchmark"] == "planner"
