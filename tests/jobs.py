@@ -55,6 +55,21 @@ def environment(**more: str) -> dict[str, str]:
     }  # fmt: skip
 
 
+def compiled_once() -> dict[str, str]:
+    """The variable for one compiled copy of DeepSpeed's C++, whatever HOME is: it takes more than a minute.
+
+    torch lets one process compile while others wait for its lock; a lock that a killed process left goes.
+    """
+    from torch.utils.cpp_extension import get_default_build_root
+
+    folder = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or Path(get_default_build_root()) / "bbu_tests")
+    folder.mkdir(parents=True, exist_ok=True)
+    for lock in folder.glob("*/lock"):
+        if time.time() - lock.stat().st_mtime > 600:
+            lock.unlink(missing_ok=True)
+    return {"TORCH_EXTENSIONS_DIR": str(folder)}
+
+
 def start(*arguments: str | Path, **more: str) -> subprocess.Popen[str]:
     """A ``bbu`` command under way, its output in pipes."""
     return warm.Popen(

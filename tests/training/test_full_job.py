@@ -19,6 +19,7 @@ from bbu.families.qwen2_5_vl.codec import QWEN, Qwen25VLSizes
 from bbu.families.tokenizer import train_tokenizer
 from bbu.inference import Inference
 from data_conversion.cabinet_photos import draw_data_set
+from tests.jobs import compiled_once
 
 RunJob = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -57,6 +58,7 @@ def run_job(workshop: Path, project: Path) -> RunJob:
             "HF_HUB_OFFLINE": "1",
             "CUDA_VISIBLE_DEVICES": "",
             "HOME": str(workshop),  # no W&B login of the person who runs the tests
+            **compiled_once(),
         }
         return subprocess.run(
             [
