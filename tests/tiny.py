@@ -42,6 +42,7 @@ torch.set_num_threads(1)
 
 DEFAULT = DEFAULT_FAMILY  # of tests that hold for any family but need only one
 FAMILIES = [DEFAULT, *sorted(REGISTERED.keys() - {DEFAULT})]
+PAIR = [DEFAULT, "qwen3_vl"]  # of slow tests whose code is no family's: the default, and the one least like it
 SIZES = {
     "vision_width": 32, "vision_depth": 2, "vision_heads": 2, "text_width": 64, "text_depth": 2, "text_heads": 4,
     "text_kv_heads": 2, "vocab_size": 400,

@@ -22,7 +22,7 @@ from bbu.inference.predictor import Predictor
 from bbu.losses.weighting import TERMS, count_terms, term_weights, weigh
 from bbu.records import ObjectRow
 from bbu.training.objective import DetectionObjective
-from tests.tiny import DEFAULT, FAMILIES, build_tiny, pack, tiny_config, tiny_processor
+from tests.tiny import DEFAULT, PAIR, build_tiny, pack, tiny_config, tiny_processor
 
 STATES = ("screw/tight", "screw/loose")
 STEPS, BATCH, RATE = 220, 6, 2e-3
@@ -121,7 +121,7 @@ def train(family: str, steps: int = STEPS, seed: int = 17) -> Trained:
     return Trained(Predictor(model, processor, batch_size=8, max_detections=10), processor)
 
 
-@pytest.fixture(scope="module", params=FAMILIES)
+@pytest.fixture(scope="module", params=PAIR)
 def trained(request: pytest.FixtureRequest) -> Trained:
     return train(request.param)
 

@@ -21,7 +21,7 @@ from bbu.losses.weighting import TERMS
 from bbu.training.loss_log import LOG_FILE
 from bbu.training.trainer import BBUTrainer
 from bbu.training.unreadable import UNREADABLE_FILE
-from tests.tiny import FAMILIES, Recorder, build_tiny, tiny_config, tiny_processor, tiny_trainer, write_samples
+from tests.tiny import DEFAULT, PAIR, Recorder, build_tiny, tiny_config, tiny_processor, tiny_trainer, write_samples
 from tests.training.one_run import finish, start
 from tests.training.test_loss_log import rows as log_rows
 from tests.training.test_resume import PowerCutError, losses, on_the_cpu, pull_the_plug, records, run_config, weights
@@ -57,7 +57,7 @@ def listed(output: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines]
 
 
-def trainer_of(folder: Path, steps: int = 4, family: str = FAMILIES[0], **changes: Any) -> BBUTrainer:
+def trainer_of(folder: Path, steps: int = 4, family: str = DEFAULT, **changes: Any) -> BBUTrainer:
     """Two samples a step, each its own photo; no sample has a teacher."""
     changes["training"] = {"max_steps": steps, "batch_size": 2} | changes.get("training", {})
     config = tiny_config(model={"family": family}, **changes)
@@ -100,7 +100,7 @@ def test_what_is_left_out_is_listed(fault: str, tmp_path: Path, capsys: pytest.C
     assert trainer.state.global_step == 4
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", PAIR)
 @pytest.mark.parametrize(
     "training",
     [{}, {"packed": False}, {"batch_size": 1, "gradient_accumulation": 2}],

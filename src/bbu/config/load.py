@@ -6,6 +6,7 @@ import dataclasses
 import difflib
 import re
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -59,9 +60,8 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         raise ConfigError(f"{path}: must be a mapping of keys to values")
     _check_keys(loaded, Config, str(path))
     _check_references(loaded, str(path))
-    merged = OmegaConf.structured(Config)
     try:
-        merged = OmegaConf.merge(merged, OmegaConf.create(loaded))
+        merged = OmegaConf.merge(_schema(), OmegaConf.create(loaded))
     except OmegaConfBaseException as error:
         raise ConfigError(f"{path}: {_explain(error)}") from None
     for override in overrides:
@@ -80,6 +80,14 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         config.model.family = family_of_folder(config.model.path)
     check_values(config)
     return config
+
+
+@cache
+def _schema() -> Any:
+    """The types and defaults as OmegaConf knows them; merging leaves them as they are."""
+    from omegaconf import OmegaConf
+
+    return OmegaConf.structured(Config)
 
 
 def _apply_override(merged: Any, override: str) -> Any:

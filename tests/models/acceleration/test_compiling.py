@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,9 +18,10 @@ from bbu.layers import attention
 from bbu.models.acceleration.compiling import compile_parts, compiled_graphs
 from bbu.models.wrapper import DetectionVLM
 from bbu.training.objective import DetectionObjective
-from tests.tiny import DEFAULT, FAMILIES, mixed_samples, pack, tiny_config, tiny_model, tiny_processor, tiny_sample
+from tests import warm
+from tests.tiny import DEFAULT, PAIR, mixed_samples, pack, tiny_config, tiny_model, tiny_processor, tiny_sample
 
-every_family = pytest.mark.parametrize("family", FAMILIES)
+each_family = pytest.mark.parametrize("family", PAIR)
 compiler = pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="there is no C++ compiler")
 
 
@@ -59,21 +59,19 @@ def compile_and_compare(family: str) -> None:
 
 
 @compiler
-@every_family
+@each_family
 def test_compiled_blocks_give_equal_losses_and_gradients(family: str, project: Path) -> None:
     """In a Python of its own: the compiler imports setuptools, which fails after others have used distutils."""
-    done = subprocess.run(
+    done = warm.run(
         [sys.executable, "-c", f"from {__name__} import compile_and_compare; compile_and_compare({family!r})"],
         cwd=project,
         env={**os.environ, "PYTHONPATH": os.pathsep.join([str(project / "src"), str(project)]), "HF_HUB_OFFLINE": "1"},
-        capture_output=True,
-        text=True,
     )
     assert done.returncode == 0, done.stderr
 
 
 @compiler
-@every_family
+@each_family
 def test_packs_of_other_shapes_are_not_compiled_anew_and_names_stay(family: str) -> None:
     """The graphs are run by torch itself: they are as many, whatever they are handed to."""
     sizes = {"scratch.vision_depth": 1, "scratch.text_depth": 1, "detection.layers": 1}
