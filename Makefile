@@ -10,7 +10,7 @@ setup:
 	@bash train.sh --setup
 
 test: setup
-	HF_HUB_OFFLINE=1 PYTHONPATH=src:. $(PYTHON) -m pytest -n logical --maxprocesses 4 --dist loadscope
+	HF_HUB_OFFLINE=1 PYTHONPATH=src:. $(PYTHON) -m pytest -n logical --maxprocesses 4 --dist loadscope --no-loadscope-reorder
 
 lint: setup
 	$(PYTHON) -m ruff check .

@@ -35,9 +35,39 @@ PROJECT = Path(__file__).resolve().parents[1]
 DESCRIPTIONS = ("螺丝连接点/BBU安装螺丝/连接正确", "标签贴纸", "挡风板", "connect_point/screw/loose")
 SIZE = (112, 84)  # width, height of every photo that does not say otherwise
 
+SLOWEST = (  # of those of more than 20 seconds; make test begins with them, so that no core is idle at its end
+    "training/test_full_job.py",
+    "models/test_captions_see.py",
+    "models/acceleration/test_compiling.py",
+    "training/test_same_gradient.py",
+    "benchmarks/test_convergence.py",
+    "benchmarks/test_step_benchmarks.py",
+    "monitoring/test_visual_log.py",
+    "training/test_resume.py",
+    "training/test_stopping.py",
+    "training/test_unreadable.py",
+    "training/test_finite.py",
+    "data/packing/test_planner.py",
+    "doctor/test_examination.py",
+    "benchmarks/test_gpu.py",
+    "data_conversion/test_bad_input.py",
+    "training/test_watchdog.py",
+    "training/test_deepspeed_resume.py",
+    "benchmarks/test_input_benchmarks.py",
+    "monitoring/test_trackers.py",
+    "models/test_no_bleed.py",
+    "benchmarks/test_memory.py",
+)
+
 MakePhoto = Callable[..., Path]
 MakeRow = Callable[..., Row]
 MakeSample = Callable[..., FewShotSample]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The slowest modules first; the others stay in their order."""
+    place = {PROJECT / "tests" / name: number for number, name in enumerate(SLOWEST)}
+    items.sort(key=lambda item: place.get(item.path, len(place)))
 
 
 @pytest.fixture(autouse=True)

@@ -23,23 +23,20 @@ PEERS = ("dfine", "deimv2", "rfdetr", "rtdetrv2")
 ARMS = ("ours", "learned", *PEERS)
 
 
-def run_script(name: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    path = os.pathsep.join([str(PROJECT / "src"), str(PROJECT)])
-    return warm.run(
-        [sys.executable, str(SCRIPT.with_name(name)), *arguments],
-        env={**os.environ, "PYTHONPATH": path, "HF_HUB_OFFLINE": "1", **environment},
-    )
-
-
 def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    return run_script(SCRIPT.name, *arguments, **environment)
+    return warm.run([sys.executable, str(SCRIPT), *arguments], env=environment_of(**environment))
+
+
+def environment_of(**more: str) -> dict[str, str]:
+    path = os.pathsep.join([str(PROJECT / "src"), str(PROJECT)])
+    return {**os.environ, "PYTHONPATH": path, "HF_HUB_OFFLINE": "1", **more}
 
 
 def test_every_detector_trains_and_is_scored_drawn_and_written_down(tmp_path: Path) -> None:
     kept = ["--curves", str(tmp_path / "curves.jsonl"), "--plot", str(tmp_path / "curves.png")]
-    first = run("--quick", "--threads", "2", "--arms", ARMS[0], *kept)
+    first = run("--quick", "--threads", "1", "--arms", ARMS[0], *kept)
     assert first.returncode == 0, first.stderr
-    done = run("--quick", "--threads", "2", "--arms", *ARMS[1:], *kept)
+    done = run("--quick", "--threads", "1", "--arms", *ARMS[1:], *kept)
     assert done.returncode == 0, done.stderr
     figures = json.loads(done.stdout.splitlines()[-1])
     scores = {f"{metric}_{arm}_bccd" for metric in ("ap50", "ap") for arm in (*ARMS, "best_peer")}
@@ -88,7 +85,8 @@ def test_a_closing_phase_is_part_of_the_training_time(monkeypatch: pytest.Monkey
 
 def test_every_setting_of_every_peer_is_scored_and_the_best_is_named(tmp_path: Path) -> None:
     lines = tmp_path / "tuning.jsonl"
-    done = run_script("convergence_tuning.py", str(lines), "--quick", "--jobs", "2")
+    command = [sys.executable, str(SCRIPT.with_name("convergence_tuning.py")), str(lines), "--quick", "--jobs", "2"]
+    done = subprocess.run(command, env=environment_of(), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     results = [json.loads(line) for line in lines.read_text().splitlines()]
     assert sorted(result["arm"] for result in results) == sorted(PEERS)
