@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -75,6 +76,21 @@ def start(*arguments: str | Path, **more: str) -> subprocess.Popen[str]:
     return warm.Popen(
         command(*arguments), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment(**more)
     )
+
+
+def start_ranks(arguments: list[str], count: int = 2) -> list[subprocess.Popen[str]]:
+    """``python ARGUMENTS`` on so many ranks, under the variables that torchrun sets; all that each says in one pipe."""
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(server.getsockname()[1])}
+    shared |= {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count)}
+    return [
+        warm.Popen(
+            [sys.executable, *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=PROJECT,
+            env=environment(**shared, RANK=str(rank), LOCAL_RANK=str(rank)),
+        )
+        for rank in range(count)
+    ]  # fmt: skip
 
 
 def run(*arguments: str | Path, **more: str) -> subprocess.CompletedProcess[str]:

@@ -6,8 +6,6 @@ import json
 import os
 import random
 import re
-import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import pairwise
@@ -46,6 +44,7 @@ from bbu.monitoring.visual_probe import (
     undisturbed,
 )
 from bbu.records import ObjectRow, PredictedObject, PredictionRow, Row
+from tests.jobs import start_ranks
 from tests.tiny import (
     DEFAULT,
     build_tiny,
@@ -58,6 +57,7 @@ from tests.tiny import (
     tiny_sample,
     write_samples,
 )
+from tests.training.one_run import finish
 from tests.training.test_resume import PowerCutError, losses, pull_the_plug, weights
 
 STEPS = 6
@@ -451,25 +451,9 @@ torch.distributed.destroy_process_group()
 """
 
 
-def on_two_ranks(records: Path, output: Path, project: Path) -> None:
-    environment = {
-        **os.environ, "PYTHONPATH": f"{project / 'src'}{os.pathsep}{project}", "CUDA_VISIBLE_DEVICES": "",
-        "OMP_NUM_THREADS": "1",
-    }  # fmt: skip
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=29531"]
-    script = output / "rank.py"
-    script.write_text(RANK, encoding="utf-8")
-    done = subprocess.run(
-        [*command, str(script), str(records), str(output)],
-        env=environment, cwd=project, capture_output=True, text=True, timeout=150,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
-
-
-def test_on_two_ranks_one_looks_the_other_waits_and_nothing_changes(
-    records: Path, tmp_path: Path, project: Path
-) -> None:
-    on_two_ranks(records, tmp_path, project)
+def test_on_two_ranks_one_looks_the_other_waits_and_nothing_changes(records: Path, tmp_path: Path) -> None:
+    ended = finish(start_ranks(["-c", RANK, str(records), str(tmp_path)]))
+    assert [status for status, _ in ended] == [0, 0], ended
     assert looks_of(tmp_path / "with") == [0, 1, 2, 3]
     assert losses(tmp_path / "with") == losses(tmp_path / "without")
     one, other = (weights(tmp_path / name / "checkpoint-3") for name in ("with", "without"))

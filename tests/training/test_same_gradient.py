@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import socket
-import subprocess
-import sys
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -15,9 +11,10 @@ import torch
 
 from bbu.losses.weighting import LANGUAGE_TERMS, TERMS
 from bbu.training.objective import DetectionObjective
-from tests import warm
+from tests.jobs import start_ranks
 from tests.tiny import FAMILIES, PAIR, build_tiny, pack, tiny_config, tiny_processor
 from tests.training.cuts import CAPTION_WEIGHTS, CUTS, WEIGHTS, four_samples, gradients_of_cut
+from tests.training.one_run import finish
 
 
 @cache
@@ -80,38 +77,10 @@ def test_gradient_is_the_same_however_a_step_is_cut(family: str, cut: str, tmp_p
 
 
 @pytest.mark.parametrize("family", PAIR)
-def test_gradient_is_the_same_on_two_ranks(family: str, tmp_path: Path, project: Path) -> None:
+def test_gradient_is_the_same_on_two_ranks(family: str, tmp_path: Path) -> None:
     """Two processes of the real trainer under DistributedDataParallel with gloo."""
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        port = server.getsockname()[1]
-    common = {
-        **os.environ,
-        "PYTHONPATH": f"{project / 'src'}{os.pathsep}{project}",
-        "CUDA_VISIBLE_DEVICES": "",
-        "OMP_NUM_THREADS": "1",
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-        "WORLD_SIZE": "2",
-        "LOCAL_WORLD_SIZE": "2",
-    }
-    processes = [
-        warm.Popen(
-            [sys.executable, "-m", "tests.training.ranks", str(tmp_path), family],
-            env={**common, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            cwd=project,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    try:
-        outputs = [process.communicate(timeout=120)[0] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    assert all(process.returncode == 0 for process in processes), "\n".join(output[-3000:] for output in outputs)
+    ended = finish(start_ranks(["-m", "tests.training.ranks", str(tmp_path), family]))
+    assert [status for status, _ in ended] == [0, 0], "\n".join(output[-3000:] for _, output in ended)
     for name, cut in CUTS.items():
         if cut.ranks > 1:
             check(torch.load(tmp_path / f"{name}.pt"), family, name)

@@ -152,7 +152,7 @@ def test_a_signal_to_the_whole_group_spares_the_photo_loaders(tmp_path: Path) ->
     config, said = write_job(tmp_path), tmp_path / "stderr.txt"
     with said.open("w", encoding="utf-8") as stream:
         process = warm.Popen(
-            command("run", config, "training.max_steps=100000", "data.workers=2"),
+            command("run", config, "training.max_steps=5000", "data.workers=2"),
             stdout=subprocess.DEVNULL, stderr=stream, text=True, env=environment(), start_new_session=True,
         )  # fmt: skip
     wait_until(lambda: "loss=" in said.read_text(encoding="utf-8"), process)
