@@ -149,13 +149,13 @@ def test_a_signal_that_is_ignored_stays_ignored(tmp_path: Path, monkeypatch: pyt
 
 def test_a_signal_to_the_whole_group_spares_the_photo_loaders(tmp_path: Path) -> None:
     """Schedulers reach every process of a run, and so does Ctrl-C in a terminal."""
-    config, said = write_job(tmp_path), tmp_path / "stderr.txt"
+    config, said, steps = write_job(tmp_path), tmp_path / "stderr.txt", tmp_path / "run" / "train_log.jsonl"
     with said.open("w", encoding="utf-8") as stream:
         process = warm.Popen(
             command("run", config, "training.max_steps=5000", "data.workers=2"),
             stdout=subprocess.DEVNULL, stderr=stream, text=True, env=environment(), start_new_session=True,
         )  # fmt: skip
-    wait_until(lambda: "loss=" in said.read_text(encoding="utf-8"), process)
+    wait_until(lambda: steps.is_file() and "loss" in steps.read_text(encoding="utf-8"), process)
     os.killpg(process.pid, signal.SIGTERM)
     process.wait(timeout=120)
     errors = said.read_text(encoding="utf-8")
@@ -225,27 +225,39 @@ def test_the_count_begins_anew_at_each_gain_and_not_before(values: list[float], 
     assert all(value <= best + min_delta for value in values[place:])
 
 
+EARLY = ["training.eval_every=1", "training.early_stopping.patience=2", "training.early_stopping.min_delta=1"]
+
+
+@pytest.fixture(scope="module")
+def stopped_early(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that has stopped early, at step 3."""
+    folder = tmp_path_factory.mktemp("early")
+    assert main(["run", str(write_job(folder)), *EARLY]) == 0
+    return folder / "run"
+
+
 @pytest.mark.parametrize("step", [1, 2, 3])
 def test_a_resumed_run_goes_on_counting(
-    step: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+    step: int, stopped_early: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
     """The signal at step 3 comes before the evaluation that would have ended the run; the resumed run takes no step."""
-    keys = ["training.eval_every=1", "training.early_stopping.patience=2", "training.early_stopping.min_delta=1"]
-    folders = [tmp_path / name for name in ("whole", "broken")]
-    configs = [str(write_job(folder)) for folder in folders]
-    assert main(["run", configs[0], *keys]) == 0
+    config, whole, broken = str(write_job(tmp_path)), stopped_early, tmp_path / "run"
     with monkeypatch.context() as context:
         signal_at(context, signal.SIGTERM, BBUTrainer, "compute_loss", step=step - 1)
-        assert main(["run", configs[1], *keys]) == 143
+        assert main(["run", config, *EARLY]) == 143
     capsys.readouterr()
-    assert main(["run", configs[1], *keys, "training.resume=true"]) == 0
+    assert main(["run", config, *EARLY, "training.resume=true"]) == 0
     assert "stopped early at step 3 of 6: AP50 on val had no gain of more than 1 in 2" in capsys.readouterr().err
-    whole, broken = (folder / "run" for folder in folders)
     for key in ("loss", "eval_AP50"):
         assert log(whole, key) == log(broken, key) and [line["step"] for line in log(whole, key)] == [1, 2, 3]
     assert (whole / "predictions.jsonl").read_bytes() == (broken / "predictions.jsonl").read_bytes()
-    # one that has stopped early takes no further step, unless its patience grows
-    assert main(["run", configs[0], *keys, "training.resume=true"]) == 0
-    assert not (whole / "checkpoint-4").exists()
-    assert main(["run", configs[0], *keys[:1], "training.early_stopping.patience=3", "training.resume=true"]) == 0
-    assert (whole / "checkpoint-4").exists()
+
+
+def test_a_run_that_has_stopped_early_takes_no_further_step_unless_its_patience_grows(tmp_path: Path) -> None:
+    config, further = str(write_job(tmp_path)), tmp_path / "run" / "checkpoint-4"
+    assert main(["run", config, *EARLY]) == 0
+    assert main(["run", config, *EARLY, "training.resume=true"]) == 0
+    assert not further.exists()
+    assert main(["run", config, EARLY[0], "training.early_stopping.patience=3", "training.resume=true"]) == 0
+    assert further.exists()
