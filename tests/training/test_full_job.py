@@ -8,14 +8,18 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
-from transformers import Qwen2_5_VLForConditionalGeneration
+from transformers import Qwen2_5_VLForConditionalGeneration, Qwen3VLForConditionalGeneration
 
 from bbu.config import GROUP_NAMES, load_config
+from bbu.families.base import Backbone
 from bbu.families.prompts import PromptSpec
 from bbu.families.qwen2_5_vl.backbone import Qwen25VL
-from bbu.families.qwen2_5_vl.codec import QWEN, Qwen25VLSizes
+from bbu.families.qwen2_5_vl.codec import Qwen25VLSizes
+from bbu.families.qwen3_vl.backbone import Qwen3VL
+from bbu.families.qwen3_vl.codec import Qwen3VLSizes
 from bbu.families.tokenizer import train_tokenizer
 from bbu.inference import Inference
 from data_conversion.cabinet_photos import draw_data_set
@@ -28,21 +32,25 @@ RunJob = Callable[..., subprocess.CompletedProcess[str]]
 def workshop(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a tiny model saved as a Hugging Face folder, and raw photos with annotation JSON."""
     folder = tmp_path_factory.mktemp("job")
-    tokenizer = train_tokenizer(["bbox_2d label 螺丝连接点/BBU安装螺丝/安装正确"], 500, QWEN)
-    sizes = Qwen25VLSizes(
-        vision_width=32, vision_depth=2, vision_heads=2, vision_full_attention=[1], text_width=64, text_depth=2
-    )
-    backbone = Qwen25VL.from_scratch(sizes, len(tokenizer), tokenizer.get_vocab())
-    backbone.save(folder / "model")
-    tokenizer.save_pretrained(folder / "model")
-    Qwen25VL.photo_plan("", PromptSpec.create("zh", QWEN, 56 * 56, 112 * 112)).save(folder / "model")
+    small = {"vision_width": 32, "vision_depth": 2, "vision_heads": 2, "text_width": 64, "text_depth": 2}
+    save_folder(Qwen25VL, Qwen25VLSizes(**small, vision_full_attention=[1]), folder / "model")
+    save_folder(Qwen3VL, Qwen3VLSizes(**small), folder / "qwen3_model")
     draw_data_set(folder / "raw", {"train": 20, "val": 4, "test": 4}, seed=5, workers=1)
     return folder
 
 
+def save_folder(family: type[Backbone], sizes: Any, folder: Path) -> None:
+    """A tiny model of a family, as a Hugging Face folder."""
+    talk = family.conversation
+    tokenizer = train_tokenizer(["bbox_2d label 螺丝连接点/BBU安装螺丝/安装正确"], 500, talk)
+    family.from_scratch(sizes, len(tokenizer), tokenizer.get_vocab()).save(folder)
+    tokenizer.save_pretrained(folder)
+    family.photo_plan("", PromptSpec.create("zh", talk, 64 * 64, 128 * 128)).save(folder)
+
+
 @pytest.fixture(scope="module")
 def run_job(workshop: Path, project: Path) -> RunJob:
-    def run(*overrides: str, ranks: int = 2) -> subprocess.CompletedProcess[str]:
+    def run(*overrides: str, config: str = "bbu", ranks: int = 2) -> subprocess.CompletedProcess[str]:
         tiny = (
             "data.min_pixels=12544", "data.max_pixels=25088", "data.workers=0", "data.source.max_teachers=2",
             "model.detection.width=32", "model.detection.heads=4", "model.detection.layers=2",
@@ -62,7 +70,7 @@ def run_job(workshop: Path, project: Path) -> RunJob:
         }
         return subprocess.run(
             [
-                "bash", str(project / "train.sh"), "configs/bbu.yaml", f"data.source.path={workshop / 'raw'}",
+                "bash", str(project / "train.sh"), f"configs/{config}.yaml", f"data.source.path={workshop / 'raw'}",
                 f"model.path={workshop / 'model'}", f"output_dir={workshop / 'run'}", *tiny, *overrides,
             ],
             capture_output=True, text=True, cwd=workshop, env=environment, timeout=400,
@@ -102,3 +110,16 @@ def test_the_full_job_trains_resumes_predicts_and_scores_on_two_ranks(
     photo = next((workshop / "raw" / "test").glob("*.jpg"))
     boxes, captions = Inference(run / "model").predict_detection(photo)
     assert 0 < len(boxes) == len(captions) <= 20
+
+
+def test_the_job_with_qwen3_vl_trains_and_predicts_on_two_ranks(run_job: RunJob, workshop: Path) -> None:
+    done = run_job(
+        "training.max_steps=1", "training.eval_every=0", "training.select_best=", "training.report_to=[]",
+        "model.family=auto", f"model.path={workshop / 'qwen3_model'}", f"output_dir={workshop / 'qwen3'}",
+        "evaluation.calibration=none", "evaluation.bootstrap_samples=0", config="qwen3_vl",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    metrics = json.loads((workshop / "qwen3" / "metrics.json").read_text(encoding="utf-8"))
+    assert metrics["photos"] == 4 and metrics["steps"] == 1
+    assert load_config(workshop / "qwen3" / "config.yaml").model.family == "qwen3_vl"
+    Qwen3VLForConditionalGeneration.from_pretrained(workshop / "qwen3" / "model" / "backbone")  # stock reads it
