@@ -100,6 +100,16 @@ def test_groups_that_are_not_judged_or_not_scored_are_counted_and_named(place, c
     assert "note: groups without a known verdict, not scored: 1 (good)" in notes
 
 
+def test_a_row_without_annotation_gives_a_group_but_no_truth(place, capsys):
+    rows = [json.loads(line) for line in Path("rows.jsonl").read_text(encoding="utf-8").splitlines()]
+    rows[-1]["objects"] = None  # bare/2.jpg
+    write_jsonl("rows.jsonl", rows)
+    assert run("--annotations", "rows.jsonl", "--output", "v.jsonl") == 0
+    truth = {name: row.get("truth") for name, row in lines("v.jsonl").items()}
+    assert truth == {"bare": None, "good": "pass", "loose": "fail"}
+    assert "not scored: 1 (bare)" in capsys.readouterr().err
+
+
 def test_a_photo_annotated_twice_is_named(place, capsys):
     text = Path("rows.jsonl").read_text(encoding="utf-8")
     Path("rows.jsonl").write_text(text + text.splitlines()[0], encoding="utf-8")

@@ -113,7 +113,7 @@ def judge(
 
 def annotated_truth(rows: Iterable[Row], groups: Iterable[Group], rules: Sequence[Rule]) -> dict[str, str]:
     """Group → the verdict on its annotated objects, for the groups of which every photo is annotated."""
-    annotated = {row.images[0]: as_predicted(row) for row in rows}
+    annotated = {row.images[0]: as_predicted(row) for row in rows if row.annotated}
     known = [
         Group(group.name, tuple(annotated[image] for image in group.images))
         for group in groups
