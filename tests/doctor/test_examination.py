@@ -87,6 +87,11 @@ def _(data: DataSet) -> None:
     data.rows["train"].clear()
 
 
+@breaks("unanswerable", 1, "data.answers.summary: no training photo has a summary")
+def _(data: DataSet) -> None:
+    data.config.data.answers.summary = 0.5
+
+
 @breaks("no_teachers", 1, "")
 def _(data: DataSet) -> None:
     data.config.data.episodes.counts = {0: 0.5, 2: 0.5}
@@ -322,6 +327,7 @@ def test_all_broken_at_once_is_still_a_report(data: DataSet) -> None:
         "one_description",
         "direction",
         "photo_too_long",
+        "unanswerable",
     )
     together = [code for code in BREAKS if not code.startswith(alone)]
     for code in together:
@@ -330,6 +336,15 @@ def test_all_broken_at_once_is_still_a_report(data: DataSet) -> None:
     assert {"bad_row", "photo_missing", "photo_unreadable", "size_mismatch"} <= {item.code for item in report.findings}
     severities = [item.severity for item in by_severity(report.findings)]
     assert severities == sorted(severities, key=[ERROR, WARNING, INFO].index)
+
+
+def test_a_photo_that_nobody_annotated_is_no_photo_without_objects(data: DataSet) -> None:
+    for item in data.rows["train"][:6]:
+        item |= {"objects": None, "summary": "two parts"}
+    data.config.data.answers.summary = 1.0
+    report = data.examine(samples=12)
+    assert {item.code for item in report.findings} == {"rare_description"}, report.to_text()  # six photos are left
+    assert 0 < len(report.proven) <= 12 and all(item.sample.row.annotated for item in report.proven)
 
 
 def test_tiles_are_samples(data: DataSet) -> None:

@@ -47,6 +47,24 @@ def test_context_photos_are_counted(
 
 
 @pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("answer", ["summary", "group"])
+def test_other_answers_are_counted(
+    make_row: Callable[..., Row], make_chat_processor: Callable[..., ChatProcessor], answer: str
+) -> None:
+    from dataclasses import replace
+
+    processor, config = make_chat_processor(answers=["boxes", answer]), tiny_config()
+    setattr(config.data.answers, answer, 1.0)
+    rows = [make_row(f"{n}.png", n, (84 + 28 * n, 84), seed=n) for n in range(3)]
+    rows = [replace(row, summary="两个部件" * 40, metadata={"group": "a"}) for row in rows]
+    others = {"summary": (), "group": (rows[0], rows[1])}[answer]
+    made = processor.process_sample(FewShotSample(rows[2], context=others, answer=answer))
+    lengths = measure_lengths([Sample("train", "", FewShotSample(row)) for row in rows], [], processor, config)
+    assert lengths.longest.tokens[2] == len(made.input_ids) > lengths.alone.tokens[2]
+    assert lengths.longest.images[2] == len(made.image_grid_thw)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
 def test_the_bound_holds_for_every_choice_of_teachers_and_context(
     make_row: Callable[..., Row], make_chat_processor: Callable[..., ChatProcessor]
 ) -> None:

@@ -12,6 +12,7 @@ from bbu.config import Config
 from bbu.config.checks import idle_source_keys
 from bbu.data.chat_processor import ChatProcessor
 from bbu.data.packing.planner import Budgets
+from bbu.data.sampling.answers import Answers
 from bbu.data.sampling.episodes import most_teachers
 from bbu.doctor.absence import absence_findings
 from bbu.doctor.boxes import contradiction_findings, measure_sizes, query_findings
@@ -91,6 +92,10 @@ def split_findings(config: Config, rows: Rows) -> list[Finding]:
         "data.episodes.counts": most_teachers(config.data.episodes),
         "evaluation.teachers": config.evaluation.teachers,
     }
+    try:
+        Answers(config.data.answers, [sample.row for sample in rows.of("train")], config.seed)
+    except ConfigError as error:
+        found.append(finding("unanswerable", [Example(detail=str(error))]))
     if not _pool(config, rows):
         found += [finding("no_teachers", [], key=key, asked=count) for key, count in asked.items() if count]
     return found

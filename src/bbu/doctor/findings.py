@@ -173,6 +173,13 @@ CODES: dict[str, Code] = {
         "Set data.source.max_teachers, or data.episodes.pool=train, or {key} to none.",
         counted=False,
     ),
+    "unanswerable": Code(
+        ERROR,
+        "the training photos cannot be asked as data.answers says",
+        "The job stops before its first step.",
+        "Change the shares, or give the rows what is asked for (docs/answers.md).",
+        counted=False,
+    ),
     # ------------------------------------------------------------ photos
     "photo_missing": Code(
         ERROR,

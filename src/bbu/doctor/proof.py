@@ -69,7 +69,11 @@ class Proven:
 def choose_samples(
     samples: Sequence[Sample], facts: Mapping[str, PhotoFacts], count: int, seed: int
 ) -> list[tuple[Sample, str]]:
-    """The special ones (EXIF-rotated, smallest photo, most objects) and ``count`` drawn by seed, without repeats."""
+    """The special ones (EXIF-rotated, smallest photo, most objects) and ``count`` drawn by seed, without repeats.
+
+    Only of photos that are annotated.
+    """
+    samples = [sample for sample in samples if sample.row.annotated]
     if not count or not samples:
         return []
     turned = next((s for s in samples if facts[s.name].orientation != 1), None)

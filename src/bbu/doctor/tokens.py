@@ -14,11 +14,12 @@ from bbu.data.packing.lengths import LengthMeter
 from bbu.data.packing.planner import Budgets, Lengths
 from bbu.data.replay import load_replay
 from bbu.data.sampling.episodes import most_teachers
+from bbu.data.sampling.groups import groups_of
 from bbu.doctor.charts import Bar, histogram, round_edges
 from bbu.doctor.findings import Example, Finding, finding
 from bbu.doctor.reading import Sample
 from bbu.errors import UserError
-from bbu.records import Row
+from bbu.records import FewShotSample, Row
 
 TurnSize = tuple[int, int, int]  # tokens, patches, photos
 
@@ -31,7 +32,8 @@ class TokenLengths:
         max_length: data.max_length.
         teachers: most teachers that training may add to a sample without its own.
         alone: each sample with only the teachers and context written into it.
-        longest: upper bound, with the longest ``teachers`` of the pool and the largest context photos added.
+        longest: upper bound, with the longest ``teachers`` of the pool and the largest context photos added; or with
+            another answer of data.answers, if that is longer.
     """
 
     max_length: int
@@ -82,8 +84,46 @@ def measure_lengths(
         more = [] if sample.sample.teachers else [drawn]
         more += [] if sample.sample.context else [context.size(context.longest(sample.row))]
         longest.append(_sum(alone[-1], *more))
+    if others := _other_answers(samples, meter, config):
+        longest = [_larger(*sizes) for sizes in zip(longest, others, strict=True)]
     pixels = processor.photo_plan.patch_size**2
     return TokenLengths(config.data.max_length, teachers, _lengths(alone, pixels), _lengths(longest, pixels))
+
+
+def _other_answers(samples: Sequence[Sample], meter: LengthMeter, config: Config) -> list[TurnSize]:
+    """Upper bound of each sample when it is asked for a summary or its group; none if no sample is."""
+    shares, none = config.data.answers, (0, 0, 0)
+    if not (shares.summary or shares.group):
+        return []
+    whole = [sample.row for sample in samples if sample.row.annotated and sample.row.tile is None]
+    groups = groups_of(whole) if shares.group else {}
+    turns = {group: _group_turn(rows, meter, shares.group_photos) for group, rows in groups.items() if len(rows) > 1}
+    found = []
+    for sample in samples:
+        row = sample.row
+        summary = _turn([row], [meter.patches(row)], meter, "summary") if shares.summary and row.summary else none
+        group = turns.get(row.group, none) if row.tile is None else none
+        found.append(_larger(summary, group))
+    return found
+
+
+def _group_turn(rows: Sequence[Row], meter: LengthMeter, most: int) -> TurnSize:
+    """With as many photos as fit a turn: the longest answers, and the largest photos."""
+    longest = np.argsort(meter.answers(rows), kind="stable")[-most:]
+    return _turn([rows[number] for number in longest], sorted(map(meter.patches, rows))[-most:], meter, "group")
+
+
+def _larger(one: TurnSize, other: TurnSize) -> TurnSize:
+    tokens, patches, photos = map(max, one, other)
+    return tokens, patches, photos
+
+
+def _turn(rows: Sequence[Row], patches: Sequence[int], meter: LengthMeter, answer: str) -> TurnSize:
+    """Size of a sample that is asked for a summary of its photo, or for its group."""
+    sample = FewShotSample(rows[-1], context=tuple(rows[:-1]), answer=answer)
+    text = meter.system + meter.frame(len(rows) - 1, answer) + meter.other_answer(sample)
+    photos = sum(map(int, map(meter.processor.photo_plan.text_tokens, patches)))
+    return text + photos - len(rows), sum(patches), len(rows)
 
 
 def _turns(rows: Sequence[Row], meter: LengthMeter) -> list[TurnSize]:

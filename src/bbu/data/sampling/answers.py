@@ -91,7 +91,7 @@ class Answers:
                 "group has two or more: add the others, take metadata.group out of its row, or set the share to 0"
             )
         for answer, field in (("boxes", "objects"), ("summary", "summary"), ("group", "metadata.group")):
-            if self.shares[answer] and not any(answer in self.possible(row) for row in students):
+            if students and self.shares[answer] and not any(answer in self.possible(row) for row in students):
                 raise ConfigError(
                     f"data.answers.{answer}: no training photo has a {field} to answer with; set the share to 0"
                 )
