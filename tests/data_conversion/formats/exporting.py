@@ -7,10 +7,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from hypothesis import assume
 from hypothesis import strategies as st
 from PIL import Image
 
 from bbu.errors import UserError
+from bbu.geometry import polygon_area
 from bbu.taxonomy import join_path, split_path
 from data_conversion.base import ExportLosses, ExportObject, ExportPhoto, RawObject, SourceImage, SourceOptions
 from data_conversion.formats import FORMATS
@@ -31,6 +34,7 @@ AWKWARD = (
     "😀/{y}",
 )
 SPLITS = st.sampled_from([None, "train", "val", "test"])
+LEAST_AREA = 0.5  # square pixels; less is read as nothing, and rounding may leave none
 
 
 @st.composite
@@ -42,7 +46,7 @@ def descriptions(draw: st.DrawFn) -> str:
 
 @st.composite
 def objects(draw: st.DrawFn, width: int, height: int, kinds: tuple[str, ...]) -> ExportObject:
-    """An object inside the photo; a box is at least half a pixel wide and high."""
+    """An object inside the photo; a box is at least half a pixel wide and high, and a polygon has an area."""
     kind = draw(st.sampled_from(kinds))
     x, y = st.floats(0, width), st.floats(0, height)
     if kind == "bbox_2d":
@@ -51,6 +55,7 @@ def objects(draw: st.DrawFn, width: int, height: int, kinds: tuple[str, ...]) ->
     else:
         count = draw(st.integers(3 if kind == "poly" else 2, 6))
         points = [draw(value) for _ in range(count) for value in (x, y)]
+        assume(kind == "line" or polygon_area(np.reshape(points, (-1, 2))) > LEAST_AREA)
     score = draw(st.none() | st.floats(0, 1))
     return ExportObject(draw(descriptions()), kind, tuple(points), score)
 
