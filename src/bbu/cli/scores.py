@@ -78,9 +78,9 @@ def _evaluate_summaries(arguments: argparse.Namespace) -> int:
 
     training = read_rows(arguments.train) if arguments.train else []
     metrics = summary_metrics(read_rows(arguments.truth), read_summaries(arguments.summaries), training)
-    print(summary_lines(metrics))
     if arguments.output:
         write_json(arguments.output, metrics)
+    print(summary_lines(metrics))
     return 0
 
 

@@ -69,13 +69,14 @@ def _judge(arguments: argparse.Namespace) -> int:
     threshold, status = _threshold(arguments, groups, rules, truth)
     verdicts = judge(groups, rules, threshold, truth)
     metrics = verdict_metrics(verdicts, threshold)
-    print(verdict_table(metrics))
-    _show_failed(verdicts)
     if arguments.output:
         write_jsonl(arguments.output, verdicts)
-        print(f"\n{len(verdicts)} verdicts written to {arguments.output}")
     if arguments.metrics:
         write_json(arguments.metrics, metrics)
+    print(verdict_table(metrics))  # after the files: who reads the first lines alone ends the command
+    _show_failed(verdicts)
+    if arguments.output:
+        print(f"\n{len(verdicts)} verdicts written to {arguments.output}")
     return status
 
 
