@@ -61,9 +61,8 @@ def compiled_once() -> dict[str, str]:
 
     torch lets one process compile while others wait for its lock; a lock that a killed process left goes.
     """
-    from torch.utils.cpp_extension import get_default_build_root
-
-    folder = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or Path(get_default_build_root()) / "bbu_tests")
+    caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    folder = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or caches / "torch_extensions" / "bbu_tests")
     folder.mkdir(parents=True, exist_ok=True)
     for lock in folder.glob("*/lock"):
         if time.time() - lock.stat().st_mtime > 600:
