@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from typing import NoReturn, TypeAlias
 
 from bbu.errors import UserError
@@ -13,6 +14,11 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message}; see {self.prog} --help")
+
+
+def note(text: str) -> None:
+    """Tell the user something that is no result and no error."""
+    print(f"bbu: note: {text}", file=sys.stderr)
 
 
 Commands: TypeAlias = "argparse._SubParsersAction[Parser]"

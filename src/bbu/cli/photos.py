@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bbu.cli.arguments import Commands, not_negative, positive, share
+from bbu.cli.arguments import Commands, not_negative, note, positive, share
 from bbu.cli.grouping import HELP as GROUPS
 from bbu.cli.grouping import group_of_photos
 from bbu.config import EvaluationConfig
@@ -117,8 +116,8 @@ def _summarize(arguments: argparse.Namespace) -> int:
 
 
 def _note(left_out: LeftOut) -> None:
-    for note in left_out.notes():
-        print(f"bbu: note: {note}", file=sys.stderr)
+    for text in left_out.notes():
+        note(text)
 
 
 def _predict(arguments: argparse.Namespace) -> int:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bbu.cli.arguments import Commands, share
+from bbu.cli.arguments import Commands, note, share
+from bbu.cli.grouping import HELP as GROUPS
 from bbu.cli.grouping import group_of_photos
 from bbu.errors import UserError
 from bbu.jsonl import write_json, write_jsonl
@@ -31,9 +31,7 @@ def add_commands(commands: Commands) -> None:
     judge.add_argument("--rules", required=True, help="YAML file of rules, e.g. configs/rules/demo.yaml")
     judge.add_argument("--output", help="verdicts JSONL to write, one line a group")
     judge.add_argument("--annotations", help="JSONL of annotated rows: the groups (metadata.group), and the truth")
-    judge.add_argument(
-        "--group-by", default="", help="groups by path instead: folder, or a regular expression, such as ^(.+)_"
-    )
+    judge.add_argument("--group-by", default="", help=GROUPS)
     judge.add_argument("--verdicts", help='JSONL of {"group", "verdict": "pass" | "fail"}: the truth instead')
     judge.add_argument("--metrics", help="write how often the verdicts are right as JSON")
     judge.add_argument("--descriptions", help="list of all descriptions, such as a model's descriptions.json")
@@ -94,7 +92,7 @@ def _threshold(
     if arguments.threshold_from:
         threshold, reached = load_threshold(arguments.threshold_from, rules)
         if not reached:
-            _note(f"{arguments.threshold_from}: its {threshold:g} did not keep to the bound where it was chosen")
+            note(f"{arguments.threshold_from}: its {threshold:g} did not keep to the bound where it was chosen")
         return threshold, 0
     return arguments.threshold, 0
 
@@ -135,7 +133,7 @@ def _check_single(groups: Sequence[Group], allowed: bool) -> None:
         raise UserError(
             f"{text}; correct metadata.group or --group-by, add the missing photos, or give --allow-single-photos"
         )
-    _note(text)
+    note(text)
 
 
 def _show_failed(verdicts: Sequence[Verdict]) -> None:
@@ -152,8 +150,4 @@ def _note_groups(names: Collection[str], what: str) -> None:
     """A note that counts and names groups, if there are any."""
     if names:
         more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
-        _note(f"groups {what}: {len(names)} ({', '.join(sorted(names)[:NAMED])}{more})")
-
-
-def _note(text: str) -> None:
-    print(f"bbu: note: {text}", file=sys.stderr)
+        note(f"groups {what}: {len(names)} ({', '.join(sorted(names)[:NAMED])}{more})")

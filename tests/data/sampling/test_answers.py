@@ -67,6 +67,8 @@ def test_a_tile_is_asked_for_its_boxes() -> None:
     tile = replace(SITE[0], tile=Tile((0, 0, 10, 10), (20, 10)), summary=None)
     answers = Answers(AnswersConfig(boxes=1, summary=1, group=1), [*SITE, tile], seed=0)
     assert answers.possible(tile) == ["boxes"]
+    with pytest.raises(ConfigError, match=r"data\.answers\.boxes: is 0, but tiles are asked for boxes alone"):
+        Answers(AnswersConfig(boxes=0, summary=1), [*SITE, tile], seed=0)
 
 
 @pytest.mark.parametrize(

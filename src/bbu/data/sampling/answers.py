@@ -31,7 +31,7 @@ class Answers:
 
     Raises:
         ConfigError: a share is above 0 and no photo has such an answer, a group has one photo, or a photo has no answer
-            with a share.
+            with a share; or there are tiles and no share of boxes.
     """
 
     def __init__(self, config: AnswersConfig, students: Sequence[Row], seed: int) -> None:
@@ -40,6 +40,10 @@ class Answers:
         whole = [row for row in students if row.tile is None]
         self.groups = groups_of(whole) if config.group else {}
         self._check(whole)
+        if not config.boxes and len(whole) < len(students):
+            raise ConfigError(
+                "data.answers.boxes: is 0, but tiles are asked for boxes alone; set a share, or no data.tiles"
+            )
 
     @property
     def all_boxes(self) -> bool:
