@@ -76,6 +76,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--follow-links", action="store_true", help=FOLLOW_LINKS)
     parser.add_argument("--units", choices=("shares",), default="", help="coordinates are shares of the photo, 0 to 1")
     parser.add_argument("--summaries", choices=("zh", "en"), default="", help="count the objects of photos in words")
+    parser.add_argument(
+        "--summary-levels", type=int, default=0, help="levels of descriptions counted together (default: all)"
+    )
     parser.add_argument("--workers", type=int, default=0, help="processes (default: one per core)")
     return parser
 

@@ -69,6 +69,7 @@ class PhotoTask:
         follow_links: open photos behind links that lead outside the source folder.
         units: "shares": coordinates are shares of the frame, 0 to 1; "" keeps the format's rule.
         summaries: language of summaries for photos without one, see summaries.py; "" makes none.
+        summary_levels: levels of descriptions that these count together; 0 = all.
     """
 
     root: Path
@@ -80,6 +81,7 @@ class PhotoTask:
     follow_links: bool = False
     units: str = ""
     summaries: str = ""
+    summary_levels: int = 0
 
     def __call__(self, item: SourceItem) -> Outcome:
         """The outcome of one item; a problem with the photo is part of it, not raised."""
@@ -118,7 +120,8 @@ class PhotoTask:
             bad = BadSource(item.source, "objects", detail, reason="no_objects_left")
             return Outcome(item.source, item.image, len(dropped), bad=bad, dropped=tuple(dropped))
         metadata = {"source": item.source} | ({"group": item.group} if item.group else {})
-        summary = item.summary or count_objects((placed.desc for placed in objects), self.summaries) or None
+        descs = [placed.desc for placed in objects]
+        summary = item.summary or count_objects(descs, self.summaries, self.summary_levels) or None
         row = Row((stored.name,), tuple(objects), width, height, summary, metadata)
         row = parse_row(row.to_json(), item.source)
         return Outcome(

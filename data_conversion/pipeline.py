@@ -70,6 +70,7 @@ def convert(
     follow_links: bool = False,
     units: str = "",
     summaries: str = "",
+    summary_levels: int = 0,
     groups: Mapping[str, str] | None = None,
     workers: int = 0,
     progress: bool = False,
@@ -94,6 +95,7 @@ def convert(
         follow_links: read files and photos behind links that lead outside ``input_dir``.
         units: ``shares``: coordinates are shares of the photo, in formats that have pixels (base.Format.shares).
         summaries: ``zh`` or ``en``: photos without a summary get one that counts their objects, in this language.
+        summary_levels: levels of descriptions that summaries count together; 0 = all.
         groups: photo path → its group, in place of the one that the source names.
         workers: number of processes; 0 means one per core.
         progress: show a progress bar on stderr, if that is a terminal.
@@ -110,9 +112,11 @@ def convert(
     _check_units(units, source_format)
     if summaries not in LANGUAGES:
         raise UserError(f"summaries must be zh, en or left out, is {summaries!r}")
+    if summary_levels < 0:
+        raise UserError(f"summary_levels must be 0 or more, is {summary_levels}")
     taxonomy = taxonomy or Taxonomy()
     work = out.resolve().with_name(f".{out.resolve().name}.partial")
-    task = PhotoTask(root, taxonomy, images, work / "photos", max_pixels, frame, follow_links, units, summaries)
+    task = PhotoTask(root, taxonomy, images, work / "photos", max_pixels, frame, follow_links, units, summaries, summary_levels)
     report = ConversionReport(source_format, seed, images)
     journal = Journal(work, {"format": source_format, "task": settings_hash(task)})
     try:

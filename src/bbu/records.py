@@ -122,13 +122,15 @@ class FewShotSample:
     before it in its own turn (context).
 
     ``answer``: what is asked of the student, a key of bbu.families.prompts.ANSWERS. A sample that answers for a whole
-    group has the group's other photos as its context. Files do not say it: each training sample draws it anew.
+    group has the group's other photos as its context. ``text``: the answer, where it does not follow from the rows (a
+    verdict). Files do not say either: each training sample draws its answer anew.
     """
 
     student: Row
     teachers: tuple[Row, ...] = ()
     context: tuple[Row, ...] = ()
     answer: str = "boxes"
+    text: str = ""
 
     def to_json(self) -> dict[str, Any]:
         sample: dict[str, Any] = {

@@ -21,7 +21,8 @@ from bbu.data.photo import Photo, open_photo
 from bbu.data.sampling.answers import Answers
 from bbu.errors import SampleError
 from bbu.families.cost import CostModel
-from bbu.families.prompts import ANSWERS, parse_group, text_boxes
+from bbu.families.prompts import ANSWERS, parse_group, parse_verdict, text_boxes
+from bbu.judging.rules import read_rules
 from bbu.records import FewShotSample, ObjectRow, Row
 from tests.tiny import FAMILIES
 
@@ -41,6 +42,16 @@ def family(request: pytest.FixtureRequest) -> str:
 @pytest.fixture
 def processor(make_chat_processor: Callable[..., ChatProcessor]) -> ChatProcessor:
     return make_chat_processor(answers=ANSWERS)
+
+
+@pytest.fixture
+def rules(tmp_path: Path, site: list[Row]) -> Path:
+    """At most two objects in each photo: the site has photos on both sides of it."""
+    names = sorted({item.desc for row in site for item in row.objects})
+    path = tmp_path / "rules.yaml"
+    lines = [f"  - {{name: few {desc}, description: {desc}, at_most: 0, per: photo}}" for desc in names[:1]]
+    path.write_text("\n".join(["rules:", *lines]), encoding="utf-8")
+    return path
 
 
 @pytest.fixture
@@ -92,6 +103,25 @@ def test_a_group_is_answered_photo_by_photo_each_in_its_own_coordinates(
     assert asked.input_ids.tolist() == sample.input_ids[: sample.student_span[0]].tolist()  # type: ignore[index]
 
 
+def test_a_verdict_follows_from_the_rules_on_the_photos_that_are_shown(
+    processor: ChatProcessor, site: list[Row], rules: Path
+) -> None:
+    stream, (rule,) = mixed_stream(processor, site, rules), read_rules(rules)
+    samples = [stream.shown(stream.draw_at(position)) for position in range(120)]
+    verdicts = [sample for sample in samples if sample.answer == "verdict"]
+    for sample in verdicts:
+        photos = [*sample.context, sample.student]
+        broken = [n for n, row in enumerate(photos, 1) if any(rule.covers(item.desc) for item in row.objects)]
+        found = parse_verdict(sample.text)
+        assert found is not None and 2 <= len(photos) <= 3 and all(row.annotated for row in photos)
+        assert found[0] == ("fail" if broken else "pass")
+        assert all(f"in photo {n}" in found[1] for n in broken)
+        assert answer_of(processor, processor.process_sample(sample)) == sample.text
+    assert len({(len(sample.context), sample.text[:13]) for sample in verdicts}) > 1
+    with pytest.raises(SampleError, match="has no verdict to answer with"):
+        processor.process_sample(replace(verdicts[0], text=""))
+
+
 def test_a_photo_that_is_not_annotated_takes_no_part_in_detection(processor: ChatProcessor, site: list[Row]) -> None:
     bare = processor.process_sample(FewShotSample(site[4], answer="summary"))
     empty = processor.process_sample(FewShotSample(site[0], answer="summary"))  # annotated, with nothing in it
@@ -118,19 +148,22 @@ def test_own_geometries_are_answered_as_polygons_and_lines(
     assert "poly" in processor.spec.instruction
 
 
-def mixed_stream(processor: ChatProcessor, rows: Sequence[Row], augment: AugmentConfig | None = None) -> TrainingStream:
-    answers = Answers(AnswersConfig(boxes=1, summary=1, group=1, group_photos=3), rows, seed=5)
+def mixed_stream(
+    processor: ChatProcessor, rows: Sequence[Row], rules: Path, augment: AugmentConfig | None = None
+) -> TrainingStream:
+    config = AnswersConfig(boxes=1, summary=1, group=1, verdict=1, judged_by=str(rules), group_photos=3)
+    answers = Answers(config, rows, seed=5)
     samples = [FewShotSample(row) for row in rows]
     return TrainingStream(samples, processor, length=400, seed=5, answers=answers, augment=augment)
 
 
 @pytest.mark.parametrize("own", [False, True], ids=["boxes", "own geometry"])
 def test_lengths_are_those_of_the_real_samples(
-    make_chat_processor: Callable[..., ChatProcessor], site: list[Row], tmp_path: Path, own: bool
+    make_chat_processor: Callable[..., ChatProcessor], site: list[Row], rules: Path, tmp_path: Path, own: bool
 ) -> None:
     processor = make_chat_processor(answers=ANSWERS, own_geometry=own)
     site[2] = replace(site[2], objects=(ObjectRow("线缆", "line", (5, 8, 30, 60, 50, 12)),))
-    stream = mixed_stream(processor, site)
+    stream = mixed_stream(processor, site, rules)
     lengths = StreamLengths(stream, LengthMeter(processor), CostModel(6e9, 3e5, 1.3e9, 2e4), tmp_path / "lengths.json")
     for start in range(0, 40, 5):
         samples = [stream[position] for position in range(start, start + 5)]
@@ -140,10 +173,10 @@ def test_lengths_are_those_of_the_real_samples(
 
 
 def test_lengths_are_never_below_those_of_samples_that_augmentation_changes(
-    processor: ChatProcessor, site: list[Row], tmp_path: Path
+    processor: ChatProcessor, site: list[Row], rules: Path, tmp_path: Path
 ) -> None:
     augment = AugmentConfig(flip_horizontal=0.5, quarter_turns=True, scale=0.3, mosaic=0.5)
-    stream = mixed_stream(processor, site, augment)
+    stream = mixed_stream(processor, site, rules, augment)
     lengths = StreamLengths(
         stream, LengthMeter(processor, augment), CostModel(6e9, 3e5, 1.3e9, 2e4), tmp_path / "lengths.json"
     )
@@ -152,10 +185,12 @@ def test_lengths_are_never_below_those_of_samples_that_augmentation_changes(
         assert all(most >= len(stream[start + n].input_ids) for n, most in enumerate(found))
 
 
-def test_the_photo_of_a_summary_changes_its_colours_alone(processor: ChatProcessor, site: list[Row]) -> None:
-    """Words about a whole photo may name sides and numbers."""
+def test_photos_that_are_answered_in_words_change_their_colours_alone(
+    processor: ChatProcessor, site: list[Row], rules: Path
+) -> None:
+    """Words about a whole photo may name sides and numbers, and verdicts count."""
     augment = AugmentConfig(flip_horizontal=1.0, mosaic=1.0, crop=1.0, brightness=0.4)
-    stream = mixed_stream(processor, site, augment)
+    stream = mixed_stream(processor, site, rules, augment)
     shown: list[tuple[str, list[Photo], list[Photo]]] = []
     real = processor.process_sample
 
@@ -172,7 +207,7 @@ def test_the_photo_of_a_summary_changes_its_colours_alone(processor: ChatProcess
     assert {answer for answer, _, _ in shown} == set(ANSWERS)
     for answer, before, after in shown:
         assert after[-1].image.tobytes() != before[-1].image.tobytes()
-        if answer == "summary":
+        if answer in ("summary", "verdict"):
             assert after[-1].objects == before[-1].objects and after[-1].image.size == before[-1].image.size
             change = np.asarray(after[-1].image, dtype=float).mean((0, 1)) / np.asarray(before[-1].image).mean((0, 1))
             assert np.ptp(change) < 0.1, "brighter or darker, nothing else"

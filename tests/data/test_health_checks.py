@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 
 from bbu.data.chat_processor import IGNORE, ChatProcessor, ChatProcessorOutput
-from bbu.families.prompts import ANSWERS, boxes_from_text, parse_answer, parse_group
+from bbu.families.prompts import ANSWERS, boxes_from_text, parse_answer, parse_group, verdict_text
 from bbu.records import FewShotSample, Row
 from tests.tiny import FAMILIES
 
+VERDICT = verdict_text("fail", "照片2有松动的螺丝")
 SIZES = [(84, 56), (112, 112), (56, 84), (140, 84)]
 
 
@@ -34,11 +35,12 @@ def processor(make_chat_processor: Callable[..., ChatProcessor]) -> ChatProcesso
 
 @pytest.fixture
 def sample(make_row: Callable[..., Row], answer: str) -> FewShotSample:
-    """Boxes with a teacher; a summary; a group of three photos."""
+    """Boxes with a teacher; a summary; a group of three photos, and the verdict on it."""
     rows = [make_row(f"{n}.png", 2, size, seed=n) for n, size in enumerate(SIZES)]
     student = replace(rows[3], summary="两个部件，都完好。")
-    shown = {"boxes": ((rows[0],), ()), "summary": ((), ()), "group": ((), (rows[1], rows[2]))}[answer]
-    return FewShotSample(student, *shown, answer=answer)
+    group = ((), (rows[1], rows[2]))
+    shown = {"boxes": ((rows[0],), ()), "summary": ((), ()), "group": group, "verdict": group}[answer]
+    return FewShotSample(student, *shown, answer=answer, text=VERDICT if answer == "verdict" else "")
 
 
 @pytest.fixture
@@ -92,8 +94,8 @@ def test_rows_are_in_pixels_and_the_answer_alone_in_the_units_of_the_family(
     before = json.dumps([row.to_json() for row in photos_of(sample)])
     written = made.input_ids[made.labels != IGNORE]
     text = str(processor.tokenizer.decode(written.tolist())).removesuffix(processor.conversation.end)
-    if sample.answer == "summary":
-        assert text == sample.student.summary
+    if sample.answer in ("summary", "verdict"):
+        assert text == (sample.text or sample.student.summary)
         return
     in_turn = [*sample.context, sample.student]
     if sample.answer == "group":

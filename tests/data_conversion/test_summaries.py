@@ -29,19 +29,25 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(
     ("language", "words"),
     [
-        ("en", "3 objects: 2 × screw/loose, 1 × label"),
-        ("zh", "共3个目标：screw/loose×2，label×1"),
+        ("en", "1 × label, 2 × screw/loose; 3 objects"),
+        ("zh", "label×1，screw/loose×2；共3个目标"),
         ("", ""),
     ],
 )
-def test_the_most_frequent_come_first_and_the_language_is_asked_for(language: str, words: str) -> None:
+def test_they_come_by_name_in_the_language_asked_for_and_the_total_last(language: str, words: str) -> None:
     assert count_objects(["screw/loose", "label", "screw/loose"], language) == words
+
+
+def test_first_levels_may_be_counted_together() -> None:
+    descs = ["screw/loose", "label", "screw/tight/rusty", "screw/tight"]
+    assert count_objects(descs, "en", 1) == "1 × label, 3 × screw; 4 objects"
+    assert count_objects(descs, "en", 2) == "1 × label, 1 × screw/loose, 2 × screw/tight; 4 objects"
 
 
 def test_nothing_to_see_is_a_summary_too() -> None:
     assert (count_objects([], "en"), count_objects(["a"], "en"), count_objects([], "zh")) == (
         "0 objects",
-        "1 object: 1 × a",
+        "1 × a; 1 object",
         "共0个目标",
     )
 
@@ -63,7 +69,7 @@ def test_summaries_and_groups_change_nothing_else_in_the_rows(drawn: Path, tmp_p
             assert all(desc in row.summary and str(count) in row.summary for desc, count in counts.items())
 
 
-@pytest.mark.parametrize(("own", "summary"), [("A dog.", "A dog."), (None, "1 object: 1 × dog")])
+@pytest.mark.parametrize(("own", "summary"), [("A dog.", "A dog."), (None, "1 × dog; 1 object")])
 def test_a_summary_of_the_source_stays(tmp_path: Path, own: str | None, summary: str) -> None:
     dog = RawObject("dog", "bbox_2d", (1, 1, 5, 5), "objects[0]")
     item = SourceImage("a.jpg", "a.json", (dog,), size=(8, 8), summary=own)

@@ -25,8 +25,10 @@ from bbu.families.prompts import (
     group_text,
     parse_answer,
     parse_group,
+    parse_verdict,
     text_boxes,
     text_shapes,
+    verdict_text,
 )
 from bbu.families.qwen2_5_vl.codec import QWEN
 from bbu.geometry import ImageGeometry
@@ -290,3 +292,21 @@ def test_model_pixels_are_those_of_the_resized_photo() -> None:
     geometry = plan_resize(1920, 1440, factor=28, min_pixels=3136, max_pixels=512 * 28 * 28)
     written = text_boxes(geometry, np.array([[0, 0, 960, 1440]]), "model_pixels")
     assert written.tolist() == [[0, 0, 364, 532]]
+
+
+@given(st.sampled_from(["pass", "fail"]), st.from_regex(r"[^\s][^\r\n]{0,40}", fullmatch=True))
+def test_a_verdict_reads_back_as_it_was_written(verdict: str, reason: str) -> None:
+    reason = " ".join(reason.split())
+    assert parse_verdict(verdict_text(verdict, reason)) == (verdict, reason)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "", "pass", "Verdict: pass", "Verdict: pass\nReason:", "Verdict: pass\nReason:  ", "verdict: pass\nReason: a",
+        "Verdict: ok\nReason: a", "Verdict: pass or fail\nReason: a", "Verdict: pass\n\nReason: a",
+        "Verdict: pass\nReason: a\nVerdict: fail\nReason: b", "I think so. Verdict: pass\nReason: a",
+    ],
+)  # fmt: skip
+def test_whatever_else_is_no_verdict(text: str) -> None:
+    assert parse_verdict(text) is None

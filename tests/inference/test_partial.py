@@ -199,7 +199,7 @@ TEXTS: dict[str, bytes] = {
 
 
 def resumed(output: Path) -> PartialRows:
-    return PartialRows(output, SETTINGS, 5, NAMES)
+    return PartialRows(output, SETTINGS, 5, [(name,) for name in NAMES])
 
 
 @pytest.mark.parametrize("text", TEXTS.values(), ids=TEXTS.keys())

@@ -151,7 +151,7 @@ def test_groups_and_their_photos_are_in_order_of_name():
     ("rows", "words"),
     [
         ([seen("a.jpg"), seen("a.jpg")], "photo 'a.jpg' appears twice among the predictions"),
-        ([seen("none.jpg")], "photo 'none.jpg' has no group: give --annotations"),
+        ([seen("none.jpg")], "photo 'none.jpg' has no group: give rows of it"),
         ([], "there are no predictions to judge"),
     ],
 )

@@ -6,6 +6,7 @@ Early stopping ends a run that gains no more on val, at the same step whether or
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -218,11 +219,18 @@ def test_a_run_ends_after_so_many_evaluations_without_a_gain(
 @given(st.lists(st.sampled_from([0.1, 0.2, 0.25, 0.4]), min_size=1, max_size=12), st.sampled_from([0.0, 0.1]))
 def test_the_count_begins_anew_at_each_gain_and_not_before(values: list[float], min_delta: float) -> None:
     log = [row for value in values for row in ({"loss": 1.0}, {"eval_AP": value, "eval_seconds": 1.0})]
-    count, best = without_gain(log, "eval_AP", min_delta)
+    count, best = without_gain(log, "AP", min_delta)
     place = len(values) - 1 - count  # of the last gain
-    _, before = without_gain(log[: 2 * place], "eval_AP", min_delta)
+    _, before = without_gain(log[: 2 * place], "AP", min_delta)
     assert values[place] == best > before + min_delta
     assert all(value <= best + min_delta for value in values[place:])
+
+
+def test_of_a_loss_less_is_a_gain() -> None:
+    rows = [{"eval_loss": value, "eval_seconds": 1.0} for value in (2.0, 1.5, 1.45, 1.6)]
+    assert without_gain(rows, "loss", 0.0) == (1, 1.45)
+    assert without_gain(rows, "loss", 0.1) == (2, 1.5)
+    assert without_gain([{"eval_seconds": 1.0}], "loss", 0.0) == (1, math.inf)
 
 
 EARLY = ["training.eval_every=1", "training.early_stopping.patience=2", "training.early_stopping.min_delta=1"]

@@ -6,9 +6,9 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bbu.cli.arguments import Commands, not_negative, note, positive, share
+from bbu.cli.arguments import Commands, Parser, not_negative, note, positive, share
 from bbu.cli.grouping import HELP as GROUPS
-from bbu.cli.grouping import group_of_photos
+from bbu.cli.grouping import check_single, group_of_photos
 from bbu.config import EvaluationConfig
 from bbu.errors import UserError
 
@@ -20,6 +20,7 @@ def add_commands(commands: Commands) -> None:
     """Commands whose first argument is a model folder."""
     _add_predict(commands)
     _add_summarize(commands)
+    _add_write_verdicts(commands)
     serve = commands.add_parser("serve", help="a web page and HTTP endpoint for a trained model: docs/serve.md")
     serve.set_defaults(action=_serve)
     serve.add_argument("model", help="a run's model folder, e.g. outputs/demo/model")
@@ -73,16 +74,27 @@ def _add_summarize(commands: Commands) -> None:
     summarize = commands.add_parser("summarize", help="a summary of every photo, row by group: docs/answers.md")
     summarize.set_defaults(action=_summarize)
     summarize.add_argument("model", help="model folder of a run with data.answers.summary")
-    summarize.add_argument("photos", help="a folder, a quoted glob, one photo, a JSONL of records, or a .txt of paths")
-    summarize.add_argument("output", help="summaries JSONL to write; rerun to resume")
-    summarize.add_argument(
-        "--image-root", help="folder that paths in a JSONL or .txt are relative to (default: its own)"
-    )
-    summarize.add_argument("--group-by", default="", help=GROUPS)
-    summarize.add_argument("--max-tokens", type=positive, default=512, help="longest summary (default 512)")
-    summarize.add_argument("--batch-size", type=positive, default=8, help="photos written about together (default 8)")
-    summarize.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto")
-    summarize.add_argument("--workers", type=not_negative, default=2, help="processes that read photos (default 2)")
+    _add_writing(summarize, "summaries", "summary", 512, "photos")
+
+
+def _add_write_verdicts(commands: Commands) -> None:
+    write = commands.add_parser("write-verdicts", help="the model's own verdict on every group: docs/verdicts.md")
+    write.set_defaults(action=_write_verdicts)
+    write.add_argument("model", help="model folder of a run with data.answers.verdict")
+    _add_writing(write, "verdicts", "verdict", 256, "groups")
+    write.add_argument("--allow-single-photos", action="store_true", help="also judge groups of one photo")
+
+
+def _add_writing(command: Parser, rows: str, answer: str, tokens: int, together: str) -> None:
+    """Arguments of a command whose language model writes about photos."""
+    command.add_argument("photos", help="a folder, a quoted glob, one photo, a JSONL of records, or a .txt of paths")
+    command.add_argument("output", help=f"{rows} JSONL to write; rerun to resume")
+    command.add_argument("--image-root", help="folder that paths in a JSONL or .txt are relative to (default: its own)")
+    command.add_argument("--group-by", default="", help=GROUPS)
+    command.add_argument("--max-tokens", type=positive, default=tokens, help=f"longest {answer} (default {tokens})")
+    command.add_argument("--batch-size", type=positive, default=8, help=f"{together} written about together (8)")
+    command.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto")
+    command.add_argument("--workers", type=not_negative, default=2, help="processes that read photos (default 2)")
 
 
 def _summarize(arguments: argparse.Namespace) -> int:
@@ -111,6 +123,37 @@ def _summarize(arguments: argparse.Namespace) -> int:
     print(
         f"{count} photos, {failed} of them failed, {cut} summaries cut off at {arguments.max_tokens} tokens; "
         f"written to {arguments.output}"
+    )
+    return 1 if failed or left_out.closed else 0
+
+
+def _write_verdicts(arguments: argparse.Namespace) -> int:
+    from bbu.inference import Inference
+    from bbu.inference.job import settings_of
+    from bbu.inference.photo_lists import LeftOut, list_photos
+    from bbu.inference.verdicts import verdicts_to_file
+    from bbu.judging.groups import names_by_group
+    from bbu.records import read_samples
+
+    left_out = LeftOut()
+    names, root = list_photos(arguments.photos, left_out)
+    _note(left_out)
+    rows = read_samples(arguments.photos) if Path(arguments.photos).suffix == ".jsonl" else []
+    groups = names_by_group(names, group_of_photos(arguments.group_by, (sample.student for sample in rows)))
+    check_single(groups, arguments.allow_single_photos)
+    inference = Inference(arguments.model, precision=arguments.precision, batch_size=arguments.batch_size)
+    failed, malformed = verdicts_to_file(
+        inference,
+        [*groups.items()],
+        arguments.image_root or root,
+        arguments.output,
+        settings=settings_of(inference, arguments.model),
+        max_new_tokens=arguments.max_tokens,
+        workers=arguments.workers,
+    )
+    print(
+        f"{len(groups)} groups of {len(names)} photos, {failed} of them failed, {malformed} answers malformed; "
+        f"written to {arguments.output}; judge them with bbu judge"
     )
     return 1 if failed or left_out.closed else 0
 

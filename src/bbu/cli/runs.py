@@ -79,6 +79,7 @@ def _score(arguments: argparse.Namespace) -> int:
     from bbu import stages
     from bbu.config import load_config
     from bbu.evaluation import summary_table
+    from bbu.evaluation.answers import answer_lines
 
     config = load_config(arguments.config, arguments.overrides)
     with stages.claim(config) as folder:
@@ -86,8 +87,11 @@ def _score(arguments: argparse.Namespace) -> int:
         run = stages.open_run(config)
         stages.calibrate(run)
         stages.predict(run)
-        print(summary_table(stages.score(run)))
+        metrics = stages.score(run)
+        print(summary_table(metrics))
         stages.draw(run)
+        if stages.answers_are_scored(run):
+            print(f"\n{answer_lines(stages.score_answers(run, metrics))}")
     return 0
 
 

@@ -105,6 +105,11 @@ def _check_data(config: Config) -> None:
         raise ConfigError(f"data.max_pixels ({data.max_pixels}) is below data.min_pixels ({data.min_pixels})")
     if data.replay.path and not data.replay.share:
         raise ConfigError("data.replay.share: is 0, so data.replay.path has no effect; set a share, or empty the path")
+    answers = data.answers
+    if answers.verdict and not answers.judged_by:
+        raise ConfigError("data.answers.judged_by: is empty; name rules (.yaml) or verdicts of groups (.jsonl)")
+    if answers.judged_by and not answers.verdict:
+        raise ConfigError("data.answers.verdict: is 0, so judged_by has no effect; set a share, or empty judged_by")
     if data.tiles:
         try:
             Tiles.parse(data.tiles)

@@ -15,6 +15,7 @@ from bbu.families.registry import DEFAULT_FAMILY
 
 COMPILED_PARTS = ("decoder", "captions", "llm", "vision")
 VAL_METRICS = ("AP", "AP50", "AP50_agnostic", "description_accuracy")  # reported on val during training
+TEXT_METRICS = ("loss", "accuracy")  # of the language model's answers on val
 GROUP_NAMES = ("vision", "merger", "llm", "detection", "adapter")
 SCHEDULES = (  # those of transformers that need no settings of their own
     "cosine", "linear", "constant", "constant_with_warmup", "cosine_with_restarts", "polynomial", "inverse_sqrt",
@@ -72,6 +73,7 @@ class SourceConfig:
     follow_links: bool = False  # read what links show from outside path; photos then need images: link or copy
     units: str = choice("", ("", "shares"))  # shares: coordinates are shares of the photo; empty: the format's rule
     summaries: str = choice("", ("", "zh", "en"))  # photos without a summary get one that counts their objects
+    summary_levels: int = ranged(0)  # levels of descriptions that these summaries count together; 0 = all
     photos: dict[str, int] = ranged({})  # cabinet_photos only: photos to draw for each split
 
 
@@ -145,7 +147,9 @@ class AnswersConfig:
     boxes: float = ranged(1.0)  # the photo's objects as JSON
     summary: float = ranged(0.0)  # the row's summary, as text
     group: float = ranged(0.0)  # the objects of each photo of the group (metadata.group), shown in one turn
-    group_photos: int = ranged(6, least=2)  # most photos of such a turn
+    verdict: float = ranged(0.0)  # whether the photos of the group, shown in one turn, pass, and why
+    judged_by: str = ""  # what makes verdicts: rules (.yaml), or verdicts of groups (.jsonl): docs/verdicts.md
+    group_photos: int = ranged(6, least=2)  # most photos of a turn about a group
 
 
 @dataclass
@@ -288,7 +292,9 @@ class TrainingConfig:
     on_not_finite: str = choice("stop", ("stop", "skip"))  # a step whose loss or gradient is NaN or infinite
     max_not_finite: int = ranged(10)  # skip: most such steps of a run
     precision: str = choice("auto", ("auto", "fp32", "bf16"))
-    select_best: str = choice("AP50", ("", *VAL_METRICS))  # publish the checkpoint best by this on val; "" = the last
+    # Publish the checkpoint best by this on val; "" = the last. loss, the least: of the language model on the right
+    # answers. accuracy: share of written answers that equal the right ones.
+    select_best: str = choice("AP50", ("", *VAL_METRICS, *TEXT_METRICS))
     eval_every: int = ranged(0)  # steps between evaluations on val; 0 = never
     early_stopping: EarlyStoppingConfig = field(default_factory=EarlyStoppingConfig)
     save_every: int = ranged(0)  # steps between checkpoints; 0 = only at the end (with select_best: at each evaluation)
@@ -320,6 +326,7 @@ class EvaluationConfig:
     bootstrap_samples: int = ranged(1000)  # for the confidence intervals; 0 = no intervals
     calibration: str = choice("temperature", ("none", "temperature", "isotonic"))  # of scores, fitted on val
     pictures: int = ranged(8)  # photos drawn with truth and prediction side by side
+    answers: int = ranged(200)  # most questions of each kind that the language model is asked on a split; 0 = none
 
 
 @dataclass

@@ -158,7 +158,12 @@ class ChatProcessor:
         seen = photos if augment is None else augment(photos)
         taught = len(raw_sample.teachers)
         output = self.process_photos(
-            seen[:taught], seen[-1], context=seen[taught:-1], with_answer=True, answer=raw_sample.answer
+            seen[:taught],
+            seen[-1],
+            context=seen[taught:-1],
+            with_answer=True,
+            answer=raw_sample.answer,
+            text=raw_sample.text,
         )
         output.salt = salt
         if self.name_photos:  # a random view never comes again
@@ -174,12 +179,14 @@ class ChatProcessor:
         with_answer: bool,
         context: Sequence[Photo] = (),
         answer: str = "boxes",
+        text: str = "",
     ) -> ChatProcessorOutput:
         """A sample from photos in memory; without an answer the conversation ends where the model's answer begins.
 
         Args:
             context: photos shown before the student's in the same turn; without answers unless the answer is group.
             answer: what is asked of the student, a key of bbu.families.prompts.ANSWERS.
+            text: the answer, where it does not follow from the photos (a verdict).
 
         Raises:
             SampleError: too long, the photo lacks what is asked for, or the model is not trained to answer with it.
@@ -188,7 +195,7 @@ class ChatProcessor:
         geometries = [self._plan(photo) for photo in photos]
         taught = [self._answer(photo, plan) for photo, plan in zip(teachers, geometries, strict=False)]
         turn = [*zip((*context, student), geometries[len(teachers) :], strict=True)]
-        own = self._student_answer(answer, turn) if with_answer else None
+        own = self._student_answer(answer, turn, text) if with_answer else None
         messages = self.messages(taught, own, len(context), answer)
         pixel_values, grid_thw = self._patchify(photos, geometries)
         input_ids = self._tokenize(messages, grid_thw, with_answer, student.name)
@@ -269,17 +276,18 @@ class ChatProcessor:
     def _encode(self, text: str) -> list[int]:
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
-    def _student_answer(self, answer: str, turn: Sequence[tuple[Photo, ImageGeometry]]) -> str:
+    def _student_answer(self, answer: str, turn: Sequence[tuple[Photo, ImageGeometry]], text: str) -> str:
         """The answer of a turn with these photos, the student's last."""
         if answer == "group":
             return group_text([self._answer(*photo) for photo in turn])
         student, geometry = turn[-1]
         if answer == "boxes":
             return self._answer(student, geometry)
-        if student.summary is None:
-            raise SampleError(f"{student.name}: has no summary to answer with")
-        refuse_special_tokens(student.summary, self.conversation.special_tokens, f"{student.name}: ", "the summary")
-        return student.summary
+        own = text if answer == "verdict" else student.summary
+        if not own:
+            raise SampleError(f"{student.name}: has no {answer} to answer with")
+        refuse_special_tokens(own, self.conversation.special_tokens, f"{student.name}: ", f"the {answer}")
+        return own
 
     def _answer(self, photo: Photo, geometry: ImageGeometry) -> str:
         """The objects of a photo as JSON."""

@@ -20,11 +20,13 @@ from bbu.data.sampling.episodes import Episodes
 from bbu.data.sampling.mixture import Mixture
 from bbu.data.sampling.order import Draw, EpochOrder
 from bbu.errors import ImageError, PhotoChangedError, SampleError
+from bbu.families.prompts import ON_GROUPS
 from bbu.records import FewShotSample
 from bbu.taxonomy import MirrorRules
 
 BEFORE_THE_END = 1 - 1e-9  # with planned packs the length is an estimate; progress stays below 1
 STAND_IN_SIDE = 112  # pixels
+IN_WORDS = ("summary", "verdict")  # answers that may name sides, places and numbers, or count
 SALT_STEP = 0x9E3779B1  # odd and large (Knuth's multiplicative hashing): the salts of two seeds do not overlap
 
 
@@ -122,14 +124,15 @@ class TrainingStream(Dataset[ChatProcessorOutput]):
     def shown(self, draw: Draw) -> FewShotSample:
         """Rows of the sample of a training photo, with its teachers and context.
 
-        A sample that is asked for a summary, or for its group, shows no teachers, and no other context.
+        A sample that is asked for anything else than its boxes shows no teachers, and no other context.
         """
         sample = self.samples[draw.photo]
-        answer = self.answers.draw(sample.student, draw.epoch, draw.number) if self.answers else "boxes"
-        if self.answers and answer == "group":
-            return self.answers.group(sample.student, draw.epoch, draw.number)
-        if answer == "summary":
-            return FewShotSample(sample.student, answer=answer)
+        if self.answers:
+            answer = self.answers.draw(sample.student, draw.epoch, draw.number)
+            if answer in ON_GROUPS:
+                return self.answers.on_group(answer, sample.student, draw.epoch, draw.number)
+            if answer == "summary":
+                return FewShotSample(sample.student, answer=answer)
         return self.episodes.complete(sample, draw.epoch, draw.number) if self.episodes else sample
 
     def name_at(self, position: int) -> str:
@@ -146,7 +149,7 @@ class TrainingStream(Dataset[ChatProcessorOutput]):
         draw = self.draw_at(position)
         progress = min(position / self.length, BEFORE_THE_END)
         sample = self.shown(draw)
-        augment = self.augmenter.for_sample(draw.epoch, draw.number, progress, still=sample.answer == "summary")
+        augment = self.augmenter.for_sample(draw.epoch, draw.number, progress, still=sample.answer in IN_WORDS)
         salt = (self.seed * SALT_STEP + position) % 2**32
         return self.processor.process_sample(sample, augment, salt)
 

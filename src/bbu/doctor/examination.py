@@ -32,7 +32,7 @@ from bbu.doctor.proof import choose_samples, proof_findings, prove
 from bbu.doctor.reading import Rows, Sample, read_folder
 from bbu.doctor.report import Report, split_counts
 from bbu.doctor.tokens import conversation_findings, length_findings, measure_lengths
-from bbu.errors import ConfigError
+from bbu.errors import ConfigError, UserError
 from bbu.families.photo_plan import PhotoPlan
 from bbu.families.registry import backbone_class
 from bbu.models.build import build_processor, prompt_spec, training_samples
@@ -94,7 +94,7 @@ def split_findings(config: Config, rows: Rows) -> list[Finding]:
     }
     try:
         Answers(config.data.answers, [sample.row for sample in rows.of("train")], config.seed)
-    except ConfigError as error:
+    except UserError as error:
         found.append(finding("unanswerable", [Example(detail=str(error))]))
     if not _pool(config, rows):
         found += [finding("no_teachers", [], key=key, asked=count) for key, count in asked.items() if count]

@@ -13,6 +13,7 @@ from bbu.data.chat_processor import ChatProcessor
 from bbu.data.packing.lengths import LengthMeter
 from bbu.data.packing.planner import Budgets, Lengths
 from bbu.data.replay import load_replay
+from bbu.data.sampling.answers import Answers
 from bbu.data.sampling.episodes import most_teachers
 from bbu.data.sampling.groups import groups_of
 from bbu.doctor.charts import Bar, histogram, round_edges
@@ -91,19 +92,37 @@ def measure_lengths(
 
 
 def _other_answers(samples: Sequence[Sample], meter: LengthMeter, config: Config) -> list[TurnSize]:
-    """Upper bound of each sample when it is asked for a summary or its group; none if no sample is."""
+    """Upper bound of each sample when it is asked for a summary or about its group; none if no sample is."""
     shares, none = config.data.answers, (0, 0, 0)
-    if not (shares.summary or shares.group):
+    if not (shares.summary or shares.group or shares.verdict):
         return []
-    whole = [sample.row for sample in samples if sample.row.annotated and sample.row.tile is None]
-    groups = groups_of(whole) if shares.group else {}
-    turns = {group: _group_turn(rows, meter, shares.group_photos) for group, rows in groups.items() if len(rows) > 1}
+    whole = [sample.row for sample in samples if sample.row.tile is None]
+    annotated = groups_of([row for row in whole if row.annotated]) if shares.group else {}
+    turns = {group: _group_turn(rows, meter, shares.group_photos) for group, rows in annotated.items() if len(rows) > 1}
+    for judged, turn in _verdict_turns(whole, meter, config).items():
+        turns[judged] = _larger(turn, turns.get(judged, none))
     found = []
     for sample in samples:
         row = sample.row
         summary = _turn([row], [meter.patches(row)], meter, "summary") if shares.summary and row.summary else none
         group = turns.get(row.group, none) if row.tile is None else none
         found.append(_larger(summary, group))
+    return found
+
+
+def _verdict_turns(whole: Sequence[Row], meter: LengthMeter, config: Config) -> dict[str | None, TurnSize]:
+    """Group → size of the turn that asks for its verdict; none where verdicts are not learned, or cannot be."""
+    if not config.data.answers.verdict:
+        return {}
+    try:
+        answers = Answers(config.data.answers, whole, config.seed)
+    except UserError:
+        return {}  # a finding of its own
+    found = {}
+    for question in answers.questions(whole):
+        if question.answer == "verdict":
+            rows = (*question.context, question.student)
+            found[rows[0].group] = _turn(rows, [*map(meter.patches, rows)], meter, "verdict", question.text)
     return found
 
 
@@ -118,12 +137,12 @@ def _larger(one: TurnSize, other: TurnSize) -> TurnSize:
     return tokens, patches, photos
 
 
-def _turn(rows: Sequence[Row], patches: Sequence[int], meter: LengthMeter, answer: str) -> TurnSize:
-    """Size of a sample that is asked for a summary of its photo, or for its group."""
-    sample = FewShotSample(rows[-1], context=tuple(rows[:-1]), answer=answer)
-    text = meter.system + meter.frame(len(rows) - 1, answer) + meter.other_answer(sample)
+def _turn(rows: Sequence[Row], patches: Sequence[int], meter: LengthMeter, answer: str, text: str = "") -> TurnSize:
+    """Size of a sample that is asked for a summary of its photo, or about its group."""
+    sample = FewShotSample(rows[-1], context=tuple(rows[:-1]), answer=answer, text=text)
+    words = meter.system + meter.frame(len(rows) - 1, answer) + meter.other_answer(sample)
     photos = sum(map(int, map(meter.processor.photo_plan.text_tokens, patches)))
-    return text + photos - len(rows), sum(patches), len(rows)
+    return words + photos - len(rows), sum(patches), len(rows)
 
 
 def _turns(rows: Sequence[Row], meter: LengthMeter) -> list[TurnSize]:

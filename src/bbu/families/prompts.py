@@ -33,9 +33,11 @@ WORDING = {
     ),
 }
 
-# What a student can be asked for: its objects as JSON, a summary of the photo as text, or as JSON the objects of each
-# of several photos. The instructions of the last two are absent from models that are trained without them.
-ANSWERS = ("boxes", "summary", "group")
+# What a student can be asked for: its objects as JSON, a summary of the photo as text, as JSON the objects of each of
+# several photos, or a verdict on these. The instructions of the last three are absent from models that are trained
+# without them.
+ANSWERS = ("boxes", "summary", "group", "verdict")
+ON_GROUPS = ("group", "verdict")  # answers about all photos of the turn
 SUMMARY_WORDING = {"zh": "请用一段文字概括这张照片。", "en": "Summarise the photo in words."}
 GROUP_WORDING = {
     "zh": (
@@ -47,6 +49,17 @@ GROUP_WORDING = {
         "photo, its number, and objects, an array of bbox_2d and label."
     ),
 }
+VERDICT_WORDING = {
+    "zh": (
+        "这些照片来自同一站点。请判断该站点是否合格：第一行写Verdict: pass（合格）或Verdict: fail（不合格），"
+        "第二行写Reason: 和理由。"
+    ),
+    "en": (
+        "These photos show the same site. Does it pass? Answer in two lines: Verdict: pass or Verdict: fail, then "
+        "Reason: and why."
+    ),
+}
+VERDICT_LINES = re.compile(r"Verdict: (pass|fail)\nReason: (\S[^\n]*)")
 OWN_GEOMETRY = {"zh": "bbox_2d、poly或line", "en": "bbox_2d, poly or line"}  # what objects have in place of bbox_2d
 
 # Precedes the instruction in a turn with context photos; absent from models that are trained without them.
@@ -79,6 +92,7 @@ class PromptSpec:
         tiles: how photos were cut for training, as Tiles.parse reads it; "" = they were not.
         summary_instruction: asks for a summary; "" = trained without.
         group_instruction: asks for the objects of each photo of the turn; "" = trained without.
+        verdict_instruction: asks for a verdict on the photos of the turn; "" = trained without.
         geometry: what answers give of an object: "box", or "own", its polygon or line where it has one; "" = box.
     """
 
@@ -93,6 +107,7 @@ class PromptSpec:
     tiles: str = ""
     summary_instruction: str = ""
     group_instruction: str = ""
+    verdict_instruction: str = ""
     geometry: str = ""
 
     @classmethod
@@ -131,6 +146,7 @@ class PromptSpec:
             tiles=tiles,
             summary_instruction=SUMMARY_WORDING[language] if "summary" in answers else "",
             group_instruction=group if "group" in answers else "",
+            verdict_instruction=VERDICT_WORDING[language] if "verdict" in answers else "",
             geometry="own" if own_geometry else "",
         )
 
@@ -145,13 +161,12 @@ class PromptSpec:
         Raises:
             SampleError: the model is not trained with any.
         """
-        instructions = (self.instruction, self.summary_instruction, self.group_instruction)
-        instruction = dict(zip(ANSWERS, instructions, strict=True))[answer]
+        instruction = self.instruction if answer == "boxes" else getattr(self, f"{answer}_instruction")
         if not instruction:
             raise SampleError(
                 f"the model was not trained to answer with a {answer}; train it with data.answers.{answer} above 0"
             )
-        return instruction
+        return str(instruction)
 
     @property
     def tiling(self) -> Tiles | None:
@@ -273,6 +288,17 @@ def parse_group(text: str, photos: int) -> tuple[list[list[tuple[list[float], st
     return found, malformed
 
 
+def verdict_text(verdict: str, reason: str) -> str:
+    """The assistant's verdict, ``pass`` or ``fail``, and its reason in one line."""
+    return f"Verdict: {verdict}\nReason: {reason}"
+
+
+def parse_verdict(text: str) -> tuple[str, str] | None:
+    """Verdict and reason of a generated answer; None = it does not have the two lines of verdict_text, and no other."""
+    found = VERDICT_LINES.fullmatch(text.strip())
+    return (found[1], found[2].strip()) if found else None
+
+
 def build_messages(
     spec: PromptSpec,
     conversation: Conversation,
@@ -321,7 +347,7 @@ def _content(parts: Sequence[str | None]) -> str | list[dict[str, str]]:
 
 
 def _question(spec: PromptSpec, opening: str, context_photos: int, answer: str) -> Message:
-    asked, noted = spec.asking_for(answer), context_photos and answer != "group"
+    asked, noted = spec.asking_for(answer), context_photos and answer not in ON_GROUPS
     if noted and not spec.context_note:
         raise SampleError(
             f"{context_photos} context photos: the model was not trained with any; train it with "

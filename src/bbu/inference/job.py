@@ -54,7 +54,7 @@ def predict_to_file(
 
     where = {"photos": digest(names), "image_root": str(Path(image_root).resolve())}
     partial: PartialRows[PredictionRow] = PartialRows(
-        output, {**settings, **where}, len(names), list(map(written_name, names))
+        output, {**settings, **where}, len(names), [(written_name(name),) for name in names]
     )
     try:
         if partial.begun or partial.senseless:

@@ -115,6 +115,14 @@ class Views(Dataset[LoadedView]):
         return self._last
 
 
+def unfinished(count: int, size: int, is_done: Callable[[int], bool]) -> Iterator[int]:
+    """Indices in whole batches, which depend on the list alone, so that a rerun writes the same."""
+    for first in range(0, count, size):
+        batch = range(first, min(first + size, count))
+        if not all(map(is_done, batch)):
+            yield from batch
+
+
 def in_parallel(function: Dataset[Any], items: Iterable[Any], workers: int) -> Iterator[Any]:
     """``function[item]`` for every item, in order, computed ahead in worker processes; items are read lazily.
 

@@ -16,10 +16,11 @@ from bbu.data.chat_processor import ChatProcessor, ChatProcessorOutput
 from bbu.data.photo import Photo
 from bbu.errors import CheckpointError
 from bbu.evaluation.calibration import Calibration
-from bbu.families.generation import Prompt
-from bbu.families.prompts import boxes_from_text, parse_answer
+from bbu.families.prompts import boxes_from_text, parse_answer, verdict_text
 from bbu.images import load_image
+from bbu.inference.answers import pass_probabilities, prompt_of, write
 from bbu.inference.predictor import PredictOptions, Predictor, teacher_photos
+from bbu.judging.verdicts import FAIL, PASS
 from bbu.layers.attention import choose_attention_backend
 from bbu.models.checkpoint import check_model, load_model, load_processor
 from bbu.models.precision import compute_device, use_bf16
@@ -77,6 +78,21 @@ class Summary:
 
     text: str
     finished: bool
+
+
+@dataclass(frozen=True)
+class VerdictText:
+    """A verdict on a group, as the language model wrote it.
+
+    Args:
+        text: two lines, see bbu.families.prompts.verdict_text; or anything else, which is malformed.
+        finished: it ended before the token limit.
+        pass_probability: of ``pass`` against ``fail``, in [0, 1].
+    """
+
+    text: str
+    finished: bool
+    pass_probability: float
 
 
 class Inference:
@@ -198,7 +214,6 @@ class Inference:
         sample = self.processor.process_photos(teacher_photos(teachers, image_root), photo, with_answer=False)
         return self.write_answer(sample, max_new_tokens=max_new_tokens)
 
-    @torch.no_grad()
     def write_answer(
         self, sample: ChatProcessorOutput, *, max_new_tokens: int = 1024, min_new_tokens: int = 0
     ) -> TextResult:
@@ -207,19 +222,19 @@ class Inference:
         Args:
             min_new_tokens: the answer does not end earlier; for timing.
         """
-        (written,), end = self._generate([sample], max_new_tokens, min_new_tokens), self.processor.end_token_id
-        text = self._text(written)
-        objects, malformed = parse_answer(text)
+        prompts = [prompt_of(sample)]
+        (written,) = write(self.predictor, prompts, max_new_tokens=max_new_tokens, min_new_tokens=min_new_tokens)
+        objects, malformed = parse_answer(written.text)
         numbers = np.array([box for box, _ in objects], dtype=np.float64).reshape(-1, 4)
         assert sample.geometry is not None  # made from a photo to predict
         boxes = boxes_from_text(sample.geometry, numbers, self.processor.spec.box_convention)
-        return TextResult(boxes, [label for _, label in objects], text, malformed, len(written), written[-1:] == [end])
+        labels = [label for _, label in objects]
+        return TextResult(boxes, labels, written.text, malformed, written.tokens, written.finished)
 
-    @torch.no_grad()
     def write_summaries(self, samples: Sequence[ChatProcessorOutput], *, max_new_tokens: int = 512) -> list[Summary]:
         """Summaries of photos, from prompts that ask for them; one batch, each as if it were alone."""
-        rows, end = self._generate(samples, max_new_tokens), self.processor.end_token_id
-        return [Summary(self._text(written).strip(), written[-1:] == [end]) for written in rows]
+        rows = write(self.predictor, [*map(prompt_of, samples)], max_new_tokens=max_new_tokens)
+        return [Summary(row.text.strip(), row.finished) for row in rows]
 
     def summarize(self, images: ImageLike | Sequence[ImageLike], max_new_tokens: int = 512) -> str | list[str]:
         """The language model's summary of one photo, or of each of many.
@@ -238,20 +253,27 @@ class Inference:
             texts += [summary.text for summary in self.write_summaries(pack, max_new_tokens=max_new_tokens)]
         return texts[0] if single else texts
 
-    def _generate(
-        self, samples: Sequence[ChatProcessorOutput], max_new_tokens: int, min_new_tokens: int = 0
-    ) -> list[list[int]]:
-        prompts = [Prompt(sample.input_ids, sample.pixel_values, sample.image_grid_thw) for sample in samples]
-        with self.predictor.precision():
-            return self.model.backbone.generate(
-                prompts,
-                end_token_id=self.processor.end_token_id,
-                max_new_tokens=max_new_tokens,
-                min_new_tokens=min_new_tokens,
-            )
+    def write_verdicts(self, groups: Sequence[Sequence[Photo]], *, max_new_tokens: int = 256) -> list[VerdictText]:
+        """Verdicts on groups of photos; one batch, each as if it were alone.
 
-    def _text(self, ids: list[int]) -> str:
-        return str(self.processor.tokenizer.decode(ids, skip_special_tokens=True))
+        Raises:
+            SampleError: the model was not trained to answer with a verdict, or a group's photos are too many.
+        """
+        if not groups:
+            return []
+        pairs = [tuple(self._with_verdict(photos, verdict) for verdict in (PASS, FAIL)) for photos in groups]
+        chances = pass_probabilities(self.predictor, pairs)  # type: ignore[arg-type]
+        texts = write(self.predictor, [prompt_of(pair[0]) for pair in pairs], max_new_tokens=max_new_tokens)
+        return [
+            VerdictText(found.text.strip(), found.finished, chance)
+            for found, chance in zip(texts, chances, strict=True)
+        ]
+
+    def _with_verdict(self, photos: Sequence[Photo], verdict: str) -> ChatProcessorOutput:
+        text = verdict_text(verdict, "?")
+        return self.processor.process_photos(
+            [], photos[-1], context=photos[:-1], with_answer=True, answer="verdict", text=text
+        )
 
 
 def _photo(image: ImageLike, number: int) -> Photo:

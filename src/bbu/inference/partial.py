@@ -24,7 +24,7 @@ FORMAT = 1
 
 
 class PartialRow(Protocol):
-    """A row of one photo, or the error that prevented it."""
+    """A row of one photo or group, or the error that prevented it."""
 
     @property
     def images(self) -> tuple[str, ...]: ...
@@ -58,7 +58,7 @@ class PartialRows(Generic[R]):
         output: the final file.
         settings: everything that rows depend on; a partial file with other settings is replaced.
         count: number of rows in the final file.
-        names: the photo of each row, as rows name it; without them, rows of any photo are believed.
+        names: the photos of each row, as rows name them; without them, rows of any photos are believed.
         parse: a decoded row and its place → the row, which has ``images`` and ``error``.
 
     Attributes:
@@ -75,7 +75,7 @@ class PartialRows(Generic[R]):
         output: str | Path,
         settings: Mapping[str, Any],
         count: int,
-        names: Sequence[str] | None = None,
+        names: Sequence[tuple[str, ...]] | None = None,
         parse: Callable[[Any, str], R] = parse_boxes,  # type: ignore[assignment]
     ) -> None:
         self.output, self.count, self.names, self.begun, self.senseless = Path(output), count, names, "", 0
@@ -139,7 +139,7 @@ class PartialRows(Generic[R]):
         index, row = value["index"], self.parse(value["row"], str(self.path))
         if type(index) is not int or not 0 <= index < self.count:
             raise ValueError("no such photo")
-        if self.names is not None and row.images != (self.names[index],):
+        if self.names is not None and row.images != self.names[index]:
             raise ValueError("another photo")
         return index, row
 

@@ -16,7 +16,7 @@ from bbu.data.photo import Photo
 from bbu.errors import UserError
 from bbu.images import load_image
 from bbu.inference.job import begun, digest, written_name
-from bbu.inference.loading import in_parallel
+from bbu.inference.loading import in_parallel, unfinished
 from bbu.inference.model_folder import Inference
 from bbu.inference.partial import PartialRows
 from bbu.inference.predictor import each_or_error
@@ -89,7 +89,9 @@ def summarize_to_file(
     inference.processor.spec.asking_for("summary")
     written = list(map(written_name, names))
     where = {"photos": digest(names), "image_root": str(Path(image_root).resolve()), "max_new_tokens": max_new_tokens}
-    partial: PartialRows[SummaryRow] = PartialRows(output, {**settings, **where}, len(names), written, parse_summary)
+    partial: PartialRows[SummaryRow] = PartialRows(
+        output, {**settings, **where}, len(names), [(name,) for name in written], parse_summary
+    )
     cut = 0
 
     def by_group(rows: Iterator[dict[str, Any]]) -> Iterable[dict[str, Any]]:
@@ -107,7 +109,7 @@ def summarize_to_file(
     try:
         if partial.begun or partial.senseless:
             print(begun(partial, "summaris"), file=sys.stderr)
-        tasks = _unfinished(len(names), inference.predictor.options.batch_size, partial.is_done)
+        tasks = unfinished(len(names), inference.predictor.options.batch_size, partial.is_done)
         loaded = in_parallel(_Questions(inference.processor, image_root, names), tasks, workers)
         with tqdm(total=len(names), initial=partial.done(), desc="summarize", unit="photo", file=sys.stderr) as bar:
             while pack := list(islice(loaded, inference.predictor.options.batch_size)):
@@ -118,14 +120,6 @@ def summarize_to_file(
         return len(names), len(partial.failed), cut
     finally:
         partial.close()
-
-
-def _unfinished(count: int, size: int, is_done: Callable[[int], bool]) -> Iterator[int]:
-    """Indices in whole batches, which depend on the list alone, so that a rerun writes the same."""
-    for first in range(0, count, size):
-        batch = range(first, min(first + size, count))
-        if not all(map(is_done, batch)):
-            yield from batch
 
 
 class _Questions(Dataset[Loaded]):

@@ -34,23 +34,34 @@ def group_photos(photos: Iterable[PredictionRow], group_of: GroupOf) -> list[Gro
     Raises:
         UserError: a photo that is listed twice or has no group, or no photo at all. The message names the photo.
     """
-    found: dict[str, dict[str, PredictionRow]] = {}
-    seen: set[str] = set()
+    by_name: dict[str, PredictionRow] = {}
     for photo in photos:
         name = photo.images[0]
-        if name in seen:
+        if name in by_name:
             raise UserError(f"photo {name!r} appears twice among the predictions; keep one of the two lines")
-        seen.add(name)
+        by_name[name] = photo
+    if not by_name:
+        raise UserError("there are no predictions to judge; check the file")
+    groups = names_by_group(by_name, group_of)
+    return [Group(group, tuple(by_name[name] for name in names)) for group, names in groups.items()]
+
+
+def names_by_group(names: Iterable[str], group_of: GroupOf) -> dict[str, list[str]]:
+    """Group → its photos; both in order of name.
+
+    Raises:
+        UserError: a photo has no group; the message names it.
+    """
+    found: dict[str, list[str]] = {}
+    for name in names:
         group = group_of(name)
         if not group:
             raise UserError(
-                f"photo {name!r} has no group: give --annotations whose row for it has metadata.group, or --group-by "
-                "folder or a regular expression that matches its path"
+                f"photo {name!r} has no group: give rows of it that have metadata.group, or --group-by folder or a "
+                "regular expression that matches its path"
             )
-        found.setdefault(group, {})[name] = photo
-    if not found:
-        raise UserError("there are no predictions to judge; check the file")
-    return [Group(group, tuple(found[group][name] for name in sorted(found[group]))) for group in sorted(found)]
+        found.setdefault(group, []).append(name)
+    return {group: sorted(found[group]) for group in sorted(found)}
 
 
 def with_missing(groups: Sequence[Group], annotated: Iterable[str], group_of: GroupOf) -> list[Group]:

@@ -133,12 +133,16 @@ def _count(value: Any, check: FieldChecker, name: str) -> int:
     return value  # type: ignore[no-any-return]
 
 
-def check_descriptions(rules: Iterable[Rule], known: Iterable[str], where: str | Path) -> None:
+IN_A_LIST = "if it is right, name a list that has it (--descriptions, such as a model's descriptions.json)"
+
+
+def check_descriptions(rules: Iterable[Rule], known: Iterable[str], where: str | Path, unless: str = IN_A_LIST) -> None:
     """Refuse a rule that counts no known description: misspelt, it would never see a defect.
 
     Args:
         known: every description that can occur.
         where: the file of the rules, for the message.
+        unless: ends the message: what to do if the description is right.
 
     Raises:
         UserError: names file, field and the nearest known description.
@@ -154,6 +158,5 @@ def check_descriptions(rules: Iterable[Rule], known: Iterable[str], where: str |
         hint = f"the nearest is {near[0]!r}" if near else f"known: {', '.join(names[:SHOWN_KNOWN]) or 'none'}{more}"
         FieldChecker(str(where), f"rules[{index}].").fail(
             "description",
-            f"{rule.description!r} is no known description; {hint}; if it is right, name a list that has it "
-            "(--descriptions, such as a model's descriptions.json)",
+            f"{rule.description!r} is no known description; {hint}; {unless}",
         )

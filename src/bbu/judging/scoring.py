@@ -14,12 +14,14 @@ from bbu.evaluation.bootstrap import wilson
 from bbu.evaluation.descriptions import ratio
 from bbu.evaluation.report import aligned, number
 from bbu.judging.verdicts import FAIL, PASS, Verdict
+from bbu.judging.written import WrittenVerdict
 
 LABELS = {
     "photos": "photos",
     "groups": "groups",
     "judged_pass": "  judged pass",
     "judged_fail": "  judged fail",
+    "malformed": "    malformed",
     "groups_with_truth": "groups with truth",
     "truth_pass": "  pass in truth",
     "truth_fail": "  fail in truth",
@@ -33,12 +35,13 @@ LABELS = {
 }
 
 
-def verdict_metrics(verdicts: Sequence[Verdict], threshold: float) -> dict[str, Any]:
+def verdict_metrics(verdicts: Sequence[Verdict] | Sequence[WrittenVerdict], threshold: float) -> dict[str, Any]:
     """Counts of verdicts and, where a truth is known, how often they are right.
 
     Returns:
         The keys of LABELS, ``threshold``, ``broken_rules`` (rule → groups) and ``intervals`` (key → [low, high] at
         95 %). Keys about the truth are left out if no group has one; undefined rates and intervals are None.
+        ``malformed`` is there for verdicts that the model wrote.
     """
     broken = Counter(item.rule.name for verdict in verdicts for item in verdict.evidence if item.rule is not None)
     known = [(verdict.verdict, verdict.truth) for verdict in verdicts if verdict.truth is not None]
@@ -51,6 +54,9 @@ def verdict_metrics(verdicts: Sequence[Verdict], threshold: float) -> dict[str, 
         "judged_fail": len(verdicts) - passed,
         "broken_rules": dict(sorted(broken.items(), key=lambda item: (-item[1], item[0]))),
     }
+    written = [verdict for verdict in verdicts if isinstance(verdict, WrittenVerdict)]
+    if written:
+        metrics["malformed"] = sum(verdict.malformed for verdict in written)
     if not known:
         return metrics
     should_fail = sum(truth == FAIL for _, truth in known)

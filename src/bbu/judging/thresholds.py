@@ -25,6 +25,7 @@ from bbu.judging.groups import Group
 from bbu.judging.rules import Rule
 from bbu.judging.scoring import rates
 from bbu.judging.verdicts import FAIL
+from bbu.judging.written import WrittenGroup
 from bbu.records import PredictionRow
 
 FORMAT = 1
@@ -48,17 +49,38 @@ def choose_threshold(
     if all(rule.min_score is not None for rule in rules):
         raise UserError("every rule has a min_score of its own, so no threshold is left to choose; remove one of them")
     known = [group for group in groups if group.name in truth]
-    should_fail = sum(truth[group.name] == FAIL for group in known)
+    candidates_Th = _candidates(known, rules)
+    passes = ((truth[group.name], _passes(group, rules, candidates_Th)) for group in known)
+    return {
+        "format": FORMAT,
+        "rules": [rule.to_json() for rule in rules],
+        **_choose(candidates_Th, list(passes), max_false_pass),
+    }
+
+
+def choose_written_threshold(
+    groups: Sequence[WrittenGroup], truth: Mapping[str, str], max_false_pass: float
+) -> dict[str, Any]:
+    """As choose_threshold, of the probability of ``pass`` in verdicts that the model wrote; ``rules`` is None."""
+    known = [group for group in groups if group.group in truth]
+    candidates_Th = np.unique([*(group.pass_probability for group in known), 1.0])
+    passes = [(truth[group.group], np.array([group.passes(t) for t in candidates_Th])) for group in known]
+    return {"format": FORMAT, "rules": None, **_choose(candidates_Th, passes, max_false_pass)}
+
+
+def _choose(
+    candidates_Th: np.ndarray, passes: Sequence[tuple[str, np.ndarray]], max_false_pass: float
+) -> dict[str, Any]:
+    """The choice, from each group's right verdict and (Th,) whether it passes at each candidate."""
+    should_fail = sum(verdict == FAIL for verdict, _ in passes)
     if not should_fail:
         raise UserError(
-            f"none of {len(known)} groups with a known verdict should fail, so any threshold keeps to the bound; "
+            f"none of {len(passes)} groups with a known verdict should fail, so any threshold keeps to the bound; "
             "choose on groups of which some should fail"
         )
-    candidates_Th = _candidates(known, rules)
     false_passes_Th, false_fails_Th = np.zeros((2, len(candidates_Th)), dtype=np.int64)
-    for group in known:
-        passes_Th = _passes(group, rules, candidates_Th)
-        if truth[group.name] == FAIL:
+    for verdict, passes_Th in passes:
+        if verdict == FAIL:
             false_passes_Th += passes_Th
         else:
             false_fails_Th += ~passes_Th
@@ -67,12 +89,10 @@ def choose_threshold(
     order = (false_passes_Th, false_fails_Th) if reached else (false_fails_Th, false_passes_Th)
     best = int(np.lexsort((candidates_Th, *order, ~keeps_Th))[0])
     return {
-        "format": FORMAT,
-        "rules": [rule.to_json() for rule in rules],
         "goal": {"max_false_pass": max_false_pass},
         "reached": reached,
         "threshold": float(candidates_Th[best]),
-        **rates(len(known), should_fail, int(false_passes_Th[best]), int(false_fails_Th[best])),
+        **rates(len(passes), should_fail, int(false_passes_Th[best]), int(false_fails_Th[best])),
     }
 
 
@@ -109,8 +129,11 @@ def _counts(photo: PredictionRow, rule: Rule, candidates_Th: np.ndarray) -> np.n
     return len(scores_Dt) - np.searchsorted(scores_Dt, least_Th, side="left")
 
 
-def load_threshold(path: str | Path, rules: Sequence[Rule]) -> tuple[float, bool]:
+def load_threshold(path: str | Path, rules: Sequence[Rule] | None) -> tuple[float, bool]:
     """The threshold of a file of ``choose_threshold``, and whether it kept to the bound there.
+
+    Args:
+        rules: it was chosen for; None = for written verdicts.
 
     Raises:
         UserError: missing, malformed, or chosen for other rules.
@@ -125,7 +148,7 @@ def load_threshold(path: str | Path, rules: Sequence[Rule]) -> tuple[float, bool
     found = value["threshold"]
     if isinstance(found, bool) or not isinstance(found, int | float) or not 0 <= found <= 1:
         raise UserError(f"{path}: threshold must be a number in [0, 1], is {found!r}; {again}")
-    if value["rules"] != [rule.to_json() for rule in rules]:
+    if value["rules"] != (None if rules is None else [rule.to_json() for rule in rules]):
         raise UserError(f"{path}: rules: the threshold was chosen for other rules than these; {again}")
     return float(found), bool(value["reached"])
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -111,13 +111,19 @@ def judge(
     ]
 
 
-def annotated_truth(rows: Iterable[Row], groups: Iterable[Group], rules: Sequence[Rule]) -> dict[str, str]:
-    """Group → the verdict on its annotated objects, for the groups of which every photo is annotated."""
+def annotated_truth(
+    rows: Iterable[Row], groups: Iterable[tuple[str, Sequence[str]]], rules: Sequence[Rule]
+) -> dict[str, str]:
+    """Group → the verdict on its annotated objects, for the groups of which every photo is annotated.
+
+    Args:
+        groups: name, and paths of the photos.
+    """
     annotated = {row.images[0]: as_predicted(row) for row in rows if row.annotated}
     known = [
-        Group(group.name, tuple(annotated[image] for image in group.images))
-        for group in groups
-        if annotated.keys() >= set(group.images)
+        Group(name, tuple(annotated[image] for image in images))
+        for name, images in groups
+        if annotated.keys() >= set(images)
     ]
     return {verdict.group: verdict.verdict for verdict in judge(known, rules, threshold=1.0)}
 
@@ -179,7 +185,8 @@ def read_verdicts(path: str | Path) -> list[dict[str, Any]]:
     rows = []
     for where, value in iter_json_lines(path):
         check = FieldChecker(where, "")
-        check.keys(value, required=("group", "images", "verdict", "reason", "evidence"), optional=("truth",))
+        written = ("pass_probability", "malformed")
+        check.keys(value, required=("group", "images", "verdict", "reason", "evidence"), optional=("truth", *written))
         check.text(value["group"], "group")
         check.images(value["images"])
         check.text(value["reason"], "reason")
@@ -212,18 +219,28 @@ def _check_verdict(value: Any, check: FieldChecker, name: str) -> None:
 
 
 def read_truth(path: str | Path) -> dict[str, str]:
-    """Group → ``pass`` or ``fail``, from lines ``{"group": …, "verdict": "pass" | "fail"}``.
+    """Group → ``pass`` or ``fail``, from the lines of ``read_verdict_lines``."""
+    return {group: verdict for _, group, verdict, _ in read_verdict_lines(path)}
+
+
+def read_verdict_lines(path: str | Path) -> Iterator[tuple[FieldChecker, str, str, str | None]]:
+    """Group, verdict and reason of lines ``{"group": …, "verdict": "pass" | "fail", "reason"?: one line}``.
+
+    Each comes with a checker that raises errors about its line.
 
     Raises:
         RecordError: file and line, the field, and what is wrong with it.
     """
-    truth: dict[str, str] = {}
+    seen: set[str] = set()
     for where, value in iter_json_lines(path):
         check = FieldChecker(where, "")
-        check.keys(value, required=("group", "verdict"))
+        check.keys(value, required=("group", "verdict"), optional=("reason",))
         group, verdict = check.text(value["group"], "group"), value["verdict"]
         _check_verdict(verdict, check, "verdict")
-        if group in truth:
+        reason = check.text(value["reason"], "reason").strip() if "reason" in value else None
+        if reason is not None and len(reason.splitlines()) > 1:
+            check.fail("reason", "must be one line")
+        if group in seen:
             check.fail("group", f"{group!r} has an earlier line; keep one of the two")
-        truth[group] = verdict
-    return truth
+        seen.add(group)
+        yield check, group, verdict, reason

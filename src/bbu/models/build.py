@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -10,9 +11,10 @@ from transformers import PreTrainedTokenizerBase
 
 from bbu.config import Config
 from bbu.data.chat_processor import ChatProcessor
+from bbu.data.sampling.answers import Answers
 from bbu.data.sampling.class_balance import caption_weights
 from bbu.data.tiling import add_tiles
-from bbu.errors import ConfigError
+from bbu.errors import ConfigError, UserError
 from bbu.families.feature_cache import FeatureCache
 from bbu.families.prompts import ANSWERS, PromptSpec, answer_text
 from bbu.families.registry import backbone_class, family_named, scratch_sizes
@@ -54,7 +56,8 @@ def build_processor(config: Config, samples: Sequence[FewShotSample], image_root
         tokenizer = load_tokenizer(model.tokenizer or model.path, family.conversation, model.trust_remote_code)
     else:
         vocab_size = scratch_sizes(model.family, model.scratch).vocab_size
-        tokenizer = train_tokenizer(_training_text(samples, spec), vocab_size, family.conversation)
+        texts = chain(_training_text(samples, spec), _verdicts(config, samples))
+        tokenizer = train_tokenizer(texts, vocab_size, family.conversation)
     return ChatProcessor(
         tokenizer,
         family.photo_plan(model.path, spec),
@@ -76,10 +79,22 @@ def _training_text(samples: Sequence[FewShotSample], spec: PromptSpec) -> Iterab
         boxes = np.array([item.box for item in sample.student.objects]).reshape(-1, 4)
         yield spec.system
         yield spec.context_note + spec.instruction
-        yield from filter(None, (spec.summary_instruction, spec.group_instruction))
+        yield from filter(None, (spec.summary_instruction, spec.group_instruction, spec.verdict_instruction))
         if spec.summary_instruction and sample.student.summary:
             yield sample.student.summary
         yield answer_text(np.rint(boxes), [item.desc for item in sample.student.objects])
+
+
+def _verdicts(config: Config, samples: Sequence[FewShotSample]) -> Iterable[str]:
+    """The verdict on each training group, where they are learned."""
+    if not config.data.answers.verdict:
+        return
+    students = [sample.student for sample in samples]
+    try:
+        answers = Answers(config.data.answers, students, config.seed)
+    except UserError:
+        return  # the stream of samples says what is wrong
+    yield from (question.text for question in answers.questions(students) if question.answer == "verdict")
 
 
 def build_model(

@@ -1,7 +1,7 @@
-"""The whole job in stages: prepare → train → calibrate → predict → score → draw, in the run's folder.
+"""The whole job in stages: prepare → train → calibrate → predict → score → draw → answer, in the run's folder.
 
 <output_dir>/config.yaml  data/  checkpoint-N/  model/  train_log.jsonl  training_log.html
-             val_predictions.jsonl  predictions.jsonl  metrics.json  pictures/  report.html
+             val_predictions.jsonl  predictions.jsonl  metrics.json  pictures/  report.html  answers.jsonl
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import time
 
 from bbu.config import Config
 from bbu.interruption import Stopped
+from bbu.stages.answers import ANSWERS_FILE, answers_are_scored, score_answers
 from bbu.stages.preparation import PreparedData, prepare, taxonomy_of
 from bbu.stages.run import Run, open_run
 from bbu.stages.run_folder import MODEL_FOLDER, RunFolder, claim
@@ -22,6 +23,7 @@ __all__ = [
     "PreparedData",
     "Run",
     "RunFolder",
+    "answers_are_scored",
     "calibrate",
     "claim",
     "draw",
@@ -31,6 +33,7 @@ __all__ = [
     "prepare",
     "run_job",
     "score",
+    "score_answers",
     "taxonomy_of",
     "train",
 ]
@@ -56,19 +59,25 @@ def run_job(config: Config) -> int:
 
 def _after_training(run: Run, started: float) -> int:
     from bbu.evaluation import summary_table
+    from bbu.evaluation.answers import answer_lines
 
     config = run.config
     calibrate(run)
     predict(run)
     metrics = score(run)
     pictures = draw(run)
+    scores = score_answers(run, metrics) if answers_are_scored(run) else {}
     print(f"\n{config.evaluation.split} split, scored once\n{summary_table(metrics)}")
+    if scores:
+        print(f"\n{answer_lines(scores)}")
     seconds = time.monotonic() - started
     print(f"\ntrained in {metrics.get('train_seconds', 0):.0f} s, all done in {seconds:.0f} s. Written:")
     for path in (run.output / "metrics.json", run.output / "predictions.jsonl", run.model_folder):
         print(f"  {path}")
     print(f"  {run.output / 'pictures'} ({len(pictures)} pictures)")
     print(f"  {run.output / 'report.html'}")
+    if scores:
+        print(f"  {run.output / ANSWERS_FILE}")
     if config.training.visual_every:
         print(f"  {run.output / 'training_log.html'}")
     return 0

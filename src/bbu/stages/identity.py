@@ -27,14 +27,16 @@ if TYPE_CHECKING:
 # A name stands for the key itself and for all keys below it.
 SAME = (
     "seed", "data.language", "data.min_pixels", "data.max_pixels", "data.max_length", "data.augment", "data.episodes",
-    "data.sampling", "data.answers", "data.answer_geometry", "data.replay.share", "data.tiles", "model.family",
+    "data.sampling", "data.answers.boxes", "data.answers.summary", "data.answers.group", "data.answers.verdict",
+    "data.answers.group_photos", "data.answer_geometry", "data.replay.share", "data.tiles", "model.family",
     "model.scratch", "model.detection", "model.lora", "model.freeze", "training.batch_size", "training.pack_tokens",
     "training.pack_pixels", "training.pack_images", "training.gradient_accumulation", "training.packed",
     "training.deepspeed", "training.select_best",
 )  # fmt: skip
 KEPT = ("training.learning_rates", "training.weight_decay", "training.adam_beta2")  # the saved optimizer has them
 SILENT = (
-    "name", "output_dir", "evaluation", "data.source", "data.replay.path", "data.image_root", "data.workers",
+    "name", "output_dir", "evaluation", "data.source", "data.answers.judged_by", "data.replay.path", "data.image_root",
+    "data.workers",
     "model.path", "model.tokenizer", "model.trust_remote_code", "model.feature_cache", "training.save_every",
     "training.eval_every", "training.keep_checkpoints", "training.log_every", "training.visual_every",
     "training.visual_photos", "training.report_to", "training.resume", "training.overwrite", "training.step_timeout",
@@ -57,6 +59,8 @@ def identity_of(run: Run) -> dict[str, Any]:
     table["teacher rows"] = _rows(run.teachers)
     if run.replay is not None:
         table["conversations"] = _rows(run.replay.rows)
+    if run.answers.verdicts is not None:
+        table["verdicts"] = _digest([run.answers.verdicts])
     table["sides in descriptions"] = _digest([astuple(run.taxonomy.mirror)]) if run.taxonomy.mirror else ""
     table |= _processor(run)
     if config.model.lora.parts:

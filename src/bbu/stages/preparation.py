@@ -117,6 +117,7 @@ def _convert(config: Config, raw: Path, records: Path) -> None:
         follow_links=source.follow_links,
         units=source.units,
         summaries=source.summaries,
+        summary_levels=source.summary_levels,
         groups=_drawn_sites(config) if source.format == "cabinet_photos" else None,
         progress=True,
     )

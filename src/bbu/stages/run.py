@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from bbu.data.dataset import TrainingStream
     from bbu.data.packing.planner import PackedRun
     from bbu.data.replay import Replay
+    from bbu.data.sampling.answers import Answers
     from bbu.inference.predictor import Shown
     from bbu.models.wrapper import DetectionVLM
 
@@ -210,10 +211,16 @@ class Run:
         return load_replay(self.config.data.replay, self.processor)
 
     @cached_property
+    def answers(self) -> Answers:
+        """What training samples are asked for."""
+        from bbu.data.sampling.answers import Answers
+
+        return Answers(self.config.data.answers, self.training_rows, self.config.seed)
+
+    @cached_property
     def stream(self) -> TrainingStream:
         """Training samples of the whole run, over all ranks."""
         from bbu.data.dataset import TrainingStream
-        from bbu.data.sampling.answers import Answers
         from bbu.data.sampling.episodes import Episodes
 
         config = self.config
@@ -226,7 +233,7 @@ class Run:
             sampling=config.data.sampling,
             augment=config.data.augment,
             mirror=self.taxonomy.mirror,
-            answers=Answers(config.data.answers, self.training_rows, config.seed),
+            answers=self.answers,
             replay=self.replay,
         )
 

@@ -90,12 +90,16 @@ def score(run: Run) -> dict[str, Any]:
         metrics["calibration"]["score"] = calibration.after
         metrics.update({name: calibration.after[name] for name in FIGURES})
         metrics["intervals"].update(dict.fromkeys(set(FIGURES) & set(metrics["intervals"])))
-    summary = output / "train_summary.json"
-    if summary.is_file():
-        metrics.update(json.loads(summary.read_text(encoding="utf-8")))
-    metrics.update(split=config.evaluation.split, config=config.name, seed=config.seed)
+    metrics |= facts_of(run)
     write_json(output / "metrics.json", metrics)
     return metrics
+
+
+def facts_of(run: Run) -> dict[str, Any]:
+    """What metrics.json says of the run itself."""
+    config, summary = run.config, run.output / "train_summary.json"
+    found = json.loads(summary.read_text(encoding="utf-8")) if summary.is_file() else {}
+    return {**found, "split": config.evaluation.split, "config": config.name, "seed": config.seed}
 
 
 def draw(run: Run) -> list[Path]:

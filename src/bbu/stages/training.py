@@ -19,6 +19,7 @@ from bbu.machine import RESUME
 from bbu.models.manifest import MANIFEST_FILE
 from bbu.monitoring.trackers import place_trackers, ready_wandb
 from bbu.records import PredictionRow, Row
+from bbu.stages.answers import scores_on_val
 from bbu.stages.identity import check_identity, identity_of
 from bbu.stages.preparation import prepare
 from bbu.stages.run import Run, ready_device
@@ -164,7 +165,8 @@ def build_trainer(run: Run, args: TrainingArguments) -> BBUTrainer:
         return not trainer.stop.signum
 
     def score_val() -> dict[str, float | None]:
-        return _scores(run, predict_rows(predictor, run.watched, run.data.image_root, run.watched_shown, go_on))
+        found = predict_rows(predictor, run.watched, run.data.image_root, run.watched_shown, go_on)
+        return _scores(run, found) | scores_on_val(run, predictor, go_on)
 
     trainer = BBUTrainer(
         DetectionObjective(run.model, config.loss),
@@ -335,7 +337,7 @@ def _closed(run: Run, trainer: BBUTrainer, checkpoint: Path) -> Iterator[tuple[P
     try:
         result = close_captions(trainer.unwrapped, run.stream, checkpoint, closed, config, run.bf16)
         best, metric = trainer.state.best_metric, config.training.select_best
-        if metric and best is not None:
+        if metric in VAL_METRICS and best is not None:
             names = [row.images[0] for row in run.watched]  # all of them: the other ranks have left
             found = _predictor(run).predict_files(names, run.data.image_root, shown=run.watched_shown)
             value = _scores(run, list(found))[metric]

@@ -110,7 +110,7 @@ class EarlyStopping(TrainerCallback):
         self._judge(state, control)
 
     def _judge(self, state: TrainerState, control: TrainerControl) -> None:
-        count, best = without_gain(state.log_history, f"eval_{self.metric}", self.config.min_delta)
+        count, best = without_gain(state.log_history, self.metric, self.config.min_delta)
         if count < self.config.patience or state.global_step >= state.max_steps or control.should_training_stop:
             return
         control.should_training_stop = True
@@ -123,9 +123,15 @@ class EarlyStopping(TrainerCallback):
             )
 
 
-def without_gain(log_history: Iterable[Mapping[str, Any]], name: str, min_delta: float) -> tuple[int, float]:
-    """Evaluations since the last gain, and its value; an undefined value is no gain."""
+def gain(value: float, metric: str | None) -> float:
+    """The value of a metric so that more is better: of a loss, less is."""
+    return -value if metric == "loss" else value
+
+
+def without_gain(log_history: Iterable[Mapping[str, Any]], metric: str, min_delta: float) -> tuple[int, float]:
+    """Evaluations since the last gain of a metric on val, and its value; an undefined value is no gain."""
     count, best = 0, -math.inf
-    for value in (log.get(name, -math.inf) for log in log_history if "eval_seconds" in log):
+    for log in (log for log in log_history if "eval_seconds" in log):
+        value = gain(log[f"eval_{metric}"], metric) if f"eval_{metric}" in log else -math.inf
         count, best = (0, value) if value > best + min_delta else (count + 1, best)
-    return count, best
+    return count, gain(best, metric)

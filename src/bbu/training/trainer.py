@@ -34,7 +34,7 @@ from bbu.training.loss_log import LOG_FILE, LogFile, LossWindow
 from bbu.training.objective import DetectionObjective
 from bbu.training.param_groups import optimizer_groups
 from bbu.training.recovery import IDENTITY_FILE, STATE_FILE, load_for_training, new_checkpoint, weights_only
-from bbu.training.stopping import EarlyStopping, EvaluationStoppedError, SharedRequest, StopOnSignal
+from bbu.training.stopping import EarlyStopping, EvaluationStoppedError, SharedRequest, StopOnSignal, gain
 from bbu.training.unreadable import UnreadablePhotos
 from bbu.training.watchdog import FOLDER as STACKS_FOLDER
 from bbu.training.watchdog import Watchdog
@@ -279,7 +279,7 @@ class BBUTrainer(Trainer):
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
-        """Score the model on val: predictions and AP, not a loss.
+        """Score the model on val: predictions and answers.
 
         If a signal stops it, the step's checkpoint is saved, and a resumed run evaluates it.
         """
@@ -291,18 +291,23 @@ class BBUTrainer(Trainer):
         except EvaluationStoppedError:
             self.control.should_save = self.control.should_training_stop = True
             self.control.should_evaluate = False
-            return {f"{metric_key_prefix}_{self.args.metric_for_best_model}": -math.inf}
+            return {f"{metric_key_prefix}_{self.args.metric_for_best_model}": self._worst}
         found = {f"{metric_key_prefix}_{name}": value for name, value in scores.items()}
         metrics = {name: value for name, value in found.items() if value is not None}
         metrics[f"{metric_key_prefix}_seconds"] = time.monotonic() - started
         self.log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
-        return {f"{metric_key_prefix}_{self.args.metric_for_best_model}": -math.inf, **metrics}  # undefined: no best
+        return {f"{metric_key_prefix}_{self.args.metric_for_best_model}": self._worst, **metrics}  # undefined: no best
+
+    @property
+    def _worst(self) -> float:
+        return -gain(math.inf, self.args.metric_for_best_model)
 
     def evaluate_late(self) -> None:
         """Evaluate the checkpoint of a step that a signal ended before its evaluation; it may be the best so far."""
-        value = self.evaluate().get(f"eval_{self.args.metric_for_best_model}", -math.inf)
-        if value > (-math.inf if self.state.best_metric is None else self.state.best_metric):
+        metric, best = self.args.metric_for_best_model, self.state.best_metric
+        value = self.evaluate().get(f"eval_{metric}", self._worst)
+        if gain(value, metric) > gain(self._worst if best is None else best, metric):
             self.state.best_metric, self.state.best_global_step = value, self.state.global_step
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
@@ -377,7 +382,7 @@ def training_arguments(config: Config, *, use_cpu: bool, bf16: bool, has_val: bo
         save_steps=save_every or training.max_steps,
         save_total_limit=None,  # BBUTrainer keeps training.keep_checkpoints: this would count and delete copies too
         metric_for_best_model=training.select_best if evaluating and training.select_best else None,
-        greater_is_better=True if evaluating and training.select_best else None,
+        greater_is_better=gain(1, training.select_best) > 0 if evaluating and training.select_best else None,
         load_best_model_at_end=False,
         report_to=list(training.report_to) or "none",
         run_name=config.name,

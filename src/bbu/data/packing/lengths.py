@@ -82,6 +82,8 @@ class LengthMeter:
         """Most tokens of the answer of a sample that is not asked for its boxes."""
         if sample.answer == "summary":
             return len(self._encode([sample.student.summary or ""])[0])
+        if sample.answer == "verdict":
+            return len(self._encode([sample.text])[0])
         rows = (*sample.context, sample.student)
         more = sum(ENDING for row in rows if self.moves and row.objects)
         return len(self._encode([group_text([self._answer(row) for row in rows])])[0]) + more
