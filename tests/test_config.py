@@ -373,6 +373,10 @@ def test_no_number_may_be_nan_or_infinite(config_file: Path, key: str) -> None:
             ["model.detection=null", "training.eval_every=5", "training.select_best="],
             ["training.eval_every", "nothing to evaluate on val", "set it to 0"],
         ),
+        (
+            ["model.detection=null", *(f"loss.{who}_lm_weight=0" for who in ("teacher", "student", "replay"))],
+            ["loss.student_lm_weight", "detection is null", "nothing would learn"],
+        ),
         (["model.detection=null", "model.compile=[llm, captions]"], ["model.compile: captions belong to detection"]),
         (["model.detection=null", "model.freeze=[vision, merger, llm]"], ["model.freeze", "nothing would learn"]),
         (["training.report_to=[wandbb]"], ["training.report_to", "'wandbb'", "wandb, tensorboard"]),

@@ -170,7 +170,11 @@ def _check_model(config: Config) -> None:
 
 def _check_without_detection(config: Config) -> None:
     """Refuse what needs boxes or captions of a model that predicts none."""
-    training, why = config.training, "and model.detection is null"
+    training, loss, why = config.training, config.loss, "and model.detection is null"
+    if not (loss.teacher_lm_weight or loss.student_lm_weight or loss.replay_lm_weight):
+        raise ConfigError(
+            f"loss.student_lm_weight: no language loss has a weight, {why}, so nothing would learn; set it"
+        )
     if training.closing.epochs:
         raise ConfigError(f"training.closing.epochs: trains the caption decoder, {why}; set it to 0")
     if training.visual_every:
