@@ -15,6 +15,7 @@ from bbu.config import (
     REMOVED,
     RENAMED,
     Config,
+    DetectionConfig,
     LearningRates,
     all_keys,
     as_written,
@@ -149,6 +150,35 @@ def test_a_mapping_given_as_a_whole_replaces_that_of_the_file(
     path = tmp_path / "example.yaml"
     path.write_text("data: {source: {splits: {train: train+val, test: test}}}", encoding="utf-8")
     assert load_config(path, [override]).data.source.splits == splits
+
+
+DETECTION_KEYS = {key for key in RULES if key.startswith("model.detection.")}
+
+
+@pytest.mark.parametrize("overrides", [[], ["model.detection=null"], ["model={detection: null}"]])
+def test_detection_may_be_null_as_a_whole(tmp_path: Path, overrides: list[str]) -> None:
+    path = tmp_path / "example.yaml"
+    sizes = {"width": 64, "queries": 9} if overrides else None
+    path.write_text(yaml.safe_dump({"name": "example", "model": {"detection": sizes}}), encoding="utf-8")
+    config = load_config(path, overrides)
+    assert config.model.detection is None
+    changed = {key for key in RULES if value_at(config, key) != value_at(Config(), key)}
+    assert changed == {"name", "output_dir"} | DETECTION_KEYS
+    written = tmp_path / "written.yaml"
+    written.write_text(as_written(config), encoding="utf-8")
+    assert load_config(written) == config
+
+
+def test_a_null_section_has_no_keys_until_it_is_given_again(config_file: Path) -> None:
+    text = message(config_file, "model.detection=null", "model.detection.width=64")
+    assert all(word in text for word in ("model.detection.width=64", "model.detection is null", "model.detection={}"))
+    again = load_config(config_file, ["model.detection=null", "model.detection={}", "model.detection.width=64"])
+    assert again.model.detection == DetectionConfig(width=64)
+
+
+@pytest.mark.parametrize("override", ["model=null", "training.closing=null", "model.detection=", "model.detection=5"])
+def test_no_other_section_may_be_null_and_detection_nothing_else(config_file: Path, override: str) -> None:
+    assert f"{override.partition('=')[0]} is a section" in message(config_file, override)
 
 
 def test_overrides_win_over_the_file_and_later_ones_over_earlier_ones(config_file: Path) -> None:
@@ -336,12 +366,30 @@ def test_no_number_may_be_nan_or_infinite(config_file: Path, key: str) -> None:
             ["training.early_stopping.patience=3", "training.eval_every=5", "training.select_best="],
             ["training.early_stopping.patience", "name one in training.select_best"],
         ),
+        (["model.detection=null", "training.closing.epochs=2"], ["training.closing.epochs", "detection is null", "0"]),
+        (["model.detection=null", "training.visual_every=5"], ["training.visual_every", "detection is null", "to 0"]),
+        (["model.detection=null", "training.eval_every=5"], ["training.select_best: AP50", "training.eval_every=0"]),
+        (
+            ["model.detection=null", "training.eval_every=5", "training.select_best="],
+            ["training.eval_every", "nothing to evaluate on val", "set it to 0"],
+        ),
+        (
+            ["model.detection=null", *(f"loss.{who}_lm_weight=0" for who in ("teacher", "student", "replay"))],
+            ["loss.student_lm_weight", "detection is null", "nothing would learn"],
+        ),
+        (["model.detection=null", "model.compile=[llm, captions]"], ["model.compile: captions belong to detection"]),
+        (["model.detection=null", "model.freeze=[vision, merger, llm]"], ["model.freeze", "nothing would learn"]),
         (["training.report_to=[wandbb]"], ["training.report_to", "'wandbb'", "wandb, tensorboard"]),
     ],
 )
 def test_keys_that_do_not_fit_each_other_are_refused(config_file: Path, overrides: list[str], words: list[str]) -> None:
     text = message(config_file, *overrides)
     assert all(word in text for word in words), text
+
+
+def test_what_has_no_effect_without_detection_does_no_harm(config_file: Path) -> None:
+    idle = ["model.freeze=[detection, adapter]", "loss.bbox_l1_weight=3", "training.learning_rates.detection=1e-3"]
+    assert load_config(config_file, ["model.detection=null", *idle]).model.freeze == ["detection", "adapter"]
 
 
 @pytest.mark.parametrize(

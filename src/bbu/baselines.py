@@ -125,7 +125,7 @@ def compare(material: Material, model_folder: Path) -> dict[str, Any]:
     """Predict, score and save every baseline; ``baselines.json`` is written last.
 
     Raises:
-        UserError: there is no photo to compare on, or no trained model.
+        UserError: there is no photo to compare on, no trained model, or it was trained without a detection head.
     """
     config, output = material.config, Path(material.config.output_dir)
     if not material.rows:
@@ -133,6 +133,7 @@ def compare(material: Material, model_folder: Path) -> dict[str, Any]:
     if not (model_folder / FACTS_FILE).is_file():
         raise CheckpointError(f"{model_folder}: there is no trained model; train one first with: bbu run CONFIG")
     inference = Inference.as_configured(model_folder, config)
+    inference.check_detects()
     _forget_earlier(output)
     write_jsonl(output / "baselines" / "truth.jsonl", material.rows)
     trained = _of_trained_model(material, inference)

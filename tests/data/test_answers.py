@@ -125,7 +125,7 @@ def test_a_verdict_follows_from_the_rules_on_the_photos_that_are_shown(
 def test_a_photo_that_is_not_annotated_takes_no_part_in_detection(processor: ChatProcessor, site: list[Row]) -> None:
     bare = processor.process_sample(FewShotSample(site[4], answer="summary"))
     empty = processor.process_sample(FewShotSample(site[0], answer="summary"))  # annotated, with nothing in it
-    assert not bare.detects and bare.ground_truth_objects == [] and bare.geometry is None
+    assert not bare.detects and bare.ground_truth_objects == []
     assert empty.detects and empty.ground_truth_objects == []
     batch = PackedDataCollator(lambda ids, grids: torch.arange(len(ids))[None])([bare, empty, bare])
     assert batch["detecting"] == [1] and batch["box_counts"] == [0] and batch["student_images"] == [1]

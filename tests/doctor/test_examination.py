@@ -347,6 +347,40 @@ def test_a_photo_that_nobody_annotated_is_no_photo_without_objects(data: DataSet
     assert 0 < len(report.proven) <= 12 and all(item.sample.row.annotated for item in report.proven)
 
 
+def test_without_detection_words_are_enough(data: DataSet) -> None:
+    """No objects, and no split to score: an error of a run with detection, and of one that is asked for boxes."""
+    for item in data.rows["train"]:
+        item |= {"objects": None, "summary": "two parts"}
+    del data.rows["val"], data.rows["test"]
+    data.config.data.answers.boxes, data.config.data.answers.summary = 0.0, 1.0
+    assert "no_evaluation_split" in {item.code for item in data.examine().findings}
+    data.config.model.detection = None
+    report = data.examine()
+    assert report.findings == [] and report.lengths is not None and report.memory is not None
+    data.config.data.answers.boxes = 1.0
+    assert {item.code for item in data.examine().findings} == {"unanswerable"}
+
+
+def test_without_detection_limits_of_the_head_do_not_matter(data: DataSet) -> None:
+    detection = data.config.model.detection
+    assert detection is not None
+    detection.queries = detection.caption_max_tokens = 1
+    of_the_head = {"more_objects_than_queries", "description_too_long"}
+    assert of_the_head <= {item.code for item in data.examine().findings}
+    data.config.model.detection = None
+    report = data.examine(samples=3)
+    assert report.findings == [] and report.proven and not any(item.problem for item in report.proven)
+
+
+def test_without_detection_a_split_may_be_empty_of_objects(data: DataSet) -> None:
+    for split in ("train", "test"):
+        for item in data.rows[split]:
+            item["objects"] = []
+    assert {"no_object", "split_without_objects"} <= {item.code for item in data.examine().findings}
+    data.config.model.detection = None
+    assert not {"no_object", "split_without_objects"} & {item.code for item in data.examine().findings}
+
+
 def test_tiles_are_samples(data: DataSet) -> None:
     screws = [{"desc": "screw/tight", "bbox_2d": [15 * n, 10, 15 * n + 10, 90]} for n in range(11)]  # over 10 queries
     data.rows["train"][0]["objects"], data.rows["train"][5]["objects"] = [], screws

@@ -26,13 +26,14 @@ from bbu.inference.predictor import Predictor
 from bbu.models.checkpoint import (
     FACTS_FILE,
     HEAD_FILE,
+    check_model,
     load_model,
     load_processor,
     pixels_hash,
     read_facts,
     save_model,
 )
-from bbu.models.manifest import MANIFEST_FILE, seal
+from bbu.models.manifest import MANIFEST_FILE, read_manifest, seal
 from bbu.models.wrapper import DetectionVLM
 from bbu.records import PredictedObject
 from bbu.training.recovery import load_for_training, publish
@@ -121,6 +122,41 @@ def test_a_folder_of_another_family_is_named(family: str, other: str, tmp_path: 
     save(tmp_path, family=other)
     with pytest.raises(OSError, match=f"config.json says model_type {other}, which is not {family}'s"):
         backbone_class(family).from_pretrained(str(tmp_path / "backbone"), torch.float32)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_model_without_detection_is_saved_without_a_head_and_comes_back(family: str, tmp_path: Path) -> None:
+    model = build_tiny(tiny_config(model={"family": family, "detection": None})).eval()
+    save_model(tmp_path / "model", model, tiny_processor(family, detection=False))
+    assert read_facts(tmp_path / "model")["detection"] is None
+    assert not (tmp_path / "model" / HEAD_FILE).exists() and HEAD_FILE not in read_manifest(tmp_path / "model")
+    check_model(tmp_path / "model")
+    again = build_tiny(tiny_config(model={"family": family, "detection": None}), shake=0.5)
+    load_for_training(again, tmp_path / "model")
+    for loaded in (load_model(tmp_path / "model"), again):
+        assert loaded.config is None and loaded.state_dict().keys() == model.state_dict().keys()
+        assert all(torch.equal(value, model.state_dict()[name]) for name, value in loaded.state_dict().items())
+    processor = load_processor(tmp_path / "model")
+    assert not processor.process_photos([], PHOTOS[0], with_answer=True).detects
+    publish(tmp_path / "model", tmp_path / "published")
+    assert weights_of(tmp_path / "published") == weights_of(tmp_path / "model") == ["backbone/model.safetensors"]
+
+
+def weights_of(folder: Path) -> list[str]:
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.safetensors"))
+
+
+@pytest.mark.parametrize("family", list(STOCK))
+def test_the_folder_of_a_model_without_detection_gives_stock_transformers_its_logits(
+    family: str, tmp_path: Path
+) -> None:
+    model = build_tiny(tiny_config(model={"family": family, "detection": None})).eval()
+    save_model(tmp_path, model, tiny_processor(family, detection=False))
+    part = conversation(model.backbone, 3, 4, [(112, 84)])
+    with torch.no_grad():
+        ours = run_backbone(model.backbone, [part]).hidden_TD @ model.backbone.lm_head_weight.T
+    theirs = stock_logits(family, tmp_path / "backbone", part, model.backbone.image_token_id)
+    torch.testing.assert_close(theirs, ours, rtol=1e-5, atol=1e-5)
 
 
 # ---------------------------------------------------------------- LoRA

@@ -260,6 +260,18 @@ def test_labels_name_the_parts_change_no_bit_and_are_taken_off_again(family: str
     assert {f"bbu/{part.rpartition('/')[2]}" for part in PARTS} <= names
 
 
+def test_without_detection_its_parts_have_no_label(tmp_path: Path) -> None:
+    config, processor = tiny_config(model={"detection": None}), tiny_processor(DEFAULT, detection=False)
+    model = build_tiny(config)
+    trainer = tiny_trainer(config, tmp_path, mixed_samples(processor), processor, model)
+    with labelled_parts(trainer), torch.profiler.profile() as recorded:
+        trainer.compute_loss(trainer.model, pack(model, mixed_samples(processor)))
+    recorded.export_chrome_trace(str(tmp_path / "trace.json"))
+    names = {each.name for each in read_events(tmp_path / "trace.json")["user_annotation"]}
+    assert {"bbu/tower", "bbu/language model", "bbu/losses"} <= names
+    assert not {"bbu/memory", "bbu/head", "bbu/matching", "bbu/captions"} & names
+
+
 # ---------------------------------------------------------------- the command
 
 

@@ -84,6 +84,7 @@ REFUSED = [
     ("batch size", setting("training.batch_size", 3), "had training.batch_size 2, not 3"),
     ("accumulation", setting("training.gradient_accumulation", 2), "had training.gradient_accumulation 1, not 2"),
     ("queries", setting("model.detection.queries", 12), "had model.detection.queries 10, not 12"),
+    ("no detection", setting("model.detection", None), "had model.detection.width 32, not null"),
     ("sizes", setting("model.scratch", {"text_width": 128}), "had model.scratch"),
     ("LoRA", setting("model.lora.parts", ["llm"]), 'had model.lora.parts [], not ["llm"]'),
     ("freeze", setting("model.freeze", ["vision"]), 'had model.freeze [], not ["vision"]'),

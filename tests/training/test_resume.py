@@ -116,9 +116,12 @@ VARIANTS: dict[str, dict[str, Any]] = {
     },
     "replay": {"data__replay_dot_share": 0.5, "training__batch_size": 1, "training__gradient_accumulation": 2},
     "replay in planned packs": {"data__replay_dot_share": 0.5, "training__pack_tokens": 1200},
+    "language alone": {"model__detection": None},
+    "language alone, lora": {"model__detection": None, "model__lora_dot_parts": ["llm", "vision"]},
     "tiles": {"data__tiles": "2x1", "data__augment_dot_mosaic": 0.5},
 }
-OF_FAMILIES = ("whole", "lora")  # what a family writes; the other variants are the work of code that knows no family
+# what a family writes; code that knows no family does the other variants
+OF_FAMILIES = ("whole", "lora", "language alone")
 
 
 @pytest.mark.parametrize(

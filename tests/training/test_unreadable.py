@@ -60,12 +60,14 @@ def listed(output: Path) -> list[dict[str, Any]]:
 def trainer_of(folder: Path, steps: int = 4, family: str = DEFAULT, **changes: Any) -> BBUTrainer:
     """Two samples a step, each its own photo; no sample has a teacher."""
     changes["training"] = {"max_steps": steps, "batch_size": 2} | changes.get("training", {})
-    config = tiny_config(model={"family": family}, **changes)
+    changes["model"] = {"family": family} | changes.get("model", {})
+    config = tiny_config(**changes)
     photos = folder / "photos"
     photos.mkdir(parents=True)
     count = steps * config.training.batch_size * config.training.gradient_accumulation
     samples = [type(sample)(sample.student) for sample in write_samples(photos, count, seed=1)]
-    stream = TrainingStream(samples, tiny_processor(family, photos), length=count, seed=config.seed)
+    processor = tiny_processor(family, photos, detection=config.model.detection is not None)
+    stream = TrainingStream(samples, processor, length=count, seed=config.seed)
     trainer = tiny_trainer(config, folder / "run", stream, stream.processor, build_tiny(config, torch.float64))
     trainer.args.save_strategy = SaveStrategy.NO
     return trainer
@@ -131,8 +133,9 @@ def test_the_gradient_is_that_of_the_samples_that_could_be_read(
         assert log[name] == pytest.approx(plain[name], rel=1e-6)
 
 
-def test_a_step_without_any_sample_has_no_gradient_and_no_nan(tmp_path: Path) -> None:
-    trainer = trainer_of(tmp_path, data={"on_unreadable": "skip"})
+@pytest.mark.parametrize("model", [{}, {"detection": None}], ids=["detection", "language alone"])
+def test_a_step_without_any_sample_has_no_gradient_and_no_nan(model: dict[str, Any], tmp_path: Path) -> None:
+    trainer = trainer_of(tmp_path, data={"on_unreadable": "skip"}, model=model)
     for bad in names_of(trainer)[2:4]:
         (tmp_path / "photos" / bad).unlink()
     recorder = Recorder()

@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from bbu.config.schema import GROUP_NAMES, Config, SourceConfig
+from bbu.config.schema import DETECTION_GROUPS, DETECTION_PARTS, GROUP_NAMES, VAL_METRICS, Config, SourceConfig
 from bbu.errors import ConfigError, UserError
 from bbu.families.registry import scratch_sizes
 from bbu.tiles import Tiles
@@ -21,6 +21,11 @@ def section_of(item: dataclasses.Field[Any]) -> type | None:
     return made if isinstance(made, type) and dataclasses.is_dataclass(made) else None
 
 
+def may_be_null(item: dataclasses.Field[Any]) -> bool:
+    """Whether a section may be null as a whole."""
+    return str(item.type).endswith("| None")
+
+
 def all_keys(schema: type = Config, prefix: str = "") -> dict[str, Mapping[str, Any]]:
     """Every dotted key of the configuration → its range or choices (empty: none)."""
     keys: dict[str, Mapping[str, Any]] = {}
@@ -32,10 +37,10 @@ def all_keys(schema: type = Config, prefix: str = "") -> dict[str, Mapping[str, 
 
 
 def value_at(config: Config, key: str) -> Any:
-    """The value of a dotted key."""
+    """The value of a dotted key; None within a section that is null."""
     value: Any = config
     for name in key.split("."):
-        value = getattr(value, name)
+        value = None if value is None else getattr(value, name)
     return value
 
 
@@ -77,6 +82,8 @@ def check_values(config: Config) -> None:
     _check_data(config)
     _check_model(config)
     _check_training(config)
+    if config.model.detection is None:
+        _check_without_detection(config)
 
 
 def _check_value(key: str, value: Any, rule: Mapping[str, Any]) -> None:
@@ -140,8 +147,10 @@ def _check_training(config: Config) -> None:
 
 def _check_model(config: Config) -> None:
     model = config.model
-    if set(model.freeze) == set(GROUP_NAMES):
-        raise ConfigError("model.freeze: names every group, so nothing would learn; leave one out")
+    learning = set(GROUP_NAMES) - set(model.freeze) - set(() if model.detection else DETECTION_GROUPS)
+    if not learning:
+        of_model = "" if model.detection else " of a model without detection"
+        raise ConfigError(f"model.freeze: names every group{of_model}, so nothing would learn; leave one out")
     recomputed = sorted({"llm", "vision"} & {*model.compile})
     if recomputed and model.gradient_checkpointing != "none":
         raise ConfigError(
@@ -156,7 +165,33 @@ def _check_model(config: Config) -> None:
             raise ConfigError(f"model.feature_cache: {why}; add vision to model.freeze, or empty the key")
     scratch_sizes(model.family, model.scratch)
     detection = model.detection
+    if detection is None:
+        return
     if detection.width % (2 * detection.heads) or detection.width % 4:
         raise ConfigError(
             f"model.detection.width ({detection.width}) must be a multiple of 4 and of 2 x heads ({detection.heads})"
         )
+
+
+def _check_without_detection(config: Config) -> None:
+    """Refuse what needs boxes or captions of a model that predicts none."""
+    training, loss, why = config.training, config.loss, "and model.detection is null"
+    if not (loss.teacher_lm_weight or loss.student_lm_weight or loss.replay_lm_weight):
+        raise ConfigError(
+            f"loss.student_lm_weight: no language loss has a weight, {why}, so nothing would learn; set it"
+        )
+    if training.closing.epochs:
+        raise ConfigError(f"training.closing.epochs: trains the caption decoder, {why}; set it to 0")
+    if training.visual_every:
+        raise ConfigError(f"training.visual_every: draws predicted boxes, {why}; set it to 0")
+    if training.eval_every and training.select_best in VAL_METRICS:
+        raise ConfigError(
+            f"training.select_best: {training.select_best} is measured on predicted boxes, {why}; set "
+            "training.eval_every=0, which publishes the last checkpoint"
+        )
+    if training.eval_every:
+        raise ConfigError(
+            f"training.eval_every: evaluates predicted boxes, {why}: there is nothing to evaluate on val; set it to 0"
+        )
+    if parts := [part for part in config.model.compile if part in DETECTION_PARTS]:
+        raise ConfigError(f"model.compile: {', '.join(parts)} belong to detection, {why}; leave them out")

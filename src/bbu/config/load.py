@@ -10,7 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from bbu.config.checks import all_keys, check_values, section_of
+from bbu.config.checks import all_keys, check_values, may_be_null, section_of
 from bbu.config.schema import Config
 from bbu.errors import ConfigError
 from bbu.families.registry import AUTO, family_of_folder
@@ -104,6 +104,7 @@ def _apply_override(merged: Any, override: str) -> Any:
         values = OmegaConf.to_container(change)
         _check_keys(values, Config, f"override {override!r}")
         _check_references(values, f"override {override!r}")
+        _check_sections(merged, key, override)
         for mapping in _given_whole(key, change):
             OmegaConf.update(merged, mapping, {}, merge=False)
         return OmegaConf.merge(merged, change)
@@ -125,6 +126,19 @@ def as_written(config: Config) -> str:
     for key, value in config.references:
         OmegaConf.update(tree, key, value)
     return OmegaConf.to_yaml(tree)
+
+
+def _check_sections(merged: Any, key: str, override: str) -> None:
+    """A key of a section that is null would bring the section back, all other keys at their defaults."""
+    from omegaconf import OmegaConf
+
+    names = key.split(".")
+    for section in (".".join(names[:count]) for count in range(1, len(names))):
+        if OmegaConf.select(merged, section) is None:
+            raise ConfigError(
+                f"override {override!r}: {section} is null, so it has no keys; leave it out, or write "
+                f"{section}={{}} before it"
+            )
 
 
 def _references(values: Any, prefix: str = "") -> dict[str, str]:
@@ -170,6 +184,8 @@ def _check_keys(values: Any, schema: type, where: str, prefix: str = "") -> None
             hint = f"; did you mean {near[0]}?" if near else f"; keys here are {', '.join(known)}"
             raise ConfigError(f"{where}: unknown key {name}{hint}")
         if section := section_of(known[key]):
+            if value is None and may_be_null(known[key]):
+                continue
             if not isinstance(value, dict):
                 raise ConfigError(f"{where}: {name} is a section with keys of its own, not {value!r}")
             _check_keys(value, section, where, f"{name}.")

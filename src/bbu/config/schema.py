@@ -14,9 +14,11 @@ from typing import Any
 from bbu.families.registry import DEFAULT_FAMILY
 
 COMPILED_PARTS = ("decoder", "captions", "llm", "vision")
+DETECTION_PARTS = ("decoder", "captions")  # those of them that a model without detection lacks
 VAL_METRICS = ("AP", "AP50", "AP50_agnostic", "description_accuracy")  # reported on val during training
 TEXT_METRICS = ("loss", "accuracy")  # of the language model's answers on val
 GROUP_NAMES = ("vision", "merger", "llm", "detection", "adapter")
+DETECTION_GROUPS = ("detection", "adapter")  # empty in a model without detection
 SCHEDULES = (  # those of transformers that need no settings of their own
     "cosine", "linear", "constant", "constant_with_warmup", "cosine_with_restarts", "polynomial", "inverse_sqrt",
 )  # fmt: skip
@@ -212,7 +214,8 @@ class ModelConfig:
     tokenizer: str = ""  # folder; empty = the one in path, or one trained on the training text
     trust_remote_code: bool = False  # run Python code that comes with the folder in path; only for folders you trust
     scratch: dict[str, Any] = field(default_factory=dict)  # sizes where path is empty; the family has the keys
-    detection: DetectionConfig = field(default_factory=DetectionConfig)
+    # null: no detection head, adapters or captions; the language model alone learns (docs/answers.md)
+    detection: DetectionConfig | None = field(default_factory=DetectionConfig)
     lora: LoraConfig = field(default_factory=LoraConfig)
     attention: str = choice("auto", ("auto", "sdpa", "torch_varlen", "flash_attn"))
     freeze: list[str] = choice([], GROUP_NAMES)  # parameter groups that do not learn

@@ -65,7 +65,7 @@ class ChatProcessorOutput:
             is left out of detection altogether.
         photo_span: tokens of the student's photo, within prompt_span; None with it.
         ground_truth_objects: targets of the student's photo, in (y1, x1) order.
-        geometry: maps between the student's photo and the model's input; None without detection.
+        geometry: maps between the student's photo and the model's input; None in a conversation without a student.
         name: the student's photo, or file and line of a conversation, for messages.
         image_keys: feature-cache key of each photo, a hash of its patches and their grid; None = its features are not
             cached; empty = all None.
@@ -104,6 +104,7 @@ class ChatProcessor:
         spec: prompt wording, template, box convention and resize policy.
         image_root: folder that image paths are relative to.
         max_length: most tokens of a sample; a longer one is an error.
+        detection: False = no sample takes part in detection, since the model has none.
         caption_max_tokens: most tokens of a caption, with its end token.
         caption_weights: description → weight of its caption in the loss; one that is not in it counts as the rarest.
             None = all weigh 1.
@@ -119,12 +120,13 @@ class ChatProcessor:
         *,
         image_root: str = ".",
         max_length: int = 8192,
+        detection: bool = True,
         caption_max_tokens: int = 24,
         caption_weights: Mapping[str, float] | None = None,
         name_photos: bool = False,
     ) -> None:
         self.tokenizer, self.photo_plan, self.conversation, self.spec = tokenizer, photo_plan, conversation, spec
-        self.name_photos = name_photos
+        self.name_photos, self.detection = name_photos, detection
         self.image_root, self.max_length, self.caption_max_tokens = image_root, max_length, caption_max_tokens
         self.caption_weights = caption_weights or {}
         self._most_weight = max(self.caption_weights.values(), default=1.0)
@@ -203,7 +205,7 @@ class ChatProcessor:
         _check_answers(spans, len(teachers) + with_answer, student.name)
         photo_span = self._student_photo(input_ids, grid_thw)
         prompt_start = photo_span[0] - self._before_image if context else self._turn_start(input_ids)
-        detects = student.annotated
+        detects = self.detection and student.annotated
         return ChatProcessorOutput(
             input_ids=input_ids,
             labels=_labels(input_ids, spans),
@@ -213,8 +215,8 @@ class ChatProcessor:
             student_span=spans[-1] if with_answer else None,
             prompt_span=(prompt_start, spans[-1][0] if with_answer else len(input_ids)) if detects else None,
             photo_span=photo_span if detects else None,
-            ground_truth_objects=self._targets(student, geometries[-1]) if with_answer else [],
-            geometry=geometries[-1] if detects else None,
+            ground_truth_objects=self._targets(student, geometries[-1]) if detects and with_answer else [],
+            geometry=geometries[-1],
             name=student.name,
             image_keys=_keys(pixel_values, grid_thw) if self.name_photos else [],
         )

@@ -29,6 +29,8 @@ def absence_findings(config: Config, rows: Rows) -> list[Finding]:
 
 
 def _without_objects(config: Config, split: str, photos: int) -> list[Finding]:
+    if config.model.detection is None:
+        return []  # neither learned by a head nor scored
     if split == "train":
         return [finding("no_object", [], photos=photos)]
     if split == "val" and config.training.eval_every:

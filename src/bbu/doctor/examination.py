@@ -86,7 +86,7 @@ def split_findings(config: Config, rows: Rows) -> list[Finding]:
         found.append(finding("no_training_photo", []))
     if config.training.eval_every and not any(sample.row.objects for sample in rows.of("val")):
         found.append(finding("no_val_split", [], eval_every=config.training.eval_every))
-    if not rows.of(config.evaluation.split):
+    if not rows.of(config.evaluation.split) and config.model.detection is not None:
         found.append(finding("no_evaluation_split", [], split=config.evaluation.split))
     asked = {
         "data.episodes.counts": most_teachers(config.data.episodes),
@@ -111,7 +111,9 @@ def _examine_boxes(report: Report, config: Config, rows: Rows, good: Rows, facts
     report.sizes, tiny = measure_sizes(shown, plan, prompt_spec(config).tiling)
     copies = find_copies(good.samples, facts)
     in_tiles = [views[1:] or views for views in (_views(config, sample) for sample in rows.samples)]
-    report.findings += tiny + query_findings([*chain(*in_tiles)], config.model.detection.queries)
+    report.findings += tiny
+    if config.model.detection is not None:
+        report.findings += query_findings([*chain(*in_tiles)], config.model.detection.queries)
     report.findings += contradiction_findings(rows, copies.all_pairs) + copies.findings()
 
 
@@ -140,7 +142,8 @@ def _examine_tokens(report: Report, config: Config, rows: Rows, good: Rows, imag
     if processor is not None:
         report.lengths = measure_lengths(views, _pool(config, good), processor, config)
         report.findings += length_findings(report.lengths, views, Budgets.of(config.training))
-        report.findings += caption_findings(rows.of("train"), processor) + conversation_findings(config, processor)
+        report.findings += caption_findings(rows.of("train"), processor) if processor.detection else []
+        report.findings += conversation_findings(config, processor)
         largest, smallest = (pack_sizes(config, which) for which in (report.lengths.longest, report.lengths.alone))
         size = model_size(config, processor.tokenizer)
         report.memory = memory_report(config, size, largest, processor) if size and largest else None
@@ -178,5 +181,6 @@ def _prove_geometry(report: Report, pairs: list[tuple[Sample, str]], processor: 
     if processor is None:
         return
     processor.max_length = processor.caption_max_tokens = NO_LIMIT
+    processor.detection = True  # the way of the boxes is the same where no head learns them
     report.proven = [prove(sample, why, processor) for sample, why in pairs]
     report.findings += proof_findings(report.proven)

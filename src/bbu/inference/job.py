@@ -48,10 +48,11 @@ def predict_to_file(
         number of photos, and how many of them failed.
 
     Raises:
-        UserError: the output cannot be written.
+        UserError: the model was trained without a detection head, or the output cannot be written.
     """
     from tqdm import tqdm
 
+    inference.check_detects()
     where = {"photos": digest(names), "image_root": str(Path(image_root).resolve())}
     partial: PartialRows[PredictionRow] = PartialRows(
         output, {**settings, **where}, len(names), [(written_name(name),) for name in names]

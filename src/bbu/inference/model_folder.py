@@ -14,7 +14,7 @@ from PIL import Image
 from bbu.config import Config
 from bbu.data.chat_processor import ChatProcessor, ChatProcessorOutput
 from bbu.data.photo import Photo
-from bbu.errors import CheckpointError
+from bbu.errors import CheckpointError, UserError
 from bbu.evaluation.calibration import Calibration
 from bbu.families.prompts import boxes_from_text, parse_answer, verdict_text
 from bbu.images import load_image
@@ -123,7 +123,7 @@ class Inference:
         options: PredictOptions | None = None,
         **changes: Any,
     ) -> None:
-        folder = Path(folder)
+        self.folder = folder = Path(folder)
         place = torch.device(device) if device is not None else compute_device()
         bf16 = use_bf16(precision, place)
         check_model(folder)
@@ -172,7 +172,9 @@ class Inference:
         Raises:
             CheckpointError: not the prompt of training.
             ImageError: a photo cannot be read.
+            UserError: the model was trained without a detection head.
         """
+        self.check_detects()
         self._check_prompt(prompt)
         single = isinstance(images, Image.Image | str | Path)
         given: Sequence[ImageLike] = [images] if single else images  # type: ignore[assignment, list-item]
@@ -189,6 +191,18 @@ class Inference:
         ]
         return results[0] if single else results
 
+    def check_detects(self) -> None:
+        """Refuse a model that predicts no boxes.
+
+        Raises:
+            UserError: it was trained without a detection head.
+        """
+        if self.model.config is None:
+            raise UserError(
+                f"{self.folder}: was trained without a detection head (model.detection: null); ask it for text, with "
+                "bbu summarize or Inference.generate_text, or train one with detection"
+            )
+
     def _check_prompt(self, prompt: str | None) -> None:
         trained = self.processor.spec.instruction
         if prompt is not None and prompt != trained:
@@ -199,7 +213,12 @@ class Inference:
     def predict_rows(
         self, names: Sequence[str], image_root: str, teachers: Sequence[Row] = ()
     ) -> Iterator[PredictionRow]:
-        """One prediction row for each file, in order; an unreadable file gives an error row."""
+        """One prediction row for each file, in order; an unreadable file gives an error row.
+
+        Raises:
+            UserError: the model was trained without a detection head.
+        """
+        self.check_detects()
         yield from self.predictor.predict_files(names, image_root, teacher_photos(teachers, image_root))
 
     def generate_text(

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from bbu.config import Config
+from bbu.config import Config, DetectionConfig
 from bbu.data.chat_processor import ChatProcessor
 from bbu.data.sampling.answers import Answers
 from bbu.data.sampling.class_balance import caption_weights
@@ -65,10 +66,15 @@ def build_processor(config: Config, samples: Sequence[FewShotSample], image_root
         spec,
         image_root=image_root,
         max_length=config.data.max_length,
-        caption_max_tokens=model.detection.caption_max_tokens,
+        **detection_options(model.detection),
         caption_weights=caption_weights((sample.student for sample in samples), config.loss.caption_balance),
         name_photos=bool(model.feature_cache),
     )
+
+
+def detection_options(detection: DetectionConfig | None) -> dict[str, Any]:
+    """What ChatProcessor has to know of a model's detection."""
+    return {"detection": False} if detection is None else {"caption_max_tokens": detection.caption_max_tokens}
 
 
 def _training_text(samples: Sequence[FewShotSample], spec: PromptSpec) -> Iterable[str]:

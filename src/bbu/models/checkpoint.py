@@ -2,7 +2,7 @@
 
 model/
   backbone/                     a standard Hugging Face folder: weights, tokenizer, image processor, template
-  detection_head.safetensors    adapters, decoder, caption decoder
+  detection_head.safetensors    adapters, decoder, caption decoder; only of a model with detection
   bbu.json                      sizes, prompt, resize policy, coordinate convention, hashes
   descriptions.json             known descriptions; only in a published model
   lora.safetensors              trainable backbone weights, unmerged; only in checkpoints of a run with LoRA
@@ -31,6 +31,7 @@ from bbu.families.registry import backbone_class
 from bbu.families.tokenizer import load_tokenizer
 from bbu.jsonl import write_json
 from bbu.models.acceleration.lora import has_lora, learned_names, merged_state
+from bbu.models.build import detection_options
 from bbu.models.finite import check_finite
 from bbu.models.manifest import MANIFEST_FILE, RESTORE, check_whole, read_manifest, seal
 from bbu.models.vocabulary import DESCRIPTIONS_FILE
@@ -85,14 +86,15 @@ def save_model(
     model.backbone.save(folder / BACKBONE_FOLDER, backbone)
     processor.tokenizer.save_pretrained(folder / BACKBONE_FOLDER)
     processor.photo_plan.save(folder / BACKBONE_FOLDER)
-    save_file(head, folder / HEAD_FILE)
+    if model.config is not None:
+        save_file(head, folder / HEAD_FILE)
     write_json(
         folder / FACTS_FILE,
         {
             "format": FORMAT,
             "manifest": MANIFEST_FILE,
             "family": model.backbone.family,
-            "detection": dataclasses.asdict(model.config),
+            "detection": None if model.config is None else dataclasses.asdict(model.config),
             "prompt": processor.spec.to_json(),
             "prompt_hash": processor.spec.hash,
             "vocabulary_hash": vocabulary_hash(processor),
@@ -126,6 +128,11 @@ def read_facts(folder: Path) -> dict[str, Any]:
             f"{path}: the prompt is not the one the model was trained with (its hash differs); restore the file"
         )
     return facts
+
+
+def _detection(facts: Mapping[str, Any]) -> DetectionConfig | None:
+    """Sizes of the detection head; None = the model has none."""
+    return None if facts["detection"] is None else DetectionConfig(**facts["detection"])
 
 
 def is_model_file(name: str) -> bool:
@@ -182,7 +189,7 @@ def load_processor(folder: Path, image_root: str = ".") -> ChatProcessor:
         spec,
         image_root=image_root,
         max_length=facts["max_length"],
-        caption_max_tokens=facts["detection"]["caption_max_tokens"],
+        **detection_options(_detection(facts)),
     )
     if vocabulary_hash(processor) != facts["vocabulary_hash"]:
         raise CheckpointError(f"{source}: the tokenizer is not the one the model was trained with; restore its files")
@@ -200,7 +207,7 @@ def load_model(folder: Path, dtype: torch.dtype = torch.float32) -> DetectionVLM
     facts = read_facts(folder)
     try:
         backbone = load_backbone(backbone_class(facts["family"]), folder, dtype)
-        model = DetectionVLM(backbone, DetectionConfig(**facts["detection"])).to(dtype)
+        model = DetectionVLM(backbone, _detection(facts)).to(dtype)
         load_head(model, folder)
     except CheckpointError:
         raise
@@ -221,11 +228,13 @@ def load_backbone(family: type[Backbone], folder: Path, dtype: torch.dtype) -> B
 
 
 def load_head(model: DetectionVLM, folder: Path) -> None:
-    """Load adapters, decoder and caption decoder into a model.
+    """Load adapters, decoder and caption decoder into a model, if it has them.
 
     Raises:
         CheckpointError: the file is missing or does not fit the model.
     """
+    if model.config is None:
+        return
     path = folder / HEAD_FILE
     if not path.is_file():
         raise CheckpointError(f"{folder}: {HEAD_FILE} is missing")

@@ -66,6 +66,14 @@ class HeadOutput:
     denoising_layers: list[BoxPrediction]
     denoising_states_RD: torch.Tensor
 
+    @classmethod
+    def of_no_sample(cls, memory: Memory, queries: int, layers: int) -> HeadOutput:
+        """The predictions for a memory of no sample."""
+        states_RD, none = memory.tokens_MD, full_precision(memory.tokens_MD)
+        boxes = [BoxPrediction(none.new_zeros(0, queries, 4), none.new_zeros(0, queries)) for _ in range(layers)]
+        rows = BoxPrediction(none.new_zeros(0, 4), none.new_zeros(0))
+        return cls(boxes, rows, [], states_RD.new_zeros(0, queries, states_RD.shape[-1]), [rows] * layers, states_RD)
+
 
 @dataclass
 class DenoisingQueries:
@@ -296,16 +304,6 @@ class DetectionHead(nn.Module):
         states_BQD = queries_RD.index_select(0, rows.matching).view_as(queries_BQD)
         denoising_RD = queries_RD.index_select(0, rows.denoising)
         return HeadOutput(layers, proposals, memory.image_token_counts, states_BQD, denoising_layers, denoising_RD)
-
-    def of_no_sample(self, memory: Memory) -> HeadOutput:
-        """The predictions for a memory of no sample."""
-        queries_BQD = memory.tokens_MD.new_zeros(0, self.queries, self.width)
-        none = full_precision(memory.tokens_MD)
-        layers = [
-            BoxPrediction(none.new_zeros(0, self.queries, 4), none.new_zeros(0, self.queries)) for _ in self.layers
-        ]
-        rows = BoxPrediction(none.new_zeros(0, 4), none.new_zeros(0))
-        return HeadOutput(layers, rows, [], queries_BQD, [rows] * len(layers), queries_BQD[:, 0])
 
     def _denoising_states(self, boxes_R4: torch.Tensor, memory: Memory, rows: QueryRows) -> torch.Tensor:
         """(R, D) initial states of denoising queries, as if the token at each box's centre had proposed the box.

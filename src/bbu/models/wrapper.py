@@ -1,5 +1,7 @@
 """The vision-language detector: backbone, adapters, detection head and caption decoder. It computes no loss.
 
+Without detection it is the backbone alone, whose samples then take part in none.
+
 Shapes: B samples, C captions, Ce cells of a region, D feature width, L tokens of one sample or caption, P patch rows,
 Q queries of one sample, R rows, S image tokens, T packed tokens, X numbers of a patch row.
 """
@@ -74,12 +76,19 @@ class DetectionVLM(nn.Module):
 
     Parameter groups: ``backbone`` (vision, merger, llm), ``*_adapter*`` and ``local_pyramid`` (adapter),
     ``detection_head`` and ``caption_decoder`` (detection).
+
+    Args:
+        config: None = the backbone alone, for samples that do not detect.
     """
 
-    def __init__(self, backbone: Backbone, config: DetectionConfig) -> None:
+    def __init__(self, backbone: Backbone, config: DetectionConfig | None) -> None:
         super().__init__()
         self.backbone = backbone
         self.config = config
+        if config is not None:
+            self._add_detection(backbone, config)
+
+    def _add_detection(self, backbone: Backbone, config: DetectionConfig) -> None:
         levels = len(backbone.level_widths)
         self.vision_adapters = nn.ModuleList(ResidualMLP(width, config.width) for width in backbone.level_widths)
         self.language_adapter = ResidualMLP(backbone.hidden_size, config.width)
@@ -135,8 +144,11 @@ class DetectionVLM(nn.Module):
         """The output for a pack in which no sample detects."""
         idle = [p for name, p in self.named_parameters() if not name.startswith("backbone.")]
         hidden_TD = features.hidden_TD + no_part([*idle, *(level.tokens_SD for level in features.vision_levels)])
-        memory = Memory.of_no_sample(hidden_TD, self.config.width, len(self.vision_adapters))
-        return DetectionOutput(**vars(self.detection_head.of_no_sample(memory)), hidden_TD=hidden_TD, memory=memory)
+        sizes = self.config
+        width, queries, layers = (sizes.width, sizes.queries, sizes.layers) if sizes else (0, 0, 0)
+        memory = Memory.of_no_sample(hidden_TD, width, len(self.backbone.level_widths))
+        nothing = HeadOutput.of_no_sample(memory, queries, layers)
+        return DetectionOutput(**vars(nothing), hidden_TD=hidden_TD, memory=memory)
 
     def _build_memory(
         self,
@@ -203,7 +215,7 @@ class DetectionVLM(nn.Module):
     def _pos_embed(self, grids: Sequence[tuple[int, int]], level: int, tokens_SD: torch.Tensor) -> torch.Tensor:
         """(S, D) position and level embeddings of a level's tokens."""
         centres = torch.cat([grid_centres(*grid, tokens_SD.device, torch.float32) for grid in grids])
-        embedding = sine_embedding(centres, self.config.width // 2).to(tokens_SD.dtype)
+        embedding = sine_embedding(centres, tokens_SD.shape[-1] // 2).to(tokens_SD.dtype)
         return embedding + self.level_adapter.weight[level].to(tokens_SD.dtype)
 
     def describe_states(

@@ -132,7 +132,7 @@ def labelled_parts(trainer: BBUTrainer) -> Iterator[None]:
         (model.backbone, "see", "tower"),
         (model.backbone, "read", "language model"),
         (model, "_build_memory", "memory"),
-        (model.detection_head, "forward", "head"),
+        *([(model.detection_head, "forward", "head")] if model.config is not None else []),
         (objective_module, "detection_sums", "losses"),
         (detection_loss, "hungarian_matcher", "matching"),
         (objective, "_compute_teacher_student_losses", "losses"),

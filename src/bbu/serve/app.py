@@ -48,7 +48,11 @@ def create_app(inference: Inference, model: str, *, host: str = "127.0.0.1", lim
     Args:
         model: the model's name on the page and in /health.
         host: the host name that the server listens on.
+
+    Raises:
+        UserError: the model was trained without a detection head.
     """
+    inference.check_detects()
     limits = limits or Limits()
     queue = PredictionQueue(limits)
     facts = {"model": model, "device": device_name(inference)}

@@ -40,17 +40,19 @@ __all__ = [
 
 
 def run_job(config: Config) -> int:
-    """Run all stages. Under torchrun every rank trains; the main rank alone does the rest.
+    """Run all stages, without detection those up to the published model.
+
+    Under torchrun every rank trains; the main rank alone does the rest.
 
     Raises:
         Stopped: a signal ended a stage; its message says how to go on.
     """
-    started = time.monotonic()
+    started, scored = time.monotonic(), config.model.detection is not None
     if not is_main():
-        train(config, scored=True)
+        train(config, scored=scored)
         return 0
     with claim(config):
-        run = train(config, scored=True)
+        run = train(config, scored=scored)
         try:
             return _after_training(run, started)
         except Stopped as error:
@@ -62,6 +64,9 @@ def _after_training(run: Run, started: float) -> int:
     from bbu.evaluation.answers import answer_lines
 
     config = run.config
+    if config.model.detection is None:
+        print(f"{run.model_folder} is published; model.detection is null, so no boxes are predicted and scored")
+        return 0
     calibrate(run)
     predict(run)
     metrics = score(run)

@@ -16,14 +16,26 @@ from bbu.stages.run import Run
 from bbu.stages.run_folder import PICTURES_FOLDER
 
 
+def _check_detects(run: Run) -> None:
+    if run.config.model.detection is None:
+        raise ConfigError(
+            f"{run.output}: its model is trained without a detection head (model.detection: null), so it has no boxes "
+            "to calibrate, predict or score; ask it for text, with bbu summarize or Inference.generate_text"
+        )
+
+
 def calibrate(run: Run) -> None:
     """Calibrate the published model's scores on val; writes model/calibration.json.
 
     Also writes val_predictions.jsonl, with calibrated scores. If there is no val split, or calibration cannot be fitted
     on it, the model stays uncalibrated and a printed line says so.
+
+    Raises:
+        ConfigError: the model has no detection.
     """
     from bbu.evaluation.calibration import CALIBRATION_FILE, calibrated_row, fit_calibration
 
+    _check_detects(run)
     file = run.model_folder / CALIBRATION_FILE
     file.unlink(missing_ok=True)  # the fit needs uncalibrated scores
     rows, kind = run.val, run.config.evaluation.calibration
@@ -44,7 +56,12 @@ def calibrate(run: Run) -> None:
 
 
 def predict(run: Run) -> Path:
-    """Predict the evaluation split with the published model; writes predictions.jsonl."""
+    """Predict the evaluation split with the published model; writes predictions.jsonl.
+
+    Raises:
+        ConfigError: the model has no detection.
+    """
+    _check_detects(run)
     path = run.output / "predictions.jsonl"
     write_jsonl(path, _predict_split(run, run.config.evaluation.split, run.evaluation_rows))
     return path
@@ -59,6 +76,7 @@ def _predict_split(run: Run, split: str, rows: Sequence[Row]) -> Iterable[Predic
     config = run.config
     shown = run.shown_with(rows, run.hashes_of(training=False, split=split))
     inference = Inference.as_configured(run.model_folder, config)
+    inference.check_detects()
     if config.data.episodes.context_photos and not inference.processor.spec.context_note:
         raise ConfigError("data.episodes.context_photos: the model was not trained with context photos; set it to 0")
     found = inference.predictor.predict_files([row.images[0] for row in rows], run.data.image_root, shown=shown)
@@ -70,10 +88,14 @@ def score(run: Run) -> dict[str, Any]:
     """Score predictions.jsonl against the evaluation split; writes metrics.json.
 
     On the split that calibrated the scores, ECE, Brier and bins of the score are the cross-fitted ones.
+
+    Raises:
+        ConfigError: the model has no detection.
     """
     from bbu.evaluation import evaluate
     from bbu.evaluation.calibration import FIGURES, Calibration
 
+    _check_detects(run)
     config, output = run.config, run.output
     seen = Counter(item.desc for row in run.students for item in row.objects)
     metrics = evaluate(

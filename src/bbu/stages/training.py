@@ -65,7 +65,7 @@ def _train(config: Config, folder: RunFolder | None, scored: bool) -> Run:
     with main_first():
         run = Run(config, prepare(config, make=is_main()))
         _ = run.hashes  # the main rank caches them, the others read the cache
-    if run.students and not any(row.objects for row in run.students):
+    if config.model.detection is not None and run.students and not any(row.objects for row in run.students):
         raise ConfigError(
             f"{run.data.folder}: no object in {len(run.students)} training photos, so there is nothing to learn; "
             "bbu doctor says what was not read"

@@ -44,17 +44,11 @@ class DetectionObjective(nn.Module):
         nothing = output.hidden_TD[:0].sum().to(student.dtype)
         # An empty term is not computed: its gradient would take as much memory as the vocabulary's weights.
         replayed = self._replay_sum(output, batch) if any(batch["replay_spans"]) else nothing
-        language = {"teacher_lm": teacher, "student_lm": student, "replay_lm": replayed}
-        if not batch["detecting"]:
-            return language | {term: nothing for term in TERMS if term not in language}
-        boxes = self._box_sums(output, batch, noisy)
-        sums = {
-            **language,
-            "bbox_l1": boxes.bbox_l1,
-            "bbox_giou": boxes.bbox_giou,
-            "objectness": boxes.objectness,
-            "caption": self._caption_sum(output, batch, boxes.final, noisy),
-        }
+        sums = dict.fromkeys(TERMS, nothing) | {"teacher_lm": teacher, "student_lm": student, "replay_lm": replayed}
+        if batch["detecting"]:
+            boxes = self._box_sums(output, batch, noisy)
+            sums |= {"bbox_l1": boxes.bbox_l1, "bbox_giou": boxes.bbox_giou, "objectness": boxes.objectness}
+            sums["caption"] = self._caption_sum(output, batch, boxes.final, noisy)
         return {term: value * 0 for term, value in sums.items()} if batch.get("blank") else sums
 
     def captioned(self, batch: dict[str, Any], groups: int) -> tuple[Memory, torch.Tensor, BoxStates, np.ndarray]:
