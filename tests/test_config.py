@@ -368,10 +368,10 @@ def test_no_number_may_be_nan_or_infinite(config_file: Path, key: str) -> None:
         ),
         (["model.detection=null", "training.closing.epochs=2"], ["training.closing.epochs", "detection is null", "0"]),
         (["model.detection=null", "training.visual_every=5"], ["training.visual_every", "detection is null", "to 0"]),
-        (["model.detection=null", "training.eval_every=5"], ["training.select_best: AP50", "training.eval_every=0"]),
+        (["model.detection=null", "training.eval_every=5"], ["training.select_best: AP50", "set it to loss or accuracy"]),
         (
-            ["model.detection=null", "training.eval_every=5", "training.select_best="],
-            ["training.eval_every", "nothing to evaluate on val", "set it to 0"],
+            ["training.eval_every=5", "training.select_best=accuracy", "evaluation.answers=0"],
+            ["training.select_best: accuracy", "evaluation.answers is 0", "choose by loss"],
         ),
         (
             ["model.detection=null", *(f"loss.{who}_lm_weight=0" for who in ("teacher", "student", "replay"))],

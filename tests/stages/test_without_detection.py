@@ -45,15 +45,13 @@ def job_of_words(folder: Path, family: str) -> Path:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_the_job_trains_on_words_publishes_and_scores_nothing(
-    family: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_job_trains_on_words_and_publishes(family: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     job, run = job_of_words(tmp_path, family), tmp_path / "run"
     assert main(["check", str(job), ALONE, WORDS]) == 0
     assert main(["run", str(job), ALONE, WORDS]) == 0
     printed = capsys.readouterr().out
-    assert f"{run / 'model'} is published; model.detection is null, so no boxes are predicted and scored" in printed
-    assert not {"predictions.jsonl", "metrics.json", "report.html", "pictures"} & {path.name for path in run.iterdir()}
+    assert "model.detection is null: no boxes are predicted and scored" in printed and str(run / "model") in printed
+    assert not {"predictions.jsonl", "answers.jsonl", "report.html", "pictures"} & {path.name for path in run.iterdir()}
     losses = [log for _, log in iter_json_lines(run / "train_log.jsonl") if "loss" in log]
     assert len(losses) == 6 and all(log["loss"] == pytest.approx(log["loss/student_lm"]) for log in losses)
     assert losses[-1]["loss"] < losses[0]["loss"]
@@ -105,7 +103,6 @@ def test_predicted_boxes_are_refused_in_one_line(
     commands = [
         ["predict", str(run / "model"), str(photos), str(output)],
         ["serve", str(run / "model"), "--port", "0"],
-        ["score", str(job), ALONE],
         ["score", str(job)],  # a config with detection, and this model
         ["baselines", str(job), ALONE],
     ]
@@ -121,6 +118,29 @@ def test_stages_after_training_are_refused(stage: object, trained: tuple[Path, P
     run = stages.open_run(load_config(trained[0], [ALONE]))
     with pytest.raises(ConfigError, match=r"without a detection head .*no boxes to calibrate, predict or score"):
         stage(run)  # type: ignore[operator]
+
+
+def test_it_is_chosen_by_loss_on_val_and_its_answers_are_scored(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    job, run = write_job(tmp_path), tmp_path / "run"
+    options = [ALONE, "training.eval_every=2", "training.select_best=loss", "evaluation.answers=2"]
+    assert main(["run", str(job), *options]) == 0
+    logs = [log for _, log in iter_json_lines(run / "train_log.jsonl") if "eval_loss" in log]
+    assert [log["step"] for log in logs] == [2, 4, 6] and all("eval_AP" not in log for log in logs)
+    metrics = json.loads((run / "metrics.json").read_text())
+    assert metrics["answers"]["boxes"]["count"] == 2 and "AP" not in metrics and metrics["split"] == "test"
+    assert "boxes: 2 answers" in capsys.readouterr().out
+    before = (run / "answers.jsonl").read_bytes()
+    (run / "answers.jsonl").unlink()
+    assert main(["score", str(job), *options]) == 0
+    assert (run / "answers.jsonl").read_bytes() == before
+
+
+def test_val_needs_a_question(tmp_path: Path) -> None:
+    job = job_of_words(tmp_path, tiny_config().model.family)
+    with pytest.raises(ConfigError, match=r"training\.eval_every: there is no val split that answers a question"):
+        stages.train(load_config(job, [ALONE, WORDS, "training.eval_every=2", "training.select_best=loss"]))
 
 
 def test_photos_without_an_answer_are_still_refused(tmp_path: Path) -> None:

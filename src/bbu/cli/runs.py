@@ -78,20 +78,12 @@ def _prepare(arguments: argparse.Namespace) -> int:
 def _score(arguments: argparse.Namespace) -> int:
     from bbu import stages
     from bbu.config import load_config
-    from bbu.evaluation import summary_table
-    from bbu.evaluation.answers import answer_lines
 
     config = load_config(arguments.config, arguments.overrides)
     with stages.claim(config) as folder:
         folder.check_published()
         run = stages.open_run(config)
-        stages.calibrate(run)
-        stages.predict(run)
-        metrics = stages.score(run)
-        print(summary_table(metrics))
-        stages.draw(run)
-        if stages.answers_are_scored(run):
-            print(f"\n{answer_lines(stages.score_answers(run, metrics))}")
+        print(stages.score_all(run)[0])
     return 0
 
 

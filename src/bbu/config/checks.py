@@ -7,7 +7,15 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from bbu.config.schema import DETECTION_GROUPS, DETECTION_PARTS, GROUP_NAMES, VAL_METRICS, Config, SourceConfig
+from bbu.config.schema import (
+    DETECTION_GROUPS,
+    DETECTION_PARTS,
+    GROUP_NAMES,
+    TEXT_METRICS,
+    VAL_METRICS,
+    Config,
+    SourceConfig,
+)
 from bbu.errors import ConfigError, UserError
 from bbu.families.registry import scratch_sizes
 from bbu.tiles import Tiles
@@ -135,6 +143,11 @@ def _check_training(config: Config) -> None:
                 f"training.{name}: packs are planned for training.packed=true; padded batches have batch_size samples, "
                 f"so set training.{name}=0"
             )
+    if training.select_best == "accuracy" and not config.evaluation.answers:
+        raise ConfigError(
+            "training.select_best: accuracy is that of written answers, and evaluation.answers is 0; raise it, or "
+            "choose by loss"
+        )
     if training.early_stopping.patience:
         key = "training.early_stopping.patience"
         if not training.eval_every:
@@ -186,12 +199,8 @@ def _check_without_detection(config: Config) -> None:
         raise ConfigError(f"training.visual_every: draws predicted boxes, {why}; set it to 0")
     if training.eval_every and training.select_best in VAL_METRICS:
         raise ConfigError(
-            f"training.select_best: {training.select_best} is measured on predicted boxes, {why}; set "
-            "training.eval_every=0, which publishes the last checkpoint"
-        )
-    if training.eval_every:
-        raise ConfigError(
-            f"training.eval_every: evaluates predicted boxes, {why}: there is nothing to evaluate on val; set it to 0"
+            f"training.select_best: {training.select_best} is measured on predicted boxes, {why}; set it to "
+            f"{' or '.join(TEXT_METRICS)}, or training.eval_every=0, which publishes the last checkpoint"
         )
     if parts := [part for part in config.model.compile if part in DETECTION_PARTS]:
         raise ConfigError(f"model.compile: {', '.join(parts)} belong to detection, {why}; leave them out")

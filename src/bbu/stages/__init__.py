@@ -10,11 +10,12 @@ import time
 
 from bbu.config import Config
 from bbu.interruption import Stopped
+from bbu.jsonl import write_json
 from bbu.stages.answers import ANSWERS_FILE, answers_are_scored, score_answers
 from bbu.stages.preparation import PreparedData, prepare, taxonomy_of
 from bbu.stages.run import Run, open_run
 from bbu.stages.run_folder import MODEL_FOLDER, RunFolder, claim
-from bbu.stages.scoring import calibrate, draw, predict, score
+from bbu.stages.scoring import calibrate, draw, facts_of, predict, score
 from bbu.stages.training import predict_rows, train
 from bbu.training.distributed import is_main
 
@@ -23,7 +24,6 @@ __all__ = [
     "PreparedData",
     "Run",
     "RunFolder",
-    "answers_are_scored",
     "calibrate",
     "claim",
     "draw",
@@ -33,16 +33,14 @@ __all__ = [
     "prepare",
     "run_job",
     "score",
-    "score_answers",
+    "score_all",
     "taxonomy_of",
     "train",
 ]
 
 
 def run_job(config: Config) -> int:
-    """Run all stages, without detection those up to the published model.
-
-    Under torchrun every rank trains; the main rank alone does the rest.
+    """Run all stages. Under torchrun every rank trains; the main rank alone does the rest.
 
     Raises:
         Stopped: a signal ended a stage; its message says how to go on.
@@ -60,29 +58,41 @@ def run_job(config: Config) -> int:
 
 
 def _after_training(run: Run, started: float) -> int:
+    tables, written = score_all(run)
+    seconds = time.monotonic() - started
+    print(f"\n{run.config.evaluation.split} split, scored once\n{tables}")
+    trained = facts_of(run).get("train_seconds", 0)
+    print(f"\ntrained in {trained:.0f} s, all done in {seconds:.0f} s. Written:\n  {run.model_folder}")
+    for line in written:
+        print(f"  {line}")
+    return 0
+
+
+def score_all(run: Run) -> tuple[str, list[str]]:
+    """Score the published model on the evaluation split: its boxes if it detects, and what it answers in text.
+
+    Returns:
+        Tables for a terminal, and what was written, a line for each.
+    """
     from bbu.evaluation import summary_table
     from bbu.evaluation.answers import answer_lines
 
-    config = run.config
-    if config.model.detection is None:
-        print(f"{run.model_folder} is published; model.detection is null, so no boxes are predicted and scored")
-        return 0
-    calibrate(run)
-    predict(run)
-    metrics = score(run)
-    pictures = draw(run)
-    scores = score_answers(run, metrics) if answers_are_scored(run) else {}
-    print(f"\n{config.evaluation.split} split, scored once\n{summary_table(metrics)}")
-    if scores:
-        print(f"\n{answer_lines(scores)}")
-    seconds = time.monotonic() - started
-    print(f"\ntrained in {metrics.get('train_seconds', 0):.0f} s, all done in {seconds:.0f} s. Written:")
-    for path in (run.output / "metrics.json", run.output / "predictions.jsonl", run.model_folder):
-        print(f"  {path}")
-    print(f"  {run.output / 'pictures'} ({len(pictures)} pictures)")
-    print(f"  {run.output / 'report.html'}")
-    if scores:
-        print(f"  {run.output / ANSWERS_FILE}")
-    if config.training.visual_every:
-        print(f"  {run.output / 'training_log.html'}")
-    return 0
+    output, tables = run.output, []
+    metrics, written = facts_of(run), [str(output / "metrics.json")]
+    if run.config.model.detection is not None:
+        calibrate(run)
+        predict(run)
+        metrics = score(run)
+        pictures = draw(run)
+        tables.append(summary_table(metrics))
+        written += [str(output / "predictions.jsonl"), f"{output / 'pictures'} ({len(pictures)} pictures)"]
+        written.append(str(output / "report.html"))
+    else:
+        tables.append("model.detection is null: no boxes are predicted and scored")
+        write_json(output / "metrics.json", metrics)
+    if answers_are_scored(run):
+        tables.append(answer_lines(score_answers(run, metrics)))
+        written.append(str(output / ANSWERS_FILE))
+    if run.config.training.visual_every:
+        written.append(str(output / "training_log.html"))
+    return "\n\n".join(tables), written

@@ -69,8 +69,9 @@ def scores_on_val(run: Run, predictor: Predictor, go_on: Callable[[], bool]) -> 
 
 
 def answers_are_scored(run: Run) -> bool:
-    """Whether there are answers besides the boxes that detection gives anyway."""
-    return bool(run.config.evaluation.answers) and not run.answers.all_boxes
+    """Whether the evaluation split has questions, and not only for the boxes that detection gives anyway."""
+    asked = run.config.model.detection is None or not run.answers.all_boxes
+    return asked and run.config.evaluation.answers > 0 and bool(questions_on(run, run.config.evaluation.split))
 
 
 def score_answers(run: Run, metrics: Mapping[str, Any]) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from bbu.machine import RESUME
 from bbu.models.manifest import MANIFEST_FILE
 from bbu.monitoring.trackers import place_trackers, ready_wandb
 from bbu.records import PredictionRow, Row
-from bbu.stages.answers import scores_on_val
+from bbu.stages.answers import questions_on, scores_on_val
 from bbu.stages.identity import check_identity, identity_of
 from bbu.stages.preparation import prepare
 from bbu.stages.run import Run, ready_device
@@ -70,10 +70,8 @@ def _train(config: Config, folder: RunFolder | None, scored: bool) -> Run:
             f"{run.data.folder}: no object in {len(run.students)} training photos, so there is nothing to learn; "
             "bbu doctor says what was not read"
         )
-    if args.eval_strategy != "no" and not any(row.objects for row in run.val):
-        raise ConfigError(
-            "training.eval_every: there is no val split with objects; set data.source.val_fraction, or eval_every=0"
-        )
+    if args.eval_strategy != "no":
+        _check_val(run)
     if scored:
         _ = run.evaluation_rows
     _ = run.model, run.stream
@@ -100,6 +98,21 @@ def _train(config: Config, folder: RunFolder | None, scored: bool) -> Run:
         _finish(run, trainer, time.monotonic() - started)
         folder.published()
     return run
+
+
+def _check_val(run: Run) -> None:
+    """Without detection, val needs questions; with it, objects.
+
+    Raises:
+        ConfigError: val has none.
+    """
+    detects = run.config.model.detection is not None
+    if any(row.objects for row in run.val) if detects else questions_on(run, "val"):
+        return
+    what = "with objects" if detects else "that answers a question of training (data.answers)"
+    raise ConfigError(
+        f"training.eval_every: there is no val split {what}; set data.source.val_fraction, or eval_every=0"
+    )
 
 
 def _replaceable(config: Config) -> list[Path]:
@@ -165,8 +178,11 @@ def build_trainer(run: Run, args: TrainingArguments) -> BBUTrainer:
         return not trainer.stop.signum
 
     def score_val() -> dict[str, float | None]:
-        found = predict_rows(predictor, run.watched, run.data.image_root, run.watched_shown, go_on)
-        return _scores(run, found) | scores_on_val(run, predictor, go_on)
+        scores: dict[str, float | None] = {}
+        if config.model.detection is not None:
+            found = predict_rows(predictor, run.watched, run.data.image_root, run.watched_shown, go_on)
+            scores = _scores(run, found)
+        return scores | scores_on_val(run, predictor, go_on)
 
     trainer = BBUTrainer(
         DetectionObjective(run.model, config.loss),
