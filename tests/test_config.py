@@ -368,7 +368,10 @@ def test_no_number_may_be_nan_or_infinite(config_file: Path, key: str) -> None:
         ),
         (["model.detection=null", "training.closing.epochs=2"], ["training.closing.epochs", "detection is null", "0"]),
         (["model.detection=null", "training.visual_every=5"], ["training.visual_every", "detection is null", "to 0"]),
-        (["model.detection=null", "training.eval_every=5"], ["training.select_best: AP50", "set it to loss or accuracy"]),
+        (
+            ["model.detection=null", "training.eval_every=5"],
+            ["training.select_best: AP50", "set it to loss or accuracy"],
+        ),
         (
             ["training.eval_every=5", "training.select_best=accuracy", "evaluation.answers=0"],
             ["training.select_best: accuracy", "evaluation.answers is 0", "choose by loss"],

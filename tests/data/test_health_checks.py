@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
-import numpy as np
 import pytest
+import torch
 
 from bbu.data.chat_processor import IGNORE, ChatProcessor, ChatProcessorOutput
-from bbu.families.prompts import ANSWERS, boxes_from_text, parse_answer, parse_group, verdict_text
+from bbu.data.health import (
+    answer_has_the_units_of_the_family,
+    answers_are_learned_to_their_end,
+    faults_of,
+    grids_fit_patches,
+    nothing_else_is_learned,
+    photos_have_places,
+)
+from bbu.families.prompts import ANSWERS, verdict_text
 from bbu.records import FewShotSample, Row
 from tests.tiny import FAMILIES
 
@@ -48,66 +58,74 @@ def made(processor: ChatProcessor, sample: FewShotSample) -> ChatProcessorOutput
     return processor.process_sample(sample)
 
 
-def photos_of(sample: FewShotSample) -> list[Row]:
-    return [*sample.teachers, *sample.context, sample.student]
+def test_a_sample_passes_every_check(
+    processor: ChatProcessor, sample: FewShotSample, made: ChatProcessorOutput
+) -> None:
+    before = json.dumps([row.to_json() for row in (*sample.teachers, *sample.context, sample.student)])
+    assert faults_of(processor, sample, made) == []
+    assert json.dumps([row.to_json() for row in (*sample.teachers, *sample.context, sample.student)]) == before
+
+
+def broken(made: ChatProcessorOutput, **changes: Any) -> ChatProcessorOutput:
+    return replace(made, **changes)
 
 
 def test_photos_in_the_turns_are_as_many_as_their_places_in_the_text(
     processor: ChatProcessor, sample: FewShotSample, made: ChatProcessorOutput
 ) -> None:
-    is_photo = np.array([IGNORE, *made.input_ids.tolist(), IGNORE]) == processor.image_token_id
-    places = int((np.diff(is_photo.astype(int)) == 1).sum())
-    assert places == len(made.image_grid_thw) == len(photos_of(sample))
+    assert photos_have_places(processor, sample, made) == ""
+    ids = made.input_ids.clone()
+    ids[ids == processor.image_token_id] = processor.turn_start_id
+    assert "0 places in the text" in photos_have_places(processor, sample, broken(made, input_ids=ids))
+    more = torch.cat([made.image_grid_thw, made.image_grid_thw[:1]])
+    assert photos_have_places(processor, sample, broken(made, image_grid_thw=more))
+    assert photos_have_places(processor, replace(sample, context=(*sample.context, sample.student)), made)
 
 
 def test_grids_fit_the_patch_rows(processor: ChatProcessor, sample: FewShotSample, made: ChatProcessorOutput) -> None:
-    assert made.image_grid_thw.prod(-1).sum() == len(made.pixel_values)
-    assert made.pixel_values.shape[1] == processor.photo_plan.patch_width
-    plans = [processor.photo_plan.plan(row.width, row.height) for row in photos_of(sample)]
-    assert made.image_grid_thw.tolist() == [list(processor.photo_plan.grid(plan)) for plan in plans]
+    assert grids_fit_patches(processor, sample, made) == ""
+    assert "pixel_values is" in grids_fit_patches(processor, sample, broken(made, pixel_values=made.pixel_values[:-1]))
+    turned = broken(made, image_grid_thw=made.image_grid_thw[:, [0, 2, 1]])
+    assert "patch grids are" in grids_fit_patches(processor, sample, turned)
 
 
 def test_answers_end_with_the_end_token_and_image_tokens_are_not_learned(
     processor: ChatProcessor, sample: FewShotSample, made: ChatProcessorOutput
 ) -> None:
-    assert made.student_span is not None
-    spans = [*made.teacher_spans, made.student_span]
-    assert len(spans) == len(sample.teachers) + 1
-    for start, stop in spans:
-        assert made.labels[start:stop].tolist() == made.input_ids[start:stop].tolist()
-        assert int(made.input_ids[stop - 1]) == processor.end_token_id
-        assert processor.end_token_id not in made.input_ids[start : stop - 1]
-    assert (made.labels[made.input_ids == processor.image_token_id] == IGNORE).all()
+    check = answers_are_learned_to_their_end
+    assert check(processor, sample, made) == "" and made.student_span is not None
+    start, stop = made.student_span
+    assert "end token" in check(processor, sample, broken(made, student_span=(start, stop - 1)))
+    labels = made.labels.clone()
+    labels[start] = IGNORE
+    assert "not all of them are learned" in check(processor, sample, broken(made, labels=labels))
+    labels = torch.where(made.input_ids == processor.image_token_id, made.input_ids, made.labels)
+    assert "image tokens are learned" in check(processor, sample, broken(made, labels=labels))
+    assert "0 answers" in check(processor, sample, broken(made, student_span=None, teacher_spans=[]))
 
 
-def test_what_is_no_answer_is_not_learned(made: ChatProcessorOutput) -> None:
-    assert made.student_span is not None
-    answered = np.zeros(len(made.labels), dtype=bool)
-    for start, stop in [*made.teacher_spans, made.student_span]:
-        answered[start:stop] = True
-    assert ((made.labels != IGNORE).numpy() == answered).all() and answered.any() and not answered.all()
+def test_what_is_no_answer_is_not_learned(
+    processor: ChatProcessor, sample: FewShotSample, made: ChatProcessorOutput
+) -> None:
+    assert nothing_else_is_learned(processor, sample, made) == "" and (made.labels != IGNORE).any()
+    labels = made.labels.clone()
+    labels[0] = made.input_ids[0]
+    assert "1 tokens outside" in nothing_else_is_learned(processor, sample, broken(made, labels=labels))
 
 
 def test_rows_are_in_pixels_and_the_answer_alone_in_the_units_of_the_family(
     processor: ChatProcessor, sample: FewShotSample, made: ChatProcessorOutput
 ) -> None:
-    before = json.dumps([row.to_json() for row in photos_of(sample)])
-    written = made.input_ids[made.labels != IGNORE]
-    text = str(processor.tokenizer.decode(written.tolist())).removesuffix(processor.conversation.end)
+    check = answer_has_the_units_of_the_family
+    assert check(processor, sample, made) == ""
     if sample.answer in ("summary", "verdict"):
-        assert text == (sample.text or sample.student.summary)
+        silent = replace(sample.student, summary="else")
+        other = replace(sample, text="else") if sample.text else replace(sample, student=silent)
+        assert "not 'else'" in check(processor, other, made)
         return
-    in_turn = [*sample.context, sample.student]
-    if sample.answer == "group":
-        found, malformed = parse_group(text, len(in_turn))
-    else:
-        objects, malformed = parse_answer(text)
-        found, in_turn = [objects[-len(sample.student.objects) :]], [sample.student]
-    assert malformed == 0
-    for row, items in zip(in_turn, found, strict=True):
-        plan = processor.photo_plan.plan(row.width, row.height)
-        boxes = boxes_from_text(plan, np.array([box for box, _ in items]), processor.spec.box_convention)
-        exact = sorted(item.box for item in row.objects)
-        step = max(row.width / plan.model_width, row.height / plan.model_height, max(row.width, row.height) / 1000)
-        assert np.abs(np.array(sorted(boxes.tolist())) - exact).max() <= step  # rounded to whole numbers
-    assert json.dumps([row.to_json() for row in photos_of(sample)]) == before
+    first, *rest = sample.student.objects
+    moved = replace(first, points=tuple(value + 5 for value in first.points))
+    fault = check(processor, replace(sample, student=replace(sample.student, objects=(moved, *rest))), made)
+    assert re.search(r"3\.png: a box of the answer is 5\.\d+ pixels off|is 4\.\d+ pixels off", fault)
+    fewer = replace(sample, student=replace(sample.student, objects=tuple(rest)))
+    assert "the row 1, or other descriptions" in check(processor, fewer, made)

@@ -279,8 +279,8 @@ ALONGSIDE = {  # what cannot come alone
 }
 ELSEWHERE = {  # codes that conversion or a defect of ours brings about: their tests are in files of their own
     "skipped_malformed", "skipped_photo", "dropped_outside_hierarchy", "dropped_object", "conversion_note",
-    "contradictory_copies", "geometry_broken", "conversion_notes", "labels_never_read", "option_without_effect",
-    "nothing_held_out", "group_across_splits",
+    "contradictory_copies", "geometry_broken", "sample_broken", "conversion_notes", "labels_never_read",
+    "option_without_effect", "nothing_held_out", "group_across_splits",
 }  # fmt: skip
 
 

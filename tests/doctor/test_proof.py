@@ -9,10 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bbu.data.chat_processor import ChatProcessor
+from bbu.config import AnswersConfig
+from bbu.data.chat_processor import IGNORE, ChatProcessor, ChatProcessorOutput
+from bbu.data.sampling.answers import Answers
 from bbu.doctor import proof
-from bbu.doctor.proof import HEAD_COLOUR, RECORD_COLOUR, draw_proof, prove
+from bbu.doctor.proof import HEAD_COLOUR, RECORD_COLOUR, draw_proof, health_findings, prove
 from bbu.doctor.reading import Sample
+from bbu.families.prompts import ANSWERS
 from bbu.geometry import ImageGeometry
 from bbu.images import load_image
 from bbu.records import FewShotSample, ObjectRow, Row
@@ -81,3 +84,26 @@ def test_the_picture_shows_both_frames(crowd: Sample, chat_processor: ChatProces
     picture = draw_proof(image, prove(crowd, "drawn", chat_processor), largest=400)
     colours = {colour for _, colour in picture.getcolors(10**6)}
     assert max(picture.size) == 400 and {RECORD_COLOUR, HEAD_COLOUR} <= colours
+
+
+def test_samples_are_checked_for_everything_they_may_be_asked_for(
+    make_row: Callable[..., Row], make_chat_processor: Callable[..., ChatProcessor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [replace(make_row(f"{n}.png", 2), summary="words", metadata={"group": "a"}) for n in range(3)]
+    samples = [Sample("train", f"train.jsonl:{n}", FewShotSample(row)) for n, row in enumerate(rows, 1)]
+    answers = Answers(AnswersConfig(boxes=1, summary=1, group=1), rows, seed=0)
+    processor = make_chat_processor(answers=ANSWERS)
+    assert health_findings(samples, answers, processor) == []
+    real = processor.process_sample
+
+    def unlearned(sample: FewShotSample) -> ChatProcessorOutput:
+        made = real(sample)
+        if sample.answer == "group":
+            assert made.student_span is not None
+            made.labels[made.student_span[1] - 1] = IGNORE
+        return made
+
+    monkeypatch.setattr(processor, "process_sample", unlearned)
+    (found,) = health_findings(samples, answers, processor)
+    assert (found.code, found.severity, found.count) == ("sample_broken", "error", 3)
+    assert found.examples[0].detail.startswith("asked for group: answers and their end: tokens")

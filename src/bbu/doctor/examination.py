@@ -28,7 +28,7 @@ from bbu.doctor.descriptions import (
 )
 from bbu.doctor.findings import Example, Finding, finding
 from bbu.doctor.photos import PhotoFacts, look_at_all, names_of, photo_findings, readable
-from bbu.doctor.proof import choose_samples, proof_findings, prove
+from bbu.doctor.proof import choose_samples, health_findings, proof_findings, prove
 from bbu.doctor.reading import Rows, Sample, read_folder
 from bbu.doctor.report import Report, split_counts
 from bbu.doctor.tokens import conversation_findings, length_findings, measure_lengths
@@ -74,7 +74,7 @@ def examine(
     report.findings += direction_findings(rows, config.data.augment, mirror or MirrorRules())
     processor = _examine_tokens(report, config, rows, good, image_root)
     pairs = choose_samples(good.samples, facts, samples, config.seed)
-    _prove_geometry(report, pairs, processor or _stand_in(config, good, image_root))
+    _prove(report, pairs, processor or _stand_in(config, good, image_root), _answers(config, rows))
     report.seconds = time.monotonic() - started
     return report
 
@@ -93,12 +93,22 @@ def split_findings(config: Config, rows: Rows) -> list[Finding]:
         "evaluation.teachers": config.evaluation.teachers,
     }
     try:
-        Answers(config.data.answers, [sample.row for sample in rows.of("train")], config.seed)
+        _answers(config, rows, refuse=True)
     except UserError as error:
         found.append(finding("unanswerable", [Example(detail=str(error))]))
     if not _pool(config, rows):
         found += [finding("no_teachers", [], key=key, asked=count) for key, count in asked.items() if count]
     return found
+
+
+def _answers(config: Config, rows: Rows, refuse: bool = False) -> Answers | None:
+    """What training asks for; None, or an error, where it cannot ask."""
+    try:
+        return Answers(config.data.answers, [sample.row for sample in rows.of("train")], config.seed)
+    except UserError:
+        if refuse:
+            raise
+        return None
 
 
 def _pool(config: Config, rows: Rows) -> list[Row]:
@@ -177,10 +187,15 @@ def _stand_in(config: Config, good: Rows, image_root: str) -> ChatProcessor | No
     return build_processor(here, [sample.sample for sample in good.samples], image_root) if good.samples else None
 
 
-def _prove_geometry(report: Report, pairs: list[tuple[Sample, str]], processor: ChatProcessor | None) -> None:
+def _prove(
+    report: Report, pairs: list[tuple[Sample, str]], processor: ChatProcessor | None, answers: Answers | None
+) -> None:
     if processor is None:
         return
     processor.max_length = processor.caption_max_tokens = NO_LIMIT
     processor.detection = True  # the way of the boxes is the same where no head learns them
     report.proven = [prove(sample, why, processor) for sample, why in pairs]
     report.findings += proof_findings(report.proven)
+    if answers is not None:
+        taught = [item.sample for item in report.proven if item.sample.split == "train" and not item.problem]
+        report.findings += health_findings(taught, answers, processor)

@@ -408,6 +408,14 @@ CODES: dict[str, Code] = {
         "{steps} steps of {per_step} samples are {epochs:.2f} epochs.",
         "Set training.max_steps={needed} or more for one epoch (fewer with several GPUs).",
     ),
+    "sample_broken": Code(
+        ERROR,
+        "samples that break a health check",
+        "Each photo has its place in the text, its patches and its grid; answers alone are learned, to their end; and "
+        "boxes come back from the text. A sample that breaks this teaches something else than its row says.",
+        "If the detail names your file, mend it; otherwise the model's tokenizer or template does not fit the family "
+        "(model.family, model.tokenizer), or this is a fault of ours.",
+    ),
     "geometry_broken": Code(
         ERROR,
         "samples whose boxes do not survive the round trip through the model's frames",

@@ -5,7 +5,6 @@ Shapes: Gt ground-truth objects, R rows.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -13,14 +12,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bbu.data.chat_processor import ChatProcessor, ChatProcessorOutput
+from bbu.data.health import faults_of
+from bbu.data.sampling.answers import Answers
 from bbu.doctor.findings import Example, Finding, finding
 from bbu.doctor.photos import PhotoFacts
 from bbu.doctor.reading import Sample
 from bbu.drawing.outlines import corners, draw_path
 from bbu.drawing.palette import PALETTE
 from bbu.errors import UserError
-from bbu.families.prompts import boxes_from_text
+from bbu.families.prompts import ON_GROUPS, boxes_from_text, read_answer, text_unit
 from bbu.geometry import cxcywh_to_xyxy, thicken
+from bbu.records import FewShotSample
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -105,7 +107,8 @@ def prove(sample: Sample, why: str, processor: ChatProcessor) -> Proven:
     thick_Gt4 = np.array([thicken(box.tolist(), row.width, row.height) for box in exact_Gt4]).reshape(-1, 4)
     head_Gt4, head_error = _in_order(thick_Gt4, descs, *_from_head(output))
     text_Gt4, text_error = _in_order(exact_Gt4, descs, *_from_text(output, processor))
-    text_bound = _text_bound(output, processor)
+    assert output.geometry is not None  # a student's photo
+    text_bound = 0.5 * text_unit(output.geometry, processor.spec.box_convention)
     problem = ""
     if not head_error <= HEAD_BOUND + FLOAT_SLACK:
         problem = f"a box from the head's targets is {head_error:.2f} pixels off; {HEAD_BOUND} is allowed"
@@ -127,19 +130,10 @@ def _from_text(output: ChatProcessorOutput, processor: ChatProcessor) -> tuple[n
     assert output.student_span is not None and output.geometry is not None
     start, stop = output.student_span
     answer = str(processor.tokenizer.decode(output.input_ids[start : stop - 1].tolist()))
-    items = json.loads(answer)
-    boxes = np.array([item["bbox_2d"] for item in items], dtype=np.float64).reshape(-1, 4)
+    items = read_answer(answer)
+    boxes = np.array([box for box, _ in items], dtype=np.float64).reshape(-1, 4)
     shown = boxes_from_text(output.geometry, boxes, processor.spec.box_convention)
-    return shown, [item["label"] for item in items]
-
-
-def _text_bound(output: ChatProcessorOutput, processor: ChatProcessor) -> float:
-    """Half a unit of the written coordinates, in displayed pixels, along the coarser axis."""
-    geometry = output.geometry
-    assert geometry is not None
-    in_pixels = processor.spec.box_convention == "model_pixels"
-    across, down = (geometry.model_width, geometry.model_height) if in_pixels else (1000, 1000)
-    return 0.5 * max(geometry.width / across, geometry.height / down)
+    return shown, [label for _, label in items]
 
 
 def _in_order(
@@ -170,6 +164,22 @@ def proof_findings(proven: Sequence[Proven]) -> list[Finding]:
     """Samples that failed."""
     failed = [Example(item.sample.where, item.sample.name, detail=item.problem) for item in proven if item.problem]
     return [finding("geometry_broken", failed)] if failed else []
+
+
+def health_findings(samples: Sequence[Sample], answers: Answers, processor: ChatProcessor) -> list[Finding]:
+    """Samples that break a check of bbu.data.health, each asked for everything that training may ask it for."""
+    broken = []
+    for sample in samples:
+        for answer in answers.possible(sample.row):
+            asked = FewShotSample(sample.row, answer=answer)
+            if answer in ON_GROUPS:
+                asked = answers.on_group(answer, sample.row, epoch=0, number=0)
+            try:
+                faults = faults_of(processor, asked, processor.process_sample(asked))
+            except UserError as error:
+                faults = [str(error)]
+            broken += [Example(sample.where, sample.name, detail=f"asked for {answer}: {fault}") for fault in faults]
+    return [finding("sample_broken", broken)] if broken else []
 
 
 def draw_proof(image: Image.Image, proven: Proven, largest: int = 560) -> Image.Image:

@@ -64,8 +64,13 @@ class WrittenAnswer:
             return parse_verdict(self.written) is None
         if self.answer == "summary":
             return not self.written.strip()
-        _, bad = parse_group(self.written, len(self.images)) if self.answer == "group" else parse_answer(self.written)
-        return bad > 0 or not isinstance(_parsed(self.written), list)
+        if not isinstance(_parsed(self.written), list):
+            return True
+        return self._unread(self.written) > self._unread(self.truth)  # of a line, the box may have no width
+
+    def _unread(self, text: str) -> int:
+        _, malformed = parse_group(text, len(self.images)) if self.answer == "group" else parse_answer(text)
+        return malformed
 
     @property
     def verdicts(self) -> tuple[str, str | None]:

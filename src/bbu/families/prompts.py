@@ -198,6 +198,12 @@ def boxes_from_text(geometry: ImageGeometry, boxes: np.ndarray, convention: str)
     return geometry.boxes_from_unit(boxes / 1000)
 
 
+def text_unit(geometry: ImageGeometry, convention: str) -> float:
+    """A unit of an answer's coordinates, in displayed pixels, along the coarser axis."""
+    x1, y1, x2, y2 = boxes_from_text(geometry, np.array([[0, 0, 1, 1]]), convention)[0].tolist()
+    return max(x2 - x1, y2 - y1)
+
+
 def text_shapes(geometry: ImageGeometry, objects: Sequence[ObjectRow], convention: str) -> list[Shape]:
     """Name and numbers of each object's own geometry, as written in an answer; objects are in displayed pixels."""
     shapes = []
@@ -286,6 +292,20 @@ def parse_group(text: str, photos: int) -> tuple[list[list[tuple[list[float], st
         else:
             malformed += 1
     return found, malformed
+
+
+def read_answer(text: str) -> list[tuple[list[float], str]]:
+    """Boxes and labels of an answer that this module has written, also those of lines without width or height.
+
+    Raises:
+        ValueError, KeyError: it is another text.
+    """
+    found = []
+    for value in json.loads(text):
+        kind = next(kind for kind in GEOMETRIES if kind in value)
+        points = value[kind]
+        found.append(([float(v) for v in (points if kind == "bbox_2d" else enclosing_box(points))], value["label"]))
+    return found
 
 
 def verdict_text(verdict: str, reason: str) -> str:
