@@ -202,5 +202,7 @@ def _check_without_detection(config: Config) -> None:
             f"training.select_best: {training.select_best} is measured on predicted boxes, {why}; set it to "
             f"{' or '.join(TEXT_METRICS)}, or training.eval_every=0, which publishes the last checkpoint"
         )
+    if config.evaluation.rules:
+        raise ConfigError(f"evaluation.rules: count predicted boxes, {why}; empty it")
     if parts := [part for part in config.model.compile if part in DETECTION_PARTS]:
         raise ConfigError(f"model.compile: {', '.join(parts)} belong to detection, {why}; leave them out")

@@ -329,6 +329,8 @@ class EvaluationConfig:
     bootstrap_samples: int = ranged(1000)  # for the confidence intervals; 0 = no intervals
     calibration: str = choice("temperature", ("none", "temperature", "isotonic"))  # of scores, fitted on val
     pictures: int = ranged(8)  # photos drawn with truth and prediction side by side
+    rules: str = ""  # YAML of rules by which the groups of the split are judged (docs/verdicts.md); empty = none
+    max_false_pass: float = fraction(0.01)  # largest false-pass rate on val of the threshold that they are judged at
     answers: int = ranged(200)  # most questions of each kind that the language model is asked on a split; 0 = none
 
 

@@ -1,7 +1,9 @@
-"""The whole job in stages: prepare → train → calibrate → predict → score → draw → answer, in the run's folder.
+"""The whole job in stages: prepare → train → calibrate → predict → score → judge → draw → answer, in the run's
+folder.
 
 <output_dir>/config.yaml  data/  checkpoint-N/  model/  train_log.jsonl  training_log.html
-             val_predictions.jsonl  predictions.jsonl  metrics.json  pictures/  report.html  answers.jsonl
+             val_predictions.jsonl  predictions.jsonl  metrics.json  pictures/  report.html
+             answers.jsonl  verdicts.jsonl
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from bbu.config import Config
 from bbu.interruption import Stopped
 from bbu.jsonl import write_json
 from bbu.stages.answers import ANSWERS_FILE, answers_are_scored, score_answers
+from bbu.stages.judging import VERDICTS_FILE, judge_groups
 from bbu.stages.preparation import PreparedData, prepare, taxonomy_of
 from bbu.stages.run import Run, open_run
 from bbu.stages.run_folder import MODEL_FOLDER, RunFolder, claim
@@ -76,6 +79,7 @@ def score_all(run: Run) -> tuple[str, list[str]]:
     """
     from bbu.evaluation import summary_table
     from bbu.evaluation.answers import answer_lines
+    from bbu.judging.scoring import verdict_table
 
     output, tables = run.output, []
     metrics, written = facts_of(run), [str(output / "metrics.json")]
@@ -83,8 +87,13 @@ def score_all(run: Run) -> tuple[str, list[str]]:
         calibrate(run)
         predict(run)
         metrics = score(run)
+        verdicts = judge_groups(run, metrics)
         pictures = draw(run)
         tables.append(summary_table(metrics))
+        if verdicts is not None:
+            tables.append(f"verdicts by {run.config.evaluation.rules}, threshold from {verdicts['threshold_from']}")
+            tables.append(verdict_table(verdicts))
+            written.append(str(output / VERDICTS_FILE))
         written += [str(output / "predictions.jsonl"), f"{output / 'pictures'} ({len(pictures)} pictures)"]
         written.append(str(output / "report.html"))
     else:

@@ -30,7 +30,8 @@ STARTED = (CONFIG_FILE, "train_log.jsonl", "training_log.html", "unreadable_phot
 WRITTEN = (
     *STARTED, "data/raw", "data/raw.json", "data/records", "data/lengths.json", "data/photo_hashes.jsonl",
     MODEL_FOLDER, "train_summary.json", "training_log.old.html", "val_predictions.jsonl", "predictions.jsonl",
-    "metrics.json", PICTURES_FOLDER, "report.html", "baselines", "baselines.json", "profile", "stacks",
+    "metrics.json", "answers.jsonl", "verdicts.jsonl", PICTURES_FOLDER, "report.html", "baselines", "baselines.json",
+    "profile", "stacks",
 )  # fmt: skip
 
 _held: set[Path] = set()  # folders that this process has claimed

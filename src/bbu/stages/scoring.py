@@ -12,6 +12,7 @@ from typing import Any
 from bbu.errors import ConfigError, UserError
 from bbu.jsonl import write_json, write_jsonl
 from bbu.records import PredictionRow, Row, iter_predictions, read_predictions
+from bbu.stages.judging import VERDICTS_FILE
 from bbu.stages.run import Run
 from bbu.stages.run_folder import PICTURES_FOLDER
 
@@ -128,6 +129,7 @@ def draw(run: Run) -> list[Path]:
     """Draw ground truth beside predictions; writes pictures/ (some photos) and report.html (all)."""
     from bbu.evaluation.page import write_report
     from bbu.evaluation.pictures import save_pictures
+    from bbu.judging.verdicts import read_verdicts
 
     config, output, root = run.config, run.output, run.data.image_root
     rows, predictions = run.evaluation_rows, read_predictions(output / "predictions.jsonl")
@@ -143,5 +145,6 @@ def draw(run: Run) -> list[Path]:
     run.folder.remember(PICTURES_FOLDER, pictures)
     metrics = json.loads((output / "metrics.json").read_text(encoding="utf-8"))
     title = f"{config.name}, {config.evaluation.split} split"
-    write_report(output / "report.html", rows, predictions, metrics, image_root=root, title=title)
+    verdicts = read_verdicts(output / VERDICTS_FILE) if metrics.get("verdicts") else []
+    write_report(output / "report.html", rows, predictions, metrics, image_root=root, title=title, verdicts=verdicts)
     return pictures

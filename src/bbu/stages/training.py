@@ -21,6 +21,7 @@ from bbu.monitoring.trackers import place_trackers, ready_wandb
 from bbu.records import PredictionRow, Row
 from bbu.stages.answers import questions_on, scores_on_val
 from bbu.stages.identity import check_identity, identity_of
+from bbu.stages.judging import rules_of
 from bbu.stages.preparation import prepare
 from bbu.stages.run import Run, ready_device
 from bbu.stages.run_folder import CONFIG_FILE, STARTED, RunFolder, claim
@@ -73,7 +74,7 @@ def _train(config: Config, folder: RunFolder | None, scored: bool) -> Run:
     if args.eval_strategy != "no":
         _check_val(run)
     if scored:
-        _ = run.evaluation_rows
+        _ = run.evaluation_rows, rules_of(run)
     _ = run.model, run.stream
     if run.rank == 0:
         _describe(run)
