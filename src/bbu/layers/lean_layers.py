@@ -9,7 +9,7 @@ Shapes: D feature width.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from functools import cache
 from typing import Any
 
@@ -17,6 +17,8 @@ import torch
 from torch import nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
+
+from bbu.layers.padded import missing_columns, narrowed, widened
 
 
 class _RootMeanSquare(torch.autograd.Function):
@@ -105,20 +107,37 @@ class LeanMLP(nn.Module):
     down_proj: nn.Linear
 
     def forward(self, hidden_state: torch.Tensor) -> torch.Tensor:
-        product = gated_silu(self.gate_proj(hidden_state), self.up_proj(hidden_state))
-        return self.down_proj(product)  # type: ignore[no-any-return]
+        more = missing_columns(hidden_state, self.gate_proj, self.up_proj, self.down_proj)
+        gate, up = (widened(layer, hidden_state, more) for layer in (self.gate_proj, self.up_proj))
+        return narrowed(self.down_proj, gated_silu(gate, up), more)
+
+
+class PlainMLP(nn.Module):
+    """Replaces the forward of an MLP with ``linear_fc1``, ``linear_fc2`` and an activation that keeps 0."""
+
+    linear_fc1: nn.Linear
+    linear_fc2: nn.Linear
+    act_fn: Callable[[torch.Tensor], torch.Tensor]
+
+    def forward(self, hidden_state: torch.Tensor) -> torch.Tensor:
+        more = missing_columns(hidden_state, self.linear_fc1, self.linear_fc2)
+        return narrowed(self.linear_fc2, self.act_fn(widened(self.linear_fc1, hidden_state, more)), more)
 
 
 def make_lean(model: nn.Module, norms: Collection[type[nn.Module]], mlps: Collection[type[nn.Module]]) -> None:
-    """Give a model's norms and gated MLPs these forwards; parameters keep their names.
+    """Give a model's norms and MLPs these forwards; parameters keep their names.
 
     Args:
-        norms, mlps: the library's classes. An MLP with an activation other than SiLU is left alone.
+        norms, mlps: the library's classes. A gated MLP with an activation other than SiLU, or a plain one whose
+            activation does not keep 0, is left alone.
     """
     for module in model.modules():
         kind = type(module)
         if kind in norms:
             module.__class__ = _before(LeanNorm, kind)  # type: ignore[arg-type]
+        elif kind in mlps and hasattr(module, "linear_fc1"):
+            if not float(module.act_fn(torch.zeros(1))):  # type: ignore[operator]
+                module.__class__ = _before(PlainMLP, kind)  # type: ignore[arg-type]
         elif kind in mlps and type(module.act_fn).__name__ in ("SiLU", "SiLUActivation"):
             module.__class__ = _before(LeanMLP, kind)  # type: ignore[arg-type]
 

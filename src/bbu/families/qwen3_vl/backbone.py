@@ -67,7 +67,8 @@ class Qwen3VL(QwenVL):
         super().__init__(vlm, backend)
         vlm.model.language_model.__class__ = QueuedDeepStack  # the same parameters and names
         layer = vlm.model.language_model.layers[0]
-        make_lean(vlm, {type(layer.input_layernorm)}, {type(layer.mlp)})
+        tower_mlp = type(vlm.model.visual.blocks[0].mlp)
+        make_lean(vlm, {type(layer.input_layernorm)}, {type(layer.mlp), tower_mlp})
 
     @classmethod
     def from_scratch(cls, sizes: Qwen3VLSizes, vocab_size: int, token_ids: Mapping[str, int]) -> Qwen3VL:
