@@ -99,6 +99,7 @@ BENCHMARKS = (
     ),
     Benchmark("language_loss", (Aim("peak_memory_ratio", 0.10), Aim("time_ratio", 0.35))),
     Benchmark("norms", (), ("float32_time_ratio", "bfloat16_time_ratio", "bfloat16_memory_ratio")),
+    Benchmark("launches", (), ("operators_a_step", "deep_operators_a_step")),
     Benchmark("matcher", (at_least("speedup_vs_hf", 20),)),
     Benchmark("scale", (Aim("exponent_tokens", 1.1),), ("exponent_boxes", "exponent_queries", "exponent_pixels")),
     Benchmark("memory", (), ("selective_peak_ratio", "full_peak_ratio", "kept_time_ratio")),

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
@@ -27,6 +28,8 @@ from transformers.masking_utils import sdpa_mask
 from bbu.errors import ConfigError
 
 CPU_SCORES = 2**20  # most scores that a CPU holds at once; they stay in its cache
+# Without cuDNN's, which torch prefers on recent GPUs and which plans for 60 to 80 ms at every new shape; ours change.
+GPU_KERNELS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 
 class Boundaries(NamedTuple):
@@ -85,7 +88,10 @@ def dense_attention(
     if query.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
         dtype = torch.get_autocast_dtype("cpu")
     scores = query.shape[-2] * key.shape[-2]
-    if query.device.type != "cpu" or dtype != torch.bfloat16 or scores > CPU_SCORES:
+    if query.device.type == "cuda":
+        with sdpa_kernel(GPU_KERNELS):
+            return F.scaled_dot_product_attention(query, key, value, is_causal=causal, scale=scale)
+    if dtype != torch.bfloat16 or scores > CPU_SCORES:
         return F.scaled_dot_product_attention(query, key, value, is_causal=causal, scale=scale)
     scale = scale if scale is not None else query.shape[-1] ** -0.5
     at_once = max(1, CPU_SCORES // (scores * math.prod(query.shape[1:-2]) or 1))
@@ -248,7 +254,8 @@ def _make_text_attention(backend: str) -> Callable[..., tuple[torch.Tensor, None
         """(1, H, T, E) in transformers' layout → (1, T, H, E); without boundaries, transformers' own SDPA."""
         given = [kwargs.pop(name, None) for name in TEXT_BOUNDARIES]
         if any(value is None for value in given):
-            return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
+            with sdpa_kernel(GPU_KERNELS):
+                return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
         heads = (x[0].transpose(0, 1) for x in (query, key, value))
         options = Boundaries(*given)._asdict()
         return varlen_attention(*heads, **options, causal=True, backend=backend, scale=scaling)[None], None

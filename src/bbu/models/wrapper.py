@@ -14,6 +14,7 @@ from itertools import accumulate
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from bbu.config import DetectionConfig
 from bbu.errors import SampleError
@@ -34,6 +35,11 @@ class BoxStates:
 
     states_CD: torch.Tensor
     boxes_C4: torch.Tensor
+
+    def padded(self, count: int) -> BoxStates:
+        """These queries, and zeros up to so many."""
+        more = count - len(self.states_CD)
+        return BoxStates(F.pad(self.states_CD, (0, 0, 0, more)), F.pad(self.boxes_C4, (0, 0, 0, more)))
 
     def join(self, other: BoxStates) -> BoxStates:
         """These queries, then the others."""

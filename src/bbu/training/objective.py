@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from bbu.config import LossConfig
 from bbu.data.collators import unpad
@@ -26,6 +27,10 @@ from bbu.losses.matcher import MatchCosts, Matches
 from bbu.losses.weighting import TERMS
 from bbu.models.memory import Memory
 from bbu.models.wrapper import BoxStates, DetectionOutput, DetectionVLM
+
+# Devices whose captions are padded to a few shapes: graphs, and plans of kernels, that are made for one serve again.
+FEW_SHAPES = ("cuda",)
+FEWEST, FEWEST_TOKENS = 32, 8
 
 
 class DetectionObjective(nn.Module):
@@ -109,7 +114,11 @@ class DetectionObjective(nn.Module):
         samples, queries, targets = _describing(output, matches, noisy, self.loss_config.caption_groups)
         device, times = samples.device, np.bincount(targets)
         described = [(batch["caption_ids"][t], batch["caption_weights"][t] / int(times[t])) for t in targets.tolist()]
-        ids, rows, labels, weights = caption_rows(described)
+        count = length = 0
+        if device.type in FEW_SHAPES and described:
+            count, length = few_shapes(described, self.model.caption_decoder.max_tokens)
+            samples, queries = F.pad(samples, (0, count - len(samples))), queries.padded(count)
+        ids, rows, labels, weights = caption_rows(described, count, length)
         states = self.model.describe_states(output.memory, samples, queries, to_device(ids, device))
         states = states.flatten(0, 1)[to_device(rows, device)]
         head = self.model.backbone.lm_head_weight
@@ -135,13 +144,30 @@ def _describing(
     return samples, queries, np.concatenate((matches.host[3], noisy.targets[wanted]))
 
 
-def caption_rows(described: Sequence[tuple[Sequence[int], float]]) -> tuple[np.ndarray, ...]:
-    """Captions and weights → (C, L) decoder inputs; supervised rows of their C · L states, label and weight of each."""
+def few_shapes(described: Sequence[tuple[Sequence[int], float]], max_tokens: int) -> tuple[int, int]:
+    """Captions of a step → rows and columns of a decoder input that holds them, from a handful of sizes.
+
+    A power of two of at least FEWEST captions, and a multiple of FEWEST_TOKENS tokens, or the most there are.
+    """
+    longest = max(len(ids) for ids, _ in described)
+    rows = max(FEWEST, 1 << (len(described) - 1).bit_length())
+    return rows, min(-(-longest // FEWEST_TOKENS) * FEWEST_TOKENS, max(max_tokens, longest))
+
+
+def caption_rows(
+    described: Sequence[tuple[Sequence[int], float]], count: int = 0, length: int = 0
+) -> tuple[np.ndarray, ...]:
+    """Captions and weights → (C, L) decoder inputs; supervised rows of their C · L states, label and weight of each.
+
+    Args:
+        count, length: C and L are at least as large; what is added is not supervised.
+    """
     captions = [ids for ids, _ in described]
-    lengths = np.array([len(ids) for ids in captions], dtype=np.int64)
-    supervised = np.arange(lengths.max(initial=1)) < lengths[:, None]
+    lengths = np.zeros(max(len(captions), count), dtype=np.int64)
+    lengths[: len(captions)] = [len(ids) for ids in captions]
+    supervised = np.arange(max(lengths.max(initial=1), length)) < lengths[:, None]
     labels = np.concatenate([np.zeros(0, dtype=np.int64), *captions])
     inputs = np.zeros(supervised.shape, dtype=np.int64)  # positions after the end of a caption are not supervised
     inputs[supervised] = labels
-    weights = np.repeat(np.array([weight for _, weight in described], dtype=np.float64), lengths)
+    weights = np.repeat(np.array([weight for _, weight in described], dtype=np.float64), lengths[: len(captions)])
     return inputs, supervised.ravel().nonzero()[0], labels, weights
