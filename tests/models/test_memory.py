@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import itertools
 
-import pytest
 import torch
 from torch.nn import functional as F
 
-from bbu.models.memory import Memory, grid_centres, sample_level, sine_embedding
+from bbu.models.memory import Memory, grid_centres, sample_levels, sine_embedding
 
 GRIDS = [[(4, 6), (2, 3)], [(10, 2), (5, 1)], [(2, 2), (1, 1)]]  # samples × levels
 TEXT = [3, 0, 7]
@@ -51,15 +50,15 @@ def by_grid_sample(
     return torch.stack(out)
 
 
-@pytest.mark.parametrize("level", [0, 1])
-def test_sampling_a_level_equals_grid_sample(level: int) -> None:
+def test_sampling_the_levels_equals_grid_sample() -> None:
     memory = make_memory()
     values = memory.tokens_MD.view(-1, HEADS, WIDTH).clone().requires_grad_()
     samples = torch.tensor([0, 2, 1, 1, 0, 2])
-    points = (torch.rand(6, HEADS, 4, 2, dtype=torch.float64) * 1.6 - 0.3).requires_grad_()  # some lie outside
-    weights = torch.rand(6, HEADS, 4, dtype=torch.float64).requires_grad_()
-    ours = sample_level(values, memory, level, samples, points, weights)
-    theirs = by_grid_sample(values, memory, level, samples, points, weights)
+    points = (torch.rand(6, HEADS, 2, 4, 2, dtype=torch.float64) * 1.6 - 0.3).requires_grad_()  # some lie outside
+    weights = torch.rand(6, HEADS, 2, 4, dtype=torch.float64).requires_grad_()
+    ours = sample_levels(values, memory, samples, points, weights)
+    one, other = (by_grid_sample(values, memory, n, samples, points[:, :, n], weights[:, :, n]) for n in (0, 1))
+    theirs = one + other
     torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
     push = torch.randn_like(ours)
     inside = ((points > 0) & (points < 1)).all(-1, keepdim=True)  # at the border a slope may be taken either way
@@ -78,19 +77,18 @@ def test_sampling_at_the_centre_of_a_cell_gives_its_value() -> None:
     memory = make_memory()
     values = memory.tokens_MD.view(-1, HEADS, WIDTH)
     centres = grid_centres(10, 2, torch.device("cpu"), torch.float64)
-    points = centres[:, None, None].expand(-1, HEADS, 1, -1)
-    seen = sample_level(
-        values, memory, 0, torch.ones(20, dtype=torch.long), points, torch.ones(20, HEADS, 1, dtype=torch.float64)
-    )
+    points = centres[:, None, None, None].expand(-1, HEADS, 2, 1, -1)
+    weights = torch.tensor([1.0, 0.0], dtype=torch.float64)[:, None].expand(20, HEADS, 2, 1)  # of the fine level alone
+    seen = sample_levels(values, memory, torch.ones(20, dtype=torch.long), points, weights)
     start = memory.level_starts[1][0]
     torch.testing.assert_close(seen, values[start : start + 20])
 
 
 def test_sixteen_bit_values_are_sampled_in_float32() -> None:
     memory = make_memory()
-    seen = sample_level(
-        memory.tokens_MD.view(-1, HEADS, WIDTH).bfloat16(), memory, 0, torch.zeros(1, dtype=torch.long),
-        torch.full((1, HEADS, 1, 2), 0.4), torch.ones(1, HEADS, 1),
+    seen = sample_levels(
+        memory.tokens_MD.view(-1, HEADS, WIDTH).bfloat16(), memory, torch.zeros(1, dtype=torch.long),
+        torch.full((1, HEADS, 2, 1, 2), 0.4), torch.ones(1, HEADS, 2, 1),
     )  # fmt: skip
     assert seen.dtype == torch.float32
 

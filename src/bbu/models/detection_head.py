@@ -27,7 +27,7 @@ from torch.nn import functional as F
 from bbu.config import DetectionConfig
 from bbu.layers.attention import Boundaries, varlen_attention
 from bbu.layers.transfer import to_device
-from bbu.models.memory import Memory, full_precision, grid_centres, sample_level, sine_embedding
+from bbu.models.memory import Memory, full_precision, grid_centres, sample_levels, sine_embedding
 
 ANCHOR_TOKENS = 3.0  # an anchor is three tokens wide and high
 PRIOR_OBJECTNESS = 0.02  # initial objectness
@@ -250,11 +250,7 @@ class DecoderLayer(nn.Module):
         centres, sides = boxes_R4[:, None, None, None, :2], boxes_R4[:, None, None, None, 2:]
         points = centres + offsets * sides * 0.5  # offset 1 = the edge of the box
         values_MHE = self._split(values_MD)
-        attended = sum(
-            sample_level(values_MHE, memory, level, rows.samples_R, points[:, :, level], weights[:, :, level])
-            for level in range(self.levels)
-        )
-        assert isinstance(attended, torch.Tensor)
+        attended = sample_levels(values_MHE, memory, rows.samples_R, points, weights)
         return self.point_out(attended.flatten(1).to(queries_RD.dtype))  # type: ignore[no-any-return]
 
 

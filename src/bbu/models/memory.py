@@ -80,15 +80,14 @@ def grid_centres(rows: int, columns: int, device: torch.device, dtype: torch.dty
     return torch.stack((x.repeat(rows), y.repeat_interleave(columns)), dim=-1)
 
 
-def sample_level(
+def sample_levels(
     values_MHE: torch.Tensor,
     memory: Memory,
-    level: int,
     samples_R: torch.Tensor,
-    points_RHPt2: torch.Tensor,
-    weights_RHPt: torch.Tensor,
+    points_RHLvPt2: torch.Tensor,
+    weights_RHLvPt: torch.Tensor,
 ) -> torch.Tensor:
-    """Weighted bilinear sampling of one image level for all samples of the pack at once.
+    """Weighted bilinear sampling of the image levels, for all samples of the pack and all levels at once.
 
     This is the gather of deformable attention (Zhu et al. 2021, arXiv:2010.04159), written as an embedding bag so
     that images of different sizes need neither padding nor a loop.
@@ -96,28 +95,23 @@ def sample_level(
     Args:
         values_MHE: values of all memory tokens.
         samples_R: the sample of each query.
-        points_RHPt2: (x, y) in the unit square; a point outside it takes the border's value.
-        weights_RHPt: weight of each point.
+        points_RHLvPt2: (x, y) in the unit square; a point outside it takes the border's value.
+        weights_RHLvPt: weight of each point.
 
     Returns:
-        (R, H, E) in float32 (float64 if the values are).
+        (R, H, E), summed over levels and points, in float32 (float64 if the values are).
     """
     values = full_precision(values_MHE)
     heads, width = values.shape[1:]
-    starts, rows, columns = memory.level_table_LvB3[level, samples_R][:, None, None].unbind(-1)
-    x = full_precision(points_RHPt2)[..., 0] * columns - 0.5
-    y = full_precision(points_RHPt2)[..., 1] * rows - 0.5
-    left, top = x.floor(), y.floor()
-    corner_rows, corner_weights = [], []
-    for down in (0, 1):
-        for right in (0, 1):
-            column = (left + right).long().clamp(min=0).minimum(columns - 1)
-            row = (top + down).long().clamp(min=0).minimum(rows - 1)
-            corner_rows.append(starts + row * columns + column)
-            corner_weights.append((1 - (x - left - right).abs()) * (1 - (y - top - down).abs()))
-    head_number = torch.arange(heads, device=values.device)[:, None, None]
-    indices = torch.stack(corner_rows, dim=-1) * heads + head_number
-    weights = torch.stack(corner_weights, dim=-1) * full_precision(weights_RHPt)[..., None]
+    table = memory.level_table_LvB3[:, samples_R].transpose(0, 1)[:, None, :, None]  # (R, 1, Lv, 1, 3)
+    sizes = table[..., 1:].flip(-1)  # columns, rows
+    places = full_precision(points_RHLvPt2) * sizes - 0.5
+    corners = places.floor()[..., None, :] + _corners(places)  # (R, H, Lv, Pt, 4, 2)
+    near = 1 - (places[..., None, :] - corners).abs()
+    cells = corners.long().clamp(min=0).minimum(sizes[..., None, :] - 1)
+    rows = table[..., 0, None] + cells[..., 1] * table[..., 2, None] + cells[..., 0]
+    indices = rows * heads + torch.arange(heads, device=values.device)[:, None, None, None]
+    weights = near[..., 0] * near[..., 1] * full_precision(weights_RHLvPt)[..., None]
     bags = F.embedding_bag(
         indices.flatten(0, 1).flatten(1),
         values.reshape(-1, width),
@@ -125,3 +119,9 @@ def sample_level(
         mode="sum",
     )
     return bags.view(len(samples_R), heads, width)
+
+
+def _corners(like: torch.Tensor) -> torch.Tensor:
+    """(4, 2) steps from a point's upper left cell to the four around it."""
+    number = torch.arange(4, device=like.device)
+    return torch.stack((number % 2, number // 2), dim=-1)
