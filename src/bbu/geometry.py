@@ -74,11 +74,17 @@ def iou(a: Any, b: Any) -> Any:
 
 def giou(a: Any, b: Any) -> Any:
     """Generalised IoU of broadcast xyxy boxes, in (-1, 1] (Rezatofighi et al. 2019, arXiv:1902.09630)."""
+    return iou_and_giou(a, b)[1]
+
+
+def iou_and_giou(a: Any, b: Any) -> tuple[Any, Any]:
+    """Both of broadcast xyxy boxes, from one intersection and union."""
     xp = _namespace(a)
     intersection, union = _overlap(a, b)
+    share = intersection / union.clip(min=1e-12)
     hull = xp.maximum(a[..., 2:], b[..., 2:]) - xp.minimum(a[..., :2], b[..., :2])
     hull_area = (hull[..., 0] * hull[..., 1]).clip(min=1e-12)
-    return intersection / union.clip(min=1e-12) - (hull_area - union) / hull_area
+    return share, share - (hull_area - union) / hull_area
 
 
 def iou_matrix(a: Any, b: Any) -> Any:

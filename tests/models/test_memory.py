@@ -76,7 +76,7 @@ def test_sampling_the_levels_equals_grid_sample() -> None:
 def test_sampling_at_the_centre_of_a_cell_gives_its_value() -> None:
     memory = make_memory()
     values = memory.tokens_MD.view(-1, HEADS, WIDTH)
-    centres = grid_centres(10, 2, torch.device("cpu"), torch.float64)
+    centres = torch.as_tensor(grid_centres(10, 2).copy())
     points = centres[:, None, None, None].expand(-1, HEADS, 2, 1, -1)
     weights = torch.tensor([1.0, 0.0], dtype=torch.float64)[:, None].expand(20, HEADS, 2, 1)  # of the fine level alone
     seen = sample_levels(values, memory, torch.ones(20, dtype=torch.long), points, weights)

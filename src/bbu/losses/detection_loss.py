@@ -13,7 +13,7 @@ import torch
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
-from bbu.geometry import cxcywh_to_xyxy, giou, iou
+from bbu.geometry import cxcywh_to_xyxy, iou_and_giou
 from bbu.layers.transfer import to_device
 from bbu.losses.denoising import DenoisingTargets
 from bbu.losses.matcher import MatchCosts, Matches, PredictionSet, hungarian_matcher
@@ -98,32 +98,55 @@ def detection_sums(
     )
     proposals = PredictionSet(boxes_BQ4[None], objectness_BQ[None], proposal_counts)
     layer_matches, proposal_matches = hungarian_matcher([layers, proposals], target_boxes_N4, target_counts, costs)
-    of_layers = _sums(layers, layer_matches, target_boxes_N4)
-    of_proposals = _sums(proposals, proposal_matches, target_boxes_N4)
-    l1, overlap, objectness = (a + b for a, b in zip(of_layers, of_proposals, strict=True))
+    parts = [_Part(layers, layer_matches), _Part(proposals, proposal_matches)]
     if denoising is not None:
-        shares_R = denoising.targets.shares_R
-        of_denoising = _sums(denoising.predictions(), denoising.matches(), target_boxes_N4, shares_R)
-        l1, overlap, objectness = (a + b for a, b in zip((l1, overlap, objectness), of_denoising, strict=True))
-    return DetectionSums(l1, overlap, objectness, layer_matches.of_layer(len(layer_boxes_KBQ4) - 1))
+        parts.append(_Part(denoising.predictions(), denoising.matches(), denoising.targets.shares_R))
+    sums = _sums(parts, target_boxes_N4)
+    return DetectionSums(*sums, layer_matches.of_layer(len(layer_boxes_KBQ4) - 1))
 
 
-def _sums(
-    predicted: PredictionSet, matches: Matches, targets_N4: torch.Tensor, shares_Q: torch.Tensor | None = None
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """L1, GIoU and objectness sums of one prediction set, by the share of each query; padded ones do not count."""
-    where = (matches.layers, matches.samples, matches.predictions)
-    boxes, targets = predicted.boxes[where], targets_N4[matches.targets]
-    l1 = (boxes - targets).abs().sum(-1)
-    corners, target_corners = cxcywh_to_xyxy(boxes), cxcywh_to_xyxy(targets)
-    overlap = 1 - giou(corners, target_corners)
-    quality, matched = torch.zeros_like(predicted.objectness), torch.zeros_like(predicted.objectness, dtype=torch.bool)
-    quality[where], matched[where] = iou(corners, target_corners).detach().clamp(0, 1).to(quality.dtype), True
-    objectness = matchability_aware_loss(predicted.objectness, quality, matched)
-    if predicted.counts is not None:
-        counts_B1 = to_device(predicted.counts, objectness.device)[:, None]
-        objectness = objectness * (torch.arange(objectness.shape[-1], device=objectness.device) < counts_B1)
-    if shares_Q is not None:
-        of_pairs = shares_Q[matches.predictions]
-        l1, overlap, objectness = l1 * of_pairs, overlap * of_pairs, objectness * shares_Q
-    return l1.sum(), overlap.sum(), objectness.sum()
+@dataclass
+class _Part:
+    """A prediction set with its matches, and the share that each query weighs; None = 1."""
+
+    predicted: PredictionSet
+    matches: Matches
+    shares_Q: torch.Tensor | None = None
+
+    @property
+    def rows(self) -> np.ndarray:
+        """Of the matched pairs among all predictions of the set, layer by layer and sample by sample."""
+        layers, samples, predictions, _ = self.matches.host
+        _, batch, queries = self.predicted.objectness.shape
+        return np.asarray((layers * batch + samples) * queries + predictions)
+
+    @property
+    def weights(self) -> torch.Tensor:
+        """Weight of every prediction of the set: its query's share, 0 behind the end of a sample."""
+        scores_KBQ, counts = self.predicted.objectness, self.predicted.counts
+        if self.shares_Q is not None:
+            return self.shares_Q.to(scores_KBQ.dtype).expand_as(scores_KBQ).flatten()
+        if counts is None:
+            return torch.ones_like(scores_KBQ).flatten()
+        real_BQ = np.arange(scores_KBQ.shape[-1]) < np.asarray(counts)[:, None]
+        return to_device(real_BQ, scores_KBQ.device, scores_KBQ.dtype).expand_as(scores_KBQ).flatten()
+
+
+def _sums(parts: Sequence[_Part], targets_N4: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """L1, GIoU and objectness sums of prediction sets, all of them in one pass."""
+    device, sizes = targets_N4.device, [part.predicted.objectness.numel() for part in parts]
+    firsts = np.cumsum([0, *sizes])
+    rows = np.concatenate([first + part.rows for first, part in zip(firsts, parts, strict=False)])
+    is_matched = np.zeros(firsts[-1], dtype=bool)
+    is_matched[rows] = True
+    rows_R, matched = to_device(rows, device), to_device(is_matched, device)
+    logits = torch.cat([part.predicted.objectness.flatten() for part in parts])
+    weights = torch.cat([part.weights for part in parts])
+    boxes = torch.cat([part.predicted.boxes.flatten(0, 2) for part in parts]).index_select(0, rows_R)
+    targets = targets_N4.index_select(0, torch.cat([part.matches.targets for part in parts]))
+    shares, generalised = iou_and_giou(cxcywh_to_xyxy(boxes), cxcywh_to_xyxy(targets))
+    quality = torch.zeros_like(logits).index_copy(0, rows_R, shares.detach().clamp(0, 1).to(logits.dtype))
+    of_pairs = weights.index_select(0, rows_R)
+    l1 = ((boxes - targets).abs().sum(-1) * of_pairs).sum()
+    overlap = ((1 - generalised) * of_pairs).sum()
+    return l1, overlap, (matchability_aware_loss(logits, quality, matched) * weights).sum()

@@ -315,19 +315,20 @@ class DetectionHead(nn.Module):
 
     def _image_rows(self, memory: Memory) -> torch.Tensor:
         """(S,) memory rows of the image tokens."""
-        device = memory.tokens_MD.device
         counts = zip(memory.level_starts, memory.image_token_counts, strict=True)
-        return torch.cat([torch.arange(starts[0], starts[0] + count, device=device) for starts, count in counts])
+        rows = [np.arange(starts[0], starts[0] + count) for starts, count in counts]
+        return to_device(np.concatenate(rows), memory.tokens_MD.device)
 
     def _propose(self, memory: Memory) -> BoxPrediction:
         tokens_SD = memory.tokens_MD[self._image_rows(memory)]
         anchors = []
         for grids in memory.level_grids:
             for rows, columns in grids:
-                centres = grid_centres(rows, columns, tokens_SD.device, full_precision(tokens_SD).dtype)
                 sides = [min(ANCHOR_TOKENS / count, 0.9) for count in (columns, rows)]
-                anchors.append(torch.cat([centres, *(torch.full_like(centres[:, :1], side) for side in sides)], dim=-1))
-        return self.proposal_head(tokens_SD, torch.cat(anchors))  # type: ignore[no-any-return]
+                centres = grid_centres(rows, columns)
+                anchors.append(np.concatenate([centres, np.full_like(centres, sides)], axis=1))
+        anchors_S4 = to_device(np.concatenate(anchors), tokens_SD.device, full_precision(tokens_SD).dtype)
+        return self.proposal_head(tokens_SD, anchors_S4)  # type: ignore[no-any-return]
 
     def _choose(self, memory: Memory, proposals: BoxPrediction) -> tuple[torch.Tensor, torch.Tensor]:
         """Top-Q image tokens of each sample as query states (B, Q, D) and reference boxes (B, Q, 4)."""

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -220,7 +221,7 @@ class DetectionVLM(nn.Module):
 
     def _pos_embed(self, grids: Sequence[tuple[int, int]], level: int, tokens_SD: torch.Tensor) -> torch.Tensor:
         """(S, D) position and level embeddings of a level's tokens."""
-        centres = torch.cat([grid_centres(*grid, tokens_SD.device, torch.float32) for grid in grids])
+        centres = to_device(np.concatenate([grid_centres(*grid) for grid in grids]), tokens_SD.device, torch.float32)
         embedding = sine_embedding(centres, tokens_SD.shape[-1] // 2).to(tokens_SD.dtype)
         return embedding + self.level_adapter.weight[level].to(tokens_SD.dtype)
 
