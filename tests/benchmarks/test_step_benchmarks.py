@@ -13,6 +13,7 @@ from tests import warm
 
 PROJECT = Path(__file__).resolve().parents[2]
 KEYS = {
+    "launches": {"operators_a_step"},
     "matcher": {"speedup_vs_hf"},
     "language_loss": {"peak_memory_ratio", "time_ratio"},
     "packing": {"speedup_vs_padded", "peak_memory_ratio", "overhead_vs_ideal", "padding"},

@@ -136,7 +136,7 @@ def make_lean(model: nn.Module, norms: Collection[type[nn.Module]], mlps: Collec
         if kind in norms:
             module.__class__ = _before(LeanNorm, kind)  # type: ignore[arg-type]
         elif kind in mlps and hasattr(module, "linear_fc1"):
-            if not float(module.act_fn(torch.zeros(1))):  # type: ignore[operator]
+            if not float(module.act_fn(torch.zeros(1, device="cpu"))):  # type: ignore[operator]
                 module.__class__ = _before(PlainMLP, kind)  # type: ignore[arg-type]
         elif kind in mlps and type(module.act_fn).__name__ in ("SiLU", "SiLUActivation"):
             module.__class__ = _before(LeanMLP, kind)  # type: ignore[arg-type]
