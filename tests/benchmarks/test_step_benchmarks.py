@@ -13,12 +13,15 @@ from tests import warm
 
 PROJECT = Path(__file__).resolve().parents[2]
 KEYS = {
-    "launches": {"operators_a_step"},
+    "launches": {
+        "samples", "operators_a_step", "forward_backbone", "forward_local_pyramid", "forward_detection_head",
+        "forward_caption_decoder",
+    },
     "matcher": {"speedup_vs_hf"},
     "language_loss": {"peak_memory_ratio", "time_ratio"},
     "packing": {"speedup_vs_padded", "peak_memory_ratio", "overhead_vs_ideal", "padding"},
     "detect_vs_generate": {"speedup_demo_size"},
-}
+}  # fmt: skip
 
 OPTIONS = {"packing": ["--threads", "1"], "detect_vs_generate": ["--threads", "1"]}  # beside what else runs
 

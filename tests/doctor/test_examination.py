@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
+from bbu.doctor.examination import split_findings
 from bbu.doctor.findings import CODES, ERROR, INFO, WARNING, by_severity
+from bbu.doctor.reading import Rows, Sample
 from bbu.families.registry import backbone_class
 from bbu.images import open_image
 from bbu.jsonl import write_jsonl
+from bbu.records import FewShotSample, Row
 from bbu.taxonomy import MirrorRules
 from tests.doctor.small_set import SIZE, Change, DataSet, row, the
 from tests.tiny import PAIR
@@ -445,3 +449,16 @@ def test_real_photos_are_sound(shared_dir: Path, tmp_path: Path) -> None:
     assert sum(bar.count for bar in report.lengths.histogram) == 292
     assert all(not item.problem for item in report.proven)
     assert not {"copy_across_splits", "size_mismatch", "photo_unreadable"} & {item.code for item in report.findings}
+
+
+def test_val_without_objects_is_enough_for_a_model_without_detection(data: DataSet) -> None:
+    config = data.config
+    config.training.eval_every, config.training.select_best, config.model.detection = 5, "loss", None
+    config.data.answers.boxes, config.data.answers.summary = 0.0, 1.0
+    rows = [Row((f"{n}.png",), (), 9, 9, summary="words", annotated=False) for n in range(4)]
+    splits = ["train", "train", "val", "test"]
+    samples = [Sample(split, "", FewShotSample(row)) for split, row in zip(splits, rows, strict=True)]
+    assert not [item for item in split_findings(config, Rows(samples)) if item.code == "no_val_split"]
+    mute = [replace(sample, sample=FewShotSample(replace(sample.row, summary=None))) for sample in samples[2:]]
+    (found,) = (item for item in split_findings(config, Rows([*samples[:2], *mute])) if item.code == "no_val_split")
+    assert found.title == "no val photo with a question of data.answers, but training.eval_every is 5"

@@ -39,6 +39,8 @@ CASES = [  # answer, truth, written, finished → right, malformed, fields right
     ("verdict", PASS, PASS, True, True, False, 2, 2),
     ("verdict", PASS, verdict_text("pass", "else"), True, False, False, 1, 2),
     ("verdict", PASS, "Verdict: pass", True, False, True, 0, 2),
+    ("verdict", PASS, PASS.replace("\n", " "), True, False, True, 0, 2),  # white space, and not two lines any more
+    ("boxes", "[]", "[1, 2]", True, False, True, 0, 0),
 ]  # fmt: skip
 
 
@@ -56,6 +58,7 @@ def test_a_group_is_json_photo_by_photo() -> None:
     assert written("group", truth, truth, photos=2).right
     other = written("group", truth, truth.replace('"photo": 2', '"photo": 5'), photos=2)
     assert other.malformed, "there is no fifth photo"
+    assert written("group", truth, "[]", photos=2).malformed, "no photo is answered for"
 
 
 def test_shares_stand_beside_those_of_the_most_frequent_training_answer() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -74,6 +75,39 @@ def test_answers_are_written_one_by_one_or_in_a_batch(predictor: Predictor, ques
         shorter = min(len(alone.written), len(row.written))  # a batch may go on for longer
         assert alone.written[:shorter] == row.written[:shorter]
     assert not predictor.model.training
+
+
+def test_a_question_that_cannot_be_asked_is_left_out_and_named(
+    predictor: Predictor, questions: Sequence[FewShotSample]
+) -> None:
+    gone = FewShotSample(Row(("gone.png",), (), 56, 56, summary="部件"), answer="summary")
+    found: list[tuple[str, str]] = []
+
+    def failed(question: FewShotSample, why: str) -> None:
+        found.append((question.student.images[0], why))
+
+    rows = list(written_answers(predictor, [questions[0], gone, questions[1]], failed=failed))
+    assert [row.images for row in rows] == [("0.png",), ("1.png",)]
+    assert answer_loss(predictor, [gone, questions[0]], failed=failed) == pytest.approx(
+        answer_loss(predictor, [questions[0]])
+    )
+    assert [name for name, _ in found] == ["gone.png"] * 2 and "gone.png" in found[0][1]
+    assert answer_loss(predictor, [gone]) == (0.0, 0)
+
+
+def test_a_batch_holds_so_many_photos_and_at_least_one_question(
+    predictor: Predictor, questions: Sequence[FewShotSample], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: list[int] = []
+    real = predictor.collator
+
+    def watched(samples: Sequence[ChatProcessorOutput]) -> Any:
+        sizes.append(sum(len(sample.image_grid_thw) for sample in samples))
+        return real(samples)
+
+    monkeypatch.setattr(predictor, "collator", watched)
+    answer_loss(predictor, [questions[4], *questions[:3], questions[4]])
+    assert sizes == [3, 2, 1, 3]
 
 
 def of_verdict(processor: ChatProcessor, verdict: str) -> ChatProcessorOutput:

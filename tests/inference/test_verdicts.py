@@ -62,7 +62,7 @@ def test_a_row_is_a_group_with_the_answer_and_the_probability_of_pass(
     assert "3 groups of 7 photos, 1 of them failed, 2 answers malformed" in capsys.readouterr().out
     assert main(["judge", str(output), "--metrics", str(tmp_path / "m.json")]) == 0
     metrics = json.loads((tmp_path / "m.json").read_text())
-    assert (metrics["judged_fail"], metrics["malformed"]) == (3, 3)
+    assert (metrics["judged_fail"], metrics["malformed"]) == (3, 2)
 
 
 def test_a_run_that_was_cut_off_goes_on_and_writes_the_same(

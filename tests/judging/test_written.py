@@ -36,7 +36,7 @@ TRUTH = {"good": PASS, "bad": FAIL, "unsure": FAIL, "broken": PASS, "lost": PASS
 def test_a_group_passes_where_its_answer_is_well_formed_and_pass_is_likely_enough() -> None:
     at_half = {verdict.group: verdict for verdict in judge_written(ALL, 0.5, TRUTH)}
     assert {name for name, verdict in at_half.items() if verdict.verdict == PASS} == {"good", "unsure"}
-    assert {name for name, verdict in at_half.items() if verdict.malformed} == {"broken", "lost"}
+    assert {name for name, verdict in at_half.items() if verdict.malformed} == {"broken"}
     assert at_half["good"].reason == "because of good"
     assert at_half["broken"].reason == "malformed answer: 'it passes'" and "is damaged" in at_half["lost"].reason
     strict = {verdict.group: verdict for verdict in judge_written(ALL, 0.8)}
@@ -81,11 +81,12 @@ def test_rows_read_back_as_they_were_written(tmp_path: Path) -> None:
         ({"text": 5}, "text"),
         ({"more": 1}, "more"),
         ({"images": []}, "images"),
+        ({"error": ""}, "error"),
     ],
 )
 def test_a_bad_row_is_named(change: dict[str, Any], message: str) -> None:
     with pytest.raises(RecordError, match=rf"w\.jsonl:3: .*{message}"):
-        parse_written({**GOOD.to_json(), **change}, "w.jsonl:3")
+        parse_written({**(LOST if "error" in change else GOOD).to_json(), **change}, "w.jsonl:3")
 
 
 @pytest.fixture
@@ -100,7 +101,7 @@ def test_the_command_judges_and_scores_them(place: Path, capsys: pytest.CaptureF
     options = ("--verdicts", "truth.jsonl", "--output", "v.jsonl", "--metrics", "m.json")
     assert main(["judge", "w.jsonl", *options]) == 0
     metrics, shown = json.loads(Path("m.json").read_text()), capsys.readouterr().out
-    assert (metrics["groups"], metrics["malformed"], metrics["false_passes"], metrics["false_fails"]) == (5, 2, 1, 2)
+    assert (metrics["groups"], metrics["malformed"], metrics["false_passes"], metrics["false_fails"]) == (5, 1, 1, 2)
     assert metrics["threshold"] == 0.5 and "malformed" in shown and "because of bad" in shown
     rows = {row["group"]: row for row in read_verdicts("v.jsonl")}
     assert rows["broken"]["malformed"] and rows["good"]["pass_probability"] == 0.9 and rows["bad"]["evidence"] == []
@@ -137,4 +138,28 @@ def test_an_empty_or_doubled_file_is_one_clear_line(place: Path, text: str, caps
     Path("w.jsonl").write_text(text, encoding="utf-8")
     assert main(["judge", "w.jsonl", "--output", "v.jsonl"]) == 2
     said = capsys.readouterr().err
-    assert said.count("\n") == 1 and ("twice" in said or "--rules" in said)
+    assert said.count("\n") == 1 and ("twice" in said or "there is nothing to judge" in said)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--rules", "nowhere.yaml"], "--rules would do nothing: they judge the annotated objects"),
+        (["--group-by", "folder"], "--group-by would do nothing: the file has the groups"),
+        (["--allow-single-photos"], "--allow-single-photos would do nothing"),
+        (["--descriptions", "d.json"], "--descriptions would do nothing: it checks --rules"),
+        (["--rules", "r.yaml", "--verdicts", "t", "--annotations", "a"], "--rules with --verdicts would do nothing"),
+    ],
+)
+def test_options_without_effect_are_refused(
+    place: Path, options: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["judge", "w.jsonl", "--output", "v.jsonl", *options]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_thresholds_tell_probabilities_apart_that_are_nearly_one(tmp_path: Path) -> None:
+    groups = [written("good", 1 - 1e-9), written("bad", 1 - 1e-8)]
+    write_jsonl(tmp_path / "w.jsonl", groups)
+    chosen = choose_written_threshold(read_written(tmp_path / "w.jsonl"), {"good": PASS, "bad": FAIL}, 0.0)
+    assert (chosen["reached"], chosen["false_passes"], chosen["false_fails"]) == (True, 0, 0)

@@ -96,6 +96,18 @@ def test_the_loss_on_val_is_that_of_the_training_objective(job: Path, answers: l
         scores_on_val(run, predictor, lambda: False)
 
 
+def test_a_photo_that_is_gone_ends_no_evaluation(
+    job: Path, answers: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = stages.open_run(load_config(job, [*answers, "training.select_best=accuracy"]))
+    predictor = Predictor(run.model, run.processor, batch_size=3)
+    _ = run.stream
+    (tmp_path / "records" / run.val[0].images[0]).unlink()
+    found = scores_on_val(run, predictor, lambda: True)
+    assert found["loss"] is not None and found["accuracy"] == 0.0
+    assert "val: 4 questions left out, e.g. " in capsys.readouterr().err
+
+
 def test_the_whole_job_writes_and_scores_the_answers_of_the_evaluation_split(
     job: Path, answers: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

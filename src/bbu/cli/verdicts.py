@@ -93,6 +93,7 @@ def _judge_written(arguments: argparse.Namespace) -> int:
     from bbu.judging.written import judge_written, read_written
     from bbu.records import read_rows
 
+    _refuse_idle(arguments)
     groups = read_written(arguments.predictions)
     truth: dict[str, str] = {}
     if arguments.verdicts:
@@ -109,6 +110,28 @@ def _judge_written(arguments: argparse.Namespace) -> int:
     threshold, status = _threshold(arguments, None, lambda bound: choose_written_threshold(groups, truth, bound))
     _write(arguments, judge_written(groups, threshold, truth), threshold)
     return status
+
+
+def _refuse_idle(arguments: argparse.Namespace) -> None:
+    """Options that would do nothing to written verdicts.
+
+    Raises:
+        UserError: names one.
+    """
+    for_truth = "they judge the annotated objects, the truth beside written verdicts: give --annotations"
+    idle = {
+        "--group-by": (arguments.group_by, "the file has the groups"),
+        "--allow-single-photos": (arguments.allow_single_photos, "the file has the groups"),
+        "--rules": (arguments.rules and not arguments.annotations, for_truth),
+        "--rules with --verdicts": (
+            arguments.rules and arguments.verdicts,
+            "leave one truth out",
+        ),
+        "--descriptions": (arguments.descriptions and not arguments.rules, "it checks --rules"),
+    }
+    for option, (given, why) in idle.items():
+        if given:
+            raise UserError(f"{arguments.predictions} holds written verdicts, so {option} would do nothing: {why}")
 
 
 def _write(arguments: argparse.Namespace, verdicts: Sequence[Verdict] | Sequence[WrittenVerdict], at: float) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from bbu.config import Config
 from bbu.config.checks import idle_source_keys
+from bbu.config.schema import TEXT_METRICS
 from bbu.data.chat_processor import ChatProcessor
 from bbu.data.packing.planner import Budgets
 from bbu.data.sampling.answers import Answers
@@ -84,8 +85,8 @@ def split_findings(config: Config, rows: Rows) -> list[Finding]:
     found = []
     if not rows.of("train"):
         found.append(finding("no_training_photo", []))
-    if config.training.eval_every and not any(sample.row.objects for sample in rows.of("val")):
-        found.append(finding("no_val_split", [], eval_every=config.training.eval_every))
+    if config.training.eval_every and (what := _missing_in_val(config, rows)):
+        found.append(finding("no_val_split", [], eval_every=config.training.eval_every, what=what))
     if not rows.of(config.evaluation.split) and config.model.detection is not None:
         found.append(finding("no_evaluation_split", [], split=config.evaluation.split))
     asked = {
@@ -99,6 +100,15 @@ def split_findings(config: Config, rows: Rows) -> list[Finding]:
     if not _pool(config, rows):
         found += [finding("no_teachers", [], key=key, asked=count) for key, count in asked.items() if count]
     return found
+
+
+def _missing_in_val(config: Config, rows: Rows) -> str:
+    """What val lacks for an evaluation during training; "" = nothing."""
+    val, answers = [sample.row for sample in rows.of("val")], _answers(config, rows)
+    if config.model.detection is not None and not any(row.objects for row in val):
+        return "objects"
+    by_text = config.model.detection is None or config.training.select_best in TEXT_METRICS
+    return "a question of data.answers" if by_text and answers and not any(answers.questions(val)) else ""
 
 
 def _answers(config: Config, rows: Rows, refuse: bool = False) -> Answers | None:

@@ -154,7 +154,7 @@ CODES: dict[str, Code] = {
     ),
     "no_val_split": Code(
         ERROR,
-        "no val photo with objects, but training.eval_every is {eval_every}",
+        "no val photo with {what}, but training.eval_every is {eval_every}",
         "Training refuses to start, because it could not choose the best checkpoint.",
         "Set data.source.val_fraction or data.source.splits so that there is a val split, or training.eval_every=0.",
         counted=False,

@@ -53,7 +53,7 @@ class WrittenAnswer:
     @property
     def right(self) -> bool:
         """Whether it equals the right answer, white space aside."""
-        return self.finished and tidy(self.written) == tidy(self.truth)
+        return not self.malformed and tidy(self.written) == tidy(self.truth)
 
     @property
     def malformed(self) -> bool:
@@ -64,7 +64,10 @@ class WrittenAnswer:
             return parse_verdict(self.written) is None
         if self.answer == "summary":
             return not self.written.strip()
-        if not isinstance(_parsed(self.written), list):
+        items = _parsed(self.written)
+        if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
+            return True
+        if self.answer == "group" and [item.get("photo") for item in items] != [*range(1, len(self.images) + 1)]:
             return True
         return self._unread(self.written) > self._unread(self.truth)  # of a line, the box may have no width
 

@@ -12,12 +12,14 @@ from dataclasses import dataclass
 import torch
 
 from bbu.data.chat_processor import ChatProcessor, ChatProcessorOutput, Span
+from bbu.errors import UserError
 from bbu.evaluation.answers import WrittenAnswer
 from bbu.families.generation import Prompt
 from bbu.inference.predictor import Predictor
 from bbu.losses.language_loss import answer_loss_sum
 from bbu.records import FewShotSample
 
+Failed = Callable[[FewShotSample, str], None]
 ROOM = 16  # tokens that a written answer may have beyond twice the longest right one of its batch
 
 
@@ -103,10 +105,15 @@ def answer_loss(
     predictor: Predictor,
     questions: Sequence[FewShotSample],
     go_on: Callable[[], bool] = lambda: True,
+    failed: Failed = lambda question, why: None,
 ) -> tuple[float, int]:
-    """Σ −log p of the right answers' tokens, and their number; up to where ``go_on`` says no."""
+    """Σ −log p of the right answers' tokens, and their number; up to where ``go_on`` says no.
+
+    Args:
+        failed: called with each question that is left out, as a photo cannot be read or it is too long, and why.
+    """
     total, count = 0.0, 0
-    for _, samples in _in_batches(predictor, questions, go_on):
+    for _, samples in _in_batches(predictor, questions, go_on, failed):
         spans = [sample.student_span for sample in samples if sample.student_span]
         total += sum(token_losses(predictor, samples, spans))
         count += sum(stop - start for start, stop in spans)
@@ -117,13 +124,17 @@ def written_answers(
     predictor: Predictor,
     questions: Sequence[FewShotSample],
     go_on: Callable[[], bool] = lambda: True,
+    failed: Failed = lambda question, why: None,
 ) -> Iterator[WrittenAnswer]:
     """What the language model answers to each question, in order; up to where ``go_on`` says no.
 
     An answer of more than twice the tokens of the longest right one of its batch is cut off.
+
+    Args:
+        failed: as for ``answer_loss``.
     """
     processor = predictor.processor
-    for some, samples in _in_batches(predictor, questions, go_on):
+    for some, samples in _in_batches(predictor, questions, go_on, failed):
         spans = [sample.student_span for sample in samples if sample.student_span]
         most = 2 * max(stop - start for start, stop in spans) + ROOM
         texts = write(predictor, [*map(prompt_of, samples)], max_new_tokens=most)
@@ -134,14 +145,27 @@ def written_answers(
 
 
 def _in_batches(
-    predictor: Predictor, questions: Sequence[FewShotSample], go_on: Callable[[], bool]
-) -> Iterator[tuple[Sequence[FewShotSample], list[ChatProcessorOutput]]]:
-    size = predictor.options.batch_size
-    for first in range(0, len(questions), size):
+    predictor: Predictor, questions: Sequence[FewShotSample], go_on: Callable[[], bool], failed: Failed
+) -> Iterator[tuple[list[FewShotSample], list[ChatProcessorOutput]]]:
+    """Questions with their samples, at most ``batch_size`` photos together, or one question."""
+    batch: tuple[list[FewShotSample], list[ChatProcessorOutput]] = [], []
+    photos = 0
+    for question in questions:
+        if photos and photos + len(question.context) + 1 > predictor.options.batch_size:
+            yield batch
+            batch, photos = ([], []), 0
         if not go_on():
             return
-        some = questions[first : first + size]
-        yield some, [predictor.processor.process_sample(question) for question in some]
+        try:
+            sample = predictor.processor.process_sample(question)
+        except UserError as error:
+            failed(question, str(error))
+            continue
+        batch[0].append(question)
+        batch[1].append(sample)
+        photos += len(question.context) + 1
+    if photos:
+        yield batch
 
 
 @contextmanager

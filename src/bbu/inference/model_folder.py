@@ -280,8 +280,8 @@ class Inference:
         """
         if not groups:
             return []
-        pairs = [tuple(self._with_verdict(photos, verdict) for verdict in (PASS, FAIL)) for photos in groups]
-        chances = pass_probabilities(self.predictor, pairs)  # type: ignore[arg-type]
+        pairs = [(self._with_verdict(photos, PASS), self._with_verdict(photos, FAIL)) for photos in groups]
+        chances = [chance for pair in pairs for chance in pass_probabilities(self.predictor, [pair])]
         texts = write(self.predictor, [prompt_of(pair[0]) for pair in pairs], max_new_tokens=max_new_tokens)
         return [
             VerdictText(found.text.strip(), found.finished, chance)

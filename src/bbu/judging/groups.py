@@ -57,8 +57,8 @@ def names_by_group(names: Iterable[str], group_of: GroupOf) -> dict[str, list[st
         group = group_of(name)
         if not group:
             raise UserError(
-                f"photo {name!r} has no group: give rows of it that have metadata.group, or --group-by folder or a "
-                "regular expression that matches its path"
+                f"photo {name!r} has no group: give rows of it that have metadata.group (bbu judge: --annotations), or "
+                "--group-by folder or a regular expression that matches its path"
             )
         found.setdefault(group, []).append(name)
     return {group: sorted(found[group]) for group in sorted(found)}

@@ -50,7 +50,7 @@ class WrittenGroup:
         where = {"group": self.group, "images": list(self.images)}
         if self.error is not None:
             return {**where, "error": self.error}
-        chance = round(self.pass_probability, 6)
+        chance = self.pass_probability  # in full: thresholds are chosen among them
         return {**where, "text": self.text, "finished": self.finished, "pass_probability": chance}
 
 
@@ -63,7 +63,7 @@ def parse_written(value: Any, where: str) -> WrittenGroup:
     check = FieldChecker(where, "")
     if isinstance(value, dict) and "error" in value:
         check.keys(value, required=("group", "images", "error"))
-        error = check.string(value["error"], "error")
+        error = check.text(value["error"], "error")
         return WrittenGroup(check.text(value["group"], "group"), check.images(value["images"]), error=error)
     check.keys(value, required=("group", "images", "text", "finished", "pass_probability"))
     if not isinstance(value["finished"], bool):
@@ -78,8 +78,14 @@ def parse_written(value: Any, where: str) -> WrittenGroup:
 
 
 def is_written(path: str | Path) -> bool:
-    """Whether a file has written verdicts, by its first line; predictions have no group."""
+    """Whether a file has written verdicts, by its first line; predictions have no group.
+
+    Raises:
+        UserError: it has no line.
+    """
     first = next((value for _, value in iter_json_lines(path)), None)
+    if first is None:
+        raise UserError(f"{path}: there is nothing to judge; check the file")
     return isinstance(first, dict) and "group" in first
 
 
@@ -128,7 +134,7 @@ class WrittenVerdict:
 
     @property
     def malformed(self) -> bool:
-        return self.written.answer is None
+        return self.written.error is None and self.written.answer is None
 
     @property
     def reason(self) -> str:

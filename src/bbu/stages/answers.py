@@ -26,7 +26,7 @@ def questions_on(run: Run, split: str, most: int | None = None) -> list[FewShotS
         most: of each kind, evenly spaced; None = all.
     """
     kinds: defaultdict[str, list[FewShotSample]] = defaultdict(list)
-    for question in run.answers.questions(run.data.rows(split)):
+    for question in run.questions(split):
         kinds[question.answer].append(question)
     return [question for some in kinds.values() for question in _spaced(some, most)]
 
@@ -55,17 +55,37 @@ def scores_on_val(run: Run, predictor: Predictor, go_on: Callable[[], bool]) -> 
         stopped = stopped or not go_on()
         return not stopped
 
-    mine = slice(rank(), None, world_size())
+    mine, left_out = slice(rank(), None, world_size()), _LeftOut()
     found: dict[str, float | None] = {}
-    sums = gather([answer_loss(predictor, questions_on(run, "val")[mine], watched)])
+    sums = gather([answer_loss(predictor, questions_on(run, "val")[mine], watched, left_out)])
+    written: list[WrittenAnswer] = []
+    if run.config.training.select_best == "accuracy":
+        some = questions_on(run, "val", run.config.evaluation.answers)[mine]
+        written = list(written_answers(predictor, some, watched, left_out))
+    if any(gather([stopped])):
+        raise EvaluationStoppedError
     tokens = sum(count for _, count in sums)
     found["loss"] = sum(total for total, _ in sums) / tokens if tokens else None
     if run.config.training.select_best == "accuracy":
-        some = questions_on(run, "val", run.config.evaluation.answers)[mine]
-        found["accuracy"] = overall_accuracy(gather(list(written_answers(predictor, some, watched))))
-    if any(gather([stopped])):
-        raise EvaluationStoppedError
+        found["accuracy"] = overall_accuracy([row for of_rank in gather([written]) for row in of_rank])
+    left_out.say("val")
     return found
+
+
+class _LeftOut:
+    """Questions that could not be asked: an unreadable photo, or a sample longer than data.max_length."""
+
+    def __init__(self) -> None:
+        self.why: dict[str, str] = {}
+
+    def __call__(self, question: FewShotSample, why: str) -> None:
+        self.why.setdefault(f"{question.answer} of {question.student.images[0]}", why)
+
+    def say(self, split: str) -> None:
+        """One line, if there are any."""
+        if self.why:
+            first = next(iter(self.why.values()))
+            print(f"{split}: {len(self.why)} questions left out, e.g. {first}", file=sys.stderr, flush=True)
 
 
 def answers_are_scored(run: Run) -> bool:
@@ -92,9 +112,11 @@ def score_answers(run: Run, metrics: Mapping[str, Any]) -> dict[str, Any]:
     inference = Inference.as_configured(run.model_folder, config)
     inference.processor.image_root = run.data.image_root
     questions = questions_on(run, config.evaluation.split, config.evaluation.answers)
-    written = written_answers(inference.predictor, questions)
+    left_out = _LeftOut()
+    written = written_answers(inference.predictor, questions, failed=left_out)
     bar: Iterable[WrittenAnswer] = tqdm(written, total=len(questions), desc="answers", unit="answer", file=sys.stderr)
     rows = list(bar)
+    left_out.say(config.evaluation.split)
     write_jsonl(run.output / ANSWERS_FILE, rows)
     scores = answer_metrics(rows, _most_frequent(run))
     write_json(run.output / "metrics.json", {**metrics, "answers": scores})

@@ -47,6 +47,8 @@ def judge_groups(run: Run, metrics: dict[str, Any]) -> dict[str, Any] | None:
     rules = rules_of(run)
     groups = _groups(run.evaluation_rows, read_predictions(run.output / "predictions.jsonl")) if rules else []
     if not groups:
+        if rules:
+            print(f"verdicts: no group of two {run.config.evaluation.split} photos, so nothing is judged", flush=True)
         return None
     threshold, how = _threshold(run, rules)
     verdicts = judge(groups, rules, threshold, _truth(run.evaluation_rows, groups, rules))

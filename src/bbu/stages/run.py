@@ -217,6 +217,16 @@ class Run:
 
         return Answers(self.config.data.answers, self.training_rows, self.config.seed)
 
+    def questions(self, split: str) -> list[FewShotSample]:
+        """What the photos of a split can be asked for, as training asks."""
+        if split not in self._questions:
+            self._questions[split] = list(self.answers.questions(self.data.rows(split)))
+        return self._questions[split]
+
+    @cached_property
+    def _questions(self) -> dict[str, list[FewShotSample]]:
+        return {}
+
     @cached_property
     def stream(self) -> TrainingStream:
         """Training samples of the whole run, over all ranks."""

@@ -39,6 +39,7 @@ def calibrate(run: Run) -> None:
     _check_detects(run)
     file = run.model_folder / CALIBRATION_FILE
     file.unlink(missing_ok=True)  # the fit needs uncalibrated scores
+    (run.output / "val_predictions.jsonl").unlink(missing_ok=True)  # of another calibration
     rows, kind = run.val, run.config.evaluation.calibration
     if kind == "none":
         return

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bbu.config import Config, as_written
-from bbu.config.schema import VAL_METRICS
+from bbu.config.schema import TEXT_METRICS, VAL_METRICS
 from bbu.errors import CheckpointError, ConfigError, UserError
 from bbu.interruption import Stopped
 from bbu.jsonl import atomic_writer, write_json
@@ -19,7 +19,7 @@ from bbu.machine import RESUME
 from bbu.models.manifest import MANIFEST_FILE
 from bbu.monitoring.trackers import place_trackers, ready_wandb
 from bbu.records import PredictionRow, Row
-from bbu.stages.answers import questions_on, scores_on_val
+from bbu.stages.answers import scores_on_val
 from bbu.stages.identity import check_identity, identity_of
 from bbu.stages.judging import rules_of
 from bbu.stages.preparation import prepare
@@ -102,15 +102,18 @@ def _train(config: Config, folder: RunFolder | None, scored: bool) -> Run:
 
 
 def _check_val(run: Run) -> None:
-    """Without detection, val needs questions; with it, objects.
+    """With detection val needs objects; without it, or to choose by what the language model answers, questions.
 
     Raises:
         ConfigError: val has none.
     """
-    detects = run.config.model.detection is not None
-    if any(row.objects for row in run.val) if detects else questions_on(run, "val"):
+    detects, by_text = run.config.model.detection is not None, run.config.training.select_best in TEXT_METRICS
+    if detects and not any(row.objects for row in run.val):
+        what = "with objects"
+    elif (by_text or not detects) and not run.questions("val"):
+        what = "that answers a question of training (data.answers)"
+    else:
         return
-    what = "with objects" if detects else "that answers a question of training (data.answers)"
     raise ConfigError(
         f"training.eval_every: there is no val split {what}; set data.source.val_fraction, or eval_every=0"
     )
@@ -183,7 +186,10 @@ def build_trainer(run: Run, args: TrainingArguments) -> BBUTrainer:
         if config.model.detection is not None:
             found = predict_rows(predictor, run.watched, run.data.image_root, run.watched_shown, go_on)
             scores = _scores(run, found)
-        return scores | scores_on_val(run, predictor, go_on)
+        loss = config.loss
+        if loss.student_lm_weight or config.training.select_best in TEXT_METRICS:
+            scores |= scores_on_val(run, predictor, go_on)
+        return scores
 
     trainer = BBUTrainer(
         DetectionObjective(run.model, config.loss),

@@ -35,7 +35,7 @@ from bbu.models.finite import check_finite
 from bbu.models.manifest import read_manifest, seal
 from bbu.models.memory import Memory
 from bbu.models.wrapper import BoxStates, DetectionVLM
-from bbu.training.objective import DetectionObjective, caption_rows
+from bbu.training.objective import DetectionObjective, supervised_states
 from bbu.training.recovery import load_for_training
 
 SAMPLES_AT_ONCE = 8  # in a forward pass that keeps features
@@ -224,17 +224,17 @@ def _loss(
     objective: DetectionObjective, samples: Sequence[CaptionSample], device: torch.device
 ) -> tuple[torch.Tensor, int]:
     """Weighted sum of the caption loss of some samples, and its number of tokens."""
-    ids, rows, labels, weights = caption_rows([caption for sample in samples for caption in sample.captions])
+    captions = [caption for sample in samples for caption in sample.captions]
     counts = [len(sample.captions) for sample in samples]
     owners = to_device(np.repeat(np.arange(len(samples)), counts), device)
     queries = BoxStates(
         torch.cat([sample.queries.states_CD for sample in samples]).to(device, non_blocking=True),
         torch.cat([sample.queries.boxes_C4 for sample in samples]).to(device, non_blocking=True),
     )
-    states = objective.model.describe_states(_memory(samples, device), owners, queries, to_device(ids, device))
-    states = states.flatten(0, 1)[to_device(rows, device)]
+    memory = _memory(samples, device)
+    states, labels, weights = supervised_states(objective.model, memory, owners, queries, captions)
     head = objective.model.backbone.lm_head_weight
-    total = linear_cross_entropy_sum(states, head.detach(), to_device(labels, device), to_device(weights, device))
+    total = linear_cross_entropy_sum(states, head.detach(), labels, weights)
     return total, len(labels)
 
 

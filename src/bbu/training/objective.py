@@ -112,17 +112,11 @@ class DetectionObjective(nn.Module):
     ) -> torch.Tensor:
         """Weighted sum of the caption loss over the targets, each the mean of the queries that describe it."""
         samples, queries, targets = _describing(output, matches, noisy, self.loss_config.caption_groups)
-        device, times = samples.device, np.bincount(targets)
+        times = np.bincount(targets)
         described = [(batch["caption_ids"][t], batch["caption_weights"][t] / int(times[t])) for t in targets.tolist()]
-        count = length = 0
-        if device.type in FEW_SHAPES and described:
-            count, length = few_shapes(described, self.model.caption_decoder.max_tokens)
-            samples, queries = F.pad(samples, (0, count - len(samples))), queries.padded(count)
-        ids, rows, labels, weights = caption_rows(described, count, length)
-        states = self.model.describe_states(output.memory, samples, queries, to_device(ids, device))
-        states = states.flatten(0, 1)[to_device(rows, device)]
+        states, labels, weights = supervised_states(self.model, output.memory, samples, queries, described)
         head = self.model.backbone.lm_head_weight
-        return linear_cross_entropy_sum(states, head, to_device(labels, device), to_device(weights, device))
+        return linear_cross_entropy_sum(states, head, labels, weights)
 
 
 def _describing(
@@ -142,6 +136,29 @@ def _describing(
     queries = queries.join(output.denoising_at(to_device(noisy.positives[wanted], samples.device)))
     samples = torch.cat((samples, to_device(noisy.samples[wanted], samples.device)))
     return samples, queries, np.concatenate((matches.host[3], noisy.targets[wanted]))
+
+
+def supervised_states(
+    model: DetectionVLM,
+    memory: Memory,
+    samples_C: torch.Tensor,
+    queries: BoxStates,
+    described: Sequence[tuple[Sequence[int], float]],
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """(R, W) states of the caption decoder that predict a token, with their labels and weights.
+
+    Args:
+        samples_C, queries: of each caption.
+        described: token ids and weight of each caption.
+    """
+    device, count, length = samples_C.device, 0, 0
+    if device.type in FEW_SHAPES and described:
+        count, length = few_shapes(described, model.caption_decoder.max_tokens)
+        samples_C, queries = F.pad(samples_C, (0, count - len(samples_C))), queries.padded(count)
+    ids, rows, labels, weights = caption_rows(described, count, length)
+    states = model.describe_states(memory, samples_C, queries, to_device(ids, device))
+    states = states.flatten(0, 1)[to_device(rows, device)]
+    return states, to_device(labels, device), to_device(weights, device)
 
 
 def few_shapes(described: Sequence[tuple[Sequence[int], float]], max_tokens: int) -> tuple[int, int]:

@@ -108,6 +108,8 @@ def test_given_verdicts_are_on_whole_groups_annotated_or_not(tmp_path: Path) -> 
     assert answers.possible(mute) == ["verdict"] and answers.possible(far[0]) == ["boxes"]
     sample = answers.on_group("verdict", mute, 0, 0)
     assert sample.text == "Verdict: fail\nReason: a loose screw" and list(sample.context) == SITE
+    lone = photo(30, group="alone")  # of a group that is never asked
+    assert Answers(judged(tmp_path, text, "known.jsonl"), [*SITE, lone], seed=1).possible(lone) == ["boxes"]
     few = replace(judged(tmp_path, text, "known.jsonl"), group_photos=4)
     with pytest.raises(ConfigError, match=r"group_photos: group 'site' has 5 photos and a turn 4; .* raise it to 5"):
         Answers(few, [*SITE, mute], seed=1)

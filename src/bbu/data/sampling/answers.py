@@ -139,13 +139,17 @@ class Answers:
     def _judged(self, row: Row) -> bool:
         """Whether the verdict on a photo's group is known."""
         others = self._others("verdict", row)
-        return bool(others) and self.verdicts is not None and self.verdicts.knows([*others, row])
+        return bool(others) and self._known([*others, row])
+
+    def _known(self, rows: Sequence[Row]) -> bool:
+        return self.verdicts is not None and self.verdicts.knows(rows)
 
     def _check(self, students: Sequence[Row]) -> None:
         if not self.asked:
             raise ConfigError("data.answers: every share is 0, so there is nothing to answer; set one of them above 0")
         about_groups = next((answer for answer in ON_GROUPS if self.shares[answer]), "")
-        alone = next((group for group, rows in self.groups.items() if len(rows) == 1), None)
+        askable = (group for group, rows in self.groups.items() if self.shares["group"] or self._known(rows))
+        alone = next((group for group in askable if len(self.groups[group]) == 1), None)
         if alone is not None:
             raise ConfigError(
                 f"data.answers.{about_groups}: group {alone!r} has one training photo, "
