@@ -116,7 +116,9 @@ def convert(
         raise UserError(f"summary_levels must be 0 or more, is {summary_levels}")
     taxonomy = taxonomy or Taxonomy()
     work = out.resolve().with_name(f".{out.resolve().name}.partial")
-    task = PhotoTask(root, taxonomy, images, work / "photos", max_pixels, frame, follow_links, units, summaries, summary_levels)
+    task = PhotoTask(
+        root, taxonomy, images, work / "photos", max_pixels, frame, follow_links, units, summaries, summary_levels
+    )
     report = ConversionReport(source_format, seed, images)
     journal = Journal(work, {"format": source_format, "task": settings_hash(task)})
     try:
