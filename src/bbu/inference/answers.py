@@ -1,6 +1,8 @@
 """Questions of training, put to the language model: its loss on the right answers, and the answers that it writes.
 
 A question is a sample with its right answer; the model that answers sees what stands before it.
+
+Shapes: D feature width, T packed tokens.
 """
 
 from __future__ import annotations

@@ -131,8 +131,16 @@ def read_facts(folder: Path) -> dict[str, Any]:
 
 
 def _detection(facts: Mapping[str, Any]) -> DetectionConfig | None:
-    """Sizes of the detection head; None = the model has none."""
-    return None if facts["detection"] is None else DetectionConfig(**facts["detection"])
+    """Sizes of the detection head; None = the model has none.
+
+    Raises:
+        CheckpointError: they are not sizes of a head.
+    """
+    sizes = facts["detection"]
+    try:
+        return None if sizes is None else DetectionConfig(**sizes)
+    except TypeError as error:
+        raise CheckpointError(f"{FACTS_FILE}: is damaged: detection: {error}; {RESTORE}") from None
 
 
 def is_model_file(name: str) -> bool:

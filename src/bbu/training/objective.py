@@ -3,7 +3,7 @@
 DDP, ZeRO and FSDP hook a single forward, so everything happens in this one, and every parameter takes part in every
 step. The trainer divides the sums by global counts, weights them and adds them up.
 
-Shapes: T packed tokens, D feature width.
+Shapes: C captions, D feature width, T packed tokens.
 """
 
 from __future__ import annotations

@@ -359,12 +359,15 @@ def test_a_run_shows_teachers_and_context_of_the_right_split_in_training_validat
         "test": {f"teacher{number}.png" for number in (0, 1, 2, 3)},  # 4 is a copy of test0
     }
     for split, answered in (("train", True), ("val", False), ("test", False)):
-        turns = [turn for turn in shown if turn[2].startswith(split)]
-        assert turns and {turn[3] for turn in turns} == {answered}
+        turns = [turn for turn in shown if turn[2].startswith(split) and turn[3] == answered]
+        assert turns
         for teachers, context, student, _ in turns:
             assert set(teachers) <= teachers_of[split] and len(teachers) in ((1, 2) if answered else (4,))
             number = int(student.removeprefix(split).removesuffix(".png"))
             assert context == [f"{split}{number ^ 1}.png"], "the other photo of the site"
+    asked = [turn for turn in shown if turn[3] and not turn[2].startswith("train")]
+    assert {turn[2] for turn in asked} == {"val0.png", "val1.png"}, "for the loss on val, without worked examples"
+    assert all(teachers == [] and context == [] for teachers, context, _, _ in asked)
 
 
 def test_a_run_without_episodes_shows_photos_alone_and_hashes_nothing(run: Any, tmp_path: Path) -> None:
