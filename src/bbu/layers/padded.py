@@ -1,8 +1,8 @@
 """MLP products padded with zeros, inside the forward, to widths that a GPU's fast kernels take.
 
 The products of an MLP 3,420 wide, no multiple of 64, miss the fast kernels of an H100 and take 2.8 times as long as
-with 3,456 columns (docs/performance.md). The zeros change no result: the padded columns are 0, so is their activation, and
-the rows of the next weight that meet them are 0 too. Parameters, their gradients and checkpoints keep their sizes.
+with 3,456 columns (docs/performance.md). The zeros change no result: the padded columns are 0, so is their activation,
+and the rows of the next weight that meet them are 0 too. Parameters, their gradients and checkpoints keep their sizes.
 """
 
 from __future__ import annotations
