@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -100,15 +101,9 @@ def _add_writing(command: Parser, rows: str, answer: str, tokens: int, together:
 def _summarize(arguments: argparse.Namespace) -> int:
     from bbu.inference import Inference
     from bbu.inference.job import settings_of
-    from bbu.inference.photo_lists import LeftOut, list_photos
     from bbu.inference.summaries import summarize_to_file
-    from bbu.records import read_samples
 
-    left_out = LeftOut()
-    names, root = list_photos(arguments.photos, left_out)
-    _note(left_out)
-    rows = read_samples(arguments.photos) if Path(arguments.photos).suffix == ".jsonl" else []
-    group_of = group_of_photos(arguments.group_by, (sample.student for sample in rows))
+    names, root, group_of, left_out = _grouped_photos(arguments)
     inference = Inference(arguments.model, precision=arguments.precision, batch_size=arguments.batch_size)
     count, failed, cut = summarize_to_file(
         inference,
@@ -130,16 +125,11 @@ def _summarize(arguments: argparse.Namespace) -> int:
 def _write_verdicts(arguments: argparse.Namespace) -> int:
     from bbu.inference import Inference
     from bbu.inference.job import settings_of
-    from bbu.inference.photo_lists import LeftOut, list_photos
     from bbu.inference.verdicts import verdicts_to_file
     from bbu.judging.groups import names_by_group
-    from bbu.records import read_samples
 
-    left_out = LeftOut()
-    names, root = list_photos(arguments.photos, left_out)
-    _note(left_out)
-    rows = read_samples(arguments.photos) if Path(arguments.photos).suffix == ".jsonl" else []
-    groups = names_by_group(names, group_of_photos(arguments.group_by, (sample.student for sample in rows)))
+    names, root, group_of, left_out = _grouped_photos(arguments)
+    groups = names_by_group(names, group_of)
     check_single(groups, arguments.allow_single_photos)
     inference = Inference(arguments.model, precision=arguments.precision, batch_size=arguments.batch_size)
     failed, malformed = verdicts_to_file(
@@ -156,6 +146,20 @@ def _write_verdicts(arguments: argparse.Namespace) -> int:
         f"written to {arguments.output}; judge them with bbu judge"
     )
     return 1 if failed or left_out.closed else 0
+
+
+def _grouped_photos(
+    arguments: argparse.Namespace,
+) -> tuple[list[str], str, Callable[[str], str | None], LeftOut]:
+    """Paths, their root, the group of each path, and what was left out, which a line on stderr says."""
+    from bbu.inference.photo_lists import LeftOut, list_photos
+    from bbu.records import read_samples
+
+    left_out = LeftOut()
+    names, root = list_photos(arguments.photos, left_out)
+    _note(left_out)
+    rows = read_samples(arguments.photos) if Path(arguments.photos).suffix == ".jsonl" else []
+    return names, root, group_of_photos(arguments.group_by, (sample.student for sample in rows)), left_out
 
 
 def _note(left_out: LeftOut) -> None:
