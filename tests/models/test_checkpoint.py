@@ -55,10 +55,10 @@ PHOTOS = [noise_photo(1, 112, 84), noise_photo(2, 84, 140), noise_photo(3, 168, 
 LORA = {"lora.parts": ["llm", "vision"], "lora.rank": 2, "lora.alpha": 4}
 
 
-def save(folder: Path, **model: Any) -> tuple[Config, DetectionVLM]:
+def save(folder: Path, *, adapters: bool = False, **model: Any) -> tuple[Config, DetectionVLM]:
     config = tiny_config(model=model)
     built = build_tiny(config).eval()
-    save_model(folder, built, tiny_processor(config.model.family, caption_max_tokens=24))
+    save_model(folder, built, tiny_processor(config.model.family, caption_max_tokens=24), adapters=adapters)
     return config, built
 
 
@@ -206,7 +206,7 @@ def test_a_merged_model_predicts_what_the_lora_model_predicts(tmp_path: Path) ->
 @pytest.mark.parametrize("parts", [[], ["llm"], ["llm", "vision"]], ids=["whole", "llm", "both"])
 def test_weights_are_put_back_for_training_as_they_were(parts: list[str], tmp_path: Path) -> None:
     """LoRA weights stay apart from those they adapt."""
-    config, model = save(tmp_path, **{**LORA, "lora.parts": parts})
+    config, model = save(tmp_path, adapters=True, **{**LORA, "lora.parts": parts})
     other = build_tiny(config)
     with torch.no_grad():
         for parameter in other.parameters():

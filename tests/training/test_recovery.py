@@ -356,7 +356,7 @@ def test_torchs_switches_are_as_before_afterwards(run: Path, monkeypatch: pytest
 
 
 def lora_checkpoint(folder: Path) -> Path:
-    save_model(folder, build_tiny(tiny_config(model=LORA)), tiny_processor(DEFAULT))
+    save_model(folder, build_tiny(tiny_config(model=LORA)), tiny_processor(DEFAULT), adapters=True)
     return folder
 
 
@@ -381,7 +381,7 @@ def add_one(tensors: dict[str, torch.Tensor]) -> str:
 def test_lora_weights_fit_exactly_or_are_refused(
     spoil: Callable[[dict[str, torch.Tensor]], str], tmp_path: Path
 ) -> None:
-    path = lora_checkpoint(tmp_path) / "lora.safetensors"
+    path = lora_checkpoint(tmp_path) / "backbone" / "adapter_model.safetensors"
     tensors = load_file(path)
     why = spoil(tensors)
     save_file(tensors, path)

@@ -103,6 +103,8 @@ def losses(output: Path) -> list[dict[str, Any]]:
 VARIANTS: dict[str, dict[str, Any]] = {
     "whole": {},
     "lora": {"model__lora_dot_parts": ["llm", "vision"]},
+    "lora on bfloat16": {"model__lora_dot_parts": ["llm"], "training__precision": "bf16"},
+    "bfloat16 weights": {"model__weights": "bfloat16", "training__precision": "bf16"},
     "padded and accumulated": {
         "training__packed": False,
         "training__gradient_accumulation": 2,

@@ -89,6 +89,7 @@ def check_values(config: Config) -> None:
                 _check_value(key, one, rule)
     _check_data(config)
     _check_model(config)
+    _check_weights(config)
     _check_training(config)
     if config.model.detection is None:
         _check_without_detection(config)
@@ -156,6 +157,29 @@ def _check_training(config: Config) -> None:
             )
         if not training.select_best:
             raise ConfigError(f"{key}: no metric is watched; name one in training.select_best, or patience to 0")
+
+
+def _check_weights(config: Config) -> None:
+    """How weights and optimizer are held."""
+    model, training = config.model, config.training
+    if model.weights == "4bit" and not model.lora.parts:
+        raise ConfigError("model.weights: 4bit weights cannot learn; name what LoRA adapts in model.lora.parts")
+    if model.publish == "adapter" and not model.lora.parts:
+        raise ConfigError("model.publish: there are no adapters without model.lora.parts; set merged")
+    if model.publish == "adapter" and not model.path:
+        raise ConfigError("model.publish: adapters of random weights are of no use; set merged, or name model.path")
+    if training.deepspeed and model.weights != "auto":
+        raise ConfigError(f"model.weights: DeepSpeed decides how weights are held, not {model.weights}; set auto")
+    if training.optimizer == "adamw_8bit":
+        if training.deepspeed:
+            raise ConfigError("training.optimizer: DeepSpeed has an optimizer of its own; set adamw")
+        if model.weights == "bfloat16":
+            raise ConfigError(
+                "training.optimizer: adamw_8bit keeps no float32 masters, so small steps of bfloat16 weights would be "
+                "rounded away; set model.weights=auto or training.optimizer=adamw"
+            )
+    if model.weights == "bfloat16" and training.precision == "fp32":
+        raise ConfigError("model.weights: bfloat16 needs products in bfloat16; set training.precision=auto")
 
 
 def _check_model(config: Config) -> None:

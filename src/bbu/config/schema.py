@@ -217,6 +217,10 @@ class ModelConfig:
     # null: no detection head, adapters or captions; the language model alone learns (docs/answers.md)
     detection: DetectionConfig | None = field(default_factory=DetectionConfig)
     lora: LoraConfig = field(default_factory=LoraConfig)
+    # How the backbone's weights are held (docs/memory.md). auto: float32 those that learn, bfloat16 the frozen ones where
+    # products run in it. bfloat16: all, with float32 masters in the optimizer. 4bit: the layers that LoRA adapts.
+    weights: str = choice("auto", ("auto", "float32", "bfloat16", "4bit"))
+    publish: str = choice("merged", ("merged", "adapter"))  # adapter: what LoRA learned, without the base model
     attention: str = choice("auto", ("auto", "sdpa", "torch_varlen", "flash_attn"))
     freeze: list[str] = choice([], GROUP_NAMES)  # parameter groups that do not learn
     feature_cache: str = ""  # folder for the features of a frozen vision tower; empty = off (docs/memory.md)
@@ -287,6 +291,7 @@ class TrainingConfig:
     packed: bool = True  # False: padded batches
     learning_rates: LearningRates = field(default_factory=LearningRates)
     closing: ClosingConfig = field(default_factory=ClosingConfig)
+    optimizer: str = choice("adamw", ("adamw", "adamw_8bit"))  # 8-bit states need the package bitsandbytes
     weight_decay: float = ranged(0.01)
     adam_beta2: float = ranged(0.999, most=0.99999, note="at 1 Adam never learns a scale")
     warmup_steps: int = ranged(50)

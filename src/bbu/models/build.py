@@ -23,8 +23,10 @@ from bbu.families.tokenizer import load_tokenizer, train_tokenizer
 from bbu.layers.attention import choose_attention_backend
 from bbu.models.acceleration.checkpointing import checkpoint_activations
 from bbu.models.acceleration.compiling import compile_parts
+from bbu.models.acceleration.four_bit import hold_in_four_bits
 from bbu.models.acceleration.liger import use_liger
-from bbu.models.acceleration.lora import add_lora
+from bbu.models.acceleration.lora import add_lora, lora_targets
+from bbu.models.precision import hold_in_bf16
 from bbu.models.wrapper import DetectionVLM
 from bbu.records import FewShotSample
 
@@ -109,9 +111,12 @@ def build_model(
     """The model on the CPU, with its attention backend chosen for ``device`` and ``dtype``; seeded by config.seed.
 
     Args:
-        dtype: of attention; loaded weights are float32, or bfloat16 if DeepSpeed trains in bf16.
+        dtype: of attention, bfloat16 if products run in it. Which weights are held in it: model.weights; all of the
+            backbone's if DeepSpeed trains in bf16, which keeps float32 ones itself.
     """
     model = config.model
+    if model.weights == "bfloat16" and dtype != torch.bfloat16:
+        raise ConfigError("model.weights: bfloat16 needs products in bfloat16, and this run's are float32; set auto")
     family = backbone_class(model.family)
     torch.manual_seed(config.seed)
     if model.path:
@@ -133,9 +138,13 @@ def build_model(
     use_liger(backbone, model.liger, device)
     if model.gradient_checkpointing != "none":
         checkpoint_activations(backbone, model.gradient_checkpointing)
+    if model.weights == "4bit":
+        hold_in_four_bits(backbone.vlm, lora_targets(backbone, model.lora.parts), device, dtype)
     if model.lora.parts:
-        add_lora(wrapped, model.lora)
+        add_lora(wrapped, model.lora, model.path)
     freeze(wrapped, model.freeze)
+    if dtype == torch.bfloat16 and model.weights != "float32":
+        hold_in_bf16(backbone, frozen_only=model.weights != "bfloat16")
     compile_parts(wrapped, model.compile)
     return wrapped
 

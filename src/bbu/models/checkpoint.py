@@ -1,11 +1,11 @@
 """The checkpoint layout, written and read only here.
 
 model/
-  backbone/                     a standard Hugging Face folder: weights, tokenizer, image processor, template
+  backbone/                     a standard Hugging Face folder: weights, tokenizer, image processor, template;
+                                of a run with LoRA: adapters in peft's files instead of weights (models.acceleration.lora)
   detection_head.safetensors    adapters, decoder, caption decoder; only of a model with detection
   bbu.json                      sizes, prompt, resize policy, coordinate convention, hashes
   descriptions.json             known descriptions; only in a published model
-  lora.safetensors              trainable backbone weights, unmerged; only in checkpoints of a run with LoRA
   manifest.json                 sizes and SHA-256 of all files, written last (bbu.models.manifest)
 """
 
@@ -30,7 +30,15 @@ from bbu.families.prompts import PromptSpec
 from bbu.families.registry import backbone_class
 from bbu.families.tokenizer import load_tokenizer
 from bbu.jsonl import write_json
-from bbu.models.acceleration.lora import has_lora, learned_names, merged_state
+from bbu.models.acceleration.lora import (
+    ADAPTER_CONFIG,
+    base_hash,
+    base_of,
+    has_lora,
+    merge_adapter,
+    merged_state,
+    save_adapter,
+)
 from bbu.models.build import detection_options
 from bbu.models.finite import check_finite
 from bbu.models.manifest import MANIFEST_FILE, RESTORE, check_whole, read_manifest, seal
@@ -38,7 +46,7 @@ from bbu.models.vocabulary import DESCRIPTIONS_FILE
 from bbu.models.wrapper import DetectionVLM
 
 FORMAT = 1
-HEAD_FILE, LORA_FILE = "detection_head.safetensors", "lora.safetensors"
+HEAD_FILE = "detection_head.safetensors"
 FACTS_FILE, BACKBONE_FOLDER = "bbu.json", "backbone"
 CONFIG_FILE = f"{BACKBONE_FOLDER}/config.json"
 READ_BY_TRANSFORMERS = (".json", ".safetensors", ".bin", ".jinja", ".model", ".txt")
@@ -63,11 +71,13 @@ def save_model(
     state: Mapping[str, torch.Tensor] | None = None,
     *,
     whole: bool = True,
+    adapters: bool = False,
 ) -> None:
     """Write the layout.
 
     Args:
         state: the model's state dict as gathered by a wrapper (DeepSpeed); default: the model's own.
+        adapters: of a model with LoRA, write what learns alone; False: merge it into the weights.
         whole: write the manifest; False: the caller adds files and seals the folder (bbu.models.manifest.seal).
 
     Raises:
@@ -79,11 +89,12 @@ def save_model(
     backbone_prefix = "backbone.vlm."
     backbone = {n.removeprefix(backbone_prefix): v for n, v in state.items() if n.startswith(backbone_prefix)}
     head = {n: v.contiguous() for n, v in state.items() if not n.startswith("backbone.")}
-    if has_lora(model):
-        learned = learned_names(model)
-        save_file({n: value.contiguous() for n, value in backbone.items() if n in learned}, folder / LORA_FILE)
-        backbone = merged_state(model, backbone)
-    model.backbone.save(folder / BACKBONE_FOLDER, backbone)
+    base = None
+    if has_lora(model) and adapters:
+        save_adapter(folder / BACKBONE_FOLDER, model, backbone)
+        base = {"hash": base_hash(model.backbone.vlm)}
+    else:
+        model.backbone.save(folder / BACKBONE_FOLDER, merged_state(model, backbone) if has_lora(model) else backbone)
     processor.tokenizer.save_pretrained(folder / BACKBONE_FOLDER)
     processor.photo_plan.save(folder / BACKBONE_FOLDER)
     if model.config is not None:
@@ -100,6 +111,7 @@ def save_model(
             "vocabulary_hash": vocabulary_hash(processor),
             "pixels_hash": pixels_hash(processor),
             "max_length": processor.max_length,
+            **({"base": base} if base else {}),
         },
     )
     if whole:
@@ -225,14 +237,31 @@ def load_model(folder: Path, dtype: torch.dtype = torch.float32) -> DetectionVLM
 
 
 def load_backbone(family: type[Backbone], folder: Path, dtype: torch.dtype) -> Backbone:
-    """The backbone of a model folder.
+    """The backbone of a model folder; adapters are merged into their base model.
 
     Raises:
-        CheckpointError: its config.json is missing; transformers would build a model of default sizes.
+        CheckpointError: its config.json is missing; transformers would build a model of default sizes. Or the base
+            model cannot be loaded, or is another one.
     """
+    if (folder / BACKBONE_FOLDER / ADAPTER_CONFIG).is_file():
+        return _adapted_backbone(family, folder, dtype)
     if not (folder / CONFIG_FILE).is_file():
         raise CheckpointError(f"{folder / CONFIG_FILE}: is missing; {RESTORE}")
     return family.from_pretrained(str(folder / BACKBONE_FOLDER), dtype)
+
+
+def _adapted_backbone(family: type[Backbone], folder: Path, dtype: torch.dtype) -> Backbone:
+    adapters = folder / BACKBONE_FOLDER
+    path, where = base_of(adapters), f"{adapters / ADAPTER_CONFIG}: base_model_name_or_path"
+    if not path:
+        raise CheckpointError(f"{where}: is empty: the run began from random weights, which its checkpoints lack")
+    try:
+        backbone = family.from_pretrained(path, dtype)
+    except OSError as error:
+        why = str(error).splitlines()[0]
+        raise CheckpointError(f"{where}: {path} cannot be loaded: {why}; name the base model's folder") from None
+    merge_adapter(backbone.vlm, adapters, read_facts(folder)["base"]["hash"])
+    return backbone
 
 
 def load_head(model: DetectionVLM, folder: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch import nn
 
 from bbu.errors import ConfigError
 
@@ -32,3 +33,17 @@ def use_bf16(precision: str, device: torch.device) -> bool:
         return True
     capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+
+
+def hold_in_bf16(backbone: nn.Module, *, frozen_only: bool) -> None:
+    """Hold weights of a backbone in bfloat16, which products that run in bfloat16 would cast them to in every step.
+
+    LoRA's weights stay float32: they are few, and learn in small steps.
+
+    Args:
+        frozen_only: leave the weights that learn as they are.
+    """
+    for name, parameter in backbone.named_parameters():
+        kept = ".lora_" in name or (frozen_only and parameter.requires_grad)
+        if parameter.is_floating_point() and not kept:
+            parameter.data = parameter.data.bfloat16()

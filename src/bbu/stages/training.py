@@ -322,7 +322,7 @@ def _finish(run: Run, trainer: BBUTrainer, seconds: float) -> None:
     if checkpoint is None:
         raise UserError(f"{output}: training ended without a checkpoint")
     seen = {item.desc for row in run.students for item in row.objects}
-    with _closed(run, trainer, checkpoint) as (finished, closing):
+    with _closed(run, trainer, checkpoint) as (closed, closing), _whole(run, trainer, closed) as finished:
         publish(finished, run.model_folder, known_descriptions(seen, run.taxonomy))
     if config.model.compile:
         from bbu.models.acceleration.compiling import compiled_graphs
@@ -372,3 +372,23 @@ def _closed(run: Run, trainer: BBUTrainer, checkpoint: Path) -> Iterator[tuple[P
         yield closed, result
     finally:
         shutil.rmtree(run.output / SAVING_FOLDER, ignore_errors=True)
+
+
+@contextmanager
+def _whole(run: Run, trainer: BBUTrainer, checkpoint: Path) -> Iterator[Path]:
+    """The folder to publish: where adapters are to be merged, a copy of the checkpoint with whole weights."""
+    from bbu.models.acceleration.lora import has_lora
+    from bbu.models.checkpoint import save_model
+    from bbu.training.recovery import SAVING_FOLDER, load_for_training
+
+    model = trainer.unwrapped.model
+    if not has_lora(model) or run.config.model.publish == "adapter":
+        yield checkpoint
+        return
+    merged = run.output / SAVING_FOLDER / "merged"
+    try:
+        load_for_training(model, checkpoint)
+        save_model(merged, model, run.processor)
+        yield merged
+    finally:
+        shutil.rmtree(merged, ignore_errors=True)

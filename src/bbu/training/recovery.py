@@ -20,14 +20,13 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
 from transformers.trainer_pt_utils import safe_globals
 
 from bbu.errors import CheckpointError
 from bbu.jsonl import write_json
 from bbu.machine import RESUME, cannot_write, disk_full
-from bbu.models.acceleration.lora import has_lora, load_learned
-from bbu.models.checkpoint import BACKBONE_FOLDER, FACTS_FILE, LORA_FILE, is_model_file, load_backbone, load_head
+from bbu.models.acceleration.lora import has_lora, load_adapter
+from bbu.models.checkpoint import BACKBONE_FOLDER, FACTS_FILE, is_model_file, load_backbone, load_head
 from bbu.models.manifest import MANIFEST_FILE, check_same, check_whole, read_manifest, seal, sync
 from bbu.models.vocabulary import DESCRIPTIONS_FILE
 from bbu.models.wrapper import DetectionVLM
@@ -212,7 +211,7 @@ def load_for_training(model: DetectionVLM, folder: Path) -> None:
     try:
         load_head(model, folder)
         if has_lora(model):
-            load_learned(model, load_file(folder / LORA_FILE), folder / LORA_FILE)
+            load_adapter(model, folder / BACKBONE_FOLDER)
             return
         saved = load_backbone(type(model.backbone), folder, torch.float32)
         model.backbone.load_state_dict(saved.state_dict())

@@ -32,6 +32,7 @@ from bbu.training.finite import StepGuard, poison
 from bbu.training.folders import checkpoint_at
 from bbu.training.loss_log import LOG_FILE, LogFile, LossWindow
 from bbu.training.objective import DetectionObjective
+from bbu.training.optimizers import build_optimizer
 from bbu.training.param_groups import optimizer_groups
 from bbu.training.recovery import IDENTITY_FILE, STATE_FILE, load_for_training, new_checkpoint, weights_only
 from bbu.training.stopping import EarlyStopping, EvaluationStoppedError, SharedRequest, StopOnSignal, gain
@@ -272,8 +273,8 @@ class BBUTrainer(Trainer):
         if self.optimizer is None:
             training = self.run_config.training
             groups = optimizer_groups(self.unwrapped.model, training.learning_rates, training.weight_decay)
-            kind, options = self.get_optimizer_cls_and_kwargs(self.args)
-            self.optimizer = kind(groups, **options)
+            embedding = self.unwrapped.model.backbone.token_embedding
+            self.optimizer = build_optimizer(groups, training, [embedding])
         return self.optimizer
 
     def evaluate(
@@ -326,7 +327,9 @@ class BBUTrainer(Trainer):
         self.window.save(folder)
         if not is_main():
             return
-        save_model(folder, self.unwrapped.model, self.processor, state, whole=not _internal_call)
+        save_model(
+            folder, self.unwrapped.model, self.processor, state, whole=not _internal_call, adapters=_internal_call
+        )
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """Save all of it or nothing, and keep the newest and the best. A private override: there is no public hook."""
