@@ -1,4 +1,4 @@
-"""A run with LoRA on a model folder: small checkpoints, and a published model that is merged or holds adapters alone."""
+"""A run with LoRA on a model folder: small checkpoints; the published model is merged or holds adapters alone."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from bbu.models.build import build_model
 from bbu.models.checkpoint import load_model, save_model
 from bbu.models.manifest import read_manifest
 from tests.tiny import DEFAULT, PAIR, build_tiny, tiny_config, tiny_processor
+from tests.training.test_resume import records as records
 from tests.training.test_resume import run_config
-from tests.training.test_resume import records as records  # noqa: PLC0414 (a fixture)
 
 LORA = {"model__lora_dot_parts": ["llm", "vision"], "model__lora_dot_rank": 2}
 

@@ -19,7 +19,7 @@ from bbu.doctor.absence import absence_findings
 from bbu.doctor.boxes import contradiction_findings, measure_sizes, query_findings
 from bbu.doctor.conversion import conversion_findings
 from bbu.doctor.copies import find_copies
-from bbu.doctor.cost import memory_report, model_size, pack_sizes, steps_findings, steps_report
+from bbu.doctor.cost import pack_sizes, steps_findings, steps_report
 from bbu.doctor.descriptions import (
     balance_by_level,
     caption_findings,
@@ -28,6 +28,7 @@ from bbu.doctor.descriptions import (
     special_tokens,
 )
 from bbu.doctor.findings import Example, Finding, finding
+from bbu.doctor.memory import memory_report, model_size
 from bbu.doctor.photos import PhotoFacts, look_at_all, names_of, photo_findings, readable
 from bbu.doctor.proof import choose_samples, health_findings, proof_findings, prove
 from bbu.doctor.reading import Rows, Sample, read_folder

@@ -86,8 +86,9 @@ def _level(table: Balance) -> dict[str, Any]:
 def _memory(facts: dict[str, Any] | None) -> list[tuple[str, str]]:
     if facts is None:
         return []
-    keys = ("weights", "gradients", "optimizer", "activations", "photos")
-    names = ("weights", "gradients", "optimizer states", f"activations ({facts['assumes']})", "photos in flight")
+    keys = ("peak", "weights", "gradients", "optimizer", "activations", "photos")
+    parts = ("weights", "gradients", "optimizer states", f"activations ({facts['assumes']})", "photos in flight")
+    names = ("at most at one time", *parts)
     return [(name, size_text(facts[f"{key}_bytes"])) for name, key in zip(names, keys, strict=True)]
 
 

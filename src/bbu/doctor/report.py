@@ -180,11 +180,11 @@ def _training_line(facts: dict[str, Any]) -> str:
 def memory_line(facts: dict[str, Any]) -> str:
     """Memory of one device, before sharding."""
     keys = ("weights", "gradients", "optimizer", "activations")
-    total = sum(facts[f"{key}_bytes"] for key in keys)
     parts = ", ".join(f"{key} {size_text(facts[f'{key}_bytes'])}" for key in keys)
     return (
-        f"about {size_text(total)} for {facts['parameters'] / 1e6:.1f}M weights, {facts['trainable'] / 1e6:.1f}M of "
-        f"them trainable: {parts} ({facts['assumes']}); photos in flight {size_text(facts['photos_bytes'])}"
+        f"about {size_text(facts['peak_bytes'])} at most, with {facts['parameters'] / 1e6:.1f}M weights, "
+        f"{facts['trainable'] / 1e6:.1f}M of them trainable: {parts} ({facts['assumes']}), not all at once; photos in "
+        f"flight {size_text(facts['photos_bytes'])}"
     )
 
 

@@ -1,8 +1,8 @@
 """The checkpoint layout, written and read only here.
 
 model/
-  backbone/                     a standard Hugging Face folder: weights, tokenizer, image processor, template;
-                                of a run with LoRA: adapters in peft's files instead of weights (models.acceleration.lora)
+  backbone/                     a standard Hugging Face folder: weights, tokenizer, image processor, template; in
+                                checkpoints of a run with LoRA, peft's files of adapters instead of weights
   detection_head.safetensors    adapters, decoder, caption decoder; only of a model with detection
   bbu.json                      sizes, prompt, resize policy, coordinate convention, hashes
   descriptions.json             known descriptions; only in a published model

@@ -29,17 +29,18 @@ SAME = (
     "seed", "data.language", "data.min_pixels", "data.max_pixels", "data.max_length", "data.augment", "data.episodes",
     "data.sampling", "data.answers.boxes", "data.answers.summary", "data.answers.group", "data.answers.verdict",
     "data.answers.group_photos", "data.answer_geometry", "data.replay.share", "data.tiles", "model.family",
-    "model.scratch", "model.detection", "model.weights", "model.lora", "model.freeze", "training.batch_size", "training.pack_tokens",
-    "training.pack_pixels", "training.pack_images", "training.gradient_accumulation", "training.packed",
-    "training.deepspeed", "training.select_best", "training.optimizer",
+    "model.scratch", "model.detection", "model.weights", "model.lora", "model.freeze", "training.batch_size",
+    "training.pack_tokens", "training.pack_pixels", "training.pack_images", "training.gradient_accumulation",
+    "training.packed", "training.deepspeed", "training.select_best", "training.optimizer",
 )  # fmt: skip
 KEPT = ("training.learning_rates", "training.weight_decay", "training.adam_beta2")  # the saved optimizer has them
 SILENT = (
     "name", "output_dir", "evaluation", "data.source", "data.answers.judged_by", "data.replay.path", "data.image_root",
     "data.workers",
-    "model.path", "model.publish", "model.tokenizer", "model.trust_remote_code", "model.feature_cache", "training.save_every",
-    "training.eval_every", "training.keep_checkpoints", "training.log_every", "training.visual_every",
-    "training.visual_photos", "training.report_to", "training.resume", "training.overwrite", "training.step_timeout",
+    "model.path", "model.publish", "model.tokenizer", "model.trust_remote_code", "model.feature_cache",
+    "training.save_every", "training.eval_every", "training.keep_checkpoints", "training.log_every",
+    "training.visual_every", "training.visual_photos", "training.report_to", "training.resume",
+    "training.overwrite", "training.step_timeout",
     "training.threads",
 )  # fmt: skip
 SHOWN_DIGITS = 8  # of a SHA-256

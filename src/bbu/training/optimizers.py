@@ -19,7 +19,9 @@ AT_ONCE = 2**25  # weights that are float32 at one time; 16 bytes each
 _Slice = tuple[nn.Parameter, int, int]  # of a flattened weight
 
 
-def build_optimizer(groups: list[dict[str, Any]], training: TrainingConfig, embeddings: Sequence[nn.Module]) -> Optimizer:
+def build_optimizer(
+    groups: list[dict[str, Any]], training: TrainingConfig, embeddings: Sequence[nn.Module]
+) -> Optimizer:
     """AdamW over parameter groups; it leaves out a step on the device where ``found_inf`` is 1.
 
     Args:
@@ -63,7 +65,7 @@ class MasterAdamW(Optimizer):
     (the way of TransformerEngine's ``store_param_remainders``). A step makes masters and gradients float32, some
     weights at a time. It equals torch's fused AdamW on the masters. Float32 weights are their own masters.
 
-    State of a weight: ``step``, float32 ``exp_avg`` and ``exp_avg_sq``, and of a bfloat16 weight an int16 ``remainder``.
+    State of a weight: ``step``, float32 ``exp_avg`` and ``exp_avg_sq``; of bfloat16 weights an int16 ``remainder``.
     """
 
     found_inf: torch.Tensor | None = None  # 1: leave out the step
@@ -108,7 +110,11 @@ class MasterAdamW(Optimizer):
         weights = [weight.data.view(-1)[start:stop] for weight, start, stop in some]
         gradients = [weight.grad.reshape(-1)[start:stop] for weight, start, stop in some]  # type: ignore[union-attr]
         first, second, remainders = (
-            [self.state[weight][name].view(-1)[start:stop] for weight, start, stop in some if name in self.state[weight]]
+            [
+                self.state[weight][name].view(-1)[start:stop]
+                for weight, start, stop in some
+                if name in self.state[weight]
+            ]
             for name in ("exp_avg", "exp_avg_sq", "remainder")
         )
         masters, sizes = weights, [len(part) for part in weights]

@@ -132,7 +132,10 @@ def point_to(folder: Path, base: str) -> None:
 @pytest.mark.parametrize(
     ("base", "why"),
     [
-        ("/nowhere/at/all", r"base_model_name_or_path: /nowhere/at/all cannot be loaded: .*; name the base model's folder"),
+        (
+            "/nowhere/at/all",
+            r"base_model_name_or_path: /nowhere/at/all cannot be loaded: .*; name the base model's folder",
+        ),
         ("", r"base_model_name_or_path: is empty: the run began from random weights"),
     ],
 )

@@ -52,4 +52,5 @@ def hold_in_four_bits(vlm: nn.Module, targets: str, device: torch.device, dtype:
             held.bias = layer.bias
         parent, _, child = name.rpartition(".")
         setattr(vlm.get_submodule(parent), child, held.to(device))
-    vlm.is_loaded_in_4bit = True  # transformers' mark, by which peft finds its class for these layers
+    # transformers' mark, by which peft finds its class for these layers
+    vlm.is_loaded_in_4bit = True  # type: ignore[assignment]

@@ -81,7 +81,7 @@ def save_adapter(folder: Path, model: DetectionVLM, state: Mapping[str, torch.Te
     folder.mkdir(parents=True, exist_ok=True)
     names = _learned_names(model)
     save_file({peft_name: state[name].contiguous() for name, peft_name in names.items()}, folder / ADAPTER_FILE)
-    _peft_config(model).save_pretrained(folder)
+    _peft_config(model).save_pretrained(str(folder))
 
 
 def load_adapter(model: DetectionVLM, folder: Path) -> None:
@@ -153,8 +153,8 @@ def merge_adapter(vlm: Any, folder: Path, expected_hash: str) -> None:
     learned = load_file(folder / ADAPTER_FILE)
     if base_hash(vlm, learned) != expected_hash:
         raise CheckpointError(
-            f"{folder / ADAPTER_CONFIG}: base_model_name_or_path {base_of(folder)} is not the model that these adapters "
-            "were trained on; name the folder that holds it"
+            f"{folder / ADAPTER_CONFIG}: base_model_name_or_path {base_of(folder)} is not the model that these "
+            "adapters were trained on; name the folder that holds it"
         )
     adapted = re.compile(str(PeftLoraConfig.from_pretrained(str(folder)).target_modules))
     layers = [name for name, module in vlm.named_modules() if isinstance(module, nn.Linear) and adapted.fullmatch(name)]
