@@ -78,9 +78,7 @@ def build(name: str, way: Way) -> ModelSize:
         tie_word_embeddings=sizes["tied"],
     )
     with torch.device("meta"):
-        model = DetectionVLM(
-            Qwen25VL(Qwen2_5_VLForConditionalGeneration(config)), DetectionConfig(width=256, layers=6)
-        )
+        model = DetectionVLM(Qwen25VL(Qwen2_5_VLForConditionalGeneration(config)), DetectionConfig(width=256, layers=6))
         if "lora" in way.model:
             add_lora(model, way.model["lora"])
     freeze(model, way.model.get("freeze", []))

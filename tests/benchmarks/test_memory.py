@@ -33,4 +33,6 @@ def test_the_table_of_the_page_is_what_the_reckoning_gives() -> None:
         env={**os.environ, "PYTHONPATH": os.pathsep.join(folders), "HF_HUB_OFFLINE": "1"},
     )
     assert done.returncode == 0, done.stderr
-    assert "1 × 24 GB" in done.stdout and done.stdout.strip() in (PROJECT / "docs/memory.md").read_text(encoding="utf-8")
+    assert "1 × 24 GB" in done.stdout and done.stdout.strip() in (PROJECT / "docs/memory.md").read_text(
+        encoding="utf-8"
+    )

@@ -13,9 +13,10 @@ from bbu.doctor.cost import pack_sizes
 from bbu.doctor.memory import Bytes, ModelSize, held, memory_report, model_size, peak_of, size_of
 from bbu.families.qwen2_5_vl.backbone import Qwen25VL
 from bbu.models.build import build_model
+from bbu.models.checkpoint import save_model
 from bbu.models.wrapper import DetectionVLM
 from tests.doctor.test_cost import longest
-from tests.tiny import FAMILIES, tiny_config, tiny_processor, tiny_tokenizer
+from tests.tiny import FAMILIES, build_tiny, tiny_config, tiny_processor, tiny_tokenizer
 
 # ---------------------------------------------------------------- weights
 
@@ -38,10 +39,19 @@ HELD: list[dict[str, Any]] = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.fixture(scope="module", params=FAMILIES)
+def base(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
+    """A family, and a folder of its weights, which are bfloat16 numbers."""
+    folder = tmp_path_factory.mktemp("base")
+    model = build_tiny(tiny_config(model={"family": request.param})).to(torch.bfloat16).float()
+    save_model(folder, model, tiny_processor(request.param))
+    return request.param, str(folder / "backbone")
+
+
 @pytest.mark.parametrize("changes", HELD, ids=str)
-def test_their_bytes_are_those_of_the_weights_that_are_built(family: str, changes: dict[str, Any]) -> None:
-    config = tiny_config(model={"family": family, **changes}, training={"precision": "bf16"})
+def test_their_bytes_are_those_of_the_weights_that_are_built(base: tuple[str, str], changes: dict[str, Any]) -> None:
+    family, path = base
+    config = tiny_config(model={"family": family, "path": path, **changes}, training={"precision": "bf16"})
     tokenizer = tiny_tokenizer(family)
     model = build_model(config, tokenizer, device=torch.device("cpu"), dtype=torch.bfloat16)
     size = model_size(config, tokenizer)

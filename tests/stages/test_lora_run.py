@@ -73,10 +73,12 @@ def test_checkpoints_hold_no_base_model(records: Path, base: Path, tmp_path: Pat
 
 @pytest.mark.parametrize("family", PAIR)
 def test_frozen_weights_are_held_in_bfloat16_where_products_run_in_it(family: str, tmp_path: Path) -> None:
-    tokenizer = tiny_processor(family).tokenizer
+    tokenizer, random = tiny_processor(family).tokenizer, ""
+    published = build_tiny(tiny_config(model={"family": family})).to(torch.bfloat16).float()
+    save_model(tmp_path, published, tiny_processor(family))
 
-    def dtypes(dtype: torch.dtype, **model: Any) -> dict[str, torch.dtype]:
-        config = tiny_config(model={"family": family, **model})
+    def dtypes(dtype: torch.dtype, path: str = str(tmp_path / "backbone"), **model: Any) -> dict[str, torch.dtype]:
+        config = tiny_config(model={"family": family, "path": path, **model})
         built = build_model(config, tokenizer, device=torch.device("cpu"), dtype=dtype)
         return {name: parameter.dtype for name, parameter in built.named_parameters()}
 
@@ -85,6 +87,7 @@ def test_frozen_weights_are_held_in_bfloat16_where_products_run_in_it(family: st
     learns = ("lora_", "merger", "adapter", "detection_head", "caption_decoder", "local_pyramid", "deepstack")
     for name, dtype in half.items():
         assert dtype == (torch.float32 if any(word in name for word in learns) else torch.bfloat16), name
+    assert set(dtypes(torch.bfloat16, random, freeze=["vision", "llm"]).values()) == {torch.float32}, "rounded"
     assert set(dtypes(torch.float32, **lora).values()) == {torch.float32}
     assert set(dtypes(torch.bfloat16, weights="float32", **lora).values()) == {torch.float32}
     assert set(dtypes(torch.bfloat16).values()) == {torch.float32}, "all of them learn"

@@ -217,8 +217,8 @@ class ModelConfig:
     # null: no detection head, adapters or captions; the language model alone learns (docs/answers.md)
     detection: DetectionConfig | None = field(default_factory=DetectionConfig)
     lora: LoraConfig = field(default_factory=LoraConfig)
-    # How the backbone's weights are held (docs/memory.md). auto: those that learn in float32, frozen ones in bfloat16
-    # where products run in it. bfloat16: all, with float32 masters in the optimizer. 4bit: layers that LoRA adapts.
+    # How the backbone's weights are held (docs/memory.md). auto: float32; frozen ones that are bfloat16 numbers in
+    # bfloat16 where products run in it. bfloat16: all, with float32 masters in the optimizer. 4bit: layers under LoRA.
     weights: str = choice("auto", ("auto", "float32", "bfloat16", "4bit"))
     publish: str = choice("merged", ("merged", "adapter"))  # adapter: what LoRA learned, without the base model
     attention: str = choice("auto", ("auto", "sdpa", "torch_varlen", "flash_attn"))

@@ -41,9 +41,12 @@ def hold_in_bf16(backbone: nn.Module, *, frozen_only: bool) -> None:
     LoRA's weights stay float32: they are few, and learn in small steps.
 
     Args:
-        frozen_only: leave the weights that learn as they are.
+        frozen_only: only those that do not learn, and only if all of them are bfloat16 numbers already, as in published
+            models: nothing is rounded.
     """
-    for name, parameter in backbone.named_parameters():
-        kept = ".lora_" in name or (frozen_only and parameter.requires_grad)
-        if parameter.is_floating_point() and not kept:
-            parameter.data = parameter.data.bfloat16()
+    named = [(n, p) for n, p in backbone.named_parameters() if p.is_floating_point() and ".lora_" not in n]
+    held = [parameter for _, parameter in named if not (frozen_only and parameter.requires_grad)]
+    if frozen_only and not all(torch.equal(p.data.bfloat16().to(p.dtype), p.data) for p in held):
+        return
+    for parameter in held:
+        parameter.data = parameter.data.bfloat16()
