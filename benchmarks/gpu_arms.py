@@ -51,18 +51,23 @@ class Arm:
         around: what is switched on while a step runs.
         package: what it needs beside torch and transformers.
         stock: whether it is transformers' own class.
+        compiles: whether its blocks are compiled.
     """
 
     losses: Callable[[Bench, Samples], Losses]
     around: Callable[[Bench], AbstractContextManager[Any]] = lambda bench: nullcontext()
     package: str = ""
     stock: bool = False
+    compiles: bool = False
 
-    @property
-    def lacks(self) -> str | None:
+    def lacks(self, bench: Bench) -> str | None:
         """Why it cannot run here."""
-        found = not self.package or importlib.util.find_spec(self.package) is not None
-        return None if found else f"{self.package} is not installed"
+        if self.package and importlib.util.find_spec(self.package) is None:
+            return f"{self.package} is not installed"
+        code = type(bench.stock.model.visual.blocks[0]).forward.__code__
+        if self.compiles and bench.recomputes and code.co_name == "forward_with_checkpointing":
+            return "this transformers recomputes within the compiled block, which stays uncompiled then"
+        return None
 
 
 # ---------------------------------------------------------------- micro-batches
@@ -110,16 +115,20 @@ def narrow(bench: Bench) -> Iterator[None]:
 
 @contextmanager
 def compiled(bench: Bench) -> Iterator[None]:
-    """This project's blocks compiled, as model.compile does; traces are kept until the next time."""
-    backends = dict(attention.ATTENTION_BACKENDS)
+    """This project's blocks compiled, as model.compile does."""
     blocks = [block for part in COMPILED for block in bench.backbone.blocks(part)]
-    with _compiled_calls(
-        bench, "ours", blocks, lambda: compile_parts(bench.objective.model, COMPILED, _inductor(bench))
-    ):
-        try:
+    before = dict(attention.ATTENTION_BACKENDS)
+
+    def compile_blocks() -> dict[str, Any]:
+        compile_parts(bench.objective.model, COMPILED, _inductor(bench))
+        return dict(attention.ATTENTION_BACKENDS)  # which it keeps whole
+
+    try:
+        with _compiled_calls(bench, "ours", blocks, compile_blocks) as whole:
+            attention.ATTENTION_BACKENDS.update(whole)
             yield
-        finally:
-            attention.ATTENTION_BACKENDS.update(backends)
+    finally:
+        attention.ATTENTION_BACKENDS.update(before)
 
 
 @contextmanager
@@ -137,18 +146,18 @@ def compiled_stock(bench: Bench) -> Iterator[None]:
 
 @contextmanager
 def _compiled_calls(
-    bench: Bench, key: str, blocks: Sequence[nn.Module], compile_blocks: Callable[[], None]
-) -> Iterator[None]:
-    """The blocks call their compiled selves meanwhile; they are compiled the first time."""
-    calls = bench.compiled.get(key)
-    if calls is None:
-        compile_blocks()
-        calls = bench.compiled[key] = [block._compiled_call_impl for block in blocks]
+    bench: Bench, key: str, blocks: Sequence[nn.Module], compile_blocks: Callable[[], Any]
+) -> Iterator[Any]:
+    """The blocks call their compiled selves meanwhile. They are compiled once; gives what that returned."""
+    if key not in bench.compiled:
+        more = compile_blocks()
+        bench.compiled[key] = [block._compiled_call_impl for block in blocks], more
+    calls, more = bench.compiled[key]
     torch._dynamo.config.recompile_limit = RECOMPILATIONS
     try:
         for block, call in zip(blocks, calls, strict=True):
             block._compiled_call_impl = call
-        yield
+        yield more
     finally:
         for block in blocks:
             block._compiled_call_impl = None
@@ -247,15 +256,17 @@ ARMS = {
     "padded": Arm(stock_losses, stock=True),
     "sorted": Arm(partial(stock_losses, at_once=2), stock=True),
     "unpadded": Arm(partial(stock_losses, at_once=1), UNPADDED, stock=True),
-    "unpadded_compiled": Arm(partial(stock_losses, at_once=1), together(UNPADDED, compiled_stock), stock=True),
+    "unpadded_compiled": Arm(
+        partial(stock_losses, at_once=1), together(UNPADDED, compiled_stock), stock=True, compiles=True
+    ),
     "flash_attention_2": Arm(
         partial(stock_losses, at_once=2), partial(stock_attention, name="flash_attention_2"), "flash_attn", stock=True
     ),
     "packed": Arm(packed_losses),
     "narrow": Arm(packed_losses, narrow),
     "objective": Arm(objective_losses),
-    "compiled": Arm(packed_losses, compiled),
-    "compiled_narrow": Arm(packed_losses, together(narrow, compiled)),
+    "compiled": Arm(packed_losses, compiled, compiles=True),
+    "compiled_narrow": Arm(packed_losses, together(narrow, compiled), compiles=True),
     "flash_attn": Arm(packed_losses, partial(backend, name="flash_attn"), "flash_attn"),
     "flash_3": Arm(packed_losses, flash_3, "flash_attn_interface"),
 }

@@ -189,7 +189,8 @@ class Bench:
         with torch.device("meta"):  # a config of its own: it also says which attention is used
             self.stock = Qwen2_5_VLForConditionalGeneration._from_config(copy.deepcopy(config), dtype=torch.bfloat16)
         self.stock.set_attn_implementation("sdpa")
-        self.compiled: dict[str, list[Any]] = {}  # calls that gpu_arms.py has compiled
+        self.compiled: dict[str, Any] = {}  # calls that gpu_arms.py has compiled
+        self.recomputes = False
         share_tensors(self.stock, vlm)
         self.backbone, self.loss_config = backbone, LossConfig()
         self.objective = DetectionObjective(detector, self.loss_config)
@@ -209,7 +210,8 @@ class Bench:
         """What happens to activations, one of MODES; `selective` is this project's own, padded recomputes all there."""
         for vlm in (self.backbone.vlm, self.stock):
             call_checkpointing(vlm, "disable")
-        if mode != "kept":
+        self.recomputes = mode != "kept"
+        if self.recomputes:
             call_checkpointing(self.stock, "enable")
             checkpoint_activations(self.backbone, "full" if mode == "recomputed" else mode)
 

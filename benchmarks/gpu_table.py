@@ -70,7 +70,9 @@ def _arm(mode: Mapping[str, Any], arm: str, key: str) -> Any:
 def failed_arms(step: Mapping[str, Any]) -> list[str]:
     """Arms of the step that ended with an error: one that does not fit, or whose package is missing, has not failed."""
     modes = {name: (step.get(name) or {}).get("arms") or {} for name in MODES}
-    return [f"{arm} ({mode})" for mode, arms in modes.items() for arm, found in arms.items() if "error" in (found or {})]
+    return [
+        f"{arm} ({mode})" for mode, arms in modes.items() for arm, found in arms.items() if "error" in (found or {})
+    ]
 
 
 def aims(figures: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
