@@ -1,4 +1,4 @@
-"""The full job's config under DeepSpeed ZeRO-2, a group of one: ten steps, with a checkpoint and a resume after five.
+"""The full job's config under DeepSpeed ZeRO-2, a group of one: ten steps, and a resume from the checkpoint after five.
 
 Called by benchmarks/gpu.py if --parts names it. The backbone has Qwen2.5-VL-3B's widths and vocabulary but DEPTH blocks
 of tower and language model: a checkpoint of all 36 + 32 would be 60 GB with its float32 weights and moments, and take
@@ -29,7 +29,7 @@ from bbu.training.loss_log import LOG_FILE
 from data_conversion.cabinet_photos import draw_data_set
 
 DEPTH = 4  # blocks of the tower, and layers of the language model
-STOP, STEPS = 5, 10
+STEPS, TINY_STEPS = (5, 10), (1, 2)  # of the first run, and after the second
 ALWAYS = (
     "training.eval_every=0", "training.select_best=", "training.report_to=[]", "training.closing.epochs=0",
     "training.warmup_steps=1", "training.log_every=1", "data.source.max_teachers=4",
@@ -48,15 +48,16 @@ def deepspeed(setting: Setting, findings: Findings) -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         parameters = save_backbone(setting, folder / "model")
-        draw_data_set(folder / "raw", {"train": 24, "val": 2, "test": 2}, seed=5, workers=1 if setting.tiny else 8)
+        photos = {"train": 8 if setting.tiny else 64, "val": 1, "test": 1}
+        draw_data_set(folder / "raw", photos, seed=5, workers=1 if setting.tiny else 8)
         findings.add(parameters=parameters, zero_stage=2, processes=1)
         peaks, clock = [], Clock()
         with clocked(clock):
-            for steps in (STOP, STEPS):
+            for steps in TINY_STEPS if setting.tiny else STEPS:
                 peaks.append(setting.memory_of(lambda steps=steps: train(setting, folder, steps)))  # type: ignore[misc]
                 setting.free()
                 findings.add(steps=steps, step_seconds=step_seconds(clock), peak_bytes=[p and p[0] for p in peaks])
-        findings.add(**outcome(folder / "run"))
+        findings.add(**outcome(folder / "run", steps))
 
 
 def save_backbone(setting: Setting, folder: Path) -> int:
@@ -81,7 +82,7 @@ def train(setting: Setting, folder: Path, steps: int) -> None:
     from bbu.config import load_config
 
     places = (f"data.source.path={folder / 'raw'}", f"model.path={folder / 'model'}", f"output_dir={folder / 'run'}")
-    resume = f"training.resume={'true' if steps > STOP else 'false'}"
+    resume = f"training.resume={'true' if (folder / 'run').exists() else 'false'}"
     words = [*places, *ALWAYS, *(SMALL if setting.tiny else ()), resume, f"training.max_steps={steps}"]
     config = load_config(PROJECT / "configs" / "bbu.yaml", words)
     config.training.deepspeed = str(PROJECT / "configs" / "zero2.json")
@@ -93,16 +94,16 @@ def step_seconds(clock: Clock) -> list[float]:
     return [round(later - earlier, 3) for earlier, later in zip(clock.ends, clock.ends[1:], strict=False)]
 
 
-def outcome(run: Path) -> dict[str, Any]:
+def outcome(run: Path, steps: int) -> dict[str, Any]:
     """Whether the second run went on where the first had stopped, and what a checkpoint takes."""
     lines = (run / LOG_FILE).read_text(encoding="utf-8").splitlines()
     losses = {entry["step"]: entry["loss"] for entry in map(json.loads, lines) if "loss" in entry}
-    checkpoint = run / f"checkpoint-{STEPS}"
+    checkpoint = run / f"checkpoint-{steps}"
     return {
-        "resumed": list(losses) == list(range(1, STEPS + 1)),
+        "resumed": list(losses) == list(range(1, steps + 1)),
         "finite": all(math.isfinite(loss) for loss in losses.values()),
         "first_loss": losses.get(1),
-        "last_loss": losses.get(STEPS),
+        "last_loss": losses.get(steps),
         "zero_files": sorted(path.name for path in checkpoint.glob("global_step*/*optim_states.pt")),
         "checkpoint_bytes": sum(path.stat().st_size for path in checkpoint.rglob("*") if path.is_file()),
     }
