@@ -21,16 +21,18 @@ from transformers import TrainerCallback
 
 from bbu import stages
 from bbu.config import Config, load_config
-from bbu.monitoring.profiling import TRACE_FILE
+from bbu.monitoring.profiling import TRACE_FILE, profile_config
 from bbu.monitoring.trace import KERNELS, read_events, step_operations
 from bbu.stages import training
+from bbu.stages.run import ready_device
+from bbu.training.trainer import training_arguments
 
 PHOTOS = "data/bccd_voc"  # in a shared folder
 WARM_UP = 10  # steps before the one that is traced
 TRAIN_SECONDS, QUICK_TRAIN_SECONDS = 30, 60  # less where no more are left
 SCORE_SECONDS = 15  # to publish, predict and score
 LEAST_SECONDS = 5
-PROBE_SECONDS = 4.0  # of training, to know how many steps the time is for
+PROBE_SECONDS, TINY_PROBE_SECONDS = 4.0, 0.2  # of training, to know how many steps the time is for
 WARM_UP_SHARE = 175 / 2000  # of configs/bccd.yaml's steps
 DRAWN = (
     "data.source.photos={train: 200, val: 0, test: 40}", "training.eval_every=0", "training.visual_every=0",
@@ -140,7 +142,8 @@ def train(setting: Setting, findings: Findings) -> None:
         findings.add(skipped=f"{setting.left:.0f} s are too few")
         return
     with tempfile.TemporaryDirectory() as folder:
-        steps = 2 if setting.tiny else probed_steps(setting, findings, f"{folder}/probe", seconds)
+        steps = probed_steps(setting, findings, f"{folder}/probe", seconds)
+        steps = 2 if setting.tiny else steps
         warm_up = max(1, round(steps * WARM_UP_SHARE))
         overrides = (f"training.max_steps={steps}", f"training.warmup_steps={warm_up}")
         config, about = small_job(setting, f"{folder}/run", *overrides)
@@ -156,11 +159,16 @@ def train(setting: Setting, findings: Findings) -> None:
 
 
 def probed_steps(setting: Setting, findings: Findings, output: str, seconds: float) -> int:
-    """How many steps fit into some seconds, from a training of a few."""
-    clock = Clock(PROBE_SECONDS)
+    """How many steps fit into some seconds, from a training of a few that saves nothing."""
     config, _ = small_job(setting, output)
-    with clocked(clock):
-        stages.train(config)
+    device, config = ready_device(config), profile_config(config)
+    run, clock = stages.open_run(config), Clock(TINY_PROBE_SECONDS if setting.tiny else PROBE_SECONDS)
+    args = training_arguments(config, use_cpu=device.type == "cpu", bf16=run.bf16, has_val=False)
+    trainer = training.build_trainer(run, args)
+    trainer.args.set_save(strategy="no")
+    trainer.write_no_log()
+    trainer.add_callback(clock)
+    trainer.train()
     rate = clock.steps_a_second(0.3)
     findings.add(probe_steps_a_second=rate, probe_steps=len(clock.ends))
     return min(config.training.max_steps, max(2, round((rate or 1.0) * seconds)))
