@@ -16,7 +16,9 @@ import json
 import math
 import os
 import re
+import shutil
 import sys
+import tempfile
 import threading
 import time
 import traceback
@@ -146,8 +148,12 @@ def run_parts(names: Sequence[str], setting: Any, results: Results) -> None:
         print(json.dumps({name: results.parts[name]}, ensure_ascii=False)[:2000], flush=True)
 
 
-def end_at_the_limit(names: Sequence[str], seconds: float, results: Results) -> threading.Timer:
-    """A timer that writes what there is and ends the process: a kernel that hangs cannot be interrupted otherwise."""
+def end_at_the_limit(names: Sequence[str], seconds: float, results: Results, scratch: str) -> threading.Timer:
+    """A timer that writes what there is and ends the process: a kernel that hangs cannot be interrupted otherwise.
+
+    Args:
+        scratch: a folder that it removes.
+    """
     started = time.monotonic()
 
     def end() -> None:
@@ -159,6 +165,7 @@ def end_at_the_limit(names: Sequence[str], seconds: float, results: Results) -> 
                         results.end(name, "stopped: no time left", started)
                 results.write()
                 results.finish()
+            shutil.rmtree(scratch, ignore_errors=True)
         finally:
             os._exit(1)
 
@@ -213,9 +220,11 @@ def main() -> int:
 
     setting = Setting.create(arguments.device, arguments.tiny, arguments.quick, stop, Path(arguments.output))
     results = Results(arguments, setting.gpu)
-    timer = end_at_the_limit(arguments.parts, setting.left, results)
-    run_parts(arguments.parts, setting, results)
-    timer.cancel()
+    with tempfile.TemporaryDirectory() as scratch:
+        tempfile.tempdir = scratch  # of all that parts write
+        timer = end_at_the_limit(arguments.parts, setting.left, results, scratch)
+        run_parts(arguments.parts, setting, results)
+        timer.cancel()
     results.finish()
     return int(not headline(results.parts)["all_parts_ended"])
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ WARM_UP = 10  # steps before the one that is traced
 TRAIN_SECONDS, QUICK_TRAIN_SECONDS = 30, 60  # less where no more are left
 SCORE_SECONDS = 15  # to publish, predict and score
 LEAST_SECONDS = 5
+REPORT_SECONDS = 5.0
 PROBE_SECONDS, TINY_PROBE_SECONDS = 4.0, 0.2  # of training, to know how many steps the time is for
 WARM_UP_SHARE = 175 / 2000  # of configs/bccd.yaml's steps
 DRAWN = (
@@ -100,16 +101,20 @@ class Clock(TrainerCallback):
 
     Args:
         seconds: the training stops after so many.
+        report: called every REPORT_SECONDS.
     """
 
-    def __init__(self, seconds: float | None = None) -> None:
+    def __init__(self, seconds: float | None = None, report: Callable[[Clock], None] | None = None) -> None:
         self.ends: list[float] = []
-        self.seconds = seconds
+        self.seconds, self.report, self.reported = seconds, report, time.monotonic()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.ends.append(time.monotonic())
         if self.seconds is not None and self.ends[-1] - self.ends[0] > self.seconds:
             control.should_training_stop = True
+        if self.report is not None and self.ends[-1] - self.reported > REPORT_SECONDS:
+            self.report(self)
+            self.reported = self.ends[-1]
 
     def steps_a_second(self, after: float) -> float | None:
         """Of the steps after a share of them, which are slower: kernels are chosen, shapes are new."""
@@ -147,13 +152,16 @@ def train(setting: Setting, findings: Findings) -> None:
         warm_up = max(1, round(steps * WARM_UP_SHARE))
         overrides = (f"training.max_steps={steps}", f"training.warmup_steps={warm_up}")
         config, about = small_job(setting, f"{folder}/run", *overrides)
-        clock = Clock()
+        findings.add(**about, steps=steps, batch_size=config.training.batch_size)
+
+        def report(clock: Clock) -> None:
+            spent = clock.ends[-1] - clock.ends[0]
+            findings.add(steps_done=len(clock.ends), train_seconds=spent, steps_a_second=clock.steps_a_second(0.1))
+
+        clock = Clock(report=report)
         with clocked(clock):
             run = stages.train(config, scored=True)
-        spent = clock.ends[-1] - clock.ends[0]
-        rate = clock.steps_a_second(0.1)
-        findings.add(**about, steps=steps, batch_size=config.training.batch_size, train_seconds=spent)
-        findings.add(steps_a_second=rate)
+        report(clock)
         stages.predict(run)
         findings.add(AP50=stages.score(run)["AP50"])
 

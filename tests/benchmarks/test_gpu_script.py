@@ -280,3 +280,14 @@ def test_a_training_without_time_is_left_out(setting: Any, tmp_path: Path) -> No
     setting.stop, found = time.monotonic() + 20, dict[str, Any]()
     small.train(setting, machine.Findings(found, threading.RLock(), lambda: None))
     assert "are too few" in found["skipped"]
+
+
+def test_the_clock_reports_while_a_training_runs_and_ends_a_probe(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = iter(range(100))
+    monkeypatch.setattr(small, "time", SimpleNamespace(monotonic=lambda: float(next(now))))
+    seen: list[int] = []
+    clock, control = small.Clock(8, lambda clock: seen.append(len(clock.ends))), SimpleNamespace()
+    while not hasattr(control, "should_training_stop"):
+        clock.on_step_end(None, None, control)
+    assert seen == [6] and len(clock.ends) == 10
+    assert clock.steps_a_second(0.1) == 1.0 and small.Clock().steps_a_second(0.1) is None
