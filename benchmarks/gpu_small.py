@@ -29,8 +29,8 @@ from bbu.training.trainer import training_arguments
 
 PHOTOS = "data/bccd_voc"  # in a shared folder
 WARM_UP = 10  # steps before the one that is traced
-TRAIN_SECONDS, QUICK_TRAIN_SECONDS = 30, 60  # less where no more are left
-SCORE_SECONDS = 15  # to publish, predict and score
+TRAIN_SECONDS, QUICK_TRAIN_SECONDS = 20, 60  # less where no more are left
+RESERVED_SECONDS = 18  # to prepare and build twice, to probe, and to publish, predict and score
 LEAST_SECONDS = 5
 REPORT_SECONDS = 5.0
 PROBE_SECONDS, TINY_PROBE_SECONDS = 4.0, 0.2  # of training, to know how many steps the time is for
@@ -142,7 +142,7 @@ def clocked(clock: Clock) -> Iterator[None]:
 def train(setting: Setting, findings: Findings) -> None:
     """As many steps as the time is for, with the whole schedule; steps a second; AP50 on test."""
     wanted = QUICK_TRAIN_SECONDS if setting.quick else TRAIN_SECONDS
-    seconds = min(wanted, setting.left - SCORE_SECONDS - 2 * PROBE_SECONDS)
+    seconds = min(wanted, setting.left - RESERVED_SECONDS)
     if seconds < LEAST_SECONDS:
         findings.add(skipped=f"{setting.left:.0f} s are too few")
         return
