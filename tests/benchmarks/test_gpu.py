@@ -139,6 +139,16 @@ def test_an_arm_that_fails_or_does_not_fit_is_left_out(bench: Any) -> None:
     assert not enough and "seconds" not in found["arms"]["packed"]
 
 
+def test_an_arm_that_fails_in_a_timed_step_keeps_what_it_had(bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(losses: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    bench.step(arms.packed_losses(bench, bench.samples(1)))  # so that the warm-up is none
+    monkeypatch.setattr(bench, "step", fails)
+    found = compare(bench, bench.samples(1), ["packed"])[1]["arms"]["packed"]
+    assert found == {"peak_bytes": None, "activation_bytes": None, "error": "out of memory in a timed step"}
+
+
 def test_a_slow_arm_is_timed_once_and_the_others_in_three_rounds(
     bench: Any, setting: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
