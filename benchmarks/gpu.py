@@ -1,11 +1,11 @@
-"""What one H100/H200-class GPU is to measure, in under ten minutes: see docs/benchmarks/README.md.
+"""What one H100/H200-class GPU is to measure, in five minutes, or two if quick: see docs/benchmarks/README.md.
 
-    bash benchmarks/gpu.sh [--output FOLDER] [--parts no_bleed,step] [--seconds 570]
+    bash benchmarks/gpu.sh [--quick] [--output FOLDER] [--parts no_bleed,step] [--seconds 300]
     bash benchmarks/gpu.sh --tiny --device cpu --output /tmp/gpu
 
-Every part runs in a process of its own with a time limit of its own, the most important ones first; one that fails or
-is stopped leaves what it had and why it ended. Time that a part does not use goes to the next. The JSON is written
-again after each part, and a row of the table at the end. The last line is one JSON object.
+One process runs all parts, the most important ones first. A part that fails leaves what it had and why it ended, and
+the others go on. The JSON is written again after each figure, and a row of the table at the end; when the time is over,
+a timer writes what there is and ends the process, whatever it is waiting for. The last line is one JSON object.
 """
 
 from __future__ import annotations
@@ -13,157 +13,220 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
+import math
 import os
 import re
-import signal
-import subprocess
+import shutil
 import sys
 import tempfile
+import threading
 import time
+import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 from typing import Any
 
-from gpu_table import add_row, headline
+from gpu_table import add_row, aims, headline, with_aims
 from harness import last_line
 
-from bbu.jsonl import atomic_writer, decode_json
+from bbu.jsonl import atomic_writer
 
 PROJECT = Path(__file__).resolve().parents[1]
 PUBLISHED = PROJECT / "docs" / "benchmarks"
-GRACE = 3.0  # seconds to stop a part and write what it had
+SECONDS, QUICK_SECONDS = 300, 120  # for all parts together
+NOT_REACHED = "not reached: no time left"
+GRACE = 3.0  # seconds to write what there is
 
 
 @dataclass(frozen=True)
 class Part:
-    """A function(setting, findings) of a module beside this file, and the seconds that are kept for it."""
+    """A function(setting, findings) of a module beside this file.
+
+    Args:
+        when: ``quick``: always; ``full``: unless quick; ``asked``: if --parts names it.
+    """
 
     module: str
     function: str
-    seconds: float
+    when: str = "full"
 
 
 PARTS = {
-    "facts": Part("gpu_machine", "facts", 45),
-    "no_bleed": Part("gpu_no_bleed", "no_bleed", 85),
-    "step": Part("gpu_steps", "step", 165),
-    "syncs": Part("gpu_syncs", "syncs", 40),
-    "published": Part("gpu_steps", "published", 65),
-    "largest_pack": Part("gpu_steps", "largest_pack", 105),
-    "timeline": Part("gpu_timeline", "timeline", 50),
+    "facts": Part("gpu_machine", "facts", "quick"),
+    "no_bleed": Part("gpu_no_bleed", "no_bleed", "quick"),
+    "step": Part("gpu_steps", "step", "quick"),
+    "profile": Part("gpu_small", "profile", "quick"),
+    "train": Part("gpu_small", "train", "quick"),
+    "syncs": Part("gpu_syncs", "syncs"),
+    "timeline": Part("gpu_timeline", "timeline"),
+    "largest_pack": Part("gpu_steps", "largest_pack"),
+    "deepspeed": Part("gpu_deepspeed", "deepspeed", "asked"),
 }
 
 
-# ---------------------------------------------------------------- one part, in its own process
+class Results:
+    """All figures, in a JSON file that is whole at any time.
+
+    Args:
+        gpu: its name; the file is named by its kind.
+    """
+
+    def __init__(self, arguments: argparse.Namespace, gpu: str) -> None:
+        day, how = date.today().isoformat(), "-quick" if arguments.quick else ""
+        self.path = Path(arguments.output) / f"{day}-{gpu_kind(gpu)}{how}.json"
+        self.parts: dict[str, dict[str, Any]] = {}
+        self.about = {"date": day, "tiny": arguments.tiny, "quick": arguments.quick}
+        self.lock = threading.RLock()
+
+    def whole(self) -> dict[str, Any]:
+        found = headline(self.parts)
+        return {**self.about, "headline": found, "aims": aims(found), "parts": self.parts}
+
+    def write(self) -> None:
+        with self.lock, atomic_writer(self.path) as file:
+            json.dump(finite(self.whole()), file, ensure_ascii=False, indent=1)
+
+    def end(self, name: str, how: str, started: float) -> None:
+        with self.lock:
+            self.parts[name] |= {"ended": how, "seconds": round(time.monotonic() - started, 1)}
+            self.write()
+
+    def finish(self) -> None:
+        """The row of the table, the aims, and the last line."""
+        whole = self.whole()
+        table = add_row(whole, self.path, PUBLISHED / "README.md")
+        print(f"\nwritten: {self.path}, and a row in {table}\n\n{with_aims(whole['aims'])}")
+        last_line("gpu", **whole["headline"])
+        sys.stdout.flush()
 
 
-def run_part(name: str, arguments: argparse.Namespace) -> int:
+def finite(value: Any) -> Any:
+    """The same with infinite numbers and NaN as words: JSON has none."""
+    if isinstance(value, dict):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(item) for item in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
+# ---------------------------------------------------------------- parts
+
+
+def run_part(name: str, setting: Any, results: Results) -> None:
     """Measure; an error is written down beside what was found before it."""
-    from gpu_machine import Findings, Setting  # imports torch, which the other process does without
+    from gpu_machine import Findings, in_words  # imports torch
 
-    findings = Findings(Path(arguments.result))
-    setting = Setting.create(arguments.device, arguments.tiny, arguments.stop, Path(arguments.output))
-    part = PARTS[name]
+    started, part = time.monotonic(), PARTS[name]
+    with results.lock:
+        results.parts[name] = {"ended": "running"}
+    findings = Findings(results.parts[name], results.lock, results.write)
+    findings.add()
     try:
         getattr(importlib.import_module(part.module), part.function)(setting, findings)
     except Exception as error:  # whatever it is: the other parts go on
-        import traceback
-
         traceback.print_exc()
-        findings.add(error=f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"[:500])
+        findings.add(error=in_words(error))
         findings.add(where=[line.strip() for line in traceback.format_tb(error.__traceback__)[-3:]])
-        return 1
-    return 0
+        failed = True
+    else:
+        failed = False
+    if failed:  # the error, whose frames hold tensors, is gone by now
+        setting.free()
+    results.end(name, "failed" if failed else "ok", started)
 
 
-# ---------------------------------------------------------------- all parts
+def run_parts(names: Sequence[str], setting: Any, results: Results) -> None:
+    for name in names:
+        if setting.left <= 0:
+            results.parts[name] = {"ended": NOT_REACHED}
+            results.write()
+            continue
+        print(f"\n== {name}: {setting.left:.0f} s are left", flush=True)
+        run_part(name, setting, results)
+        print(json.dumps({name: results.parts[name]}, ensure_ascii=False)[:2000], flush=True)
 
 
-def measure(name: str, limit: float, arguments: argparse.Namespace) -> dict[str, Any]:
-    """Run a part for at most ``limit`` seconds; what it found, and how it ended."""
+def end_at_the_limit(names: Sequence[str], seconds: float, results: Results, scratch: str) -> threading.Timer:
+    """A timer that writes what there is and ends the process: a kernel that hangs cannot be interrupted otherwise.
+
+    Args:
+        scratch: a folder that it removes.
+    """
     started = time.monotonic()
-    with tempfile.TemporaryDirectory() as folder:
-        result = Path(folder) / "part.json"
-        options = ["--part", name, "--result", str(result), "--device", arguments.device, "--output", arguments.output]
-        options += ["--stop", str(started + limit - GRACE), *(["--tiny"] if arguments.tiny else [])]
-        command = [sys.executable, __file__, *options]
-        child = subprocess.Popen(command, start_new_session=True)
+
+    def end() -> None:
         try:
-            status, ended = child.wait(timeout=limit), "ok"
-        except subprocess.TimeoutExpired:
-            os.killpg(child.pid, signal.SIGKILL)
-            status, ended = child.wait(), f"stopped after {limit:.0f} s"
-        found = decode_json(result.read_text(encoding="utf-8"), name) if result.exists() else {}
-    if status != 0 and ended == "ok":
-        ended = "failed"
-        found.setdefault("error", f"the process ended with status {status}; its last words are above")
-    return {"ended": ended, "seconds": round(time.monotonic() - started, 1), **found}
+            with results.lock:
+                for name in names:
+                    results.parts.setdefault(name, {"ended": NOT_REACHED})
+                    if results.parts[name]["ended"] == "running":
+                        results.end(name, "stopped: no time left", started)
+                results.write()
+                results.finish()
+            shutil.rmtree(scratch, ignore_errors=True)
+        finally:
+            os._exit(1)
+
+    timer = threading.Timer(max(seconds, 0), end)
+    timer.daemon = True
+    timer.start()
+    return timer
 
 
-def measure_all(arguments: argparse.Namespace) -> Path:
-    """Every part in turn; the path of the JSON, which is written again after each."""
-    stop = time.monotonic() + arguments.seconds - arguments.already - GRACE
-    names = [name for name in PARTS if name == "facts" or name in arguments.parts]
-    found: dict[str, Any] = {"date": date.today().isoformat(), "tiny": arguments.tiny, "parts": {}}
-    path = Path()
-    for place, name in enumerate(names):
-        later = sum(PARTS[other].seconds for other in names[place + 1 :])
-        left = stop - time.monotonic()
-        limit = min(left, max(left - later, PARTS[name].seconds))
-        print(f"\n== {name}: up to {limit:.0f} s", flush=True)
-        if limit < 5:
-            found["parts"][name] = {"ended": "not reached: no time left"}
-        else:
-            found["parts"][name] = measure(name, limit, arguments)
-        path = path if path.name else Path(arguments.output) / f"{found['date']}-{gpu_kind(found)}.json"
-        found["headline"] = headline(found["parts"])
-        with atomic_writer(path) as file:
-            json.dump(found, file, ensure_ascii=False, indent=1)
-        print(json.dumps({name: found["parts"][name]}, ensure_ascii=False)[:2000], flush=True)
-    return path
-
-
-def gpu_kind(found: dict[str, Any]) -> str:
+def gpu_kind(name: str) -> str:
     """What names the file: h100, h200, a100; cpu."""
-    name = str(found["parts"].get("facts", {}).get("gpu") or "unknown")
     short = re.search(r"\b([A-Z]{1,2}\d{2,3}[A-Z]?)\b", name)
     return (short.group(1) if short else re.sub(r"\W+", "-", name)).lower()
+
+
+# ---------------------------------------------------------------- command line
 
 
 def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--output", default=str(PUBLISHED), help="folder of the JSON and the table (docs/benchmarks)")
-    parser.add_argument("--parts", default=",".join(PARTS), help=f"some of {', '.join(PARTS)}; facts always runs")
-    parser.add_argument("--seconds", type=float, default=570, help="for all parts together (570)")
+    parser.add_argument("--parts", help=f"some of {', '.join(PARTS)}; facts always runs; deepspeed only if named")
+    parser.add_argument("--quick", action="store_true", help="two minutes: one step of each arm, a short training")
+    parser.add_argument("--seconds", type=float, help=f"for all parts together ({SECONDS}; quick: {QUICK_SECONDS})")
     parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
     parser.add_argument("--tiny", action="store_true", help="sizes of a test; needs --output, changes nothing in docs")
     parser.add_argument("--already", type=float, default=0, help=argparse.SUPPRESS)  # seconds spent before Python
-    parser.add_argument("--part", choices=PARTS, help=argparse.SUPPRESS)
-    parser.add_argument("--result", help=argparse.SUPPRESS)
-    parser.add_argument("--stop", type=float, help=argparse.SUPPRESS)  # time.monotonic(), which processes share
     arguments = parser.parse_args(words)
-    if unknown := set(arguments.parts.split(",")) - set(PARTS):
+    if unknown := set((arguments.parts or "facts").split(",")) - set(PARTS):
         parser.error(f"--parts: {', '.join(sorted(unknown))} is none of {', '.join(PARTS)}")
     if arguments.device == "cpu" and not arguments.tiny:
         parser.error("--device cpu: only with --tiny; the real sizes are for a GPU")
     if arguments.tiny and Path(arguments.output).resolve() == PUBLISHED:
         parser.error("--tiny: give --output FOLDER; docs/benchmarks is for real measurements")
-    arguments.parts = arguments.parts.split(",")
+    arguments.parts = chosen(arguments.parts, arguments.quick)
+    arguments.seconds = arguments.seconds or (QUICK_SECONDS if arguments.quick else SECONDS)
     return arguments
 
 
+def chosen(named: str | None, quick: bool) -> list[str]:
+    """Names of the parts to run, in their order."""
+    if named is not None:
+        return [name for name in PARTS if name in ("facts", *named.split(","))]
+    return [name for name, part in PARTS.items() if part.when in (("quick",) if quick else ("quick", "full"))]
+
+
 def main() -> int:
+    stop = time.monotonic() - GRACE
     arguments = parse()
-    if arguments.part:
-        return run_part(arguments.part, arguments)
-    path = measure_all(arguments)
-    found = decode_json(path.read_text(encoding="utf-8"), str(path))
-    table = add_row(path, PUBLISHED / "README.md")
-    print(f"\nwritten: {path}, and a row in {table}")
-    last_line("gpu", **found["headline"])
-    return int(not found["headline"]["all_parts_ended"])
+    stop += arguments.seconds - arguments.already
+    from gpu_machine import Setting  # imports torch
+
+    setting = Setting.create(arguments.device, arguments.tiny, arguments.quick, stop, Path(arguments.output))
+    results = Results(arguments, setting.gpu)
+    with tempfile.TemporaryDirectory() as scratch:
+        tempfile.tempdir = scratch  # of all that parts write
+        timer = end_at_the_limit(arguments.parts, setting.left, results, scratch)
+        run_parts(arguments.parts, setting, results)
+        timer.cancel()
+    results.finish()
+    return int(not headline(results.parts)["all_parts_ended"])
 
 
 if __name__ == "__main__":

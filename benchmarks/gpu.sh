@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Measure on one H100/H200-class GPU, in under ten minutes: docs/benchmarks/README.md.
+# Measure on one H100/H200-class GPU, in five minutes, or two with --quick: docs/benchmarks/README.md.
 #
-#   bash benchmarks/gpu.sh [--output FOLDER] [--parts no_bleed,step] [--seconds 570]
+#   bash benchmarks/gpu.sh [--quick] [--output FOLDER] [--parts no_bleed,step] [--seconds 300]
 #   bash benchmarks/gpu.sh --tiny --device cpu --output /tmp/gpu        tries every part on a CPU, in a minute
 #
 # Needs a Python with torch, transformers and this project's other imports (BBU_PYTHON, default python3) and downloads

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import copy
 import gc
-import json
 import platform
 import statistics
 import subprocess
@@ -17,7 +17,6 @@ import torch
 import transformers
 
 from bbu.errors import ConfigError
-from bbu.jsonl import atomic_writer
 from bbu.layers.attention import ATTENTION_BACKENDS, choose_attention_backend
 
 # Dense bfloat16 FLOP/s of the vendor's datasheets, by the name that the driver gives. Others: no MFU.
@@ -34,46 +33,68 @@ Result = TypeVar("Result")
 
 
 class Findings:
-    """What a part found so far, in a file that is whole at any time: a part that is stopped loses nothing."""
+    """What a part found so far; every figure is on the disk once it is added.
 
-    def __init__(self, path: Path) -> None:
-        self.path, self.figures = path, dict[str, Any]()
+    Args:
+        figures: what is found, which the owner writes.
+        lock: held while figures change, and by whoever writes them.
+        write: writes all parts.
+    """
+
+    def __init__(self, figures: dict[str, Any], lock: Any, write: Callable[[], None]) -> None:
+        self.figures, self.lock, self.write = figures, lock, write
 
     def add(self, **figures: Any) -> None:
         """Later values of a key replace earlier ones."""
-        self.figures |= figures
-        with atomic_writer(self.path) as file:
-            json.dump(self.figures, file, ensure_ascii=False)
+        with self.lock:
+            self.figures |= copy.deepcopy(figures)  # the part may go on filling what it added
+            self.write()
 
 
-@dataclass(frozen=True)
+@dataclass
 class Setting:
-    """Where a part runs.
+    """Where parts run.
 
     Args:
         tiny: sizes of a test.
-        stop: time.monotonic() at which the part will be stopped.
+        quick: less of everything.
+        stop: time.monotonic() at which everything will be stopped.
         folder: for files of its own.
+        bench: the model of Qwen2.5-VL-3B's sizes once a part has made it (gpu_model.shared_bench).
     """
 
     device: torch.device
     tiny: bool
+    quick: bool
     stop: float
     folder: Path
+    bench: Any = None
 
     @classmethod
-    def create(cls, device: str, tiny: bool, stop: float, folder: Path) -> Setting:
+    def create(cls, device: str, tiny: bool, quick: bool, stop: float, folder: Path) -> Setting:
         """
         Raises:
             SystemExit: there is no such device.
         """
         if device == "cuda" and not torch.cuda.is_available():
             raise SystemExit("gpu.py: this torch sees no CUDA device; --tiny --device cpu tries the parts without one")
-        return cls(torch.device(device), tiny, stop, folder)
+        return cls(torch.device(device), tiny, quick, stop, folder)
+
+    def free(self) -> None:
+        """Give the memory back, also what a part that failed has left."""
+        self.bench = None
+        gc.collect()
+        if self.on_gpu:
+            torch.cuda.empty_cache()
+
+    @property
+    def gpu(self) -> str:
+        """The driver's name of the GPU, or cpu."""
+        return torch.cuda.get_device_name(self.device) if self.on_gpu else "cpu"
 
     @property
     def left(self) -> float:
-        """Seconds until the part is stopped."""
+        """Seconds until everything is stopped."""
         return self.stop - time.monotonic()
 
     @property
@@ -87,7 +108,7 @@ class Setting:
 
     def peak_flops(self) -> float | None:
         """Dense bfloat16 FLOP/s, or None where the datasheet is not in PEAK_FLOPS."""
-        return PEAK_FLOPS.get(torch.cuda.get_device_name(self.device)) if self.on_gpu else None
+        return PEAK_FLOPS.get(self.gpu)
 
     def memory_of(self, work: Callable[[], Any]) -> tuple[int, int] | None:
         """Most bytes that tensors took while something ran: in all, and above what there was before; None on a CPU."""
@@ -114,6 +135,11 @@ def _runs(backend: str, device: torch.device) -> bool:
         return False
 
 
+def in_words(error: BaseException) -> str:
+    """Kind and first line."""
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"[:500]
+
+
 def unless_out_of_memory(work: Callable[[], Result]) -> Result | None:
     """What the work gives, or None where it does not fit into the device's memory, which is then emptied."""
     try:
@@ -134,7 +160,7 @@ def facts(setting: Setting, findings: Findings) -> None:
     """What the figures were taken on; the machine is named by its GPU alone."""
     on_gpu = setting.on_gpu
     findings.add(
-        gpu=torch.cuda.get_device_name(setting.device) if on_gpu else "cpu",
+        gpu=setting.gpu,
         peak_bf16_flops=setting.peak_flops(),
         python=platform.python_version(),
         torch=torch.__version__,

@@ -1,8 +1,7 @@
 """The model, samples and training steps that benchmarks/gpu.py measures.
 
-Three arms share one set of weights and one optimizer: `padded` is transformers' own class, a padded batch, SDPA and its
-own loss; `packed` is this project's backbone and language loss on the same samples; `objective` is `packed` with the
-whole detection branch, as it is trained.
+Transformers' own class and this project's backbone share one set of weights and one optimizer; gpu_arms.py says in
+which ways they are run.
 
 Shapes: D feature width, T packed tokens.
 """
@@ -11,7 +10,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +42,9 @@ from bbu.training.param_groups import optimizer_groups
 PROJECT = Path(__file__).resolve().parents[1]
 TOKEN = 28**2  # pixels of a photo that make one image token
 MODES = ("kept", "selective", "recomputed")  # activations: without gradient checkpointing, and with two kinds of it
+SEED = 7  # its first 4 samples are those of the first figures: 8,636 tokens, 21,828 patches
 BACKWARD = 2  # times as dear as the forward pass: two products for each of its one
+Losses = Sequence[Callable[[], torch.Tensor]]  # of a step's micro-batches, which are on the device already
 NO_STEP = LearningRates(0, 0, 0, 0, 0)  # weights stay random, and those of all arms the same
 
 # config.json of Qwen/Qwen2.5-VL-3B-Instruct; heads of 128, so the sections are half a head together.
@@ -103,8 +103,8 @@ def draw_photo(random: np.random.Generator, image_tokens: tuple[int, int], most_
 def draw_samples(
     processor: ChatProcessor, count: int, image_tokens: tuple[int, int], most_objects: int
 ) -> list[ChatProcessorOutput]:
-    """Samples of 0, 1, 2 and 3 teachers in turn, drawn afresh."""
-    random = np.random.default_rng()
+    """Samples of 0, 1, 2 and 3 teachers in turn; the same in every run, so that runs can be compared."""
+    random = np.random.default_rng(SEED)
     samples = []
     for number in range(count):
         *teachers, student = (draw_photo(random, image_tokens, most_objects) for _ in range(number % 4 + 1))
@@ -166,7 +166,7 @@ def call_checkpointing(vlm: Any, word: str) -> None:
 
 
 class Bench:
-    """Weights in bfloat16 made on the device, one AdamW, and a training step of each arm.
+    """Weights in bfloat16 made on the device, one AdamW, and training steps.
 
     Args:
         real: Qwen2.5-VL-3B's sizes; else a test's.
@@ -189,6 +189,8 @@ class Bench:
         with torch.device("meta"):  # a config of its own: it also says which attention is used
             self.stock = Qwen2_5_VLForConditionalGeneration._from_config(copy.deepcopy(config), dtype=torch.bfloat16)
         self.stock.set_attn_implementation("sdpa")
+        self.compiled: dict[str, Any] = {}  # calls that gpu_arms.py has compiled
+        self.recomputes = False
         share_tensors(self.stock, vlm)
         self.backbone, self.loss_config = backbone, LossConfig()
         self.objective = DetectionObjective(detector, self.loss_config)
@@ -208,25 +210,18 @@ class Bench:
         """What happens to activations, one of MODES; `selective` is this project's own, padded recomputes all there."""
         for vlm in (self.backbone.vlm, self.stock):
             call_checkpointing(vlm, "disable")
-        if mode != "kept":
+        self.recomputes = mode != "kept"
+        if self.recomputes:
             call_checkpointing(self.stock, "enable")
             checkpoint_activations(self.backbone, "full" if mode == "recomputed" else mode)
 
     def samples(self, count: int) -> list[ChatProcessorOutput]:
         return draw_samples(self.processor, count, self.image_tokens, self.most_objects)
 
-    # ------------------------------------------------------------ arms
+    # ------------------------------------------------------------ batches and losses
 
     def on_device(self, batch: Batch) -> Batch:
         return {k: v.to(self.setting.device) if isinstance(v, torch.Tensor) else v for k, v in batch.items()}
-
-    def loss(self, arm: str, samples: Sequence[ChatProcessorOutput]) -> Callable[[], torch.Tensor]:
-        """The loss of these samples, whose batch is on the device already."""
-        if arm == "padded":
-            inputs = self.padded_inputs(samples)
-            return lambda: self.stock(**inputs).loss  # type: ignore[no-any-return]
-        batch = self.packed_batch(samples)
-        return partial({"packed": self._packed_loss, "objective": self._whole_loss}[arm], batch)
 
     def packed_batch(self, samples: Sequence[ChatProcessorOutput]) -> Batch:
         return self.on_device(self.pack(samples))
@@ -249,51 +244,55 @@ class Bench:
             batch["cu_seqlens"], batch["max_seqlen"],
         ).hidden_TD  # fmt: skip
 
-    def _packed_loss(self, batch: Batch) -> torch.Tensor:
+    def packed_loss(self, batch: Batch) -> torch.Tensor:
+        """The language loss alone."""
         spans = [span for of_sample in batch["teacher_spans"] for span in of_sample] + batch["student_spans"]
         supervised = sum(stop - start for start, stop in spans)
         hidden_TD = self.packed_states(batch)
         return answer_loss_sum(hidden_TD, batch["labels"][0], self.backbone.lm_head_weight, spans) / supervised
 
-    def _whole_loss(self, batch: Batch) -> torch.Tensor:
+    def whole_loss(self, batch: Batch) -> torch.Tensor:
+        """With the detection branch, as it is trained."""
         components = weigh(self.objective(**batch), count_terms(batch), term_weights(self.loss_config))
         return torch.stack([components[term] for term in TERMS]).sum()
 
     # ------------------------------------------------------------ steps
 
-    def step(self, loss: Callable[[], torch.Tensor]) -> None:
-        """Forward, backward, AdamW; the parts carry labels for a profile."""
+    def step(self, losses: Losses) -> None:
+        """Forward and backward of each micro-batch, AdamW; the parts carry labels for a profile."""
         self.optimizer.zero_grad(set_to_none=True)
-        with record_function("bbu/forward"):
-            value = loss()
-        with record_function("bbu/backward"):
-            value.backward()
+        self.accumulate(losses)
         with record_function("bbu/optimizer"):
             self.optimizer.step()
 
-    def first_step(self, loss: Callable[[], torch.Tensor]) -> tuple[int, int] | bool | None:
-        """A step and what another forward and backward take while weights, gradients and optimizer state stay.
+    def accumulate(self, losses: Losses) -> None:
+        """Gradients of the sum of all micro-batches' losses."""
+        for loss in losses:
+            with record_function("bbu/forward"):
+                value = loss()
+            with record_function("bbu/backward"):
+                value.backward()
+
+    def memory_of(self, losses: Losses) -> tuple[int, int] | None:
+        """Most bytes of a forward and backward pass, in all and above weights, gradients and optimizer state.
 
         Returns:
-            Bytes in all and above what stays; True where the device does not count them; None: they do not fit.
+            None where the device does not count them.
         """
+        if next(self.backbone.parameters()).grad is None:  # then there may be no optimizer state either
+            self.step(losses)
+        self.optimizer.zero_grad(set_to_none=False)
+        return self.setting.memory_of(lambda: self.accumulate(losses))
 
-        def work() -> tuple[int, int] | bool:
-            self.step(loss)
-            self.optimizer.zero_grad(set_to_none=False)
-            return self.setting.memory_of(lambda: loss().backward()) or True
+    def fits(self, losses: Losses) -> bool:
+        """Whether a step fits into the memory; where not, it is emptied."""
+        fits = unless_out_of_memory(lambda: self.step(losses) or True) is not None
+        self.optimizer.zero_grad(set_to_none=True)
+        return fits
 
-        found = unless_out_of_memory(work)
-        if found is None:
-            self.optimizer.zero_grad(set_to_none=True)
-            torch.cuda.empty_cache()
-        return found
 
-    def timed_step(self, loss: Callable[[], torch.Tensor]) -> Callable[[], None]:
-        """A step that ends when the device has done it."""
-
-        def work() -> None:
-            self.step(loss)
-            self.setting.wait()
-
-        return work
+def shared_bench(setting: Setting) -> Bench:
+    """The model of real sizes (a test's, if tiny), made once for all parts."""
+    if setting.bench is None:
+        setting.bench = Bench(setting, real=not setting.tiny)
+    return setting.bench  # type: ignore[no-any-return]

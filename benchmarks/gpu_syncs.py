@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from gpu_arms import objective_losses
 from gpu_machine import Findings, Setting
 from gpu_model import MODES, PROJECT, Bench
 
@@ -27,13 +28,13 @@ def syncs(setting: Setting, findings: Findings) -> None:
     bench = Bench(setting, real=False)
     for mode in MODES:
         bench.use(mode)
-        loss = bench.loss("objective", bench.samples(4))
+        losses = objective_losses(bench, bench.samples(4))
         for _ in range(2):
-            bench.step(loss)
+            bench.step(losses)
         setting.wait()
         with watched_syncs(setting.on_gpu) as places:
             for _ in range(STEPS):
-                bench.step(loss)
+                bench.step(losses)
         setting.wait()
         findings.add(**{mode: summary(places, STEPS)})
 

@@ -10,8 +10,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from gpu_arms import objective_losses
 from gpu_machine import Findings, Setting
-from gpu_model import PROJECT, Bench
+from gpu_model import PROJECT, shared_bench
 from torch.profiler import ProfilerActivity, profile, schedule
 
 from bbu.monitoring.trace import STEP_MARK, Gap, read_events, step_gaps
@@ -23,10 +24,11 @@ DOCS = PROJECT / "docs" / "benchmarks"
 
 def timeline(setting: Setting, findings: Findings) -> None:
     """A step of the whole objective on as many of 4, 2 and 1 samples as fit without recomputing anything."""
-    bench = Bench(setting, real=not setting.tiny)
+    bench = shared_bench(setting)
+    bench.use("kept")
     for count in (4, 2, 1):
-        loss = bench.loss("objective", bench.samples(count))
-        if bench.first_step(loss) is not None:
+        losses = objective_losses(bench, bench.samples(count))
+        if bench.fits(losses):
             break
     else:
         raise MemoryError("not even one sample fits")
@@ -35,7 +37,7 @@ def timeline(setting: Setting, findings: Findings) -> None:
     once = schedule(wait=0, warmup=1, active=1, repeat=1)
     with profile(activities=activities, schedule=once, on_trace_ready=partial(write_trace, path=path)) as recorded:
         for _ in range(2):
-            bench.step(loss)
+            bench.step(losses)
             setting.wait()
             recorded.step()
     findings.add(samples=count, trace=path.name, trace_bytes=path.stat().st_size, **gap_figures(path))

@@ -49,7 +49,7 @@ SLOWEST = (  # of those of more than 20 seconds; make test begins with them, so 
     "training/test_finite.py",
     "data/packing/test_planner.py",
     "doctor/test_examination.py",
-    "benchmarks/test_gpu.py",
+    "benchmarks/test_gpu_script.py",
     "data_conversion/test_bad_input.py",
     "training/test_watchdog.py",
     "training/test_deepspeed_resume.py",

@@ -1,18 +1,13 @@
-"""The GPU measurement tried on a CPU: every part runs, fails alone, finds what it looks for; docs stay as is."""
+"""What the GPU measurement measures: its arms, figures and table, on a CPU."""
 
 from __future__ import annotations
 
 import importlib
-import json
-import os
 import re
-import subprocess
 import sys
 import time
 import warnings
-import zipfile
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,172 +15,28 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bbu.layers import padded
+
 PROJECT = Path(__file__).resolve().parents[2]
 PAGE = PROJECT / "docs" / "benchmarks" / "README.md"
 sys.path.append(str(PROJECT / "benchmarks"))  # whose scripts import one another
-gpu, machine, model, no_bleed, steps, syncs, table = (
-    importlib.import_module(f"gpu{part}")
-    for part in ("", "_machine", "_model", "_no_bleed", "_steps", "_syncs", "_table")
+gpu, arms, machine, model, steps, syncs, table = (
+    importlib.import_module(f"gpu{part}") for part in ("", "_arms", "_machine", "_model", "_steps", "_syncs", "_table")
 )
-MODES = {"kept", "selective", "recomputed"}
-TINY = ["--tiny", "--device", "cpu"]
+
+
+def create(folder: Path) -> Any:
+    return machine.Setting(torch.device("cpu"), True, False, time.monotonic() + 300, folder)
 
 
 @pytest.fixture
 def setting(tmp_path: Path) -> Any:
-    return machine.Setting.create("cpu", True, time.monotonic() + 300, tmp_path)
+    return create(tmp_path)
 
 
 @pytest.fixture(scope="module")
 def bench() -> Any:
-    return model.Bench(machine.Setting.create("cpu", True, time.monotonic() + 300, Path()), real=False)
-
-
-# ---------------------------------------------------------------- parts
-
-
-def run(name: str, setting: Any) -> dict[str, Any]:
-    """What a part writes, read back from its file."""
-    findings = machine.Findings(setting.folder / "part.json")
-    part = gpu.PARTS[name]
-    getattr(importlib.import_module(part.module), part.function)(setting, findings)
-    return dict(json.loads(findings.path.read_text(encoding="utf-8")))
-
-
-def test_the_facts_name_versions_and_rates(setting: Any) -> None:
-    found = run("facts", setting)
-    assert found["gpu"] == "cpu" and found["torch"] == torch.__version__ and "sdpa" in found["backends"]
-    assert found["matmul_flops"] > 0 and found["copy_bytes"] > 0
-
-
-def test_no_bleed_holds_in_bfloat16_and_its_checks_see_bleeding(setting: Any) -> None:
-    found = run("no_bleed", setting)
-    assert found["passed"] and found["parity"]["passed"] and found["parity"]["ran"] > 0
-    sdpa = found["sdpa qwen2_5_vl"]
-    assert sdpa["gradient_across_samples"] == 0 < sdpa["without_boundaries"]["gradient_across_samples"]
-    assert sdpa["without_boundaries"]["error"]["lm_logits"] > 10 * sdpa["error_packed"]["lm_logits"]
-
-
-def test_all_arms_take_steps_in_every_mode(setting: Any) -> None:
-    found = run("step", setting)
-    assert found["packed_equals_padded"]
-    for mode in MODES:
-        assert all(found[mode]["arms"][arm]["seconds"] > 0 for arm in ("padded", "packed", "objective"))
-        assert found[mode]["speedup_vs_padded"] > 0 and found[mode]["detection_share"] < 1
-
-
-def test_the_published_comparison_is_of_the_same_four_samples(setting: Any) -> None:
-    found = run("published", setting)
-    assert {found[mode]["samples"] for mode in MODES} == {4} and len({found[mode]["tokens"] for mode in MODES}) == 1
-
-
-def test_the_step_without_a_gpu_waits_for_none(setting: Any) -> None:
-    found = run("syncs", setting)
-    assert {found[mode]["a_step"] for mode in MODES} == {0}
-
-
-def test_the_largest_pack_is_searched_in_every_mode(setting: Any) -> None:
-    found = run("largest_pack", setting)
-    assert all(found[mode]["samples"] == 4 and found[mode]["tokens"] > 4 for mode in MODES)
-
-
-def test_the_timeline_is_a_trace_of_one_step(setting: Any) -> None:
-    found = run("timeline", setting)
-    trace = setting.folder / found["trace"]
-    trace_names = {event.name for event in _annotations(trace)}
-    assert {"bbu/forward", "bbu/backward", "bbu/optimizer"} <= trace_names
-    assert found["step_us"] > 0 and found["gaps"] == 0  # no kernels, no gaps between them
-
-
-def _annotations(trace: Path) -> list[Any]:
-    from bbu.monitoring.trace import read_events
-
-    return read_events(trace)["user_annotation"]
-
-
-# ---------------------------------------------------------------- the whole script
-
-
-def wheel(path: Path, content: str) -> None:
-    """A wheel that holds sitecustomize.py, which Python imports when it starts."""
-    with zipfile.ZipFile(path / "probe-1.0-py3-none-any.whl", "w") as file:
-        file.writestr("sitecustomize.py", content)
-        file.writestr("probe-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: probe\nVersion: 1.0\n")
-        file.writestr("probe-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
-        file.writestr("probe-1.0.dist-info/RECORD", "")
-
-
-def test_the_script_writes_json_and_row_to_its_output_alone(tmp_path: Path) -> None:
-    pytest.importorskip("pip")
-    before = {path: path.read_bytes() for path in PAGE.parent.iterdir()}
-    (wheels := tmp_path / "wheels").mkdir()
-    wheel(wheels, f"open({str(tmp_path / 'used')!r}, 'w').close()")
-    output = tmp_path / "out"
-    done = subprocess.run(
-        ["bash", str(PROJECT / "benchmarks" / "gpu.sh"), *TINY, "--parts", "facts", "--output", str(output)],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "BBU_PYTHON": sys.executable, "BBU_WHEELS": str(wheels), "PYTHONPATH": ""},
-    )
-    assert done.returncode == 0, done.stderr
-    (written,) = output.glob("*.json")
-    found = json.loads(written.read_text(encoding="utf-8"))
-    assert {name: part["ended"] for name, part in found["parts"].items()} == {"facts": "ok"}
-    assert json.loads(done.stdout.splitlines()[-1])["all_parts_ended"]
-    page = (output / "README.md").read_text(encoding="utf-8")
-    assert f"]({written.name}) (tiny) | cpu |" in page and table.EMPTY_ROW not in page
-    assert {path: path.read_bytes() for path in PAGE.parent.iterdir()} == before
-    assert (tmp_path / "used").exists(), "the wheels that were brought are not used"
-
-
-def options(folder: Path) -> Any:
-    return SimpleNamespace(device="cpu", output=str(folder), tiny=True)
-
-
-def test_a_part_that_takes_too_long_is_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PYTHONPATH", str(PROJECT / "src"))
-    started = time.monotonic()
-    assert gpu.measure("step", 0.5, options(tmp_path))["ended"] == "stopped after 0 s"
-    assert time.monotonic() - started < 10
-
-
-def test_a_part_whose_process_dies_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "executable", "/bin/false")
-    found = gpu.measure("step", 60, options(tmp_path))
-    assert found["ended"] == "failed" and "status 1" in found["error"]
-
-
-def test_what_was_found_before_an_error_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def breaks(setting: Any, findings: Any) -> None:
-        findings.add(first=1)
-        raise ValueError("too wide\nin the middle")
-
-    monkeypatch.setattr(steps, "step", breaks)
-    result = tmp_path / "part.json"
-    arguments = SimpleNamespace(
-        result=str(result), device="cpu", tiny=True, stop=time.monotonic() + 9, output=str(tmp_path)
-    )
-    assert gpu.run_part("step", arguments) == 1
-    found = json.loads(result.read_text(encoding="utf-8"))
-    assert found["first"] == 1 and found["error"] == "ValueError: too wide"
-
-
-@pytest.mark.parametrize(
-    ("words", "said"),
-    [
-        (["--device", "cpu"], "only with --tiny"),
-        (["--tiny"], "give --output FOLDER"),
-        (["--parts", "stpe"], "stpe is none of facts"),
-    ],
-)
-def test_wrong_options_are_refused(words: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit):
-        gpu.parse(words)
-    assert said in capsys.readouterr().err
-
-
-def test_the_parts_fit_into_the_time_of_all() -> None:
-    assert sum(part.seconds for part in gpu.PARTS.values()) + gpu.GRACE <= gpu.parse([]).seconds < 600
+    return model.Bench(create(Path()), real=False)
 
 
 # ---------------------------------------------------------------- model and figures
@@ -205,7 +56,7 @@ def test_arms_share_their_weights_and_gradients(bench: Any) -> None:
     ours = {id(parameter) for parameter in bench.backbone.vlm.parameters()}
     assert {id(parameter) for parameter in bench.stock.parameters()} == ours
     assert {parameter.dtype for parameter in bench.objective.parameters()} == {torch.bfloat16}
-    bench.step(bench.loss("padded", bench.samples(1)))
+    bench.step(arms.stock_losses(bench, bench.samples(1)))
     assert all(parameter.grad is not None for parameter in bench.backbone.vlm.parameters())
 
 
@@ -219,17 +70,126 @@ def test_states_that_differ_are_noticed(bench: Any) -> None:
         bench.backbone.use_attention_backend("sdpa")
 
 
-def test_an_arm_that_does_not_fit_is_left_out(bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full() -> torch.Tensor:
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB")
+def gradients(bench: Any, name: str, count: int = 3) -> tuple[float, torch.Tensor]:
+    """Loss and all backbone gradients of an arm's step."""
+    losses = arms.ARMS[name].losses(bench, bench.samples(count))
+    bench.optimizer.zero_grad(set_to_none=True)
+    with arms.ARMS[name].around(bench):
+        bench.accumulate(losses)
+        loss = sum(float(loss().detach()) for loss in losses)
+    grads = [parameter.grad.flatten().float() for parameter in bench.backbone.vlm.parameters()]
+    return loss, torch.cat(grads)
 
-    real = bench.loss
-    monkeypatch.setattr(bench, "loss", lambda arm, samples: full if arm == "padded" else real(arm, samples))
-    samples = bench.samples(1)
-    found = steps.compare(bench, samples, steps.ARMS, ("packed", "objective"))
-    assert found["arms"]["padded"] is None and found["arms"]["packed"]["seconds"] > 0
+
+@pytest.mark.parametrize("name", ["sorted", "unpadded", "packed", "narrow"])
+def test_every_arm_takes_the_same_step(bench: Any, name: str) -> None:
+    (loss, found), (expected, reference) = gradients(bench, name), gradients(bench, "padded")
+    assert loss == pytest.approx(expected, rel=1e-4)
+    assert float((found - reference).norm() / reference.norm()) < 0.02  # bfloat16
+
+
+def test_stock_micro_batches_are_sorted_and_padded_to_their_own_longest(bench: Any) -> None:
+    samples = bench.samples(4)
+    lengths = sorted(len(sample.input_ids) for sample in samples)
+    for at_once, widths in ((None, [lengths[3]]), (2, [lengths[1], lengths[3]]), (1, lengths)):
+        batches = [loss.args[1] for loss in arms.stock_losses(bench, samples[::-1], at_once)]
+        assert [batch["input_ids"].shape[1] for batch in batches] == widths
+        assert ["attention_mask" in batch for batch in batches] == [at_once != 1] * len(batches)
+
+
+def test_what_an_arm_switches_on_is_off_afterwards(bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(padded, "DEVICES", ("cuda", "cpu"))
+    tower, blocks = bench.stock.model.visual.config, bench.backbone.blocks("llm")
+    cudnn, backends = torch.backends.cuda.cudnn_sdp_enabled(), dict(arms.attention.ATTENTION_BACKENDS)
+    with arms.UNPADDED(bench):
+        assert tower._attn_implementation == arms.TOWER_ATTENTION and not torch.backends.cuda.cudnn_sdp_enabled()
+    with arms.narrow(bench):
+        assert padded.DEVICES == ()
+    with arms.compiled(bench):
+        assert all(block._compiled_call_impl is not None for block in blocks)
+        assert arms.attention.ATTENTION_BACKENDS["sdpa"]._torchdynamo_disable  # a pack would recompile it
+    assert tower._attn_implementation == "sdpa" and torch.backends.cuda.cudnn_sdp_enabled() == cudnn
+    assert padded.DEVICES == ("cuda", "cpu") and backends == arms.attention.ATTENTION_BACKENDS
+    assert all(block._compiled_call_impl is None for block in blocks)
+
+
+def compare(bench: Any, samples: Any, names: list[str], changed: Any = ()) -> tuple[bool, dict[str, Any]]:
+    found: dict[str, Any] = {}
+    chosen = {name: arms.ARMS[name] for name in names} | dict(changed)
+    enough = steps.compare(bench, samples, chosen, found.update)
+    return enough, steps.with_ratios({"kept": found})["kept"]
+
+
+def arm_that_raises(error: Exception) -> Any:
+    def fail(bench: Any, samples: Any) -> Any:
+        raise error
+
+    return arms.Arm(fail)
+
+
+def test_an_arm_that_fails_or_does_not_fit_is_left_out(bench: Any) -> None:
+    samples, full = bench.samples(1), arm_that_raises(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate"))
+    broken = {"padded": full, "narrow": arm_that_raises(ValueError("wrong"))}
+    enough, found = compare(bench, samples, ["packed", "objective", "padded", "narrow"], broken)
+    assert enough and found["arms"]["padded"] is None and found["arms"]["packed"]["seconds"] > 0
+    assert found["arms"]["narrow"] == {"error": "ValueError: wrong"}
+    assert table.failed_arms({"kept": found}) == ["narrow (kept)"]
     assert "speedup_vs_padded" not in found and "detection_share" in found
-    assert not any(steps.compare(bench, samples, steps.ARMS, steps.ARMS)["arms"].values())
+    enough, found = compare(bench, samples, ["packed", "objective"], {"objective": full})
+    assert not enough and "seconds" not in found["arms"]["packed"]
+
+
+def test_an_arm_that_fails_in_a_timed_step_keeps_what_it_had(bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(losses: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    bench.step(arms.packed_losses(bench, bench.samples(1)))  # so that the warm-up is none
+    monkeypatch.setattr(bench, "step", fails)
+    found = compare(bench, bench.samples(1), ["packed"])[1]["arms"]["packed"]
+    assert found == {"peak_bytes": None, "activation_bytes": None, "error": "out of memory in a timed step"}
+
+
+def test_a_slow_arm_is_timed_once_and_the_others_in_three_rounds(
+    bench: Any, setting: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bench, "setting", setting)
+    setting.tiny = False
+    monkeypatch.setattr(steps, "SLOW", 0.0)
+    assert len(compare(bench, bench.samples(1), ["packed"])[1]["arms"]["packed"]["all_seconds"]) == 1
+    monkeypatch.setattr(steps, "SLOW", 60.0)
+    assert len(compare(bench, bench.samples(1), ["packed"])[1]["arms"]["packed"]["all_seconds"]) == 3
+
+
+def test_a_step_that_compiles_is_not_counted(bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    counts = iter([0, 1, 1, 1])
+    monkeypatch.setattr(steps, "compiled_graphs", lambda: next(counts))
+    taken: list[int] = []
+    monkeypatch.setattr(bench, "step", lambda losses: taken.append(1))
+    steps._timed(bench, {"samples": 1, "tokens": 1, "model_flops": 1.0}, arms.ARMS["packed"], [], {})
+    assert len(taken) == 2
+
+
+def test_ratios_are_of_the_best_way_to_run_transformers_on_the_same_samples() -> None:
+    def timed(seconds: float) -> dict[str, Any]:
+        return {"seconds": seconds, "activation_bytes": seconds * 10}
+
+    ours = {"packed": timed(1), "objective": timed(2), "compiled": timed(0.5)}
+    stock = {"padded": timed(6), "sorted": None, "unpadded": timed(3), "unpadded_compiled": timed(2)}
+    found = steps.with_ratios(
+        {"selective": {"samples": 4, "arms": ours}, "recomputed": {"samples": 4, "arms": stock},
+         "kept": {"samples": 2, "arms": ours}}
+    )  # fmt: skip
+    assert found["selective"] | {"arms": {}} == {
+        "samples": 4, "arms": {}, "speedup_vs_padded": 6, "activation_ratio": 1 / 6, "best_stock": "unpadded",
+        "speedup_vs_best_stock": 3, "best_stock_compiled": "unpadded_compiled", "compiled_speedup_vs_best_stock": 4,
+        "detection_share": 0.5,
+    }  # fmt: skip
+    assert "speedup_vs_padded" not in found["kept"]
+
+
+def test_samples_are_the_same_in_every_run(bench: Any) -> None:
+    one, other = (model.draw_samples(model.chat_processor((4, 16)), 3, (4, 16), 4) for _ in range(2))
+    assert all(torch.equal(a.pixel_values, b.pixel_values) for a, b in zip(one, other, strict=True))
 
 
 def test_memory_is_the_peak_while_something_runs_and_what_it_adds(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -242,7 +202,7 @@ def test_memory_is_the_peak_while_something_runs_and_what_it_adds(monkeypatch: p
     monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: held.update(peak=held["now"]))
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: held["now"])
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: held["peak"])
-    assert machine.Setting(torch.device("cuda"), True, 0.0, Path()).memory_of(work) == (55, 25)
+    assert machine.Setting(torch.device("cuda"), True, False, 0.0, Path()).memory_of(work) == (55, 25)
 
 
 def test_other_errors_are_no_lack_of_memory() -> None:
@@ -310,7 +270,12 @@ def test_waits_are_named_by_the_innermost_line_of_the_package() -> None:
 
 
 def measured(**parts: Any) -> dict[str, Any]:
-    found = {"date": "2026-01-02", "tiny": False, "parts": {"facts": {"gpu": "NVIDIA H200", "ended": "ok"}, **parts}}
+    found = {
+        "date": "2026-01-02",
+        "tiny": False,
+        "quick": False,
+        "parts": {"facts": {"gpu": "NVIDIA H200", "ended": "ok"}, **parts},
+    }
     return found | {"headline": table.headline(found["parts"])}
 
 
@@ -326,6 +291,17 @@ def test_the_headline_is_of_the_fastest_way_and_of_one_that_padded_fits_into() -
     assert found["no_bleed"] is None and found["syncs_outside_matcher"] is None
 
 
+def test_aims_stand_beside_what_was_measured() -> None:
+    arm = {"mfu": 0.35, "tokens_a_second": 1.0}
+    step = {"selective": {"arms": {"packed": arm, "compiled": {"mfu": 0.42}}, "detection_share": 0.08}}
+    train = {"config": table.PLAIN_CONFIG, "steps_a_second": 31.0}
+    found = table.aims(table.headline({"step": step, "train": train}))
+    assert found["mfu_selective"] == {"aim": ">= 0.4", "measured": 0.42, "met": True}
+    assert found["detection_share"]["met"] is False and found["bccd_steps_a_second"]["met"] is True
+    assert found["mfu_selective_flash_3"] == {"aim": ">= 0.45", "measured": None, "met": None}
+    assert len(table.with_aims(found).splitlines()) == len(table.AIMS)
+
+
 def test_rows_follow_the_header_and_the_first_takes_the_template_s_place() -> None:
     page = re.sub(r"^\| \[.*\n", "", PAGE.read_text(encoding="utf-8"), flags=re.MULTILINE)  # without measured rows
     columns = next(line for line in page.splitlines() if line.startswith("| date |")).count("|") - 1
@@ -335,7 +311,7 @@ def test_rows_follow_the_header_and_the_first_takes_the_template_s_place() -> No
     second = table.row(measured(step={"ended": "failed"}), "b.json")
     header = next(line for line in page.splitlines() if line.startswith("| date |"))
     assert header.count("|") == first.count("|") == second.count("|")
-    assert "| 0.500 / – / – |" in first and second.endswith("| step |")
+    assert "| 0.500 / – / – |" in first and second.endswith("| not step |")
     once = table.with_row(page, first)
     assert table.NOT_MEASURED not in once and table.EMPTY_ROW not in once
     twice = table.with_row(once, second)
@@ -353,4 +329,4 @@ def test_the_page_says_that_it_is_empty_as_long_as_it_is() -> None:
     [("NVIDIA H100 80GB HBM3", "h100"), ("NVIDIA H200", "h200"), ("NVIDIA A100-SXM4-80GB", "a100"), ("cpu", "cpu")],
 )
 def test_files_are_named_by_the_kind_of_gpu(name: str, short: str) -> None:
-    assert gpu.gpu_kind({"parts": {"facts": {"gpu": name}}}) == short
+    assert gpu.gpu_kind(name) == short
