@@ -132,7 +132,7 @@ def build_tiny(config: Config, dtype: torch.dtype = torch.float32, *, shake: flo
     if config.model.lora.parts:
         add_lora(model, config.model.lora)
         _shake((p for name, p in model.named_parameters() if "lora_" in name), shake)
-    freeze(model, config.model.freeze)
+    freeze(model, config.model.freeze, config.model.last_blocks)
     return model.to(dtype)
 
 

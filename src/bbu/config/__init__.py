@@ -5,6 +5,7 @@ schema.py: every key with its default, range or choices, and meaning. checks.py:
 
 from bbu.config.checks import all_keys, check_values, value_at
 from bbu.config.load import REMOVED, RENAMED, as_written, load_config
+from bbu.config.phases import final_config, phase_configs, schedule_table
 from bbu.config.schema import (
     COMPILED_PARTS,
     GROUP_NAMES,
@@ -22,6 +23,7 @@ from bbu.config.schema import (
     LoraConfig,
     LossConfig,
     ModelConfig,
+    PhaseConfig,
     ReplayConfig,
     SamplingConfig,
     SourceConfig,
@@ -47,6 +49,7 @@ __all__ = [
     "LoraConfig",
     "LossConfig",
     "ModelConfig",
+    "PhaseConfig",
     "ReplayConfig",
     "SamplingConfig",
     "SourceConfig",
@@ -54,6 +57,9 @@ __all__ = [
     "all_keys",
     "as_written",
     "check_values",
+    "final_config",
     "load_config",
+    "phase_configs",
+    "schedule_table",
     "value_at",
 ]

@@ -20,6 +20,7 @@ from bbu.errors import ConfigError, UserError
 from bbu.families.registry import scratch_sizes
 from bbu.tiles import Tiles
 
+BLOCK_GROUPS = ("vision", "llm")  # that are made of blocks
 RECORDS_KEYS = {"format", "path", "taxonomy", "on_error"}  # of data.source, for rows that need no conversion
 
 
@@ -194,11 +195,16 @@ def _check_model(config: Config) -> None:
             "model.compile: recomputed blocks (model.gradient_checkpointing) are not compiled; "
             f"leave {', '.join(recomputed)} out, or set model.gradient_checkpointing=none"
         )
+    for group in model.last_blocks:
+        if group not in BLOCK_GROUPS:
+            raise ConfigError(f"model.last_blocks: {group!r} is not one of {', '.join(BLOCK_GROUPS)}")
+        if group not in model.freeze:
+            raise ConfigError(f"model.last_blocks: all of {group} learns; add it to model.freeze, or leave it out here")
     if model.feature_cache:
         why = "keeps features of a frozen vision tower, and this one would learn"
         if "vision" in model.lora.parts:
             raise ConfigError(f"model.feature_cache: {why} (model.lora.parts); leave vision out, or empty the key")
-        if "vision" not in model.freeze:
+        if "vision" not in model.freeze or "vision" in model.last_blocks:
             raise ConfigError(f"model.feature_cache: {why}; add vision to model.freeze, or empty the key")
     scratch_sizes(model.family, model.scratch)
     detection = model.detection

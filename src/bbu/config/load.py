@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from bbu.config.checks import all_keys, check_values, may_be_null, section_of
+from bbu.config.phases import phase_configs
 from bbu.config.schema import Config
 from bbu.errors import ConfigError
 from bbu.families.registry import AUTO, family_of_folder
@@ -79,6 +80,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     if config.model.family == AUTO:
         config.model.family = family_of_folder(config.model.path)
     check_values(config)
+    phase_configs(config)
     return config
 
 
@@ -98,6 +100,8 @@ def _apply_override(merged: Any, override: str) -> Any:
     if not equals or not key:
         raise ConfigError(f"override {override!r}: write it as key=value, e.g. training.max_steps=10")
     try:
+        if key.startswith("phases."):
+            return _override_phase(merged, override)
         if value in ("", "null") and key in all_keys() and OmegaConf.is_dict(OmegaConf.select(merged, key)):
             value = "{}"
         change = OmegaConf.from_dotlist([f"{key}={value or repr('')}"])  # a shell eats the quotes
@@ -116,6 +120,27 @@ def _apply_override(merged: Any, override: str) -> Any:
         raise ConfigError(f"override {override!r}: {_one_line(error)}") from None
     except Exception as error:  # yaml's own errors share no base with omegaconf's
         raise ConfigError(f"override {override!r}: cannot be read: {_one_line(error)}") from None
+
+
+def _override_phase(merged: Any, override: str) -> Any:
+    """``phases.<name>.<key>=value``: a key of one phase."""
+    from omegaconf import OmegaConf
+
+    key, _, value = override.partition("=")
+    names = [phase.name for phase in merged.phases]
+    _, name, *rest = key.split(".", 2)
+    if name not in names or not rest:
+        listed = f"phases here are {', '.join(names)}" if names else "this config has no phases"
+        raise ConfigError(f"override {override!r}: write phases.<name>.<key>=value; {listed}")
+    change = OmegaConf.create({"value": OmegaConf.from_dotlist([f"value={value or repr('')}"]).value})
+    place, _, inner = rest[0].partition(".")
+    phase = merged.phases[names.index(name)]
+    if inner:
+        before: Any = OmegaConf.to_container(phase[place])
+        OmegaConf.update(phase, place, before | {inner: change.value}, merge=False)
+    else:
+        OmegaConf.update(phase, place, change.value, merge=False)
+    return merged
 
 
 def as_written(config: Config) -> str:

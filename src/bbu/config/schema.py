@@ -222,7 +222,9 @@ class ModelConfig:
     weights: str = choice("auto", ("auto", "float32", "bfloat16", "4bit"))
     publish: str = choice("merged", ("merged", "adapter"))  # adapter: what LoRA learned, without the base model
     attention: str = choice("auto", ("auto", "sdpa", "torch_varlen", "flash_attn"))
+    start: str = ""  # model folder of a run: its backbone, head and tokenizer are where training starts from
     freeze: list[str] = choice([], GROUP_NAMES)  # parameter groups that do not learn
+    last_blocks: dict[str, int] = ranged({}, least=1)  # but so many last blocks of them do, e.g. {vision: 1}
     feature_cache: str = ""  # folder for the features of a frozen vision tower; empty = off (docs/memory.md)
     compile: list[str] = choice([], COMPILED_PARTS)  # blocks for torch.compile
     liger: str = choice("none", ("none", "auto", "always"))  # fused norms and MLPs of the package liger-kernel (CUDA)
@@ -340,6 +342,18 @@ class EvaluationConfig:
 
 
 @dataclass
+class PhaseConfig:
+    """One of consecutive trainings (docs/phases.md)."""
+
+    name: str = ""  # of its folder in output_dir
+    steps: int = positive(1000)
+    train: list[str] = field(default_factory=list)  # parameter groups that learn; the others are frozen
+    last_blocks: dict[str, int] = field(default_factory=dict)  # last blocks of a group not in train: {vision: 1}
+    rates: dict[str, float] = field(default_factory=dict)  # learning rates; groups without one have the run's
+    set: dict[str, Any] = field(default_factory=dict)  # dotted keys: other values in this phase
+
+
+@dataclass
 class Config:
     references = tuple[tuple[str, str], ...]()  # (key, text) where a file refers to its own keys; itself no key
 
@@ -351,3 +365,4 @@ class Config:
     loss: LossConfig = field(default_factory=LossConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    phases: list[PhaseConfig] = field(default_factory=list)  # consecutive trainings; empty = one, as training says

@@ -409,3 +409,8 @@ def _keys(pixel_values: torch.Tensor, grid_thw: torch.Tensor) -> list[str | None
         digest.update(photo.contiguous().numpy())
         keys.append(digest.hexdigest())
     return keys
+
+
+def detection_options(detection: DetectionConfig | None) -> dict[str, Any]:
+    """What ChatProcessor has to know of a model's detection."""
+    return {"detection": False} if detection is None else {"caption_max_tokens": detection.caption_max_tokens}

@@ -20,7 +20,7 @@ from bbu.data.chat_processor import ChatProcessor
 from bbu.doctor.cost import PackSizes
 from bbu.families.registry import backbone_class, scratch_sizes
 from bbu.models.acceleration.lora import add_lora
-from bbu.models.build import freeze
+from bbu.models.build import freeze, source_of
 from bbu.models.wrapper import DetectionVLM
 
 PREFETCHED_BATCHES = 2  # of torch's DataLoader, per worker
@@ -89,9 +89,9 @@ def model_size(config: Config, tokenizer: Any) -> ModelSize | None:
     model = config.model
     with torch.device("meta"):
         family = backbone_class(model.family)
-        if model.path:
+        if source := source_of(config):
             try:
-                backbone = family.empty(model.path, model.trust_remote_code)
+                backbone = family.empty(source, model.trust_remote_code)
             except OSError:
                 return None
         else:
@@ -100,7 +100,7 @@ def model_size(config: Config, tokenizer: Any) -> ModelSize | None:
         whole = DetectionVLM(backbone, model.detection)
         if model.lora.parts:
             add_lora(whole, model.lora)
-    freeze(whole, model.freeze)
+    freeze(whole, model.freeze, model.last_blocks)
     return size_of(whole)
 
 

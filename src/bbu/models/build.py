@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import Any
 
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from bbu.config import Config, DetectionConfig
-from bbu.data.chat_processor import ChatProcessor
+from bbu.config import Config
+from bbu.data.chat_processor import ChatProcessor, detection_options
 from bbu.data.sampling.answers import Answers
 from bbu.data.sampling.class_balance import caption_weights
 from bbu.data.tiling import add_tiles
 from bbu.errors import ConfigError, UserError
+from bbu.families.base import Backbone
 from bbu.families.feature_cache import FeatureCache
 from bbu.families.prompts import ANSWERS, PromptSpec, answer_text
 from bbu.families.registry import backbone_class, family_named, scratch_sizes
@@ -26,6 +26,7 @@ from bbu.models.acceleration.compiling import compile_parts
 from bbu.models.acceleration.four_bit import hold_in_four_bits
 from bbu.models.acceleration.liger import use_liger
 from bbu.models.acceleration.lora import add_lora, lora_targets
+from bbu.models.checkpoint import BACKBONE_FOLDER, check_start, load_backbone, load_head
 from bbu.models.precision import hold_in_bf16
 from bbu.models.wrapper import DetectionVLM
 from bbu.records import FewShotSample
@@ -55,15 +56,16 @@ def training_samples(config: Config, samples: Sequence[FewShotSample]) -> list[F
 def build_processor(config: Config, samples: Sequence[FewShotSample], image_root: str) -> ChatProcessor:
     """ChatProcessor with its tokenizer (loaded, or trained on the samples' text), photo plan and prompt."""
     model, spec, family = config.model, prompt_spec(config), backbone_class(config.model.family)
-    if model.tokenizer or model.path:
-        tokenizer = load_tokenizer(model.tokenizer or model.path, family.conversation, model.trust_remote_code)
+    source = source_of(config)
+    if model.tokenizer or source:
+        tokenizer = load_tokenizer(model.tokenizer or source, family.conversation, model.trust_remote_code)
     else:
         vocab_size = scratch_sizes(model.family, model.scratch).vocab_size
         texts = chain(_training_text(samples, spec), _verdicts(config, samples))
         tokenizer = train_tokenizer(texts, vocab_size, family.conversation)
     return ChatProcessor(
         tokenizer,
-        family.photo_plan(model.path, spec),
+        family.photo_plan(source, spec),
         family.conversation,
         spec,
         image_root=image_root,
@@ -72,11 +74,6 @@ def build_processor(config: Config, samples: Sequence[FewShotSample], image_root
         caption_weights=caption_weights((sample.student for sample in samples), config.loss.caption_balance),
         name_photos=bool(model.feature_cache),
     )
-
-
-def detection_options(detection: DetectionConfig | None) -> dict[str, Any]:
-    """What ChatProcessor has to know of a model's detection."""
-    return {"detection": False} if detection is None else {"caption_max_tokens": detection.caption_max_tokens}
 
 
 def _training_text(samples: Sequence[FewShotSample], spec: PromptSpec) -> Iterable[str]:
@@ -114,43 +111,62 @@ def build_model(
         dtype: of attention, bfloat16 if products run in it. Which weights are held in it: model.weights; all of the
             backbone's if DeepSpeed trains in bf16, which keeps float32 ones itself.
     """
-    model = config.model
-    if model.weights == "bfloat16" and dtype != torch.bfloat16:
+    model, bf16 = config.model, dtype == torch.bfloat16
+    if model.weights == "bfloat16" and not bf16:
         raise ConfigError("model.weights: bfloat16 needs products in bfloat16, and this run's are float32; set auto")
-    family = backbone_class(model.family)
     torch.manual_seed(config.seed)
-    if model.path:
-        if Path(model.path).is_dir() and not (Path(model.path) / "config.json").is_file():
-            # transformers would build a model of default sizes
-            raise ConfigError(f"model.path {model.path}: has no config.json; name a Hugging Face model folder")
-        weights = torch.bfloat16 if config.training.deepspeed and dtype == torch.bfloat16 else torch.float32
-        try:
-            backbone = family.from_pretrained(model.path, weights)
-        except OSError as error:
-            raise ConfigError(f"model.path {model.path}: cannot be loaded: {str(error).splitlines()[0]}") from None
-    else:
-        sizes = scratch_sizes(model.family, model.scratch)
-        backbone = family.from_scratch(sizes, len(tokenizer), tokenizer.get_vocab())
+    backbone = _backbone(config, tokenizer, torch.bfloat16 if config.training.deepspeed and bf16 else torch.float32)
     backbone.use_attention_backend(choose_attention_backend(model.attention, device, dtype))
     if model.feature_cache:
         backbone.feature_cache = FeatureCache(model.feature_cache)
     wrapped = DetectionVLM(backbone, model.detection)
+    if model.start:
+        load_head(wrapped, Path(model.start))
     use_liger(backbone, model.liger, device)
     if model.gradient_checkpointing != "none":
         checkpoint_activations(backbone, model.gradient_checkpointing)
     if model.weights == "4bit":
         hold_in_four_bits(backbone.vlm, lora_targets(backbone, model.lora.parts), device, dtype)
     if model.lora.parts:
-        add_lora(wrapped, model.lora, model.path)
-    freeze(wrapped, model.freeze)
-    if dtype == torch.bfloat16 and model.weights != "float32":
+        add_lora(wrapped, model.lora, source_of(config))
+    freeze(wrapped, model.freeze, model.last_blocks)
+    if bf16 and model.weights != "float32":
         hold_in_bf16(backbone, frozen_only=model.weights != "bfloat16")
     compile_parts(wrapped, model.compile)
     return wrapped
 
 
-def freeze(model: DetectionVLM, groups: Sequence[str]) -> None:
-    """Freeze whole parameter groups."""
+def source_of(config: Config) -> str:
+    """Folder or hub name of the weights and tokenizer that the model starts from; empty: none."""
+    model = config.model
+    return str(Path(model.start) / BACKBONE_FOLDER) if model.start else model.path
+
+
+def _backbone(config: Config, tokenizer: PreTrainedTokenizerBase, dtype: torch.dtype) -> Backbone:
+    """The backbone of model.start or model.path, or one with random weights.
+
+    Raises:
+        ConfigError: it cannot be loaded, or is not of this config's family and sizes.
+    """
+    model, family = config.model, backbone_class(config.model.family)
+    if model.start:
+        check_start(config, tokenizer)
+        return load_backbone(family, Path(model.start), dtype)
+    if not model.path:
+        return family.from_scratch(scratch_sizes(model.family, model.scratch), len(tokenizer), tokenizer.get_vocab())
+    if Path(model.path).is_dir() and not (Path(model.path) / "config.json").is_file():
+        # transformers would build a model of default sizes
+        raise ConfigError(f"model.path {model.path}: has no config.json; name a Hugging Face model folder")
+    try:
+        return family.from_pretrained(model.path, dtype)
+    except OSError as error:
+        raise ConfigError(f"model.path {model.path}: cannot be loaded: {str(error).splitlines()[0]}") from None
+
+
+def freeze(model: DetectionVLM, groups: Sequence[str], last_blocks: Mapping[str, int] | None = None) -> None:
+    """Freeze whole parameter groups, except for so many last blocks of them."""
+    last = [block for part, count in (last_blocks or {}).items() for block in model.backbone.blocks(part)[-count:]]
+    learning = {id(parameter) for block in last for parameter in block.parameters()}
     for name, parameter in model.named_parameters():
-        if model.group_of(name) in groups:
+        if model.group_of(name) in groups and id(parameter) not in learning:
             parameter.requires_grad_(False)

@@ -21,13 +21,14 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import PreTrainedTokenizerBase
 
-from bbu.config import DetectionConfig
-from bbu.data.chat_processor import ChatProcessor
-from bbu.errors import CheckpointError, shown
+from bbu.config import Config, DetectionConfig
+from bbu.data.chat_processor import ChatProcessor, detection_options
+from bbu.errors import CheckpointError, ConfigError, shown
 from bbu.families.base import Backbone
 from bbu.families.prompts import PromptSpec
-from bbu.families.registry import backbone_class
+from bbu.families.registry import backbone_class, scratch_sizes
 from bbu.families.tokenizer import load_tokenizer
 from bbu.jsonl import write_json
 from bbu.models.acceleration.lora import (
@@ -39,7 +40,6 @@ from bbu.models.acceleration.lora import (
     merged_state,
     save_adapter,
 )
-from bbu.models.build import detection_options
 from bbu.models.finite import check_finite
 from bbu.models.manifest import MANIFEST_FILE, RESTORE, check_whole, read_manifest, seal
 from bbu.models.vocabulary import DESCRIPTIONS_FILE
@@ -234,6 +234,43 @@ def load_model(folder: Path, dtype: torch.dtype = torch.float32) -> DetectionVLM
     except Exception as error:  # safetensors, transformers and torch all raise their own types
         raise CheckpointError(f"{folder}: cannot be loaded: {str(error).splitlines()[0]}") from None
     return model.eval()
+
+
+def check_start(config: Config, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Check that model.start is a whole model of this config's family and sizes.
+
+    Raises:
+        ConfigError: it is of another family, or of other sizes.
+        CheckpointError: it is no model folder, or damaged.
+    """
+    model, folder = config.model, Path(config.model.start)
+    check_model(folder)
+    facts = read_facts(folder)
+    if facts["family"] != model.family:
+        raise ConfigError(f"model.start: {folder} is a {facts['family']} model, and model.family is {model.family}")
+    sizes = None if model.detection is None else dataclasses.asdict(model.detection)
+    if facts["detection"] is None or sizes is None:
+        if facts["detection"] != sizes:
+            raise ConfigError(
+                f"model.start: {folder} has model.detection {shown(facts['detection'])}, not {shown(sizes)}"
+            )
+    else:
+        for key, size in sizes.items():
+            if (saved := facts["detection"].get(key)) != size:
+                raise ConfigError(f"model.start: {folder} has model.detection.{key} {saved}, not {size}; set it so")
+    if not model.scratch:
+        return
+    with torch.device("meta"):
+        family = backbone_class(model.family)
+        made = family.from_scratch(scratch_sizes(model.family, model.scratch), len(tokenizer), tokenizer.get_vocab())
+        there = family.empty(str(folder / BACKBONE_FOLDER))
+    ours, theirs = ({name: tuple(p.shape) for name, p in one.named_parameters()} for one in (made, there))
+    for name in sorted({*ours, *theirs}):
+        if ours.get(name) != theirs.get(name):
+            raise ConfigError(
+                f"model.start: {folder} has other sizes than model.scratch: {name} is {theirs.get(name)}, not "
+                f"{ours.get(name)}; set model.scratch as in the run that trained it"
+            )
 
 
 def load_backbone(family: type[Backbone], folder: Path, dtype: torch.dtype) -> Backbone:

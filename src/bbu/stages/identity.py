@@ -17,6 +17,7 @@ from bbu.config import Config
 from bbu.config.checks import all_keys, value_at
 from bbu.errors import CheckpointError
 from bbu.jsonl import decode_json
+from bbu.models.manifest import MANIFEST_FILE
 
 if TYPE_CHECKING:
     from bbu.data.conversations import ConversationRow
@@ -29,13 +30,14 @@ SAME = (
     "seed", "data.language", "data.min_pixels", "data.max_pixels", "data.max_length", "data.augment", "data.episodes",
     "data.sampling", "data.answers.boxes", "data.answers.summary", "data.answers.group", "data.answers.verdict",
     "data.answers.group_photos", "data.answer_geometry", "data.replay.share", "data.tiles", "model.family",
-    "model.scratch", "model.detection", "model.weights", "model.lora", "model.freeze", "training.batch_size",
+    "model.scratch", "model.detection", "model.weights", "model.lora", "model.freeze",
+    "model.last_blocks", "training.batch_size",
     "training.pack_tokens", "training.pack_pixels", "training.pack_images", "training.gradient_accumulation",
     "training.packed", "training.deepspeed", "training.select_best", "training.optimizer",
 )  # fmt: skip
 KEPT = ("training.learning_rates", "training.weight_decay", "training.adam_beta2")  # the saved optimizer has them
 SILENT = (
-    "name", "output_dir", "evaluation", "data.source", "data.answers.judged_by", "data.replay.path", "data.image_root",
+    "name", "output_dir", "phases", "model.start", "evaluation", "data.source", "data.answers.judged_by", "data.replay.path", "data.image_root",
     "data.workers",
     "model.path", "model.publish", "model.tokenizer", "model.trust_remote_code", "model.feature_cache",
     "training.save_every", "training.eval_every", "training.keep_checkpoints", "training.log_every",
@@ -43,6 +45,7 @@ SILENT = (
     "training.overwrite", "training.step_timeout",
     "training.threads",
 )  # fmt: skip
+STARTED_FROM = "model it starts from"
 SHOWN_DIGITS = 8  # of a SHA-256
 
 
@@ -64,9 +67,17 @@ def identity_of(run: Run) -> dict[str, Any]:
         table["verdicts"] = _digest([run.answers.verdicts])
     table["sides in descriptions"] = _digest([astuple(run.taxonomy.mirror)]) if run.taxonomy.mirror else ""
     table |= _processor(run)
+    if config.model.start:
+        table[STARTED_FROM] = model_digest(Path(config.model.start))
     if config.model.lora.parts:
         table["weights that LoRA adapts"] = _frozen(run.model)
     return json.loads(json.dumps(table))  # type: ignore[no-any-return]  # as it will be read: keys are text
+
+
+def model_digest(folder: Path) -> str:
+    """What tells the model of a folder from others: its manifest has a hash of every file."""
+    path = folder / MANIFEST_FILE
+    return _digest([path.read_text(encoding="utf-8")]) if path.is_file() else "unknown"
 
 
 def _attention(run: Run) -> str:
