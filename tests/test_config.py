@@ -86,7 +86,7 @@ def test_the_keys_are_these() -> None:
 
 
 def test_every_number_has_a_range() -> None:
-    sizes = {"model.lora.alpha"}  # checked against others
+    sizes = {"model.lora.alpha", "phases"}  # checked against others, and one by one
     for key in RULES:
         value = value_at(Config(), key)
         numbers = isinstance(value, (int, float, list)) and not isinstance(value, bool)

@@ -88,10 +88,12 @@ def _score(arguments: argparse.Namespace) -> int:
 
 
 def _check(arguments: argparse.Namespace) -> int:
-    from bbu.config import load_config
+    from bbu.config import load_config, schedule_table
 
     config = load_config(arguments.config, arguments.overrides)
     print(f"{arguments.config}: fine; writes to {config.output_dir}")
+    if config.phases:
+        print(schedule_table(config))
     return 0
 
 

@@ -51,7 +51,7 @@ def final_config(config: Config) -> Config:
     if not config.phases:
         return config
     final = phase_configs(config)[-1]
-    final.name, final.output_dir, final.phases = config.name, config.output_dir, config.phases
+    final.output_dir, final.phases, final.references = config.output_dir, config.phases, config.references
     return final
 
 
@@ -119,7 +119,7 @@ def _check_set(where: str, key: str) -> None:
 def _config_of(config: Config, phase: PhaseConfig, start: str) -> Config:
     made = copy.deepcopy(config)
     made.phases, made.references = [], ()
-    made.name, made.output_dir = f"{config.name}/{phase.name}", str(Path(config.output_dir) / phase.name)
+    made.output_dir = str(Path(config.output_dir) / phase.name)
     made.training.max_steps, made.model.start = phase.steps, start
     absent = () if config.model.detection else DETECTION_GROUPS
     made.model.freeze = [group for group in GROUP_NAMES if group not in (*phase.train, *absent)]

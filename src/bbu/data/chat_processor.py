@@ -6,11 +6,12 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
+from bbu.config import DetectionConfig
 from bbu.data.conversations import ConversationRow
 from bbu.data.photo import Augment, Photo, open_photo
 from bbu.errors import ImageError, SampleError

@@ -26,7 +26,7 @@ from bbu.models.acceleration.compiling import compile_parts
 from bbu.models.acceleration.four_bit import hold_in_four_bits
 from bbu.models.acceleration.liger import use_liger
 from bbu.models.acceleration.lora import add_lora, lora_targets
-from bbu.models.checkpoint import BACKBONE_FOLDER, check_start, load_backbone, load_head
+from bbu.models.checkpoint import BACKBONE_FOLDER, check_start, check_start_sizes, load_backbone, load_head
 from bbu.models.precision import hold_in_bf16
 from bbu.models.wrapper import DetectionVLM
 from bbu.records import FewShotSample
@@ -56,6 +56,8 @@ def training_samples(config: Config, samples: Sequence[FewShotSample]) -> list[F
 def build_processor(config: Config, samples: Sequence[FewShotSample], image_root: str) -> ChatProcessor:
     """ChatProcessor with its tokenizer (loaded, or trained on the samples' text), photo plan and prompt."""
     model, spec, family = config.model, prompt_spec(config), backbone_class(config.model.family)
+    if model.start:
+        check_start(config)
     source = source_of(config)
     if model.tokenizer or source:
         tokenizer = load_tokenizer(model.tokenizer or source, family.conversation, model.trust_remote_code)
@@ -150,7 +152,7 @@ def _backbone(config: Config, tokenizer: PreTrainedTokenizerBase, dtype: torch.d
     """
     model, family = config.model, backbone_class(config.model.family)
     if model.start:
-        check_start(config, tokenizer)
+        check_start_sizes(config, tokenizer)
         return load_backbone(family, Path(model.start), dtype)
     if not model.path:
         return family.from_scratch(scratch_sizes(model.family, model.scratch), len(tokenizer), tokenizer.get_vocab())

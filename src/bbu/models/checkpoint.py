@@ -236,11 +236,11 @@ def load_model(folder: Path, dtype: torch.dtype = torch.float32) -> DetectionVLM
     return model.eval()
 
 
-def check_start(config: Config, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Check that model.start is a whole model of this config's family and sizes.
+def check_start(config: Config) -> None:
+    """Check that model.start is a whole model of this config's family, and its detection head of these sizes.
 
     Raises:
-        ConfigError: it is of another family, or of other sizes.
+        ConfigError: it is another one's.
         CheckpointError: it is no model folder, or damaged.
     """
     model, folder = config.model, Path(config.model.start)
@@ -258,6 +258,15 @@ def check_start(config: Config, tokenizer: PreTrainedTokenizerBase) -> None:
         for key, size in sizes.items():
             if (saved := facts["detection"].get(key)) != size:
                 raise ConfigError(f"model.start: {folder} has model.detection.{key} {saved}, not {size}; set it so")
+
+
+def check_start_sizes(config: Config, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Check that the backbone of model.start has the sizes of model.scratch, if there are any.
+
+    Raises:
+        ConfigError: it has others.
+    """
+    model, folder = config.model, Path(config.model.start)
     if not model.scratch:
         return
     with torch.device("meta"):

@@ -15,6 +15,7 @@ from bbu.interruption import Stopped
 from bbu.jsonl import write_json
 from bbu.stages.answers import ANSWERS_FILE, answers_are_scored, score_answers
 from bbu.stages.judging import VERDICTS_FILE, judge_groups
+from bbu.stages.phases import train_phases
 from bbu.stages.preparation import PreparedData, prepare, taxonomy_of
 from bbu.stages.run import Run, open_run
 from bbu.stages.run_folder import MODEL_FOLDER, RunFolder, claim
@@ -39,6 +40,7 @@ __all__ = [
     "score_all",
     "taxonomy_of",
     "train",
+    "train_phases",
 ]
 
 
@@ -49,11 +51,12 @@ def run_job(config: Config) -> int:
         Stopped: a signal ended a stage; its message says how to go on.
     """
     started, scored = time.monotonic(), config.model.detection is not None
+    learn = train_phases if config.phases else train
     if not is_main():
-        train(config, scored=scored)
+        learn(config, scored=scored)
         return 0
     with claim(config):
-        run = train(config, scored=scored)
+        run = learn(config, scored=scored)
         try:
             return _after_training(run, started)
         except Stopped as error:

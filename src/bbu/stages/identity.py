@@ -37,7 +37,8 @@ SAME = (
 )  # fmt: skip
 KEPT = ("training.learning_rates", "training.weight_decay", "training.adam_beta2")  # the saved optimizer has them
 SILENT = (
-    "name", "output_dir", "phases", "model.start", "evaluation", "data.source", "data.answers.judged_by", "data.replay.path", "data.image_root",
+    "name", "output_dir", "phases", "model.start", "evaluation", "data.source", "data.answers.judged_by",
+    "data.replay.path", "data.image_root",
     "data.workers",
     "model.path", "model.publish", "model.tokenizer", "model.trust_remote_code", "model.feature_cache",
     "training.save_every", "training.eval_every", "training.keep_checkpoints", "training.log_every",

@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bbu.config import Config
+from bbu.config import Config, final_config
 from bbu.errors import ConfigError
 from bbu.families.cost import CostModel
 from bbu.records import FewShotSample, Row
@@ -295,12 +295,12 @@ class Run:
 
 
 def open_run(config: Config, ranks: int | None = None) -> Run:
-    """Prepare the rows of a config.
+    """Prepare the rows of a config; one with phases is the last phase's, in the folder of the whole run.
 
     Args:
         ranks: number of ranks to plan for; None = those of this run.
     """
-    return Run(config, prepare(config), ranks or world_size())
+    return Run(final_config(config), prepare(config), ranks or world_size())
 
 
 def ready_device(config: Config) -> Any:

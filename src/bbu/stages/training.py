@@ -7,6 +7,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +23,7 @@ from bbu.records import PredictionRow, Row
 from bbu.stages.answers import scores_on_val
 from bbu.stages.identity import check_identity, identity_of
 from bbu.stages.judging import rules_of
-from bbu.stages.preparation import prepare
+from bbu.stages.preparation import PreparedData, prepare
 from bbu.stages.run import Run, ready_device
 from bbu.stages.run_folder import CONFIG_FILE, STARTED, RunFolder, claim
 from bbu.training.distributed import gather, is_main, main_first, rank, world_size
@@ -32,13 +33,24 @@ if TYPE_CHECKING:
     from transformers import TrainingArguments
 
     from bbu.inference.predictor import Predictor, Shown
+    from bbu.training.loss_log import LogPlace
     from bbu.training.trainer import BBUTrainer
 
 
-def train(config: Config, *, scored: bool = False) -> Run:
+@dataclass(frozen=True)
+class Part:
+    """What a phase has of the whole run: its rows, the place in its log, and its W&B run."""
+
+    data: PreparedData
+    log: LogPlace
+    run_id: str | None
+
+
+def train(config: Config, *, scored: bool = False, part: Part | None = None) -> Run:
     """Prepare, train, and publish the chosen checkpoint as ``<output_dir>/model``. Runs on every rank.
 
     Args:
+        part: of a run in phases, which this config is one of (stages.phases).
         scored: whether the model is scored afterwards, so that a missing evaluation split is found before it trains.
 
     Raises:
@@ -47,12 +59,12 @@ def train(config: Config, *, scored: bool = False) -> Run:
         Stopped: a signal ended the training, after a checkpoint.
     """
     if not is_main():
-        return _train(config, None, scored)
+        return _train(config, None, scored, part)
     with claim(config) as folder:
-        return _train(config, folder, scored)
+        return _train(config, folder, scored, part)
 
 
-def _train(config: Config, folder: RunFolder | None, scored: bool) -> Run:
+def _train(config: Config, folder: RunFolder | None, scored: bool, part: Part | None) -> Run:
     from bbu.models.precision import use_bf16
     from bbu.training.callbacks import OnSave, TrackedRun
     from bbu.training.recovery import tracked_run
@@ -64,7 +76,7 @@ def _train(config: Config, folder: RunFolder | None, scored: bool) -> Run:
     bf16 = use_bf16(config.training.precision, device)
     args = training_arguments(config, use_cpu=device.type == "cpu", bf16=bf16, has_val=True)
     with main_first():
-        run = Run(config, prepare(config, make=is_main()))
+        run = Run(config, part.data if part else prepare(config, make=is_main()))
         _ = run.hashes  # the main rank caches them, the others read the cache
     if config.model.detection is not None and run.students and not any(row.objects for row in run.students):
         raise ConfigError(
@@ -80,9 +92,10 @@ def _train(config: Config, folder: RunFolder | None, scored: bool) -> Run:
         _describe(run)
     with main_first():
         _ = run.packs
-    trainer = build_trainer(run, args)
+    trainer = build_trainer(run, args, part.log if part else None)
     resume_from = _resume_from(run, trainer.identity)
-    if run_id := ready_wandb(config, tracked_run(Path(resume_from)) if resume_from else None):
+    before = tracked_run(Path(resume_from)) if resume_from else part.run_id if part else None
+    if run_id := ready_wandb(config, before):
         trainer.add_callback(TrackedRun(run_id))
     started = time.monotonic()
     with ExitStack() as stack:
@@ -170,7 +183,7 @@ def _describe_features(cache: Any, views: bool) -> None:
         )
 
 
-def build_trainer(run: Run, args: TrainingArguments) -> BBUTrainer:
+def build_trainer(run: Run, args: TrainingArguments, log_place: LogPlace | None = None) -> BBUTrainer:
     """The trainer of a run, with the visual log if the config enables it."""
     from bbu.training.objective import DetectionObjective
     from bbu.training.trainer import BBUTrainer
@@ -201,6 +214,7 @@ def build_trainer(run: Run, args: TrainingArguments) -> BBUTrainer:
         samples_per_epoch=round(run.stream.epoch_length),
         packs=run.packs,
         identity=identity_of(run),
+        log_place=log_place,
     )
     if config.training.visual_every and run.rank == 0:
         _watch(run, predictor, trainer)

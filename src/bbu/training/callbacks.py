@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from tqdm import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.integrations import TensorBoardCallback, WandbCallback
 
 from bbu.losses.weighting import TERMS
 from bbu.training.distributed import is_main
 
+TRACKERS = (WandbCallback, TensorBoardCallback)
 SHORT_NAMES = {
     "teacher_lm": "teach",
     "student_lm": "lm",
@@ -111,6 +114,21 @@ class TrackedRun(TrainerCallback):
     ) -> None:
         callbacks: Any = state.stateful_callbacks
         callbacks[type(self).__name__] = {"args": {"run_id": self.run_id}, "attributes": {}}
+
+
+def count_from(callbacks: Sequence[TrainerCallback], steps: int) -> None:
+    """Let the trackers among some callbacks (W&B, TensorBoard) see the steps of earlier phases too."""
+    for callback in callbacks:
+        if steps and isinstance(callback, TRACKERS):
+            callback.on_log = partial(_log_later, callback.on_log, steps)  # type: ignore[method-assign]
+
+
+def _log_later(on_log: Callable[..., Any], steps: int, args: Any, state: TrainerState, *rest: Any, **more: Any) -> Any:
+    state.global_step += steps
+    try:
+        return on_log(args, state, *rest, **more)
+    finally:
+        state.global_step -= steps
 
 
 class EvaluateAtEnd(TrainerCallback):

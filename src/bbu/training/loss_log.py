@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -101,33 +102,54 @@ class LossWindow:
             self.loss.fill_(mine["loss"])
 
 
+@dataclass(frozen=True)
+class LogPlace:
+    """Where a training logs, and what comes before it in the file: nothing, or the earlier phases of a run.
+
+    Args:
+        lines: of the earlier phases.
+        phase: name of this one; empty: the run has no phases.
+        steps: of the earlier phases together.
+    """
+
+    path: Path
+    lines: Sequence[Mapping[str, Any]] = ()
+    phase: str = ""
+    steps: int = 0
+
+    def line(self, log: Mapping[str, Any]) -> dict[str, Any]:
+        """A line of this training as it stands in the file, with steps of the whole run."""
+        return {**log, "step": log["step"] + self.steps, "phase": self.phase} if self.phase else dict(log)
+
+
 class LogFile(TrainerCallback):
     """Appends each log line to ``train_log.jsonl`` as it is logged, on the main rank.
 
     A resumed run first cuts the file back to the lines up to its checkpoint.
 
     Args:
-        path: of the file.
+        place: of the file.
 
     Raises:
         UserError: the file cannot be written.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, place: LogPlace) -> None:
+        self.place, self.path = place, place.path
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        if is_main() and state.log_history:
-            write_jsonl(self.path, state.log_history)
+        lines = [*self.place.lines, *map(self.place.line, state.log_history)]
+        if is_main() and lines:
+            write_jsonl(self.path, lines)
         elif is_main():
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self.path.unlink(missing_ok=True)  # of an earlier run
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if is_main():
-            append_row(self.path, state.log_history[-1])
+            append_row(self.path, self.place.line(state.log_history[-1]))
 
 
 def append_row(path: Path, row: Mapping[str, Any]) -> None:

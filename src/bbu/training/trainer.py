@@ -26,11 +26,11 @@ from bbu.jsonl import decode_json, write_json
 from bbu.layers.transfer import to_device
 from bbu.losses.weighting import LANGUAGE_TERMS, TERMS, count_terms, max_one, term_weights, weigh
 from bbu.models.checkpoint import save_model
-from bbu.training.callbacks import EvaluateAtEnd, ProgressBar
+from bbu.training.callbacks import EvaluateAtEnd, ProgressBar, count_from
 from bbu.training.distributed import is_main, sum_over_ranks, world_size
 from bbu.training.finite import StepGuard, poison
 from bbu.training.folders import checkpoint_at
-from bbu.training.loss_log import LOG_FILE, LogFile, LossWindow
+from bbu.training.loss_log import LOG_FILE, LogFile, LogPlace, LossWindow
 from bbu.training.objective import DetectionObjective
 from bbu.training.optimizers import build_optimizer
 from bbu.training.param_groups import optimizer_groups
@@ -58,6 +58,7 @@ class BBUTrainer(Trainer):
         samples_per_epoch: converts steps to epochs in the log.
         packs: planned packs of the whole run, over all ranks; None = a pack is the next ``batch_size`` samples.
         identity: what the run follows from; saved in each checkpoint.
+        log_place: default: the run's folder.
     """
 
     def __init__(
@@ -71,6 +72,7 @@ class BBUTrainer(Trainer):
         samples_per_epoch: int = 1,
         packs: PackedRun | None = None,
         identity: Mapping[str, Any] | None = None,
+        log_place: LogPlace | None = None,
     ) -> None:
         positions = objective.model.backbone.position_function()
         collator: PackedDataCollator | StandardDataCollator = PackedDataCollator(positions)
@@ -97,7 +99,9 @@ class BBUTrainer(Trainer):
         if config.training.early_stopping.patience and args.eval_strategy != "no":
             self.add_callback(EarlyStopping(config.training.early_stopping, config.training.select_best))
         self.watchdog = Watchdog(config.training.step_timeout, Path(config.output_dir) / STACKS_FOLDER)
-        self.add_callback(LogFile(Path(config.output_dir) / LOG_FILE))
+        place = log_place or LogPlace(Path(config.output_dir) / LOG_FILE)
+        self.add_callback(LogFile(place))
+        count_from(self.callback_handler.callbacks, place.steps)
         self.window = LossWindow()
         self.unreadable = UnreadablePhotos(config.data, Path(config.output_dir))
         self.add_callback(self.unreadable)
