@@ -106,5 +106,6 @@ def score_all(run: Run) -> tuple[str, list[str]]:
         tables.append(answer_lines(score_answers(run, metrics)))
         written.append(str(output / ANSWERS_FILE))
     if run.config.training.visual_every:
-        written.append(str(output / "training_log.html"))
+        folders = [output / phase.name for phase in run.config.phases] or [output]
+        written += [str(folder / "training_log.html") for folder in folders]
     return "\n\n".join(tables), written

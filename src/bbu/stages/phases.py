@@ -17,7 +17,7 @@ from bbu.monitoring.trackers import place_trackers
 from bbu.stages.identity import STARTED_FROM, model_digest
 from bbu.stages.judging import rules_of
 from bbu.stages.preparation import PreparedData, prepare
-from bbu.stages.run import Run
+from bbu.stages.run import Run, ready_device
 from bbu.stages.run_folder import CONFIG_FILE, MARKER, MODEL_FOLDER, RunFolder, claim
 from bbu.stages.training import Part, train
 from bbu.training.distributed import gather, is_main, main_first
@@ -43,6 +43,7 @@ def train_phases(config: Config, *, scored: bool = False) -> Run:
 
 def _train_phases(config: Config, folder: RunFolder | None, scored: bool) -> Run:
     place_trackers(config)
+    _join_ranks(config)
     with main_first():
         data = prepare(config, make=is_main())
     final = Run(final_config(config), data)
@@ -61,6 +62,17 @@ def _train_phases(config: Config, folder: RunFolder | None, scored: bool) -> Run
         folder.published()
     gather([None])
     return final
+
+
+def _join_ranks(config: Config) -> None:
+    """Begin the process group, which transformers does when its arguments are made."""
+    from bbu.models.precision import use_bf16
+    from bbu.training.trainer import training_arguments
+
+    first = phase_configs(config)[0]
+    device = ready_device(first)
+    bf16 = use_bf16(first.training.precision, device)
+    training_arguments(first, use_cpu=device.type == "cpu", bf16=bf16, has_val=True)
 
 
 def _train_phase(config: Config, number: int, own: Config, data: PreparedData, summaries: list[dict[str, Any]]) -> None:
