@@ -14,11 +14,10 @@ import torch
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from bbu.layers.products import CHUNK_ELEMENTS, add_product, product_dtype
 from bbu.layers.transfer import to_device
 
 Wanted = tuple[bool, bool]  # gradients by states and by weight
-
-CHUNK_ELEMENTS = 2**25  # most logits held at once: 128 MiB in float32, and as much again for their softmax
 
 
 def linear_cross_entropy_sum(
@@ -57,7 +56,7 @@ class _LinearCrossEntropySum(torch.autograd.Function):
         wanted: Wanted,
     ) -> torch.Tensor:
         ctx.save_for_backward(states_RD, weight_VD, targets_R, importance_R)
-        ctx.wanted, ctx.dtype = wanted, _product_dtype(states_RD)
+        ctx.wanted, ctx.dtype = wanted, product_dtype(states_RD)
         total, ctx.gradients = _chunked_sum(states_RD, weight_VD, targets_R, importance_R, wanted, ctx.dtype)
         return total
 
@@ -70,14 +69,6 @@ class _LinearCrossEntropySum(torch.autograd.Function):
             states_RD, weight_VD, targets_R, importance_R = ctx.saved_tensors
             _, gradients = _chunked_sum(states_RD, weight_VD, targets_R, importance_R, ctx.wanted, ctx.dtype)
         return (*(gradient if gradient is None else gradient.mul_(scale) for gradient in gradients), None, None, None)
-
-
-def _product_dtype(states: torch.Tensor) -> torch.dtype:
-    """The dtype of the matrix products: the states' own, or under autocast its dtype unless they are float64."""
-    kind = states.device.type
-    if torch.is_autocast_enabled(kind) and states.dtype != torch.float64:
-        return torch.get_autocast_dtype(kind)
-    return states.dtype
 
 
 def _chunked_sum(
@@ -110,7 +101,7 @@ def _chunked_sum(
             if of_states is not None:
                 of_states[rows] = _times(slopes @ weight, importance)
             if of_weight is not None:
-                _add_product(of_weight, slopes.T, _times(states, importance).to(dtype))
+                add_product(of_weight, slopes.T, _times(states, importance).to(dtype))
             del log_probs, slopes  # free them before the next chunk is computed
     return total, (of_states, of_weight)
 
@@ -118,16 +109,6 @@ def _chunked_sum(
 def _times(values_RD: torch.Tensor, importance_R1: torch.Tensor | None) -> torch.Tensor:
     """Rows times their importance; of width D rather than V, which costs next to nothing."""
     return values_RD if importance_R1 is None else values_RD * importance_R1
-
-
-def _add_product(into_VD: torch.Tensor, slopes_VR: torch.Tensor, states_RD: torch.Tensor) -> None:
-    """into += slopes · states; where dtypes differ, in slices of the vocabulary to bound memory."""
-    if into_VD.dtype == states_RD.dtype:
-        into_VD.addmm_(slopes_VR, states_RD)
-        return
-    at_once = max(1, CHUNK_ELEMENTS // states_RD.shape[1])
-    for into, slopes in zip(into_VD.split(at_once), slopes_VR.split(at_once), strict=True):
-        into += slopes @ states_RD
 
 
 def span_rows(spans: Sequence[tuple[int, int]], device: torch.device) -> torch.Tensor:
