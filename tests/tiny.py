@@ -47,7 +47,10 @@ SIZES = {
     "vision_width": 32, "vision_depth": 2, "vision_heads": 2, "text_width": 64, "text_depth": 2, "text_heads": 4,
     "text_kv_heads": 2, "vocab_size": 400,
 }  # fmt: skip
-MORE_SIZES = {"qwen2_5_vl": {"vision_full_attention": [1]}}
+MORE_SIZES = {
+    "qwen2_5_vl": {"vision_full_attention": [1]},
+    "ovis2_5": {"vision_positions": 5, "visual_vocab": 60},
+}
 DESCRIPTIONS = ("screw/tight", "screw/loose", "标签/完整", "标签/不完整", "line")
 PLACES = ((84, 56), (112, 140), (56, 56))  # sizes of the photos in conversations
 SYSTEM, INSTRUCTION = "Look.", "List the parts."

@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import TrainerCallback
 
 from bbu.families.feature_cache import FeatureCache
+from bbu.families.ovis2_5 import backbone as ovis2_5
 from bbu.families.qwen2_5_vl import backbone as qwen2_5_vl
 from bbu.families.qwen3_vl import backbone as qwen3_vl
 from bbu.layers import attention
@@ -30,7 +31,12 @@ WAITING = {
 
 
 # What a family reckons from the photos' grids, from host numbers to host numbers.
-ON_THE_HOST = {"qwen2_5_vl": [(qwen2_5_vl, "_plan_of")], "qwen3_vl": [(qwen3_vl, "_plan_of")], "toy": []}
+ON_THE_HOST = {
+    "qwen2_5_vl": [(qwen2_5_vl, "_plan_of")],
+    "qwen3_vl": [(qwen3_vl, "_plan_of")],
+    "ovis2_5": [(ovis2_5, "_plan_of")],
+    "toy": [],
+}
 
 
 class Watch(TorchDispatchMode):

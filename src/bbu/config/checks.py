@@ -17,7 +17,7 @@ from bbu.config.schema import (
     SourceConfig,
 )
 from bbu.errors import ConfigError, UserError
-from bbu.families.registry import scratch_sizes
+from bbu.families.registry import family_options, scratch_sizes
 from bbu.tiles import Tiles
 
 BLOCK_GROUPS = ("vision", "llm")  # that are made of blocks
@@ -207,6 +207,7 @@ def _check_model(config: Config) -> None:
         if "vision" not in model.freeze or "vision" in model.last_blocks:
             raise ConfigError(f"model.feature_cache: {why}; add vision to model.freeze, or empty the key")
     scratch_sizes(model.family, model.scratch)
+    family_options(model.family, model.options)
     detection = model.detection
     if detection is None:
         return

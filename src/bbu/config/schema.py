@@ -214,6 +214,7 @@ class ModelConfig:
     tokenizer: str = ""  # folder; empty = the one in path, or one trained on the training text
     trust_remote_code: bool = False  # run Python code that comes with the folder in path; only for folders you trust
     scratch: dict[str, Any] = field(default_factory=dict)  # sizes where path is empty; the family has the keys
+    options: dict[str, Any] = field(default_factory=dict)  # how the family's model runs; the family has the keys
     # null: no detection head, adapters or captions; the language model alone learns (docs/answers.md)
     detection: DetectionConfig | None = field(default_factory=DetectionConfig)
     lora: LoraConfig = field(default_factory=LoraConfig)

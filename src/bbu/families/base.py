@@ -1,6 +1,7 @@
 """Backbone: the interface of a vision-language family; all code outside this package is shared by all families.
 
-Shapes: T packed tokens, D feature width, P patch rows, S image tokens, X numbers of a patch row.
+Shapes: T packed tokens, D feature width, P patch rows, S image tokens, X numbers of a patch row, Y height in pixels or
+tokens, Z width in pixels or tokens.
 """
 
 from __future__ import annotations
@@ -25,7 +26,16 @@ from bbu.layers.transfer import to_device
 if TYPE_CHECKING:
     from bbu.families.prompts import PromptSpec
 
-__all__ = ["Backbone", "BackboneOutput", "Grid", "PositionFunction", "VisionLevel", "no_part"]
+__all__ = [
+    "Backbone",
+    "BackboneOutput",
+    "Grid",
+    "PositionFunction",
+    "VisionLevel",
+    "VisualWords",
+    "grid_list",
+    "no_part",
+]
 
 PositionFunction = Callable[[Sequence[int], Sequence[Grid]], torch.Tensor]
 """(token ids of one sample, patch grids of its images) → (axes, L) rotary positions."""
@@ -45,6 +55,19 @@ class VisionLevel:
 
 
 @dataclass
+class VisualWords:
+    """What the image tokens of a photo are, in a family whose tokens are choices from a visual vocabulary.
+
+    Args:
+        words_YZ: (rows, columns) int64 numbers of the likeliest words.
+        entropy_YZ: (rows, columns) of the choice, in nats: 0 = one word alone, ln of the number of words = all alike.
+    """
+
+    words_YZ: torch.Tensor
+    entropy_YZ: torch.Tensor
+
+
+@dataclass
 class BackboneOutput:
     """Outputs of a backbone for a pack.
 
@@ -58,6 +81,11 @@ class BackboneOutput:
     hidden_TD: torch.Tensor
     vision_levels: list[VisionLevel]
     language_at_image: bool = True
+
+
+def grid_list(image_grid_thw: Sequence[Grid] | torch.Tensor) -> list[Grid]:
+    """Patch grids as tuples of Python ints; an (I, 3) tensor on a GPU forces a synchronisation."""
+    return [(t, h, w) for t, h, w in torch.as_tensor(image_grid_thw).tolist()]
 
 
 def no_part(tensors: Iterable[torch.Tensor]) -> torch.Tensor | int:
@@ -116,6 +144,14 @@ class Backbone(nn.Module, ABC):
     @abstractmethod
     def photo_plan(cls, path: str, spec: PromptSpec) -> PhotoPlan:
         """Photo preprocessing with a model folder's settings, or the family's defaults if ``path`` is empty."""
+
+    def use_options(self, options: Any) -> None:
+        """Apply ``model.options``, validated and with defaults (bbu.families.registry.family_options)."""
+
+    @property
+    def options(self) -> Mapping[str, Any]:
+        """The options in force, as ``model.options`` has them."""
+        return {}
 
     def save(self, folder: Path, state_dict: Mapping[str, torch.Tensor] | None = None) -> None:
         """Write a standard Hugging Face model folder."""
@@ -220,7 +256,7 @@ class Backbone(nn.Module, ABC):
         image_keys: Sequence[str | None] | None = None,
     ) -> list[VisionLevel]:
         """Patch rows → vision levels, fine to coarse."""
-        grids: list[Grid] = [(t, h, w) for t, h, w in torch.as_tensor(image_grid_thw).tolist()]
+        grids = grid_list(image_grid_thw)
         pixels_PX, learns = pixel_values.to(self._vision_dtype()), self._tower_learns()
         with torch.set_grad_enabled(torch.is_grad_enabled() and learns):
             if self.feature_cache is None or image_keys is None or learns:
@@ -239,6 +275,12 @@ class Backbone(nn.Module, ABC):
     @abstractmethod
     def levels_of(self, states_PD: torch.Tensor, grids: Sequence[Grid]) -> list[VisionLevel]:
         """Vision levels from the tower states; parameters used here belong to the group ``merger``."""
+
+    def visual_words(
+        self, pixel_values: torch.Tensor, image_grid_thw: Sequence[Grid] | torch.Tensor
+    ) -> list[VisualWords] | None:
+        """The words that each photo's image tokens choose; None in a family without a visual vocabulary."""
+        return None
 
     @abstractmethod
     def read(

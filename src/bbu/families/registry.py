@@ -7,19 +7,25 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any
 
 from bbu.errors import ConfigError, RecordError
+from bbu.families.ovis2_5.codec import Ovis25Options, Ovis25Sizes
 from bbu.families.qwen2_5_vl.codec import Qwen25VLSizes
 from bbu.families.qwen3_vl.codec import Qwen3VLSizes
 from bbu.jsonl import decode_json
 
 if TYPE_CHECKING:
     from bbu.families.base import Backbone
+
+
+@dataclass
+class NoOptions:
+    """``model.options`` of a family that has none."""
 
 
 @dataclass(frozen=True)
@@ -30,17 +36,22 @@ class Family:
         backbone: ``module:class``.
         sizes: dataclass of ``model.scratch``; every field has a default, and one is ``vocab_size``.
         min_pixels, max_pixels: limits of a resized photo's area, used if the config has 0.
+        options: dataclass of ``model.options``; every field is a bool with a default.
     """
 
     backbone: str
     sizes: Any
     min_pixels: int
     max_pixels: int
+    options: Any = NoOptions
 
 
 FAMILIES: dict[str, Family] = {
     "qwen2_5_vl": Family("bbu.families.qwen2_5_vl.backbone:Qwen25VL", Qwen25VLSizes, 56 * 56, 1280 * 28 * 28),
     "qwen3_vl": Family("bbu.families.qwen3_vl.backbone:Qwen3VL", Qwen3VLSizes, 64 * 64, 1280 * 32 * 32),
+    "ovis2_5": Family(
+        "bbu.families.ovis2_5.backbone:Ovis25", Ovis25Sizes, 448 * 448, 1792 * 1792, options=Ovis25Options
+    ),
 }
 DEFAULT_FAMILY = "qwen2_5_vl"
 AUTO = "auto"  # in place of a family's name: that of the model folder
@@ -97,10 +108,7 @@ def scratch_sizes(name: str, options: Mapping[str, Any]) -> Any:
     sizes = family_named(name).sizes
     known = {item.name: item for item in dataclasses.fields(sizes)}
     for key, value in options.items():
-        if key not in known:
-            near = difflib.get_close_matches(str(key), known, n=1)
-            hint = f"; did you mean {near[0]}?" if near else f"; keys here are {', '.join(known)}"
-            raise ConfigError(f"model.scratch.{key}: is not a size of {name}{hint}")
+        _check_known("model.scratch", key, known, f"a size of {name}")
         several = known[key].default_factory is not dataclasses.MISSING
         values = value if several and isinstance(value, list) else [value]
         least = 0 if several else 1
@@ -108,3 +116,26 @@ def scratch_sizes(name: str, options: Mapping[str, Any]) -> Any:
             wanted = "a list of whole numbers" if several else "a whole number"
             raise ConfigError(f"model.scratch.{key}: must be {wanted}, at least {least}, is {value!r}")
     return sizes(**options)
+
+
+def family_options(name: str, options: Mapping[str, Any]) -> Any:
+    """``model.options`` as the family's options; missing keys take their defaults.
+
+    Raises:
+        ConfigError: unknown family or key, or a value that is not true or false.
+    """
+    kind = family_named(name).options
+    known = [item.name for item in dataclasses.fields(kind)]
+    for key, value in options.items():
+        _check_known("model.options", key, known, f"an option of {name}")
+        if type(value) is not bool:
+            raise ConfigError(f"model.options.{key}: must be true or false, is {value!r}")
+    return kind(**options)
+
+
+def _check_known(where: str, key: str, known: Collection[str], what: str) -> None:
+    if key in known:
+        return
+    near = difflib.get_close_matches(str(key), known, n=1)
+    others = f"keys here are {', '.join(known)}" if known else "it has none"
+    raise ConfigError(f"{where}.{key}: is not {what}; " + (f"did you mean {near[0]}?" if near else others))

@@ -18,7 +18,7 @@ from bbu.errors import ConfigError, UserError
 from bbu.families.base import Backbone
 from bbu.families.feature_cache import FeatureCache
 from bbu.families.prompts import ANSWERS, PromptSpec, answer_text
-from bbu.families.registry import backbone_class, family_named, scratch_sizes
+from bbu.families.registry import backbone_class, family_named, family_options, scratch_sizes
 from bbu.families.tokenizer import load_tokenizer, train_tokenizer
 from bbu.layers.attention import choose_attention_backend
 from bbu.models.acceleration.checkpointing import checkpoint_activations
@@ -118,6 +118,7 @@ def build_model(
         raise ConfigError("model.weights: bfloat16 needs products in bfloat16, and this run's are float32; set auto")
     torch.manual_seed(config.seed)
     backbone = _backbone(config, tokenizer, torch.bfloat16 if config.training.deepspeed and bf16 else torch.float32)
+    backbone.use_options(family_options(model.family, model.options))
     backbone.use_attention_backend(choose_attention_backend(model.attention, device, dtype))
     if model.feature_cache:
         backbone.feature_cache = FeatureCache(model.feature_cache)

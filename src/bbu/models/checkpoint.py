@@ -28,7 +28,7 @@ from bbu.data.chat_processor import ChatProcessor, detection_options
 from bbu.errors import CheckpointError, ConfigError, shown
 from bbu.families.base import Backbone
 from bbu.families.prompts import PromptSpec
-from bbu.families.registry import backbone_class, scratch_sizes
+from bbu.families.registry import backbone_class, family_options, scratch_sizes
 from bbu.families.tokenizer import load_tokenizer
 from bbu.jsonl import write_json
 from bbu.models.acceleration.lora import (
@@ -111,6 +111,7 @@ def save_model(
             "vocabulary_hash": vocabulary_hash(processor),
             "pixels_hash": pixels_hash(processor),
             "max_length": processor.max_length,
+            **({"options": dict(options)} if (options := model.backbone.options) else {}),
             **({"base": base} if base else {}),
         },
     )
@@ -306,7 +307,9 @@ def _adapted_backbone(family: type[Backbone], folder: Path, dtype: torch.dtype) 
     except OSError as error:
         why = str(error).splitlines()[0]
         raise CheckpointError(f"{where}: {path} cannot be loaded: {why}; name the base model's folder") from None
-    merge_adapter(backbone.vlm, adapters, read_facts(folder)["base"]["hash"])
+    facts = read_facts(folder)
+    merge_adapter(backbone.vlm, adapters, facts["base"]["hash"])
+    backbone.use_options(family_options(family.family, facts.get("options", {})))  # the base model has its own
     return backbone
 
 

@@ -30,7 +30,7 @@ SAME = (
     "seed", "data.language", "data.min_pixels", "data.max_pixels", "data.max_length", "data.augment", "data.episodes",
     "data.sampling", "data.answers.boxes", "data.answers.summary", "data.answers.group", "data.answers.verdict",
     "data.answers.group_photos", "data.answer_geometry", "data.replay.share", "data.tiles", "model.family",
-    "model.scratch", "model.detection", "model.weights", "model.lora", "model.freeze",
+    "model.scratch", "model.options", "model.detection", "model.weights", "model.lora", "model.freeze",
     "model.last_blocks", "training.batch_size",
     "training.pack_tokens", "training.pack_pixels", "training.pack_images", "training.gradient_accumulation",
     "training.packed", "training.deepspeed", "training.select_best", "training.optimizer",
