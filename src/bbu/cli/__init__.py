@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from bbu.cli import photos, runs, scores, verdicts
+from bbu.cli import photos, runs, scores, verdicts, words
 from bbu.cli.arguments import Parser
 from bbu.errors import UserError
 from bbu.interruption import Stopped, raising
@@ -20,7 +20,7 @@ def build_parser() -> argparse.ArgumentParser:
         prog="bbu", description="Detect every object in a photo, describe its state in words, and score it."
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for room in (runs, photos, scores, verdicts):
+    for room in (runs, photos, words, scores, verdicts):
         room.add_commands(commands)
     return parser
 

@@ -16,6 +16,7 @@ from bbu.families.registry import DEFAULT_FAMILY
 COMPILED_PARTS = ("decoder", "captions", "llm", "vision")
 DETECTION_PARTS = ("decoder", "captions")  # those of them that a model without detection lacks
 VAL_METRICS = ("AP", "AP50", "AP50_agnostic", "description_accuracy")  # reported on val during training
+WORD_METRICS = ("words_in_use", "words_entropy")  # of a visual vocabulary, as shares (bbu.inference.words)
 TEXT_METRICS = ("loss", "accuracy")  # of the language model's answers on val
 GROUP_NAMES = ("vision", "merger", "llm", "detection", "adapter")
 DETECTION_GROUPS = ("detection", "adapter")  # empty in a model without detection

@@ -61,10 +61,12 @@ class VisualWords:
     Args:
         words_YZ: (rows, columns) int64 numbers of the likeliest words.
         entropy_YZ: (rows, columns) of the choice, in nats: 0 = one word alone, ln of the number of words = all alike.
+        vocabulary: number of words.
     """
 
     words_YZ: torch.Tensor
     entropy_YZ: torch.Tensor
+    vocabulary: int
 
 
 @dataclass

@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 
 from PIL import Image
 
-from bbu.config.schema import VAL_METRICS
+from bbu.config.schema import VAL_METRICS, WORD_METRICS
 from bbu.drawing.outlines import corners
 from bbu.drawing.pages import jpeg_base64, render_page
 from bbu.errors import UserError
@@ -90,7 +90,7 @@ class History:
         facts: title, split, threshold, max_steps; every, log_every, eval_every: steps between looks, between
             lines of the log and between evaluations.
         losses: [step, loss, each of TERMS].
-        val: [step, each of VAL_METRICS], where val was evaluated.
+        val: [step, each of VAL_METRICS, each of WORD_METRICS], where val was evaluated.
         failed: updates that failed.
     """
 
@@ -124,7 +124,7 @@ class History:
 
     def add_val(self, step: int, metrics: Mapping[str, float]) -> None:
         """Add the scores of the whole val split, under the trainer's names."""
-        self.val.append([step, *(metrics.get(f"eval_{name}") for name in VAL_METRICS)])
+        self.val.append([step, *(metrics.get(f"eval_{name}") for name in (*VAL_METRICS, *WORD_METRICS))])
         self.val = thinned(self.val, _step, self.facts["eval_every"], POINTS_KEPT)
 
     def forget_after(self, step: int) -> None:
@@ -203,7 +203,7 @@ def write_page(path: Path, history: History) -> None:
         TEMPLATE,
         style="visual_log.css",
         scripts=["visual_log.js"],
-        data=dataclasses.asdict(history) | {"terms": TERMS, "metrics": VAL_METRICS},
+        data=dataclasses.asdict(history) | {"terms": TERMS, "metrics": (*VAL_METRICS, *WORD_METRICS)},
         title=str(history.facts["title"]),
         kind="training log",
         facts=history.facts,

@@ -72,6 +72,13 @@ function drawCharts() {
     { name: `${name}, val`, dots: true, style: i ? 4 : 2, points: DATA.val.map((point) => [point[0], point[1 + DATA.metrics.indexOf(key)]]) },
   ]);
   drawCurves("scores", "Scores by step", scores, shareScale);
+  const WORDS = { words_in_use: "share of the words that are a token's likeliest", words_entropy: "entropy of a token's choice, as a share of its largest value" };
+  const words = Object.entries(WORDS).map(([key, name], i) => (
+    { name, dots: true, style: i, points: DATA.val.map((point) => [point[0], point[1 + DATA.metrics.indexOf(key)]]) }));
+  if (words.some((line) => line.points.some((point) => typeof point[1] === "number"))) {  // families that have any
+    byId("words-card").hidden = false;
+    drawCurves("words", "Visual words by step, val", words, shareScale);
+  }
   const stability = LOOKS.map((look) => [look.step, look.stability]);
   drawCurves("stability", "Match stability by step", [{ name: "objects matched to the same query as at the previous look", dots: true, style: 0, points: stability }], shareScale);
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 import signal
 import time
@@ -28,6 +29,8 @@ from bbu.stages.run import Run, ready_device
 from bbu.stages.run_folder import CONFIG_FILE, STARTED, RunFolder, claim
 from bbu.training.distributed import gather, is_main, main_first, rank, world_size
 from bbu.training.folders import checkpoint_at, checkpoints
+
+PHOTOS_FOR_WORDS = 16
 
 if TYPE_CHECKING:
     from transformers import TrainingArguments
@@ -199,6 +202,7 @@ def build_trainer(run: Run, args: TrainingArguments, log_place: LogPlace | None 
         if config.model.detection is not None:
             found = predict_rows(predictor, run.watched, run.data.image_root, run.watched_shown, go_on)
             scores = _scores(run, found)
+        scores |= _word_use(run, predictor)
         loss = config.loss
         if loss.student_lm_weight or config.training.select_best in TEXT_METRICS:
             scores |= scores_on_val(run, predictor, go_on)
@@ -236,6 +240,25 @@ def _predictor(run: Run) -> Predictor:
         nms_iou=config.evaluation.nms_iou,
         autocast=torch.bfloat16 if run.bf16 and not config.training.deepspeed else None,
     )
+
+
+def _word_use(run: Run, predictor: Predictor) -> dict[str, float | None]:
+    """How val's photos use the visual words, where the family has any; some photos, which show a collapse as well."""
+    from bbu.data.photo import Photo
+    from bbu.families.base import Backbone
+    from bbu.images import load_image
+    from bbu.inference.words import use_of, words_of
+    from bbu.records import resolve_image
+
+    names = [row.images[0] for row in run.watched[:PHOTOS_FOR_WORDS]]
+    if type(run.model.backbone).visual_words is Backbone.visual_words or not names:
+        return {}
+    photos = [Photo(load_image(resolve_image(run.data.image_root, name)), name) for name in names]
+    return dataclasses.asdict(use_of(words_of(predictor, photos)), dict_factory=_as_metrics)
+
+
+def _as_metrics(items: list[tuple[str, float]]) -> dict[str, float | None]:
+    return {f"words_{name}": value for name, value in items}
 
 
 def _scores(run: Run, found: Sequence[PredictionRow]) -> dict[str, float | None]:

@@ -247,11 +247,12 @@ class Ovis25(Backbone):
         grids = grid_list(image_grid_thw)
         stride = int(self._vision.hidden_stride)
         states_PD = self.tower_states(pixel_values.to(self._vision_dtype()), grids)
-        chosen = chosen_words(self._joined(states_PD), self.vlm.visual_tokenizer.words)
+        words, vocabulary = self.vlm.visual_tokenizer.words, int(self.vlm.config.visual_vocab_size) - INDICATORS
+        chosen = chosen_words(self._joined(states_PD), words)
         shapes = [(t * h // stride, w // stride) for t, h, w in grids]
         by_photo = zip(*(part.split([rows * columns for rows, columns in shapes]) for part in chosen), strict=True)
         return [
-            VisualWords(words.view(shape), entropy.view(shape))
+            VisualWords(words.view(shape), entropy.view(shape), vocabulary)
             for (words, entropy), shape in zip(by_photo, shapes, strict=True)
         ]
 
