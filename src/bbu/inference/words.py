@@ -19,10 +19,10 @@ class WordUse:
     """How much of the vocabulary some photos use.
 
     Args:
-        in_use: share of the words that are the likeliest one of some token. A vocabulary that has collapsed to a few words
-            shows here at once.
-        entropy: mean of the tokens' entropies, as a share of its largest value: 0 = each token is one word, 1 = all words
-            are alike to it.
+        in_use: share of the words that are the likeliest one of some token. A vocabulary that has collapsed to a few
+            words shows here at once.
+        entropy: mean of the tokens' entropies, as a share of the largest value: 0 = each token is one word, 1 = all
+            words are alike to it.
     """
 
     in_use: float
