@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -251,6 +252,24 @@ def test_a_value_of_the_wrong_type_names_its_key(config_file: Path, override: st
 )
 def test_what_is_not_key_equals_value_is_refused(config_file: Path, override: str) -> None:
     assert repr(override) in message(config_file, override)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("model: {scratch: [1, 2]}", "model.scratch: must be a mapping of names to values, is [1, 2]"),
+        ("model: {freeze: {vision: true}}", "model.freeze: must be a list, is {'vision': True}"),
+        ("phases: {name: first}", "phases: must be a list"),
+        ("data: {augment: {jpeg_quality: [{a: 1}, 95]}}", "data.augment.jpeg_quality: must be two numbers"),
+    ],
+)
+def test_a_file_with_a_list_in_place_of_a_mapping_or_the_reverse_names_the_key(
+    tmp_path: Path, text: str, words: str
+) -> None:
+    path = tmp_path / "job.yaml"
+    path.write_text(f"{text}\n", encoding="utf-8")
+    with pytest.raises(ConfigError, match=re.escape(words)):
+        load_config(path)
 
 
 def write(key: str, value: Any) -> str:

@@ -32,9 +32,12 @@ from transformers import (
 )
 from transformers.vision_utils import get_vision_cu_seqlens, get_vision_position_ids
 
+from bbu.families.feature_cache import FeatureCache
 from bbu.families.generation import Prompt
 from bbu.families.ovis2_5.backbone import Ovis25, plain_positions
-from bbu.families.ovis2_5.codec import INDICATORS, NO_THOUGHT, OVIS, Ovis25Options
+from bbu.families.ovis2_5.codec import INDICATORS, NO_THOUGHT, OVIS, Ovis25Options, cost_of
+from bbu.models.build import build_model, freeze
+from bbu.models.checkpoint import load_model, save_model
 from tests.tiny import (
     Conversation,
     build_tiny,
@@ -342,8 +345,6 @@ def test_positions_count_up_and_image_tokens_that_do_not_fit_the_grids_are_an_er
 
 
 def test_the_options_come_from_the_config_and_stay_in_the_folder(tmp_path: Path) -> None:
-    from bbu.models.build import build_model
-
     for rotary in (True, False):
         config = tiny_config(model={"family": FAMILY, "options": {} if rotary else {"tower_rotary": False}})
         model = build_model(config, tiny_tokenizer(FAMILY), device=torch.device("cpu"), dtype=torch.float32)
@@ -352,6 +353,42 @@ def test_the_options_come_from_the_config_and_stay_in_the_folder(tmp_path: Path)
         assert dict(loaded.options) == dict(model.backbone.options) == {"tower_rotary": rotary}
         written = json.loads((tmp_path / str(rotary) / "config.json").read_text())
         assert written["vit_config"]["use_rope"] is rotary
+
+
+def test_adapters_alone_keep_the_options_that_they_were_trained_with(tmp_path: Path) -> None:
+    base = tmp_path / "base"
+    build_tiny(tiny_config(model={"family": FAMILY})).backbone.save(base)
+    tiny_tokenizer(FAMILY).save_pretrained(base)
+    config = tiny_config(model={"family": FAMILY, "path": str(base), "options": {"tower_rotary": False}})
+    config.model.lora.parts = ["llm", "vision"]
+    model = build_model(config, tiny_tokenizer(FAMILY), device=torch.device("cpu"), dtype=torch.float32)
+    save_model(tmp_path / "model", model, tiny_processor(FAMILY), adapters=True)
+    assert json.loads((base / "config.json").read_text())["vit_config"]["use_rope"] is True
+    assert dict(load_model(tmp_path / "model").backbone.options) == {"tower_rotary": False}
+
+
+def test_a_run_that_starts_from_a_model_has_the_options_of_its_own_config(tmp_path: Path) -> None:
+    config = tiny_config(model={"family": FAMILY, "options": {"tower_rotary": False}})
+    first = build_model(config, tiny_tokenizer(FAMILY), device=torch.device("cpu"), dtype=torch.float32)
+    save_model(tmp_path / "first", first, tiny_processor(FAMILY))
+    config.model.start, config.model.options = str(tmp_path / "first"), {}
+    second = build_model(config, tiny_tokenizer(FAMILY), device=torch.device("cpu"), dtype=torch.float32)
+    assert dict(second.backbone.options) == {"tower_rotary": True}
+    assert torch.equal(second.backbone.vlm.vte.weight, first.backbone.vlm.vte.weight)
+
+
+def test_states_with_and_without_rotary_positions_are_not_kept_under_one_name(tmp_path: Path) -> None:
+    model = tiny_model(FAMILY, torch.float32)
+    freeze(model, ["vision"])
+    model.backbone.feature_cache = FeatureCache(tmp_path)
+    part = conversation(model.backbone, 1, 2, [(128, 96)])
+    assert part.patches is not None and part.grids is not None
+    found = []
+    for rotary in (True, False, True):
+        model.backbone.use_options(Ovis25Options(tower_rotary=rotary))
+        found.append(model.backbone.see(part.patches, part.grids, ["photo"])[0].tokens_SD)
+    assert not torch.equal(found[0], found[1]) and torch.equal(found[0], found[2])
+    assert len(list(tmp_path.glob("*/*"))) == 2 and model.backbone.feature_cache.read == 1
 
 
 # ---------------------------------------------------------------- cost
@@ -368,8 +405,6 @@ def test_the_cost_model_counts_what_torch_counts() -> None:
 
 
 def test_the_visual_head_is_872_megaflop_a_token_in_the_2b_model() -> None:
-    from bbu.families.ovis2_5.codec import cost_of
-
     vit = SimpleNamespace(
         num_hidden_layers=0, hidden_size=1152, hidden_stride=2, intermediate_size=4304, num_channels=3,
         temporal_patch_size=1, patch_size=16,

@@ -110,7 +110,8 @@ def _check_value(key: str, value: Any, rule: Mapping[str, Any]) -> None:
 
 
 def _check_span(key: str, value: list[float], least: float, most: float) -> None:
-    if len(value) != 2 or not least <= value[0] <= value[1] <= most:
+    numbers = len(value) == 2 and all(isinstance(end, (int, float)) for end in value)
+    if not numbers or not least <= value[0] <= value[1] <= most:
         raise ConfigError(
             f"{key}: must be two numbers, [from, to], between {least} and {most} and in order, is {list(value)}"
         )

@@ -214,6 +214,16 @@ def _check_keys(values: Any, schema: type, where: str, prefix: str = "") -> None
             if not isinstance(value, dict):
                 raise ConfigError(f"{where}: {name} is a section with keys of its own, not {value!r}")
             _check_keys(value, section, where, f"{name}.")
+        else:
+            _check_container(known[key], value, f"{where}: {name}")
+
+
+def _check_container(item: dataclasses.Field[Any], value: Any, where: str) -> None:
+    """OmegaConf merges no list into a mapping, nor the reverse, and does not say which key it was."""
+    default = None if item.default_factory is dataclasses.MISSING else item.default_factory()
+    for kind, other, wanted in ((dict, list, "a mapping of names to values"), (list, dict, "a list")):
+        if isinstance(default, kind) and isinstance(value, other):
+            raise ConfigError(f"{where}: must be {wanted}, is {value!r}")
 
 
 def _explain(error: Exception) -> str:

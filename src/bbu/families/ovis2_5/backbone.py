@@ -209,11 +209,11 @@ class Ovis25(Backbone):
     def _places(self, tower: Tower, plan: Mapping[str, Any]) -> torch.Tensor:
         """(P, D) learned positions: the table, bicubically resized to each photo's grid."""
         table, stride = tower.embeddings.position_embedding.weight, int(self._vision.hidden_stride)
-        places = []
+        places, exact = [], torch.promote_types(table.dtype, torch.float32)
         with torch.autocast(table.device.type, enabled=False):
             for frames, down, across in plan["resizes"]:
-                down, across = (to_device(matrix, table.device, table.dtype) for matrix in (down, across))
-                square = table.unflatten(0, (down.shape[1], across.shape[1]))
+                down, across = (to_device(matrix, table.device, exact) for matrix in (down, across))
+                square = table.to(exact).unflatten(0, (down.shape[1], across.shape[1]))
                 placed = torch.einsum("wc,hcd->hwd", across, torch.einsum("hr,rcd->hcd", down, square))
                 units = placed.unflatten(1, (-1, stride)).unflatten(0, (-1, stride)).transpose(1, 2)
                 places.append(units.reshape(-1, table.shape[1]).repeat(frames, 1))
