@@ -1,4 +1,4 @@
-"""Non-blocking copies of host values to the device."""
+"""Non-blocking copies of host values to the device, and of a tensor to the host."""
 
 from __future__ import annotations
 
@@ -18,3 +18,29 @@ def to_device(
     queued. CUDA has read pageable memory when the call returns, so the source may change afterwards.
     """
     return torch.as_tensor(values, dtype=dtype).to(device, non_blocking=True)
+
+
+class HostCopy:
+    """A tensor on its way to the host.
+
+    The copy is queued when the object is made. ``wait`` waits for it, and not for what was queued after it, so a GPU
+    has work in the meantime.
+    """
+
+    def __init__(self, tensor: torch.Tensor) -> None:
+        tensor = tensor.detach()
+        self._event: torch.cuda.Event | None = None
+        if not tensor.is_cuda:
+            self._host = tensor.cpu()
+            return
+        # A copy into pageable memory would wait here. Torch keeps freed pinned memory for the next step.
+        self._host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+        self._host.copy_(tensor, non_blocking=True)
+        self._event = torch.cuda.Event()
+        self._event.record(torch.cuda.current_stream(tensor.device))
+
+    def wait(self) -> np.ndarray:
+        """The values, once they have arrived."""
+        if self._event is not None:
+            self._event.synchronize()
+        return self._host.numpy()  # type: ignore[no-any-return]

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from bbu.config import DetectionConfig
 from bbu.layers.attention import dense_attention
-from bbu.models.memory import Memory, full_precision, sample_levels, sine_embedding
+from bbu.models.memory import LevelRows, Memory, full_precision, sample_levels, sine_embedding
 from bbu.models.vocabulary import DescriptionVocabulary
 
 REGION_SCALE = 1.2  # look a little beyond the box: a shadow or a gap lies at its edge
@@ -140,7 +140,8 @@ class CaptionDecoder(nn.Module):
         points = points_CCe2.flatten(0, 1)[:, None, None, None].expand(-1, -1, len(memory.level_table_LvB3), -1, -1)
         samples_R = samples_C.repeat_interleave(cells**2)
         values = self.region_value(memory.tokens_MD)[:, None]
-        sampled = sample_levels(values, memory, samples_R, points, points.new_ones(points.shape[:-1]))
+        levels = LevelRows.of(memory, samples_R, heads=1)
+        sampled = sample_levels(values, levels, points, points.new_ones(points.shape[:-1]))
         region = sampled.view(len(boxes_C4), cells**2, values.shape[-1]).to(memory.tokens_MD.dtype)
         pos_embed = sine_embedding(grid_Ce2 + 0.5, region.shape[-1] // 2).to(region.dtype)
         return self.norm_region(region + self.region_place(pos_embed))  # type: ignore[no-any-return]

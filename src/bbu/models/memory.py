@@ -69,10 +69,17 @@ def sine_embedding(values: torch.Tensor, width: int) -> torch.Tensor:
 
     ``width`` is even; the angular frequency rises from 2π to 128π, so neighbouring patches differ clearly.
     """
-    steps = torch.arange(width // 2, device=values.device, dtype=full_precision(values).dtype)
-    frequencies = 2 * math.pi * 64.0 ** (steps / max(width // 2 - 1, 1))
-    angles = full_precision(values)[..., None] * frequencies
+    values = full_precision(values)
+    angles = values[..., None] * _frequencies(width // 2, values.dtype, values.device)
     return torch.cat((angles.sin(), angles.cos()), dim=-1).flatten(-2)
+
+
+@lru_cache(maxsize=64)
+def _frequencies(count: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """Angular frequencies from 2π to 128π; made once, not to be changed."""
+    with torch.inference_mode(False):
+        steps = torch.arange(count, device=device, dtype=dtype)
+        return 2 * math.pi * 64.0 ** (steps / max(count - 1, 1))
 
 
 @lru_cache(maxsize=1024)
@@ -84,12 +91,29 @@ def grid_centres(rows: int, columns: int) -> np.ndarray:
     return centres
 
 
+@dataclass
+class LevelRows:
+    """Where each query finds the image levels of its sample, for ``sample_levels``.
+
+    Args:
+        sizes_RLv2: columns and rows of each level.
+        first_RHLv: number of the first token and head of each level among all heads of all memory tokens.
+    """
+
+    sizes_RLv2: torch.Tensor
+    first_RHLv: torch.Tensor
+
+    @classmethod
+    def of(cls, memory: Memory, samples_R: torch.Tensor, heads: int) -> LevelRows:
+        """For queries of these samples."""
+        table_RLv3 = memory.level_table_LvB3.index_select(1, samples_R).transpose(0, 1)
+        numbers = torch.arange(heads, device=samples_R.device)[:, None]
+        first_RHLv = torch.add(numbers, table_RLv3[:, None, :, 0], alpha=heads)
+        return cls(table_RLv3[..., 1:].flip(-1), first_RHLv)
+
+
 def sample_levels(
-    values_MHE: torch.Tensor,
-    memory: Memory,
-    samples_R: torch.Tensor,
-    points_RHLvPt2: torch.Tensor,
-    weights_RHLvPt: torch.Tensor,
+    values_MHE: torch.Tensor, levels: LevelRows, points_RHLvPt2: torch.Tensor, weights_RHLvPt: torch.Tensor
 ) -> torch.Tensor:
     """Weighted bilinear sampling of the image levels, for all samples of the pack and all levels at once.
 
@@ -98,7 +122,7 @@ def sample_levels(
 
     Args:
         values_MHE: values of all memory tokens.
-        samples_R: the sample of each query.
+        levels: of the R queries.
         points_RHLvPt2: (x, y) in the unit square; a point outside it takes the border's value.
         weights_RHLvPt: weight of each point.
 
@@ -107,25 +131,33 @@ def sample_levels(
     """
     values = full_precision(values_MHE)
     heads, width = values.shape[1:]
-    table = memory.level_table_LvB3[:, samples_R].transpose(0, 1)[:, None, :, None]  # (R, 1, Lv, 1, 3)
-    sizes = table[..., 1:].flip(-1)  # columns, rows
+    sizes = levels.sizes_RLv2[:, None, :, None]  # (R, 1, Lv, 1, 2)
+    far, signs, steps = _corners(values.dtype, values.device)
     places = full_precision(points_RHLvPt2) * sizes - 0.5
-    corners = places.floor()[..., None, :] + _corners(places)  # (R, H, Lv, Pt, 4, 2)
-    near = 1 - (places[..., None, :] - corners).abs()
-    cells = corners.long().clamp(min=0).minimum(sizes[..., None, :] - 1)
-    rows = table[..., 0, None] + cells[..., 1] * table[..., 2, None] + cells[..., 0]
-    indices = rows * heads + torch.arange(heads, device=values.device)[:, None, None, None]
-    weights = near[..., 0] * near[..., 1] * full_precision(weights_RHLvPt)[..., None]
+    cells = places.detach().floor()
+    near = torch.addcmul(far, signs, (places - cells)[..., None, :])  # (R, H, Lv, Pt, 4, 2)
+    corners = (cells.long()[..., None, :] + steps).clamp(min=0).minimum(sizes[..., None, :] - 1)
+    columns, rows = corners.unbind(-1)
+    offsets = torch.addcmul(columns, rows, sizes[..., None, 0])
+    indices = torch.add(levels.first_RHLv[..., None, None], offsets, alpha=heads)
+    x, y = near.unbind(-1)
+    weights = x * y * full_precision(weights_RHLvPt)[..., None]
     bags = F.embedding_bag(
         indices.flatten(0, 1).flatten(1),
         values.reshape(-1, width),
         per_sample_weights=weights.to(values.dtype).flatten(0, 1).flatten(1),
         mode="sum",
     )
-    return bags.view(len(samples_R), heads, width)
+    return bags.view(-1, heads, width)
 
 
-def _corners(like: torch.Tensor) -> torch.Tensor:
-    """(4, 2) steps from a point's upper left cell to the four around it."""
-    number = torch.arange(4, device=like.device)
-    return torch.stack((number % 2, number // 2), dim=-1)
+@lru_cache(maxsize=8)
+def _corners(dtype: torch.dtype, device: torch.device) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The four cells around a point, (4, 2) each; made once, not to be changed.
+
+    A point at (u, v) in the cell between them is near a corner by ``far + signs · (u, v)``; ``steps`` lead to it.
+    """
+    with torch.inference_mode(False):
+        number = torch.arange(4, device=device)
+        steps = torch.stack((number % 2, number // 2), dim=-1)
+        return (1 - steps).to(dtype), (2 * steps - 1).to(dtype), steps

@@ -8,7 +8,7 @@ Shapes: C captions, D feature width, T packed tokens.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,7 @@ from bbu.data.collators import unpad
 from bbu.inference.postprocess import MODEL_KEYS
 from bbu.layers.transfer import to_device
 from bbu.losses.denoising import DenoisingTargets, denoising_targets
-from bbu.losses.detection_loss import Denoising, DetectionSums, detection_sums
+from bbu.losses.detection_loss import Denoising, PendingSums, begin_sums
 from bbu.losses.language_loss import answer_loss_sum, linear_cross_entropy_sum
 from bbu.losses.matcher import MatchCosts, Matches
 from bbu.losses.weighting import TERMS
@@ -45,13 +45,15 @@ class DetectionObjective(nn.Module):
         """Batch from a collator → the sum of each term in losses.weighting.TERMS, as scalars with gradients."""
         batch = unpad(batch)
         output, noisy = self._detect(batch)
+        # The matching goes first and ends last: its costs cross to the host while a GPU computes the language loss.
+        pending = self._begin_box_sums(output, batch, noisy) if batch["detecting"] else None
         teacher, student = self._compute_teacher_student_losses(output, batch)
         nothing = output.hidden_TD[:0].sum().to(student.dtype)
         # An empty term is not computed: its gradient would take as much memory as the vocabulary's weights.
         replayed = self._replay_sum(output, batch) if any(batch["replay_spans"]) else nothing
         sums = dict.fromkeys(TERMS, nothing) | {"teacher_lm": teacher, "student_lm": student, "replay_lm": replayed}
-        if batch["detecting"]:
-            boxes = self._box_sums(output, batch, noisy)
+        if pending is not None:
+            boxes = pending.finish()
             sums |= {"bbox_l1": boxes.bbox_l1, "bbox_giou": boxes.bbox_giou, "objectness": boxes.objectness}
             sums["caption"] = self._caption_sum(output, batch, boxes.final, noisy)
         return {term: value * 0 for term, value in sums.items()} if batch.get("blank") else sums
@@ -60,32 +62,29 @@ class DetectionObjective(nn.Module):
         """What captions are learned from: the memory; sample, queries and targets, with so many denoising groups."""
         batch = unpad(batch)
         output, noisy = self._detect(batch)
-        boxes = self._box_sums(output, batch, noisy)
+        boxes = self._begin_box_sums(output, batch, noisy).finish()
         return output.memory, *_describing(output, boxes.final, noisy, groups)
 
     def _detect(self, batch: dict[str, Any]) -> tuple[DetectionOutput, DenoisingTargets | None]:
         """The model's output, and the denoising targets if there are any."""
-        target_boxes = batch["boxes"].to(next(self.parameters()).device, non_blocking=True)
+        device, counts, salts = next(self.parameters()).device, batch["box_counts"], batch["salts"]
         wanted = self.loss_config.denoising_queries if batch["detecting"] else 0
-        noisy = denoising_targets(target_boxes, batch["box_counts"], wanted, batch["salts"]) if wanted else None
+        noisy = denoising_targets(target_boxes(batch), counts, wanted, salts, device) if wanted else None
         queries = noisy.queries if noisy else None
         return self.model(**{key: batch[key] for key in MODEL_KEYS}, denoising_queries=queries), noisy
 
-    def _box_sums(
+    def _begin_box_sums(
         self, output: DetectionOutput, batch: dict[str, Any], noisy: DenoisingTargets | None
-    ) -> DetectionSums:
-        """Box terms and matches."""
-        target_boxes = batch["boxes"].to(output.hidden_TD.device, non_blocking=True)
-        return detection_sums(
-            torch.stack([layer.boxes for layer in output.layers]),
-            torch.stack([layer.objectness for layer in output.layers]),
-            output.proposals.boxes,
-            output.proposals.objectness,
+    ) -> PendingSums:
+        """Box terms and matches, of which the matching has begun."""
+        return begin_sums(
+            output.layers,
+            output.proposals,
             output.proposal_counts,
-            target_boxes,
+            to_device(target_boxes(batch), output.hidden_TD.device),
             batch["box_counts"],
-            costs=MatchCosts(self.loss_config.match_l1, self.loss_config.match_giou, self.loss_config.match_objectness),
-            denoising=Denoising(noisy, output.denoising_layers) if noisy else None,
+            MatchCosts(self.loss_config.match_l1, self.loss_config.match_giou, self.loss_config.match_objectness),
+            Denoising(noisy, output.denoising_layers) if noisy else None,
         )
 
     def _compute_teacher_student_losses(
@@ -117,6 +116,11 @@ class DetectionObjective(nn.Module):
         states, labels, weights = supervised_states(self.model, output.memory, samples, queries, described)
         head = self.model.backbone.lm_head_weight
         return linear_cross_entropy_sum(states, head, labels, weights)
+
+
+def target_boxes(batch: Mapping[str, Any]) -> np.ndarray:
+    """(N, 4) float32 boxes of a batch's targets, cxcywh in [0, 1], on the host; as a tensor if it is replayed."""
+    return np.asarray(batch["boxes"])
 
 
 def _describing(
