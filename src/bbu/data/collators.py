@@ -29,8 +29,9 @@ class PackedDataCollator:
         detecting: indices of the samples with detection, in order; only these have an entry in:
         student_images: index of each student's image among the I; prompt_spans, photo_spans: token ranges in the pack;
         box_counts; geometries; salts;
-        boxes (N, 4) cxcywh in [0, 1], an array, which stays on the host;
-        caption_ids [N]: token ids of each caption, end token included; caption_weights [N]: of each caption in the loss;
+        boxes (N, 4) cxcywh in [0, 1]: an array, which stays on the host;
+        caption_ids [N]: token ids of each caption, end token included;
+        caption_weights [N]: of each caption in the loss;
         only where photos cannot be read: unreadable, a row for each sample that was left out; blank, whether that
         leaves none, so that an empty photo stands in, whose losses count nothing.
 

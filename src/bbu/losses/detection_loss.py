@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from bbu.geometry import cxcywh_to_xyxy, iou_and_giou
+from bbu.geometry import cxcywh_to_xyxy
 from bbu.layers.transfer import to_device
 from bbu.losses.denoising import DenoisingTargets
 from bbu.losses.matcher import MatchCosts, Matches, Matching, PredictionSet, begin_matching, hungarian_matcher
@@ -21,6 +21,7 @@ from bbu.models.detection_head import BoxPrediction
 __all__ = ["Denoising", "DetectionSums", "detection_sums", "hungarian_matcher", "matchability_aware_loss"]
 
 MATCHABILITY_GAMMA = 1.5  # as published
+LEAST_AREA = 1e-12  # divided by
 
 
 @dataclass
@@ -168,10 +169,27 @@ def _sums(parts: Sequence[_Part], targets_N4: torch.Tensor) -> tuple[torch.Tenso
     logits = torch.cat([part.predicted.objectness.flatten() for part in parts])
     boxes = torch.cat([part.predicted.boxes.reshape(-1, 4) for part in parts]).index_select(0, rows_R)
     targets = targets_N4.index_select(0, chosen_R)
-    shares, generalised = iou_and_giou(cxcywh_to_xyxy(boxes), cxcywh_to_xyxy(targets))
+    shares, generalised = _overlaps(*cxcywh_to_xyxy(torch.stack((boxes, targets))).unbind())
     quality = torch.zeros_like(logits).index_copy(0, rows_R, shares.detach().clamp(0, 1).to(logits.dtype))
     of_pairs = to_device(weights[rows], device, boxes.dtype)
     l1 = ((boxes - targets).abs().sum(-1) * of_pairs).sum()
     overlap = ((1 - generalised) * of_pairs).sum()
     scores = matchability_aware_loss(logits, quality, to_device(is_matched, device))
     return l1, overlap, (scores * to_device(weights, device, logits.dtype)).sum()
+
+
+def _overlaps(a_R4: torch.Tensor, b_R4: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """``geometry.iou_and_giou`` of pairs of boxes, in a third of the operations: four areas at a time.
+
+    ``where``, ``relu`` and ``threshold`` have shorter backward passes than maximum and clamp; where two coordinates
+    are equal, all of the gradient goes to the first box.
+    """
+    is_higher = a_R4 >= b_R4
+    boxes = a_R4, b_R4, torch.where(is_higher, a_R4, b_R4), torch.where(is_higher, b_R4, a_R4)
+    (a, a_end), (b, b_end), (inner, outer_end), (outer, inner_end) = (each.chunk(2, dim=-1) for each in boxes)
+    starts, ends = torch.stack((a, b, inner, outer)), torch.stack((a_end, b_end, inner_end, outer_end))
+    width, height = (ends - starts).relu().unbind(-1)
+    area_a, area_b, intersection, hull = (width * height).unbind()
+    union, hull = area_a + area_b - intersection, F.threshold(hull, LEAST_AREA, LEAST_AREA)
+    shares = intersection / F.threshold(union, LEAST_AREA, LEAST_AREA)
+    return shares, shares - (hull - union) / hull

@@ -173,10 +173,23 @@ class BoxHead(nn.Module):
 
     def forward(self, features: torch.Tensor, reference: torch.Tensor) -> BoxPrediction:
         """(…, D) features and (…, 4) reference boxes → predictions in float32 or better."""
+        features, boxes = self.refine(features, reference)
+        return BoxPrediction(boxes, in_full_precision(self.objectness, features).squeeze(-1))
+
+    def refine(self, features: torch.Tensor, reference: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(…, D) features and (…, 4) reference boxes → normed features and boxes."""
         features = self.norm(features)
         hidden = self.step[:-1](features)
-        boxes = (torch.logit(reference, eps=1e-4) + in_full_precision(self.step[-1], hidden)).sigmoid()
-        return BoxPrediction(boxes, in_full_precision(self.objectness, features).squeeze(-1))
+        return features, (torch.logit(reference, eps=1e-4) + in_full_precision(self.step[-1], hidden)).sigmoid()
+
+
+def objectness_of(heads: Sequence[BoxHead], normed: Sequence[torch.Tensor]) -> torch.Tensor:
+    """(K, R) objectness by the heads of K layers, in float32 or better, as one product."""
+    weights, biases = _stacked([head.objectness for head in heads])
+    features = full_precision(torch.stack(list(normed)))
+    with torch.autocast(features.device.type, enabled=False):
+        weights, biases = full_precision(weights), full_precision(biases)
+        return torch.baddbmm(biases[:, None], features, weights.transpose(1, 2)).squeeze(-1)
 
 
 def in_full_precision(layer: nn.Module, features: torch.Tensor) -> torch.Tensor:
@@ -287,7 +300,7 @@ class DecoderLayer(nn.Module):
         offsets = full_precision(offsets).view(*shape, 2)
         weights = full_precision(weights).view(*shape[:2], -1).softmax(-1).view(shape)
         centres, sides = boxes_R4[:, None, None, None].chunk(2, dim=-1)
-        points = centres + offsets * (sides * 0.5)  # offset 1 = the edge of the box
+        points = torch.addcmul(centres, offsets, sides, value=0.5)  # offset 1 = the edge of the box
         attended = sample_levels(self._split(memory.values_MD), memory.levels, points, weights)
         return self.point_out(attended.flatten(1).to(memory.values_MD.dtype))  # type: ignore[no-any-return]
 
@@ -324,16 +337,19 @@ class DetectionHead(nn.Module):
             states_RD = self._denoising_states(denoising_queries.boxes, memory, rows)
             queries_RD = rows.join(queries_RD, states_RD.to(queries_RD.dtype))
             boxes_R4 = rows.join(boxes_R4, denoising_queries.boxes.to(boxes_R4.dtype))
-        found = []
+        found, normed = [], []
         reference_R4 = boxes_R4  # its gradient is that of the learned boxes
         projected = self._project(memory, rows)
-        for layer, head, theirs in zip(self.layers, self.box_heads, projected, strict=True):
+        heads: Sequence[BoxHead] = list(self.box_heads)  # type: ignore[assignment, arg-type]
+        for layer, head, theirs in zip(self.layers, heads, projected, strict=True):
             pos_embed_RD = self.box_place(sine_embedding(reference_R4, self.width // 2).to(queries_RD.dtype))
             queries_RD = layer(queries_RD, pos_embed_RD, reference_R4, rows, theirs, backend)
-            found.append(head(queries_RD, reference_R4))
-            reference_R4 = found[-1].boxes.detach()  # no gradient from a layer's box into the layers before
-        boxes, denoising_boxes = rows.part(torch.stack([one.boxes for one in found]), 1)
-        objectness, denoising_objectness = rows.part(torch.stack([one.objectness for one in found]), 1)
+            normed_RD, refined_R4 = head.refine(queries_RD, reference_R4)
+            normed.append(normed_RD)
+            found.append(refined_R4)
+            reference_R4 = refined_R4.detach()  # no gradient from a layer's box into the layers before
+        boxes, denoising_boxes = rows.part(torch.stack(found), 1)
+        objectness, denoising_objectness = rows.part(objectness_of(heads, normed), 1)
         states_RD, denoising_RD = rows.part(queries_RD)
         shape = boxes_BQ4.shape[:2]
         return HeadOutput(
@@ -351,7 +367,7 @@ class DetectionHead(nn.Module):
         keys = _products(memory.tokens_MD + memory.pos_embed_MD, [layer.cross_key for layer in layers])
         values = _products(memory.tokens_MD, [layer.cross_value for layer in layers])
         samples = Boundaries(rows.sample_cu_seqlens, memory.cu_seqlens, rows.sample_max_seqlen, memory.max_seqlen)
-        levels = LevelRows.of(memory, rows.samples_R, layers[0].heads)
+        levels = LevelRows.of(memory, rows.samples_R, layers[0].heads, layers[0].points)
         return [ProjectedMemory(key, value, samples, levels) for key, value in zip(keys, values, strict=True)]
 
     def _denoising_states(self, boxes_R4: torch.Tensor, memory: Memory, rows: QueryRows) -> torch.Tensor:
@@ -405,10 +421,14 @@ def _image_rows(memory: Memory) -> np.ndarray:
     return np.concatenate([np.arange(starts[0], starts[0] + count) for starts, count in counts])
 
 
+def _stacked(layers: Sequence[nn.Linear]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Weights (K, …) and biases (K, …) of K linear layers."""
+    return torch.stack([layer.weight for layer in layers]), torch.stack([layer.bias for layer in layers])
+
+
 def _products(features_MD: torch.Tensor, layers: Sequence[nn.Linear]) -> tuple[torch.Tensor, ...]:
     """The outputs (M, D) of linear layers of one input, as one product."""
-    weights = torch.stack([layer.weight for layer in layers])
-    biases = torch.stack([layer.bias for layer in layers])
+    weights, biases = _stacked(layers)
     device = features_MD.device.type
     if torch.is_autocast_enabled(device):  # which would copy the input for each layer
         features_MD = features_MD.to(torch.get_autocast_dtype(device))

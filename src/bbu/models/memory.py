@@ -97,23 +97,33 @@ class LevelRows:
 
     Args:
         sizes_RLv2: columns and rows of each level.
+        last_RLv2: the same less one.
         first_RHLv: number of the first token and head of each level among all heads of all memory tokens.
+        bags: the first of the sampled corners of each query and head, of all corners.
     """
 
     sizes_RLv2: torch.Tensor
+    last_RLv2: torch.Tensor
     first_RHLv: torch.Tensor
+    bags: torch.Tensor
 
     @classmethod
-    def of(cls, memory: Memory, samples_R: torch.Tensor, heads: int) -> LevelRows:
-        """For queries of these samples."""
-        table_RLv3 = memory.level_table_LvB3.index_select(1, samples_R).transpose(0, 1)
+    def of(cls, memory: Memory, samples_R: torch.Tensor, heads: int, points: int) -> LevelRows:
+        """For queries of these samples, each of whose heads samples so many points of each level."""
+        table_RLv3 = memory.level_table_LvB3.transpose(0, 1)[samples_R]
         numbers = torch.arange(heads, device=samples_R.device)[:, None]
-        first_RHLv = torch.add(numbers, table_RLv3[:, None, :, 0], alpha=heads)
-        return cls(table_RLv3[..., 1:].flip(-1), first_RHLv)
+        sizes_RLv2 = table_RLv3[..., 1:].flip(-1)
+        count = table_RLv3.shape[1] * points * 4
+        return cls(
+            sizes_RLv2=sizes_RLv2,
+            last_RLv2=sizes_RLv2 - 1,
+            first_RHLv=torch.add(numbers, table_RLv3[:, None, :, 0], alpha=heads).contiguous(),
+            bags=torch.arange(0, len(samples_R) * heads * count, count, device=samples_R.device),
+        )
 
 
 def sample_levels(
-    values_MHE: torch.Tensor, levels: LevelRows, points_RHLvPt2: torch.Tensor, weights_RHLvPt: torch.Tensor
+    values_MHE: torch.Tensor, levels: LevelRows, points_RHLvPt2: torch.Tensor, weights_RHLvPt: torch.Tensor | None
 ) -> torch.Tensor:
     """Weighted bilinear sampling of the image levels, for all samples of the pack and all levels at once.
 
@@ -124,28 +134,29 @@ def sample_levels(
         values_MHE: values of all memory tokens.
         levels: of the R queries.
         points_RHLvPt2: (x, y) in the unit square; a point outside it takes the border's value.
-        weights_RHLvPt: weight of each point.
+        weights_RHLvPt: weight of each point; None = 1.
 
     Returns:
         (R, H, E), summed over levels and points, in float32 (float64 if the values are).
     """
     values = full_precision(values_MHE)
     heads, width = values.shape[1:]
-    sizes = levels.sizes_RLv2[:, None, :, None]  # (R, 1, Lv, 1, 2)
+    sizes, last = (each[:, None, :, None] for each in (levels.sizes_RLv2, levels.last_RLv2))  # (R, 1, Lv, 1, 2)
     far, signs, steps = _corners(values.dtype, values.device)
     places = full_precision(points_RHLvPt2) * sizes - 0.5
     cells = places.detach().floor()
     near = torch.addcmul(far, signs, (places - cells)[..., None, :])  # (R, H, Lv, Pt, 4, 2)
-    corners = (cells.long()[..., None, :] + steps).clamp(min=0).minimum(sizes[..., None, :] - 1)
+    corners = torch.clamp(cells.long()[..., None, :] + steps, steps[0, 0], last[..., None, :])  # from 0
     columns, rows = corners.unbind(-1)
     offsets = torch.addcmul(columns, rows, sizes[..., None, 0])
     indices = torch.add(levels.first_RHLv[..., None, None], offsets, alpha=heads)
     x, y = near.unbind(-1)
-    weights = x * y * full_precision(weights_RHLvPt)[..., None]
+    weights = x * y if weights_RHLvPt is None else x * y * full_precision(weights_RHLvPt)[..., None]
     bags = F.embedding_bag(
-        indices.flatten(0, 1).flatten(1),
+        indices.flatten(),
         values.reshape(-1, width),
-        per_sample_weights=weights.to(values.dtype).flatten(0, 1).flatten(1),
+        levels.bags,
+        per_sample_weights=weights.to(values.dtype).flatten(),
         mode="sum",
     )
     return bags.view(-1, heads, width)

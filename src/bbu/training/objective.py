@@ -51,7 +51,8 @@ class DetectionObjective(nn.Module):
         nothing = output.hidden_TD[:0].sum().to(student.dtype)
         # An empty term is not computed: its gradient would take as much memory as the vocabulary's weights.
         replayed = self._replay_sum(output, batch) if any(batch["replay_spans"]) else nothing
-        sums = dict.fromkeys(TERMS, nothing) | {"teacher_lm": teacher, "student_lm": student, "replay_lm": replayed}
+        sums = dict.fromkeys(TERMS, nothing) | {"student_lm": student, "replay_lm": replayed}
+        sums["teacher_lm"] = nothing if teacher is None else teacher
         if pending is not None:
             boxes = pending.finish()
             sums |= {"bbox_l1": boxes.bbox_l1, "bbox_giou": boxes.bbox_giou, "objectness": boxes.objectness}
@@ -89,14 +90,17 @@ class DetectionObjective(nn.Module):
 
     def _compute_teacher_student_losses(
         self, output: DetectionOutput, batch: dict[str, Any]
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Sums of the language loss over the teachers' and over the students' answers, separated by their spans."""
+    ) -> tuple[torch.Tensor | None, torch.Tensor]:
+        """Sums of the language loss over the teachers' and over the students' answers, separated by their spans.
+
+        None without teachers. The students' is computed in any case, so that the head takes part in every step.
+        """
         labels = batch["labels"][0].to(output.hidden_TD.device)
         head = self.model.backbone.lm_head_weight
         teacher_spans = [span for spans in batch["teacher_spans"] for span in spans]
         student_spans = [span for span in batch["student_spans"] if span is not None]
         return (
-            answer_loss_sum(output.hidden_TD, labels, head, teacher_spans),
+            answer_loss_sum(output.hidden_TD, labels, head, teacher_spans) if teacher_spans else None,
             answer_loss_sum(output.hidden_TD, labels, head, student_spans),
         )
 
