@@ -290,7 +290,7 @@ class DecoderLayer(nn.Module):
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, boundaries: Boundaries, backend: str
     ) -> torch.Tensor:
         """Attention of all heads within segments, (…, D) each → (R, D)."""
-        heads = (self._split(x) for x in (query, key, value))
+        heads = [self._split(x) for x in (query, key, value)]
         return varlen_attention(*heads, **boundaries._asdict(), causal=False, backend=backend).flatten(1)
 
     def _deformable_attention(
