@@ -1,6 +1,6 @@
 """Hungarian matching of predictions and targets (DETR, Carion et al. 2020, arXiv:2005.12872).
 
-Shapes: B samples, K decoder layers, N training targets, Q queries of one sample.
+Shapes: N training targets.
 """
 
 from __future__ import annotations

@@ -8,8 +8,7 @@ Liu et al. 2022, arXiv:2201.12329). Learned queries fill up where an image has f
 In training, denoising queries (bbu.losses.denoising) run beside these matching queries. Attention between the two is
 masked.
 
-Shapes: B samples, D feature width, E width of an attention head, H attention heads, K decoder layers, Lv levels,
-M memory tokens, Q queries of one sample, R rows, S image tokens.
+Shapes: B samples, D feature width, Lv levels, M memory tokens, Q queries of one sample, R rows, S image tokens.
 """
 
 from __future__ import annotations
@@ -399,13 +398,13 @@ class DetectionHead(nn.Module):
         numbers = np.arange(max(counts.max(), self.queries))
         is_token = numbers < counts[:, None]
         tokens = np.where(is_token, numbers + (counts.cumsum() - counts)[:, None], 0)
-        tokens_BN, rows_BN = to_device(np.stack((tokens, _image_rows(memory)[tokens])), device)
-        scores_BN = proposals.objectness.detach()[tokens_BN]
+        tokens_BS, rows_BS = to_device(np.stack((tokens, _image_rows(memory)[tokens])), device)
+        scores_BS = proposals.objectness.detach()[tokens_BS]
         if not is_token.all():
-            scores_BN = scores_BN.masked_fill(to_device(~is_token, device), -torch.inf)
-        best_BQ = scores_BN.topk(self.queries).indices
-        from_tokens = self.query_from_token(memory.tokens_MD[rows_BN.gather(1, best_BQ)])
-        proposed = proposals.boxes.detach()[tokens_BN.gather(1, best_BQ)]
+            scores_BS = scores_BS.masked_fill(to_device(~is_token, device), -torch.inf)
+        best_BQ = scores_BS.topk(self.queries).indices
+        from_tokens = self.query_from_token(memory.tokens_MD[rows_BS.gather(1, best_BQ)])
+        proposed = proposals.boxes.detach()[tokens_BS.gather(1, best_BQ)]
         if counts.min() >= self.queries:
             return with_no_part(from_tokens, self.learned_queries, self.learned_boxes), proposed
         is_token_BQ1 = to_device(is_token[:, : self.queries, None], device)

@@ -142,8 +142,8 @@ def sample_levels(
     values = full_precision(values_MHE)
     heads, width = values.shape[1:]
     sizes, last = (each[:, None, :, None] for each in (levels.sizes_RLv2, levels.last_RLv2))  # (R, 1, Lv, 1, 2)
-    far, signs, steps = _corners(values.dtype, values.device)
     places = full_precision(points_RHLvPt2) * sizes - 0.5
+    far, signs, steps = _corners(places.dtype, places.device)
     cells = places.detach().floor()
     near = torch.addcmul(far, signs, (places - cells)[..., None, :])  # (R, H, Lv, Pt, 4, 2)
     corners = torch.clamp(cells.long()[..., None, :] + steps, steps[0, 0], last[..., None, :])  # from 0

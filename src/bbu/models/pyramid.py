@@ -1,4 +1,7 @@
-"""Adapters: project vision and language features to the detector's width and add features from the pixels."""
+"""Adapters: project vision and language features to the detector's width and add features from the pixels.
+
+Shapes: D feature width, S image tokens.
+"""
 
 from __future__ import annotations
 
