@@ -13,7 +13,7 @@ import torch
 from torch.nn import functional as F
 
 from bbu.geometry import cxcywh_to_xyxy
-from bbu.layers.transfer import to_device
+from bbu.layers.transfer import to_device, together
 from bbu.losses.denoising import DenoisingTargets
 from bbu.losses.matcher import MatchCosts, Matches, Matching, PredictionSet, begin_matching, hungarian_matcher
 from bbu.models.detection_head import BoxPrediction
@@ -165,17 +165,17 @@ def _sums(parts: Sequence[_Part], targets_N4: torch.Tensor) -> tuple[torch.Tenso
     )
     is_matched = np.zeros(firsts[-1], dtype=bool)
     is_matched[rows] = True
+    of_pairs, of_all = together([weights[rows], weights], device, targets_N4.dtype)
     rows_R, chosen_R = to_device(np.stack((rows, np.concatenate([part.pairs[1] for part in parts]))), device)
     logits = torch.cat([part.predicted.objectness.flatten() for part in parts])
     boxes = torch.cat([part.predicted.boxes.reshape(-1, 4) for part in parts]).index_select(0, rows_R)
     targets = targets_N4.index_select(0, chosen_R)
     shares, generalised = _overlaps(*cxcywh_to_xyxy(torch.stack((boxes, targets))).unbind())
     quality = torch.zeros_like(logits).index_copy(0, rows_R, shares.detach().clamp(0, 1).to(logits.dtype))
-    of_pairs = to_device(weights[rows], device, boxes.dtype)
     l1 = ((boxes - targets).abs().sum(-1) * of_pairs).sum()
     overlap = ((1 - generalised) * of_pairs).sum()
     scores = matchability_aware_loss(logits, quality, to_device(is_matched, device))
-    return l1, overlap, (scores * to_device(weights, device, logits.dtype)).sum()
+    return l1, overlap, (scores * of_all).sum()
 
 
 def _overlaps(a_R4: torch.Tensor, b_R4: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

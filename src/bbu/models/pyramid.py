@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from bbu.layers.transfer import to_device
+from bbu.layers.transfer import together
 
 Grid = tuple[int, int]  # rows and columns of tokens
 
@@ -111,9 +111,9 @@ class LocalPyramid(nn.Module):
         groups = _groups(grids[0], levels[0].device)
         outputs: list[list[torch.Tensor]] = [[] for _ in levels]
         for images in groups:
-            canvases = [_Canvas.of(of_level, images, levels[0]) for of_level in grids]
             twice = [(2 * rows, 2 * columns) for rows, columns in grids[0]]
-            inside = _Canvas.of(twice, images, levels[0]).inside
+            stem, *canvases = _canvases([twice, *grids], images, levels[0])
+            inside = stem.inside
             maps = self._stem(_on_canvas([pictures[image] for image in images], levels[0].dtype), inside)
             for level, canvas, halve, block, of_level in zip(
                 levels, canvases, self.halve, self.blocks, outputs, strict=True
@@ -123,7 +123,12 @@ class LocalPyramid(nn.Module):
                 inside = canvas.inside
                 maps = block(maps, inside)
                 of_level.append(maps.permute(0, 2, 3, 1).flatten(0, 2))
-        return [_in_order(found, groups, of_level) for found, of_level in zip(outputs, grids, strict=True)]
+        orders = [_order(groups, of_level) for of_level in grids]
+        joined = [found[0] if len(found) == 1 else torch.cat(found) for found in outputs]
+        if all(len(rows) == len(all_rows) for rows, all_rows in zip(orders, joined, strict=True)) and len(groups) == 1:
+            return joined
+        rows_S = together(orders, levels[0].device, torch.long)
+        return [found.index_select(0, rows) for found, rows in zip(joined, rows_S, strict=True)]
 
     def _stem(self, pixels: torch.Tensor, inside: torch.Tensor | None) -> torch.Tensor:
         convolution, block = self.first
@@ -167,28 +172,38 @@ class _Canvas:
     rows: torch.Tensor | None
     inside: torch.Tensor | None
 
-    @classmethod
-    def of(cls, grids: Sequence[Grid], images: Sequence[int], like: torch.Tensor) -> _Canvas:
-        """Of a level with these grids; dtype and device are those of its tokens."""
-        starts = [0, *accumulate(rows * columns for rows, columns in grids)]
-        mine = [grids[image] for image in images]
-        if len(set(mine)) == 1 and list(images) == list(range(len(grids))):
-            return cls((len(images), *mine[0]), None, None)
-        y, x = np.ogrid[: max(rows for rows, _ in mine), : max(columns for _, columns in mine)]
-        inside = np.stack([(y < rows) & (x < columns) for rows, columns in mine])
-        places = [starts[image] + y * grids[image][1] + x for image in images]
-        rows = np.where(inside, np.stack(places), 0)  # outside, any token will do
-        mask = None if inside.all() else to_device(inside[:, None], like.device, like.dtype)
-        return cls((len(images), len(y), x.size), to_device(rows.ravel(), like.device), mask)
-
     def put(self, tokens_SD: torch.Tensor) -> torch.Tensor:
         """A level's tokens → (I, D, Y, Z)."""
         chosen = tokens_SD if self.rows is None else tokens_SD.index_select(0, self.rows)
         return chosen.unflatten(0, self.sides).permute(0, 3, 1, 2)
 
 
-def _in_order(found: Sequence[torch.Tensor], groups: Sequence[Sequence[int]], grids: Sequence[Grid]) -> torch.Tensor:
-    """All places of each group's canvas → (S, D) tokens of all images in order."""
+def _canvases(levels: Sequence[Sequence[Grid]], images: Sequence[int], like: torch.Tensor) -> list[_Canvas]:
+    """Of a group's images on maps with these grids; dtype and device are those of the tokens.
+
+    The first map is the stem's, on which no tokens are put.
+    """
+    rows, masks = [], []
+    for grids in levels:
+        starts = [0, *accumulate(height * width for height, width in grids)]
+        mine = [grids[image] for image in images]
+        y, x = np.ogrid[: max(height for height, _ in mine), : max(width for _, width in mine)]
+        mask = np.stack([(y < height) & (x < width) for height, width in mine])
+        places = np.stack([starts[image] + y * grids[image][1] + x for image in images])
+        rows.append(np.where(mask, places, 0).ravel())  # outside, any token will do
+        masks.append(mask[:, None])
+    sides = [(len(images), *mask.shape[2:]) for mask in masks]
+    on_device: Sequence[torch.Tensor | None] = [None] * len(levels)
+    inside = on_device
+    if not all(mask.all() for mask in masks):
+        inside = together(masks, like.device, like.dtype)
+    if inside[0] is not None or list(images) != list(range(len(levels[0]))):
+        on_device = [None, *together(rows[1:], like.device, torch.long)]
+    return [_Canvas(*each) for each in zip(sides, on_device, inside, strict=True)]
+
+
+def _order(groups: Sequence[Sequence[int]], grids: Sequence[Grid]) -> np.ndarray:
+    """(S,) rows of a level's tokens, all images in order, among the places of the groups' canvases."""
     by_image: dict[int, np.ndarray] = {}
     first = 0
     for images in groups:
@@ -197,8 +212,4 @@ def _in_order(found: Sequence[torch.Tensor], groups: Sequence[Sequence[int]], gr
             rows, columns = grids[image]
             by_image[image] = first + (np.arange(rows)[:, None] * width + np.arange(columns)).ravel()
             first += height * width
-    order = np.concatenate([by_image[image] for image in range(len(grids))])
-    joined = found[0] if len(found) == 1 else torch.cat(list(found))
-    if len(order) == len(joined) and (np.diff(order) == 1).all():
-        return joined
-    return joined.index_select(0, to_device(order, joined.device))
+    return np.concatenate([by_image[image] for image in range(len(grids))])

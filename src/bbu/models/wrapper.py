@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from bbu.config import DetectionConfig
 from bbu.errors import SampleError
 from bbu.families.base import Backbone, BackboneOutput, Grid, VisionLevel, no_part
-from bbu.layers.transfer import to_device
+from bbu.layers.transfer import to_device, together
 from bbu.models.caption_decoder import CaptionDecoder, CaptionResult
 from bbu.models.detection_head import DenoisingQueries, DetectionHead, HeadOutput
 from bbu.models.memory import Memory, grid_centres, sine_embedding
@@ -186,14 +186,15 @@ class DetectionVLM(nn.Module):
             [(rows[number], *sample[number]) for rows, sample in zip(first_rows, grids, strict=True)]
             for number in range(len(levels))
         ]
+        order, level_table = together([_by_sample(sizes), np.asarray(table)], device, torch.long)
         return Memory(
-            tokens_MD=torch.cat([*tokens, texts_RD]).index_select(0, to_device(_by_sample(sizes), device)),
+            tokens_MD=torch.cat([*tokens, texts_RD]).index_select(0, order),
             pos_embed_MD=self._pos_embed(grids, sizes, texts_RD),
             cu_seqlens=to_device([0, *accumulate(lengths)], device, torch.int32),
             max_seqlen=max(lengths),
             level_starts=[rows[:-1] for rows in first_rows],
             level_grids=grids,
-            level_table_LvB3=to_device(table, device),
+            level_table_LvB3=level_table,
         )
 
     def _pictures(
@@ -234,11 +235,11 @@ class DetectionVLM(nn.Module):
         level = np.repeat(np.tile(streams, len(of_sample)), of_sample.ravel())
         centres = np.zeros((len(level), 2))
         centres[level < streams[-1]] = np.concatenate([grid_centres(*grid) for sample in grids for grid in sample])
-        has_place = to_device(level[:, None] < streams[-1], like.device, torch.float32)
-        embedding = sine_embedding(to_device(centres, like.device, torch.float32), like.shape[-1] // 2) * has_place
-        is_level = to_device(level[:, None] == streams, like.device, like.dtype)
+        known = [centres, level[:, None] < streams[-1], level[:, None] == streams]
+        places, has_place, is_level = together(known, like.device, torch.float32)
+        embedding = (sine_embedding(places, like.shape[-1] // 2) * has_place).to(like.dtype)
         with torch.autocast(like.device.type, enabled=False):  # a row of the table each, in the tokens' precision
-            return torch.addmm(embedding.to(like.dtype), is_level, self.level_adapter.weight.to(like.dtype))
+            return torch.addmm(embedding, is_level.to(like.dtype), self.level_adapter.weight.to(like.dtype))
 
     def describe_states(
         self, memory: Memory, samples_C: torch.Tensor, queries: BoxStates, token_ids_CL: torch.Tensor

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from bbu.config import LossConfig
 from bbu.data.collators import unpad
 from bbu.inference.postprocess import MODEL_KEYS
-from bbu.layers.transfer import to_device
+from bbu.layers.transfer import to_device, together
 from bbu.losses.denoising import DenoisingTargets, denoising_targets
 from bbu.losses.detection_loss import Denoising, PendingSums, begin_sums
 from bbu.losses.language_loss import answer_loss_sum, linear_cross_entropy_sum
@@ -141,8 +141,8 @@ def _describing(
     if noisy is None or not groups:
         return samples, queries, matches.host[3]
     wanted = noisy.group_numbers < groups
-    queries = queries.join(output.denoising_at(to_device(noisy.positives[wanted], samples.device)))
-    samples = torch.cat((samples, to_device(noisy.samples[wanted], samples.device)))
+    rows, their_samples = to_device(np.stack((noisy.positives[wanted], noisy.samples[wanted])), samples.device)
+    queries, samples = queries.join(output.denoising_at(rows)), torch.cat((samples, their_samples))
     return samples, queries, np.concatenate((matches.host[3], noisy.targets[wanted]))
 
 
@@ -163,10 +163,10 @@ def supervised_states(
     if device.type in FEW_SHAPES and described:
         count, length = few_shapes(described, model.caption_decoder.max_tokens)
         samples_C, queries = F.pad(samples_C, (0, count - len(samples_C))), queries.padded(count)
-    ids, rows, labels, weights = caption_rows(described, count, length)
-    states = model.describe_states(memory, samples_C, queries, to_device(ids, device))
-    states = states.flatten(0, 1)[to_device(rows, device)]
-    return states, to_device(labels, device), to_device(weights, device)
+    *known, importance = caption_rows(described, count, length)
+    ids, rows, labels = together(known, device, torch.long)
+    states = model.describe_states(memory, samples_C, queries, ids).flatten(0, 1)
+    return states.index_select(0, rows), labels, to_device(importance, device)
 
 
 def few_shapes(described: Sequence[tuple[Sequence[int], float]], max_tokens: int) -> tuple[int, int]:
