@@ -88,9 +88,10 @@ def test_sampling_at_the_centre_of_a_cell_gives_its_value() -> None:
 
 def test_sixteen_bit_values_are_sampled_in_float32() -> None:
     memory = make_memory()
+    memory.tokens_MD = memory.tokens_MD.bfloat16()
     levels = LevelRows.of(memory, torch.zeros(1, dtype=torch.long), HEADS, 1)
     seen = sample_levels(
-        memory.tokens_MD.view(-1, HEADS, WIDTH).bfloat16(), levels,
+        memory.tokens_MD.view(-1, HEADS, WIDTH), levels,
         torch.full((1, HEADS, 2, 1, 2), 0.4), torch.ones(1, HEADS, 2, 1),
     )  # fmt: skip
     assert seen.dtype == torch.float32

@@ -100,12 +100,14 @@ class LevelRows:
         last_RLv2: the same less one.
         first_RHLv: number of the first token and head of each level among all heads of all memory tokens.
         bags: the first of the sampled corners of each query and head, of all corners.
+        corners: see ``_corners``.
     """
 
     sizes_RLv2: torch.Tensor
     last_RLv2: torch.Tensor
     first_RHLv: torch.Tensor
     bags: torch.Tensor
+    corners: tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
     @classmethod
     def of(cls, memory: Memory, samples_R: torch.Tensor, heads: int, points: int) -> LevelRows:
@@ -119,6 +121,7 @@ class LevelRows:
             last_RLv2=sizes_RLv2 - 1,
             first_RHLv=torch.add(numbers, table_RLv3[:, None, :, 0], alpha=heads).contiguous(),
             bags=torch.arange(0, len(samples_R) * heads * count, count, device=samples_R.device),
+            corners=_corners(full_precision(memory.tokens_MD).dtype, samples_R.device),
         )
 
 
@@ -143,7 +146,7 @@ def sample_levels(
     heads, width = values.shape[1:]
     sizes, last = (each[:, None, :, None] for each in (levels.sizes_RLv2, levels.last_RLv2))  # (R, 1, Lv, 1, 2)
     places = full_precision(points_RHLvPt2) * sizes - 0.5
-    far, signs, steps = _corners(places.dtype, places.device)
+    far, signs, steps = levels.corners
     cells = places.detach().floor()
     near = torch.addcmul(far, signs, (places - cells)[..., None, :])  # (R, H, Lv, Pt, 4, 2)
     corners = torch.clamp(cells.long()[..., None, :] + steps, steps[0, 0], last[..., None, :])  # from 0
