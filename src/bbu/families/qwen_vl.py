@@ -22,6 +22,7 @@ from bbu.families.patches import units_to_picture
 from bbu.families.photo_plan import MergedPlan
 from bbu.families.prompts import PromptSpec
 from bbu.layers.attention import implementation_name, varlen_attention
+from bbu.layers.placing import place
 
 # Standard deviation of random weights. The published 0.02 suits widths of thousands; at a few hundred, activations
 # nearly vanish. 0.06 is about 1 / sqrt(width), which keeps a layer's output as large as its input.
@@ -236,7 +237,7 @@ class QwenVL(Backbone):
         if levels:
             is_image_1T = input_ids == self.image_token_id
             tokens_SD, more = self._shown(levels[-1].tokens_SD, is_image_1T)
-            embeds_1TD = embeds_1TD.masked_scatter(is_image_1T.unsqueeze(-1), tokens_SD.to(embeds_1TD.dtype))
+            embeds_1TD = place(embeds_1TD, is_image_1T, tokens_SD.to(embeds_1TD.dtype))
         hidden_1TD = self.vlm.model.language_model(
             inputs_embeds=embeds_1TD,
             position_ids=position_ids,
