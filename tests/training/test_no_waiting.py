@@ -33,7 +33,7 @@ WAITING = {
 }  # fmt: skip
 # Not among them, because torch's kernels keep their counts on the device: the backward passes of embedding,
 # embedding_bag and of indexing by numbers. They sort the indices; since torch 2 and CUDA 11.7 the number of distinct
-# ones stays there (read in torch's sources, not measured).
+# ones stays there (as far as is known of torch's kernels; not measured).
 
 
 # What a family reckons from the photos' grids, from host numbers to host numbers.
