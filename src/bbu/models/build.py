@@ -132,11 +132,11 @@ def build_model(
     wrapped = DetectionVLM(backbone, model.detection)
     use_liger(backbone, model.liger, device)
     if model.gradient_checkpointing != "none":
-        checkpoint_activations(backbone, model.gradient_checkpointing)
+        checkpoint_activations(backbone, model.gradient_checkpointing, model.activation_budget)
     if model.lora.parts:
         add_lora(wrapped, model.lora)
     freeze(wrapped, model.freeze)
-    compile_parts(wrapped, model.compile)
+    compile_parts(wrapped, model.compile, checkpointing=model.gradient_checkpointing, budget=model.activation_budget)
     return wrapped
 
 
