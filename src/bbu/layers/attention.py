@@ -14,7 +14,6 @@ import inspect
 import math
 from collections import defaultdict
 from collections.abc import Callable
-from functools import cache
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -221,7 +220,6 @@ def _pick(x: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
     return x.index_select(0, rows.flatten()).unflatten(0, rows.shape)
 
 
-@cache
 def _torch_varlen() -> tuple[Callable[..., Any], frozenset[str]] | None:
     """torch.nn.attention.varlen.varlen_attn and its parameter names, or None where torch lacks it."""
     try:
@@ -231,6 +229,9 @@ def _torch_varlen() -> tuple[Callable[..., Any], frozenset[str]] | None:
     return varlen_attn, frozenset(inspect.signature(varlen_attn).parameters)
 
 
+TORCH_VARLEN = _torch_varlen()  # looked up once, here: in a block the look-up would be traced
+
+
 def _torch_varlen_backend(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, boundaries: Boundaries, causal: bool, scale: float
 ) -> torch.Tensor:
@@ -238,10 +239,9 @@ def _torch_varlen_backend(
 
     Newer releases would take cuDNN's first.
     """
-    found = _torch_varlen()
-    if found is None:
+    if TORCH_VARLEN is None:
         raise ConfigError("attention backend torch_varlen: this torch has no torch.nn.attention.varlen; use sdpa")
-    function, names = found
+    function, names = TORCH_VARLEN
     options: dict[str, Any] = {}
     if "enable_gqa" in names:
         options["enable_gqa"] = query.shape[1] != key.shape[1]
@@ -285,7 +285,7 @@ def choose_attention_backend(requested: str, device: torch.device, dtype: torch.
     has_package = importlib.util.find_spec("flash_attn") is not None
     runs = {
         "flash_attn": sixteen_bit_cuda and has_package,
-        "torch_varlen": sixteen_bit_cuda and _torch_varlen() is not None,
+        "torch_varlen": sixteen_bit_cuda and TORCH_VARLEN is not None,
         "sdpa": True,
     }
     if requested == "auto":

@@ -135,7 +135,7 @@ def _few_graphs() -> None:
 
 def _attention_operators() -> list[Any]:
     """Operators of attention that torch may not know the cost of."""
-    if attention._torch_varlen() is None:
+    if attention.TORCH_VARLEN is None:
         return [torch.ops.bbu.sdpa]
     return [torch.ops.bbu.sdpa, torch.ops.torch_attn._varlen_attn]
 
