@@ -307,7 +307,7 @@ def _adapted_backbone(family: type[Backbone], folder: Path, dtype: torch.dtype) 
         why = str(error).splitlines()[0]
         raise CheckpointError(f"{where}: {path} cannot be loaded: {why}; name the base model's folder") from None
     merge_adapter(backbone.vlm, adapters, read_facts(folder)["base"]["hash"])
-    return backbone
+    return backbone.requires_grad_(True)  # peft has frozen it, and autocast keeps its copies of what may learn alone
 
 
 def load_head(model: DetectionVLM, folder: Path) -> None:
