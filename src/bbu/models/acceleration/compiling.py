@@ -106,6 +106,11 @@ def summary(parts: Sequence[str]) -> str:
     return f"compiled: {compiled_graphs()} graphs of {', '.join(parts)}{failed}"
 
 
+def forget_graphs() -> None:
+    """Before another model is compiled in this process: graphs of the one before count against RECOMPILATIONS."""
+    torch._dynamo.reset()
+
+
 def compiled_graphs() -> int:
     """Number of graphs compiled so far, recompilations included."""
     return int(torch._dynamo.utils.counters["stats"]["unique_graphs"])
