@@ -13,7 +13,7 @@ by itself to the best that it gives with torch alone, so that it is no straw man
 This project's: `packed` (backbone and language loss), `objective` (with the whole detection branch), and `packed`
 
 - `narrow`: without MLP widths padded to a multiple of 64;
-- `compiled`: as model.compile=[llm, vision] does it; `compiled_narrow`: both;
+- `compiled`: as model.compile=[llm, vision] does it, selective with half the activations; `compiled_narrow`: both;
 - `flash_attn`: with the flash-attn package; `flash_3`: with FlashAttention 3 in torch's kernel. Where installed.
 """
 
@@ -32,11 +32,15 @@ from torch import nn
 from transformers import AttentionInterface
 
 from bbu.data.chat_processor import ChatProcessorOutput
-from bbu.layers import attention, padded
+from bbu.layers import padded
 from bbu.layers.attention import varlen_attention
 from bbu.models.acceleration.compiling import compile_parts
 
 COMPILED = ("llm", "vision")
+# model.gradient_checkpointing and model.activation_budget of compiled blocks; configs/bbu.yaml has those of selective
+RECOMPUTING: dict[str, tuple[str, float | None]] = {
+    "kept": ("none", None), "selective": ("selective", 0.5), "recomputed": ("full", None),
+}  # fmt: skip
 RECOMPILATIONS = 64  # of one code object: several arms share transformers' code
 TOWER_ATTENTION = "torch_varlen_flash"  # the tower hands on its boundaries to names with "flash" in them
 Samples = Sequence[ChatProcessorOutput]
@@ -65,7 +69,7 @@ class Arm:
         if self.package and importlib.util.find_spec(self.package) is None:
             return f"{self.package} is not installed"
         code = type(bench.stock.model.visual.blocks[0]).forward.__code__
-        if self.compiles and bench.recomputes and code.co_name == "forward_with_checkpointing":
+        if self.stock and self.compiles and bench.recomputes and code.co_name == "forward_with_checkpointing":
             return "this transformers recomputes within the compiled block, which stays uncompiled then"
         return None
 
@@ -115,20 +119,22 @@ def narrow(bench: Bench) -> Iterator[None]:
 
 @contextmanager
 def compiled(bench: Bench) -> Iterator[None]:
-    """This project's blocks compiled, as model.compile does."""
-    blocks = [block for part in COMPILED for block in bench.backbone.blocks(part)]
-    before = dict(attention.ATTENTION_BACKENDS)
+    """This project's blocks compiled, as model.compile does; recomputing is their graphs' own."""
+    blocks: Any = [block for part in COMPILED for block in bench.backbone.blocks(part)]
+    before = [block.gradient_checkpointing for block in blocks]
+    checkpointing, budget = RECOMPUTING[bench.mode]
 
-    def compile_blocks() -> dict[str, Any]:
-        compile_parts(bench.objective.model, COMPILED, _inductor(bench))
-        return dict(attention.ATTENTION_BACKENDS)  # which it keeps whole
+    def compile_blocks() -> None:
+        compile_parts(bench.objective.model, COMPILED, _inductor(bench), checkpointing=checkpointing, budget=budget)
 
     try:
-        with _compiled_calls(bench, "ours", blocks, compile_blocks) as whole:
-            attention.ATTENTION_BACKENDS.update(whole)
+        with _compiled_calls(bench, f"ours, {bench.mode}", blocks, compile_blocks):
+            for block in blocks:
+                block.gradient_checkpointing = False
             yield
     finally:
-        attention.ATTENTION_BACKENDS.update(before)
+        for block, checkpointed in zip(blocks, before, strict=True):
+            block.gradient_checkpointing = checkpointed
 
 
 @contextmanager
@@ -146,18 +152,18 @@ def compiled_stock(bench: Bench) -> Iterator[None]:
 
 @contextmanager
 def _compiled_calls(
-    bench: Bench, key: str, blocks: Sequence[nn.Module], compile_blocks: Callable[[], Any]
-) -> Iterator[Any]:
-    """The blocks call their compiled selves meanwhile. They are compiled once; gives what that returned."""
+    bench: Bench, key: str, blocks: Sequence[nn.Module], compile_blocks: Callable[[], None]
+) -> Iterator[None]:
+    """The blocks call their compiled selves meanwhile. They are compiled once."""
     if key not in bench.compiled:
-        more = compile_blocks()
-        bench.compiled[key] = [block._compiled_call_impl for block in blocks], more
-    calls, more = bench.compiled[key]
+        compile_blocks()
+        bench.compiled[key] = [block._compiled_call_impl for block in blocks]
+    calls = bench.compiled[key]
     torch._dynamo.config.recompile_limit = RECOMPILATIONS
     try:
         for block, call in zip(blocks, calls, strict=True):
             block._compiled_call_impl = call
-        yield more
+        yield
     finally:
         for block in blocks:
             block._compiled_call_impl = None

@@ -190,7 +190,7 @@ class Bench:
             self.stock = Qwen2_5_VLForConditionalGeneration._from_config(copy.deepcopy(config), dtype=torch.bfloat16)
         self.stock.set_attn_implementation("sdpa")
         self.compiled: dict[str, Any] = {}  # calls that gpu_arms.py has compiled
-        self.recomputes = False
+        self.mode = "kept"
         share_tensors(self.stock, vlm)
         self.backbone, self.loss_config = backbone, LossConfig()
         self.objective = DetectionObjective(detector, self.loss_config)
@@ -206,11 +206,15 @@ class Bench:
     def parameters(self) -> int:
         return sum(parameter.numel() for parameter in self.backbone.parameters())
 
+    @property
+    def recomputes(self) -> bool:
+        return self.mode != "kept"
+
     def use(self, mode: str) -> None:
         """What happens to activations, one of MODES; `selective` is this project's own, padded recomputes all there."""
         for vlm in (self.backbone.vlm, self.stock):
             call_checkpointing(vlm, "disable")
-        self.recomputes = mode != "kept"
+        self.mode = mode
         if self.recomputes:
             call_checkpointing(self.stock, "enable")
             checkpoint_activations(self.backbone, "full" if mode == "recomputed" else mode)

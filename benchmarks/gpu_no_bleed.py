@@ -209,8 +209,8 @@ class Runner:
             found.append(
                 {
                     "lm_logits": logits,
-                    "boxes": torch.stack([layer.boxes[number] for layer in output.layers], 1),
-                    "objectness": torch.stack([layer.objectness[number] for layer in output.layers], 1),
+                    "boxes": output.layers.boxes[:, number].transpose(0, 1),
+                    "objectness": output.layers.objectness[:, number].T,
                     "proposal_boxes": proposals[number],
                     "proposal_objectness": proposal_objectness[number],
                     "captions": states,

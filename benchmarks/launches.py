@@ -3,17 +3,22 @@
     python benchmarks/launches.py [--samples 2] [--quick]
 
 Counted on the CPU by torch's dispatcher, for the demo's model (configs/demo.yaml) and for a model as deep as
-Qwen2.5-VL-3B (36 text layers, 32 tower blocks, 6 decoder layers), narrow because width changes no count. Views are left
-out. Attention and RMS norms count as one operator forward and one back, as on a GPU. The last line is one JSON object.
+Qwen2.5-VL-3B (36 text layers, 32 tower blocks, 6 decoder layers), narrow because width changes no count. It is the
+second step with the same photos, so that constants are made. Forward and backward pass are counted, in float32; the
+optimizer (one fused kernel a step for each group), the clipping of gradients, autocast's casts and copies to the device
+are not. Views and allocations are left out. Attention and RMS norms count as one operator forward and one back, and
+samples, photos and captions are batched, as on a GPU. The last line is one JSON object.
 """
 
 from __future__ import annotations
 
 import argparse
+import unittest.mock
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from harness import last_line
@@ -23,11 +28,19 @@ from bbu.config import Config, load_config
 from bbu.data.collators import PackedDataCollator
 from bbu.data.photo import Photo
 from bbu.layers import attention, lean_layers
+from bbu.losses import matcher
+from bbu.losses.detection_loss import PendingSums
+from bbu.models import pyramid
 from bbu.models.build import build_model, build_processor
 from bbu.records import FewShotSample, ObjectRow, Row
+from bbu.training import objective as objective_module
 from bbu.training.objective import DetectionObjective
 
 PROJECT = Path(__file__).resolve().parents[1]
+NO_KERNEL = (  # what only allocates, is a view that the schema does not tell, or reckons with dtypes
+    "::detach", "::empty", "::empty_strided", "::empty_like", "::new_empty_strided", "::_unsafe_view",
+    "::promote_types",
+)  # fmt: skip
 PARTS = 12  # objects of a photo
 DEEP = [
     "model.scratch={vision_width: 48, vision_depth: 32, vision_heads: 3, vision_full_attention: [7, 15, 23, 31], "
@@ -39,22 +52,36 @@ DEEP = [
 
 
 class Operators(TorchDispatchMode):
-    """Counts operators by name; those that only view a tensor start no kernel."""
+    """Counts operators by name, and by the part of the step that called for them; views and allocations are left out.
+
+    An operator of the backward pass belongs to the part that its forward operator belongs to.
+    """
 
     fused = 0  # above 0 within what a GPU does in one kernel
+    part = "rest"
+    owners: ClassVar[dict[int, str]] = {}  # part of each operator of the forward pass, by autograd's numbers
 
     def __init__(self) -> None:
         super().__init__()
         self.found: Counter[str] = Counter()
+        self.parts: Counter[str] = Counter()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if Operators.fused:
-            return func(*args, **(kwargs or {}))
-        returned = func._schema.returns
-        views = bool(returned) and all(one.alias_info and not one.alias_info.is_write for one in returned)
-        if not views and not func._schema.name.endswith(("::detach", "::empty", "::empty_strided", "::empty_like")):
+        node = torch._C._current_autograd_node()
+        if node is None:
+            Operators.owners[torch._C._autograd._get_sequence_nr() - 1] = Operators.part
+        if not Operators.fused and is_kernel(func):
             self.found[func._schema.name.removeprefix("aten::")] += 1
+            part = Operators.part if node is None else Operators.owners.get(node._sequence_nr(), "rest")
+            self.parts[part] += 1
         return func(*args, **(kwargs or {}))
+
+
+def is_kernel(func: Any) -> bool:
+    """Whether an operator computes or copies something."""
+    returned = func._schema.returns
+    views = bool(returned) and all(one.alias_info and not one.alias_info.is_write for one in returned)
+    return not views and not func._schema.name.endswith(NO_KERNEL)
 
 
 class Fused(torch.autograd.Function):
@@ -100,37 +127,56 @@ def photo(number: int) -> Photo:
     return Photo(Image.new("RGB", (320 - 40 * (number % 2), 240), (90, 90, 90)), f"{number}.png", objects)
 
 
-def step_of(config: Config, samples: int) -> tuple[Operators, Operators, dict[str, int]]:
-    """Operators of the forward and the backward pass of one step, and of the forward's large parts."""
+def batch_on_cpus() -> None:
+    """Batch samples, photos and captions as a GPU does."""
+    matcher.SAMPLES_AT_ONCE = {}
+    pyramid.CANVAS = objective_module.FEW_SHAPES = ("cpu",)
+
+
+def step_of(config: Config, samples: int) -> tuple[Operators, Operators]:
+    """Operators of the forward and of the backward pass of one step."""
     row = Row(("0.png",), photo(0).objects, 320, 240)
     processor = build_processor(config, [FewShotSample(row)], ".")
     model = build_model(config, processor.tokenizer, device=torch.device("cpu"), dtype=torch.float32)
     objective = DetectionObjective(model, config.loss).train()
     made = [processor.process_photos([], photo(number), with_answer=True) for number in range(samples)]
     batch = PackedDataCollator(model.backbone.position_function())(made)
+    torch.stack([*objective(**batch).values()]).sum().backward()
+    objective.zero_grad()
     forward, backward = Operators(), Operators()
-    parts: dict[str, int] = {}
-    watch(model, forward, parts)
-    with forward:
-        loss = torch.stack([*objective(**batch).values()]).sum()
-    with backward:
-        loss.backward()
-    return forward, backward, parts
+    with ExitStack() as stack:
+        for owner, name, part in (
+            (model.backbone, "forward", "backbone"),
+            (model.local_pyramid, "forward", "pyramid"),
+            (model.detection_head, "forward", "head"),
+            (model, "describe_states", "captions"),
+            (objective_module, "begin_sums", "losses"),
+            (PendingSums, "finish", "losses"),
+            (objective_module, "answer_loss_sum", "losses"),
+            (objective_module, "linear_cross_entropy_sum", "losses"),
+        ):
+            stack.enter_context(owned(owner, name, part))
+        with forward:
+            loss = torch.stack([*objective(**batch).values()]).sum()
+        with backward:
+            loss.backward()
+    return forward, backward
 
 
-def watch(model: torch.nn.Module, operators: Operators, parts: dict[str, int]) -> None:
-    """Count the operators within the model's large modules."""
-    for name in ("backbone", "detection_head", "caption_decoder", "local_pyramid"):
+@contextmanager
+def owned(owner: Any, name: str, part: str) -> Iterator[None]:
+    """Within it, the operators of a function belong to a part of the step."""
+    function = getattr(owner, name)
 
-        def enter(module: Any, inputs: Any, *, name: str = name) -> None:
-            parts[name] = parts.get(name, 0) - operators.found.total()
+    def called(*arguments: Any, **options: Any) -> Any:
+        Operators.part, before = part, Operators.part
+        try:
+            return function(*arguments, **options)
+        finally:
+            Operators.part = before
 
-        def leave(module: Any, inputs: Any, output: Any, *, name: str = name) -> None:
-            parts[name] += operators.found.total()
-
-        module = model.get_submodule(name)
-        module.register_forward_pre_hook(enter)
-        module.register_forward_hook(leave)
+    with unittest.mock.patch.object(owner, name, called):
+        yield
 
 
 def main() -> None:
@@ -140,19 +186,20 @@ def main() -> None:
     arguments = parser.parse_args()
     figures: dict[str, Any] = {}
     fuse()
+    batch_on_cpus()
     for name, overrides in {"demo": [], "deep": DEEP}.items():
         if name == "deep" and arguments.quick:
             continue
         config = load_config(PROJECT / "configs" / "demo.yaml", overrides)
-        forward, backward, parts = step_of(config, arguments.samples)
+        forward, backward = step_of(config, arguments.samples)
         both = forward.found + backward.found
         print(f"\n{name}: {both.total()} operators a step, {forward.found.total()} of them forward")
-        rest = forward.found.total() - sum(parts.values())
-        print("  forward: " + ", ".join(f"{part} {count}" for part, count in {**parts, "rest": rest}.items()))
+        parts = (forward.parts + backward.parts).most_common()
+        print("  " + ", ".join(f"{part} {forward.parts[part]} + {backward.parts[part]}" for part, _ in parts))
         print("  most: " + ", ".join(f"{operator} {count}" for operator, count in both.most_common(12)))
         prefix = "" if name == "demo" else f"{name}_"
         figures[f"{prefix}operators_a_step"] = both.total()
-        figures |= {f"{prefix}forward_{part}": count for part, count in parts.items()}
+        figures |= {f"{prefix}{part}": count for part, count in parts}
     last_line("launches", samples=arguments.samples, **figures)
 
 

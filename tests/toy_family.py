@@ -33,6 +33,7 @@ from bbu.families.registry import FAMILIES, Family
 from bbu.geometry import MAX_ASPECT_RATIO, ImageGeometry
 from bbu.layers.attention import implementation_name, varlen_attention
 from bbu.layers.lean_layers import make_lean
+from bbu.layers.placing import place
 
 PATCH, MERGE = 10, 3
 CELL = PATCH * MERGE
@@ -357,8 +358,7 @@ class ToyBackbone(Backbone):
             return embeds_1TD
         by_photo = levels[-1].tokens_SD.split([rows * columns for rows, columns in levels[-1].grids])
         photos_ID = torch.stack([photo.mean(0) for photo in by_photo])
-        is_photo = (input_ids == self.image_token_id).unsqueeze(-1)
-        return embeds_1TD.masked_scatter(is_photo, photos_ID.to(embeds_1TD.dtype))
+        return place(embeds_1TD, input_ids == self.image_token_id, photos_ID.to(embeds_1TD.dtype))
 
     def generate(
         self, prompts: Sequence[Prompt], *, end_token_id: int, max_new_tokens: int, min_new_tokens: int = 0

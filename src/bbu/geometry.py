@@ -42,8 +42,8 @@ def _namespace(array: Any) -> Any:
 
 def cxcywh_to_xyxy(boxes: Any) -> Any:
     """(..., 4) centre/size → corners."""
-    half = boxes[..., 2:] / 2
-    return _namespace(boxes).concatenate((boxes[..., :2] - half, boxes[..., :2] + half), -1)
+    centre, half = boxes[..., :2], boxes[..., 2:] / 2
+    return _namespace(boxes).concatenate((centre - half, centre + half), -1)
 
 
 def xyxy_to_cxcywh(boxes: Any) -> Any:

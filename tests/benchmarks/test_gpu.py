@@ -60,14 +60,17 @@ def test_arms_share_their_weights_and_gradients(bench: Any) -> None:
     assert all(parameter.grad is not None for parameter in bench.backbone.vlm.parameters())
 
 
-def test_states_that_differ_are_noticed(bench: Any) -> None:
-    samples = bench.samples(2)
+def test_states_that_differ_are_noticed(bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    samples, real = bench.samples(2), bench.packed_batch
     assert steps.states_agree(bench, samples)["packed_equals_padded"]
-    bench.backbone.vlm.set_attn_implementation({"text_config": "sdpa"})  # infers the samples' boundaries by itself
-    try:
-        assert not steps.states_agree(bench, samples)["packed_equals_padded"]
-    finally:
-        bench.backbone.use_attention_backend("sdpa")
+
+    def without_boundaries(samples: Any) -> Any:
+        batch = real(samples)
+        tokens = batch["input_ids"].shape[1]
+        return batch | {"cu_seqlens": torch.tensor([0, tokens], dtype=torch.int32), "max_seqlen": tokens}
+
+    monkeypatch.setattr(bench, "packed_batch", without_boundaries)
+    assert not steps.states_agree(bench, samples)["packed_equals_padded"]
 
 
 def gradients(bench: Any, name: str, count: int = 3) -> tuple[float, torch.Tensor]:
@@ -100,17 +103,19 @@ def test_stock_micro_batches_are_sorted_and_padded_to_their_own_longest(bench: A
 def test_what_an_arm_switches_on_is_off_afterwards(bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(padded, "DEVICES", ("cuda", "cpu"))
     tower, blocks = bench.stock.model.visual.config, bench.backbone.blocks("llm")
-    cudnn, backends = torch.backends.cuda.cudnn_sdp_enabled(), dict(arms.attention.ATTENTION_BACKENDS)
+    cudnn = torch.backends.cuda.cudnn_sdp_enabled()
+    bench.use("recomputed")
     with arms.UNPADDED(bench):
         assert tower._attn_implementation == arms.TOWER_ATTENTION and not torch.backends.cuda.cudnn_sdp_enabled()
     with arms.narrow(bench):
         assert padded.DEVICES == ()
     with arms.compiled(bench):
         assert all(block._compiled_call_impl is not None for block in blocks)
-        assert arms.attention.ATTENTION_BACKENDS["sdpa"]._torchdynamo_disable  # a pack would recompile it
+        assert not any(block.gradient_checkpointing for block in blocks), "the graphs recompute"
     assert tower._attn_implementation == "sdpa" and torch.backends.cuda.cudnn_sdp_enabled() == cudnn
-    assert padded.DEVICES == ("cuda", "cpu") and backends == arms.attention.ATTENTION_BACKENDS
-    assert all(block._compiled_call_impl is None for block in blocks)
+    assert padded.DEVICES == ("cuda", "cpu")
+    assert all(block._compiled_call_impl is None and block.gradient_checkpointing for block in blocks)
+    bench.use("kept")
 
 
 def compare(bench: Any, samples: Any, names: list[str], changed: Any = ()) -> tuple[bool, dict[str, Any]]:

@@ -13,10 +13,7 @@ from tests import warm
 
 PROJECT = Path(__file__).resolve().parents[2]
 KEYS = {
-    "launches": {
-        "samples", "operators_a_step", "forward_backbone", "forward_local_pyramid", "forward_detection_head",
-        "forward_caption_decoder",
-    },
+    "launches": {"samples", "operators_a_step", "backbone", "pyramid", "head", "captions", "losses", "rest"},
     "matcher": {"speedup_vs_hf"},
     "language_loss": {"peak_memory_ratio", "time_ratio"},
     "packing": {"speedup_vs_padded", "peak_memory_ratio", "overhead_vs_ideal", "padding"},

@@ -126,6 +126,18 @@ def test_recomputation_and_loader_processes_change_it_as_they_should() -> None:
     assert changed["photos_bytes"] == 7 * plain["photos_bytes"]
 
 
+def test_a_budget_bounds_what_is_kept() -> None:
+    def kept(**model: Any) -> int:
+        activations: int = memory(tiny_config(model=model))["activations_bytes"]
+        return activations
+
+    full, selective, none = (kept(gradient_checkpointing=how) for how in ("full", "selective", "none"))
+    options: dict[str, Any] = {"gradient_checkpointing": "selective", "activation_budget": 0.5}
+    assert full < kept(**options) < selective < none
+    assert kept(gradient_checkpointing="selective", compile=["llm", "vision"]) == none
+    assert full < kept(**options, compile=["llm", "vision"]) < none
+
+
 # ---------------------------------------------------------------- a 3B model on a GPU
 
 # Peaks of docs/benchmarks, in GB: gradient_checkpointing, tokens, patches, packed step, step with detection. The first

@@ -120,9 +120,7 @@ def test_torch_varlen_is_called_correctly_with_either_signature(
         return run(query, key, value, cu_seq_q, cu_seq_k, is_causal, query.shape[-1] ** -0.5, False)
 
     function = {"new": new, "old": old}[signature]
-    monkeypatch.setattr(
-        attention, "_torch_varlen", lambda: (function, frozenset(inspect.signature(function).parameters))
-    )
+    monkeypatch.setattr(attention, "TORCH_VARLEN", (function, frozenset(inspect.signature(function).parameters)))
     torch.manual_seed(1)
     lengths = [3, 1, 5]
     query, key, value = (torch.randn(9, heads, 8, dtype=torch.float64) for heads in (4, 2, 2))
@@ -135,7 +133,7 @@ def test_torch_varlen_is_called_correctly_with_either_signature(
 
 
 def test_a_torch_without_varlen_attention_is_a_config_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(attention, "_torch_varlen", lambda: None)
+    monkeypatch.setattr(attention, "TORCH_VARLEN", None)
     x = torch.zeros(2, 1, 8)
     cu = torch.tensor([0, 2], dtype=torch.int32)
     with pytest.raises(ConfigError, match=r"torch_varlen: this torch has no"):

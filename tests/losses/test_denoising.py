@@ -55,7 +55,7 @@ def test_each_target_has_a_positive_and_a_negative_in_every_group(counts: list[i
     firsts = torch.tensor([0, *counts]).cumsum(0).tolist()
     for first, count, groups in zip(firsts, counts, numbers, strict=False):
         shares = noisy.shares_R[start : start + 2 * count * groups]
-        torch.testing.assert_close(shares.sum(), torch.tensor(2.0 * count))  # a target weighs the same in any sample
+        assert shares.sum() == pytest.approx(2 * count)  # a target weighs the same in any sample
         mine = (noisy.targets >= first) & (noisy.targets < first + count)
         rows = [start + 2 * count * group + target for group in range(groups) for target in range(count)]
         assert (
@@ -145,10 +145,10 @@ def test_a_positive_learns_its_target_and_a_negative_learns_background() -> None
     assert sums(None).tolist() == [0, 0, 0]
     # positive: binary cross-entropy of p = 0.5, which is ln 2 for any target; negative: 0.75^1.5 · −ln(1 − 0.75)
     objectness = math.log(2) + 0.75**1.5 * math.log(4)
-    one = sums(Denoising(noisy, [BoxPrediction(moved, logits)]))
+    one = sums(Denoising(noisy, BoxPrediction(moved[None], logits[None])))
     assert one.tolist() == pytest.approx([0.1, 1 - 0.3 / 0.5, objectness])
-    two_layers = sums(Denoising(noisy, [BoxPrediction(moved, logits)] * 2))
+    two_layers = sums(Denoising(noisy, BoxPrediction(moved.repeat(2, 1, 1), logits.repeat(2, 1))))
     torch.testing.assert_close(two_layers, 2 * one)
     twice = denoising_targets(target, [1], 4, [0])
-    two_groups = sums(Denoising(twice, [BoxPrediction(moved.repeat(2, 1), logits.repeat(2))]))
+    two_groups = sums(Denoising(twice, BoxPrediction(moved.repeat(1, 2, 1), logits.repeat(1, 2))))
     torch.testing.assert_close(two_groups, one)  # the groups share one weight

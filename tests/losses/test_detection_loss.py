@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from torchvision.ops import generalized_box_iou, sigmoid_focal_loss
 from transformers.loss.loss_deimv2 import Deimv2Loss
 
-from bbu.geometry import cxcywh_to_xyxy, iou
-from bbu.losses.detection_loss import detection_sums, matchability_aware_loss
+from bbu.geometry import cxcywh_to_xyxy, iou, iou_and_giou
+from bbu.losses.detection_loss import _overlaps, detection_sums, matchability_aware_loss
 from bbu.losses.matcher import MatchCosts, PredictionSet, hungarian_matcher
 
 COSTS = MatchCosts()
@@ -89,6 +89,19 @@ def test_giou_sum_equals_torchvisions() -> None:
     absolute = (predicted[layer.predictions] - targets[layer.targets]).abs().sum()
     absolute += (predicted[proposal.predictions] - targets[proposal.targets]).abs().sum()
     assert sums.bbox_l1.item() == pytest.approx(absolute.item(), abs=1e-12)
+
+
+def test_overlaps_of_pairs_and_their_gradients_are_those_of_the_geometry() -> None:
+    torch.manual_seed(1)
+    centres, sides = torch.rand(2, 500, 2, dtype=torch.float64), torch.rand(2, 500, 2, dtype=torch.float64) * 0.5
+    sides[0, :20] = 0  # flat, and some of the pairs far from each other
+    boxes, targets = cxcywh_to_xyxy(torch.cat((centres, sides), -1))
+    boxes.requires_grad_()
+    slopes = torch.rand(2, 500, dtype=torch.float64)
+    ours, theirs = (torch.stack(function(boxes, targets)) for function in (_overlaps, iou_and_giou))
+    assert torch.equal(ours, theirs)
+    gradients = [torch.autograd.grad((each * slopes).sum(), boxes)[0] for each in (ours, theirs)]
+    torch.testing.assert_close(gradients[0][20:], gradients[1][20:], rtol=1e-12, atol=1e-12)
 
 
 @given(st.lists(st.tuples(st.floats(-20, 20), st.booleans()), min_size=1, max_size=8))

@@ -13,7 +13,7 @@ from transformers.loss.loss_for_object_detection import HungarianMatcher
 
 from bbu.geometry import cxcywh_to_xyxy, giou
 from bbu.losses import detection_loss, matcher
-from bbu.losses.matcher import MatchCosts, Matches, PredictionSet, hungarian_matcher
+from bbu.losses.matcher import MatchCosts, Matches, PredictionSet, begin_matching, hungarian_matcher
 
 COSTS = MatchCosts(5.0, 2.0, 2.0)
 
@@ -185,6 +185,8 @@ def test_non_finite_padding_is_ignored() -> None:
 
 
 def test_all_costs_cross_to_the_host_in_one_transfer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where samples are costed together, as on a GPU."""
+    monkeypatch.setitem(matcher.SAMPLES_AT_ONCE, "cpu", 4)
     calls = []
     real = torch.Tensor.cpu
     monkeypatch.setattr(torch.Tensor, "cpu", lambda self, *a, **k: (calls.append(self.shape), real(self, *a, **k))[1])
@@ -201,6 +203,20 @@ def test_all_costs_cross_to_the_host_in_one_transfer(monkeypatch: pytest.MonkeyP
     monkeypatch.undo()
     assert len(calls) == 1
     assert len(found[0].targets) == 3 * 5
+
+
+def test_a_begun_matching_is_finished_later_with_the_same_pairs() -> None:
+    generator = torch.Generator().manual_seed(4)
+    boxes, targets = random_boxes(generator, 2, 2, 6), random_boxes(generator, 5)
+    sets = [PredictionSet(boxes, torch.zeros(2, 2, 6))]
+    pending = begin_matching(sets, targets, [3, 2], COSTS)
+    boxes.mul_(0), targets.mul_(0)  # its costs are on their way
+    (found,) = pending.finish()
+    (again,) = hungarian_matcher(
+        [PredictionSet(random_boxes(g := torch.Generator().manual_seed(4), 2, 2, 6), torch.zeros(2, 2, 6))],
+        random_boxes(g, 5), [3, 2], COSTS,
+    )  # fmt: skip
+    assert found.host.tolist() == again.host.tolist()
 
 
 def test_the_matcher_can_be_imported_from_the_detection_loss() -> None:

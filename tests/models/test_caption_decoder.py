@@ -16,7 +16,7 @@ from bbu.losses.detection_loss import detection_sums
 from bbu.losses.matcher import MatchCosts
 from bbu.models.caption_decoder import CaptionDecoder
 from bbu.models.wrapper import DetectionOutput, DetectionVLM
-from bbu.training.objective import DetectionObjective
+from bbu.training.objective import DetectionObjective, target_boxes
 from tests.tiny import DESCRIPTIONS, FAMILIES, pack, run_model, tiny_config, tiny_model, tiny_processor, tiny_sample
 
 
@@ -133,13 +133,12 @@ def test_the_caption_loss_is_that_of_the_matched_targets_tokens(family: str, gro
     loss = replace(tiny_config().loss, denoising_queries=30, caption_groups=groups)
     with torch.no_grad():
         found = DetectionObjective(model, loss)(**batch)["caption"]
-        noisy = denoising_targets(batch["boxes"], batch["box_counts"], 30, batch["salts"])
+        noisy = denoising_targets(target_boxes(batch), batch["box_counts"], 30, batch["salts"])
         output: DetectionOutput = model(**model_inputs(batch, torch.device("cpu")), denoising_queries=noisy.queries)
         matches = detection_sums(
-            torch.stack([layer.boxes for layer in output.layers]),
-            torch.stack([layer.objectness for layer in output.layers]),
+            output.layers.boxes, output.layers.objectness,
             output.proposals.boxes, output.proposals.objectness, output.proposal_counts,
-            batch["boxes"], batch["box_counts"], costs=MatchCosts(),
+            torch.from_numpy(target_boxes(batch)), batch["box_counts"], costs=MatchCosts(),
         ).final  # fmt: skip
         pairs = [
             (output.at(matches.samples[row : row + 1], matches.predictions[row : row + 1]), target)

@@ -13,6 +13,7 @@ from bbu.inference.postprocess import model_inputs
 from bbu.losses.denoising import denoising_targets
 from bbu.models.detection_head import DenoisingQueries
 from bbu.models.wrapper import DetectionOutput, DetectionVLM
+from bbu.training.objective import target_boxes
 from tests.tiny import FAMILIES, mixed_samples, pack, tiny_model, tiny_processor
 
 COUNTS = [3, 1, 0, 5, 2]  # targets of the mixed samples
@@ -23,7 +24,7 @@ def setting(family: str) -> tuple[DetectionVLM, Batch, DenoisingQueries]:
     model = tiny_model(family)
     batch = pack(model, mixed_samples(tiny_processor(family)))
     assert batch["box_counts"] == COUNTS
-    return model, batch, denoising_targets(batch["boxes"], COUNTS, 20, batch["salts"]).queries
+    return model, batch, denoising_targets(target_boxes(batch), COUNTS, 20, batch["salts"]).queries
 
 
 @torch.no_grad()

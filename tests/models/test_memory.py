@@ -7,7 +7,7 @@ import itertools
 import torch
 from torch.nn import functional as F
 
-from bbu.models.memory import Memory, grid_centres, sample_levels, sine_embedding
+from bbu.models.memory import LevelRows, Memory, grid_centres, sample_levels, sine_embedding
 
 GRIDS = [[(4, 6), (2, 3)], [(10, 2), (5, 1)], [(2, 2), (1, 1)]]  # samples × levels
 TEXT = [3, 0, 7]
@@ -56,7 +56,7 @@ def test_sampling_the_levels_equals_grid_sample() -> None:
     samples = torch.tensor([0, 2, 1, 1, 0, 2])
     points = (torch.rand(6, HEADS, 2, 4, 2, dtype=torch.float64) * 1.6 - 0.3).requires_grad_()  # some lie outside
     weights = torch.rand(6, HEADS, 2, 4, dtype=torch.float64).requires_grad_()
-    ours = sample_levels(values, memory, samples, points, weights)
+    ours = sample_levels(values, LevelRows.of(memory, samples, HEADS, points.shape[-2]), points, weights)
     one, other = (by_grid_sample(values, memory, n, samples, points[:, :, n], weights[:, :, n]) for n in (0, 1))
     theirs = one + other
     torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
@@ -79,15 +79,19 @@ def test_sampling_at_the_centre_of_a_cell_gives_its_value() -> None:
     centres = torch.as_tensor(grid_centres(10, 2).copy())
     points = centres[:, None, None, None].expand(-1, HEADS, 2, 1, -1)
     weights = torch.tensor([1.0, 0.0], dtype=torch.float64)[:, None].expand(20, HEADS, 2, 1)  # of the fine level alone
-    seen = sample_levels(values, memory, torch.ones(20, dtype=torch.long), points, weights)
+    seen = sample_levels(
+        values, LevelRows.of(memory, torch.ones(20, dtype=torch.long), HEADS, points.shape[-2]), points, weights
+    )
     start = memory.level_starts[1][0]
     torch.testing.assert_close(seen, values[start : start + 20])
 
 
 def test_sixteen_bit_values_are_sampled_in_float32() -> None:
     memory = make_memory()
+    memory.tokens_MD = memory.tokens_MD.bfloat16()
+    levels = LevelRows.of(memory, torch.zeros(1, dtype=torch.long), HEADS, 1)
     seen = sample_levels(
-        memory.tokens_MD.view(-1, HEADS, WIDTH).bfloat16(), memory, torch.zeros(1, dtype=torch.long),
+        memory.tokens_MD.view(-1, HEADS, WIDTH), levels,
         torch.full((1, HEADS, 2, 1, 2), 0.4), torch.ones(1, HEADS, 2, 1),
     )  # fmt: skip
     assert seen.dtype == torch.float32

@@ -89,8 +89,8 @@ def outcomes(model: DetectionVLM, batch: Batch, output: DetectionOutput) -> list
         found.append(
             Outcome(
                 lm_logits,
-                torch.stack([layer.boxes[number] for layer in output.layers]),
-                torch.stack([layer.objectness[number] for layer in output.layers]),
+                output.layers.boxes[:, number],
+                output.layers.objectness[:, number],
                 boxes[number],
                 objectness[number],
                 states @ model.backbone.lm_head_weight.T,

@@ -7,6 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
+from bbu.models import pyramid as module
 from bbu.models.pyramid import LocalPyramid
 from tests.tiny import FAMILIES, build_tiny, noise_photo, tiny_config, tiny_processor
 
@@ -79,3 +80,22 @@ def test_a_token_follows_the_pixels_around_it_and_the_towers_tokens_of_its_posit
     shifted[0][0] += 1
     moved = [(a - b).abs().sum(-1) for a, b in zip(model(patches, shifted, grids), before, strict=True)]
     assert moved[0][0] > 0 and moved[1][0] > 0  # the coarse level sees the fine one
+
+
+@pytest.mark.parametrize("most", [3.0, 1.0], ids=["on a canvas", "too much would lie outside"])
+def test_photos_of_all_sizes_at_once_give_the_same_tokens_and_gradients(
+    most: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a GPU, where each operation costs a launch."""
+    outcomes = []
+    for devices in ((), ("cpu",)):
+        monkeypatch.setattr(module, "CANVAS", devices)
+        monkeypatch.setattr(module, "MOST_CANVAS", most)
+        assert len(module._groups([(6, 4), (6, 8), (6, 4)], torch.device("cpu"))) == (1 if devices and most > 1 else 2)
+        model, (patches, tokens, grids) = pyramid(), images(SIZES)
+        tokens = [level.requires_grad_() for level in tokens]
+        found = model(patches, tokens, grids)
+        total = sum((level * torch.arange(level.numel()).view_as(level).cos()).sum() for level in found)
+        outcomes.append([*found, *torch.autograd.grad(total, [*tokens, *model.parameters()])])
+    for one, other in zip(*outcomes, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-10)

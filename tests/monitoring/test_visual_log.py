@@ -44,6 +44,7 @@ from bbu.monitoring.visual_probe import (
     undisturbed,
 )
 from bbu.records import ObjectRow, PredictedObject, PredictionRow, Row
+from bbu.training.objective import target_boxes
 from tests.jobs import start_ranks
 from tests.tiny import (
     DEFAULT,
@@ -235,11 +236,10 @@ def test_photos_are_those_of_val_or_of_train_where_there_is_no_val(records: Path
 def test_matches_are_those_that_training_teaches_by(tmp_path: Path) -> None:
     model = tiny_model(DEFAULT)
     batch = pack(model, [tiny_sample(tiny_processor(DEFAULT), 3, parts=4)])
-    output = run_model(model, batch)
+    output, boxes = run_model(model, batch), torch.from_numpy(target_boxes(batch))
     trained = detection_sums(
-        torch.stack([layer.boxes for layer in output.layers]),
-        torch.stack([layer.objectness for layer in output.layers]),
-        output.proposals.boxes, output.proposals.objectness, output.proposal_counts, batch["boxes"],
+        output.layers.boxes, output.layers.objectness,
+        output.proposals.boxes, output.proposals.objectness, output.proposal_counts, boxes,
         batch["box_counts"], costs=MatchCosts(),
     ).final  # fmt: skip
     names = query_names(output)
@@ -247,7 +247,7 @@ def test_matches_are_those_that_training_teaches_by(tmp_path: Path) -> None:
         target: names[query]
         for target, query in zip(trained.targets.tolist(), trained.predictions.tolist(), strict=True)
     }
-    assert dict(enumerate(matched_queries(output, batch["boxes"], MatchCosts()))) == expected
+    assert dict(enumerate(matched_queries(output, boxes, MatchCosts()))) == expected
     assert len(set(expected.values())) == 4
 
 

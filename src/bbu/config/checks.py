@@ -190,11 +190,10 @@ def _check_model(config: Config) -> None:
     if not learning:
         of_model = "" if model.detection else " of a model without detection"
         raise ConfigError(f"model.freeze: names every group{of_model}, so nothing would learn; leave one out")
-    recomputed = sorted({"llm", "vision"} & {*model.compile})
-    if recomputed and model.gradient_checkpointing != "none":
+    if model.activation_budget is not None and model.gradient_checkpointing != "selective":
         raise ConfigError(
-            "model.compile: recomputed blocks (model.gradient_checkpointing) are not compiled; "
-            f"leave {', '.join(recomputed)} out, or set model.gradient_checkpointing=none"
+            f"model.activation_budget: is a share of what model.gradient_checkpointing=selective keeps, and that is "
+            f"{model.gradient_checkpointing}; set it to selective, or the budget to null"
         )
     for group in model.last_blocks:
         if group not in BLOCK_GROUPS:

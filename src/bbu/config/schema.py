@@ -231,6 +231,8 @@ class ModelConfig:
     compile: list[str] = choice([], COMPILED_PARTS)  # blocks for torch.compile
     liger: str = choice("none", ("none", "auto", "always"))  # fused norms and MLPs of the package liger-kernel (CUDA)
     gradient_checkpointing: str = choice("none", ("none", "selective", "full"))  # docs/memory.md
+    # share of the activations that selective keeps otherwise; null = all of them (docs/memory.md)
+    activation_budget: float | None = ranged(None, least=0.01, most=1)
 
 
 @dataclass

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch.nn import functional as F
 
@@ -28,7 +29,8 @@ class PackedDataCollator:
         detecting: indices of the samples with detection, in order; only these have an entry in:
         student_images: index of each student's image among the I; prompt_spans, photo_spans: token ranges in the pack;
         box_counts; geometries; salts;
-        boxes (N, 4) cxcywh in [0, 1]; caption_ids [N]: token ids of each caption, end token included;
+        boxes (N, 4) cxcywh in [0, 1]: an array, which stays on the host;
+        caption_ids [N]: token ids of each caption, end token included;
         caption_weights [N]: of each caption in the loss;
         only where photos cannot be read: unreadable, a row for each sample that was left out; blank, whether that
         leaves none, so that an empty photo stands in, whose losses count nothing.
@@ -173,7 +175,7 @@ def _collate_images(samples: Sequence[ChatProcessorOutput]) -> Batch:
 def _collate_targets(samples: Sequence[ChatProcessorOutput]) -> Batch:
     objects = [item for sample in samples for item in sample.ground_truth_objects]
     return {
-        "boxes": torch.tensor([item.box for item in objects], dtype=torch.float32).reshape(-1, 4),
+        "boxes": np.array([item.box for item in objects], dtype=np.float32).reshape(-1, 4),
         "detecting": [number for number, sample in enumerate(samples) if sample.detects],
         "box_counts": [len(sample.ground_truth_objects) for sample in samples if sample.detects],
         "caption_ids": [item.caption_ids for item in objects],

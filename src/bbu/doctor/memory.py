@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from bbu.config import Config
+from bbu.config import Config, ModelConfig
 from bbu.data.chat_processor import ChatProcessor
 from bbu.doctor.cost import PackSizes
 from bbu.families.registry import backbone_class, scratch_sizes
@@ -49,9 +49,15 @@ class Blocks:
     depth: int
     kept: Mapping[str, int]
 
-    def between(self, how: str, items: int) -> float:
-        """Bytes from the forward to the backward pass."""
-        return float(self.depth * self.kept[how] * items)
+    def between(self, model: ModelConfig, part: str, items: int) -> float:
+        """Bytes from the forward to the backward pass, of a part's blocks under these settings.
+
+        A compiled block keeps what torch's partitioner chooses, at most what an uncompiled one keeps.
+        """
+        how = model.gradient_checkpointing
+        kept, least = self.kept["none" if part in model.compile and how == "selective" else how], self.kept["full"]
+        share = model.activation_budget or 1.0 if how == "selective" else 1.0
+        return self.depth * (least + share * (kept - least)) * items
 
     def one(self, items: int) -> float:
         """Bytes of one block while it goes backward."""
@@ -214,8 +220,8 @@ def peak_of(
     # autocast's copies of float32 weights, which the backward pass needs again
     casts = sum(counts[kind] * HALF for kind in ("vision", "text", "embedding", "apart") if of[kind].weight == 4)
     casts *= wide == 1
-    how = config.model.gradient_checkpointing
-    vision, text = (wide * part.between(how, items) for part, items in ((size.vision, patches), (size.text, tokens)))
+    vision = wide * size.vision.between(config.model, "vision", patches)
+    text = wide * size.text.between(config.model, "llm", tokens)
     one_vision, one_text = wide * size.vision.one(patches), wide * size.text.one(tokens)
     head = wide * HALF * size.head  # its gradient, or some rows of logits
     of_text = gradients["text"] + gradients["embedding"] + gradients["apart"]

@@ -14,14 +14,16 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 from transformers import AutoConfig, Qwen2VLImageProcessor
-from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import apply_rotary_pos_emb_vision
 
 from bbu.families.base import Backbone, Grid, PositionFunction, VisionLevel
 from bbu.families.generation import Prompt, pad_left, until_end
 from bbu.families.patches import units_to_picture
 from bbu.families.photo_plan import MergedPlan
 from bbu.families.prompts import PromptSpec
-from bbu.layers.attention import implementation_name, varlen_attention
+from bbu.layers.attention import TEXT_BOUNDARIES, implementation_name, varlen_attention
+from bbu.layers.lean_layers import before
+from bbu.layers.placing import place
+from bbu.layers.rotary import rotate
 
 # Standard deviation of random weights. The published 0.02 suits widths of thousands; at a few hundred, activations
 # nearly vanish. 0.06 is about 1 / sqrt(width), which keeps a layer's output as large as its input.
@@ -87,9 +89,10 @@ class PackedVisionAttention(nn.Module):
     ) -> torch.Tensor:
         """(P, D) → (P, D), attending within the segments of ``cu_seqlens``."""
         rows = hidden_states.shape[0]
-        query, key, value = self.qkv(hidden_states).reshape(rows, 3, self.num_heads, -1).unbind(1)
         assert position_embeddings is not None
-        query, key = apply_rotary_pos_emb_vision(query, key, *position_embeddings)
+        cos, sin = (table[:, None, None] for table in position_embeddings)
+        turned, still = self.qkv(hidden_states).reshape(rows, 3, self.num_heads, -1).split((2, 1), 1)
+        (query, key), value = rotate(turned, cos, sin).unbind(1), still.squeeze(1)
         if max_seqlen is None:
             max_seqlen = int((cu_seqlens[1:] - cu_seqlens[:-1]).max())
         attended = varlen_attention(
@@ -105,6 +108,45 @@ class PackedVisionAttention(nn.Module):
             scale=self.scaling,
         )
         return self.proj(attended.reshape(rows, -1))  # type: ignore[no-any-return]
+
+
+class PackedTextAttention(nn.Module):
+    """The language model's attention on a pack, in the layout of our backends; without boundaries, the library's own.
+
+    The forward of an attention that the library has built: parameters keep their names, generation its cache.
+    """
+
+    attention_backend = "sdpa"
+    o_proj: nn.Linear
+    head_dim: int
+    scaling: float
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        position_embeddings: tuple[torch.Tensor, torch.Tensor],
+        attention_mask: torch.Tensor | None = None,
+        **kwargs: Any,
+    ) -> tuple[torch.Tensor, None]:
+        """(1, T, D) → (1, T, D), causal within the boundaries."""
+        if kwargs.get(TEXT_BOUNDARIES[0]) is None or kwargs.get("past_key_values") is not None:
+            kwargs |= {"position_embeddings": position_embeddings, "attention_mask": attention_mask}
+            return super().forward(hidden_states=hidden_states, **kwargs)  # type: ignore[misc,no-any-return]
+        cos, sin = (table[0][:, None] for table in position_embeddings)
+        query, key, value = (self._heads(name, hidden_states) for name in "qkv")
+        cu_q, cu_k, max_q, max_k = (kwargs[name] for name in TEXT_BOUNDARIES)
+        attended = varlen_attention(
+            rotate(query, cos, sin), rotate(key, cos, sin), value,
+            cu_seqlens_q=cu_q, cu_seqlens_k=cu_k, max_seqlen_q=max_q, max_seqlen_k=max_k,
+            causal=True, backend=self.attention_backend, scale=self.scaling,
+        )  # fmt: skip
+        return self.o_proj(attended.flatten(1)[None]), None
+
+    def _heads(self, name: str, hidden_states: torch.Tensor) -> torch.Tensor:
+        """(1, T, D) → (T, heads, E): the projection of queries, keys or values, normed where the library norms it."""
+        heads = getattr(self, f"{name}_proj")(hidden_states).squeeze(0).unflatten(-1, (-1, self.head_dim))
+        norm = getattr(self, f"{name}_norm", None)
+        return heads if norm is None else norm(heads)  # type: ignore[no-any-return]
 
 
 class PatchProjection(nn.Conv3d):
@@ -131,6 +173,8 @@ class QwenVL(Backbone):
         self.vlm = vlm
         for block in vlm.model.visual.blocks:
             block.attn.__class__ = PackedVisionAttention  # same parameters and names, another forward
+        for layer in vlm.model.language_model.layers:
+            layer.self_attn.__class__ = before(PackedTextAttention, type(layer.self_attn))  # type: ignore[arg-type]
         vlm.model.visual.patch_embed.proj.__class__ = PatchProjection  # the same parameter and name
         self.use_attention_backend(backend)
 
@@ -220,6 +264,8 @@ class QwenVL(Backbone):
         self.vlm.set_attn_implementation({"": "sdpa", "text_config": implementation_name(backend)})
         for block in self.vlm.model.visual.blocks:
             block.attn.attention_backend = backend
+        for layer in self.vlm.model.language_model.layers:
+            layer.self_attn.attention_backend = backend
 
     # ------------------------------------------------------------ work
 
@@ -236,7 +282,7 @@ class QwenVL(Backbone):
         if levels:
             is_image_1T = input_ids == self.image_token_id
             tokens_SD, more = self._shown(levels[-1].tokens_SD, is_image_1T)
-            embeds_1TD = embeds_1TD.masked_scatter(is_image_1T.unsqueeze(-1), tokens_SD.to(embeds_1TD.dtype))
+            embeds_1TD = place(embeds_1TD, is_image_1T, tokens_SD.to(embeds_1TD.dtype))
         hidden_1TD = self.vlm.model.language_model(
             inputs_embeds=embeds_1TD,
             position_ids=position_ids,

@@ -14,7 +14,6 @@ import inspect
 import math
 from collections import defaultdict
 from collections.abc import Callable
-from functools import cache
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -72,6 +71,8 @@ def varlen_attention(
         query_THE, key_TKvE, value_TKvE = query_THE.to(dtype), key_TKvE.to(dtype), value_TKvE.to(dtype)
     boundaries = Boundaries(cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k)
     scale = scale if scale is not None else query_THE.shape[-1] ** -0.5
+    if backend == "sdpa" and torch.compiler.is_compiling():
+        return _sdpa_operator(query_THE, key_TKvE, value_TKvE, *boundaries, causal, scale)
     return ATTENTION_BACKENDS[backend](query_THE, key_TKvE, value_TKvE, boundaries, causal, scale)
 
 
@@ -91,7 +92,7 @@ def dense_attention(
     if query.device.type == "cuda":
         with sdpa_kernel(GPU_KERNELS):
             return F.scaled_dot_product_attention(query, key, value, is_causal=causal, scale=scale)
-    if dtype != torch.bfloat16 or scores > CPU_SCORES:
+    if torch.compiler.is_compiling() or dtype != torch.bfloat16 or scores > CPU_SCORES:
         return F.scaled_dot_product_attention(query, key, value, is_causal=causal, scale=scale)
     scale = scale if scale is not None else query.shape[-1] ** -0.5
     at_once = max(1, CPU_SCORES // (scores * math.prod(query.shape[1:-2]) or 1))
@@ -151,12 +152,74 @@ def _sdpa_backend(
     return torch.zeros_like(query).index_copy(0, torch.cat(order), torch.cat(parts).to(query.dtype))
 
 
+@torch.library.custom_op("bbu::sdpa", mutates_args=())
+def _sdpa_operator(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    cu_seqlens_q: torch.Tensor,
+    cu_seqlens_k: torch.Tensor,
+    max_seqlen_q: int,
+    max_seqlen_k: int,
+    causal: bool,
+    scale: float,
+) -> torch.Tensor:
+    """``_sdpa_backend`` as one operator, for compiled blocks: traced, its loop would be compiled anew for each pack."""
+    boundaries = Boundaries(cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k)
+    return _sdpa_backend(query, key, value, boundaries, causal, scale).contiguous()
+
+
+@torch.library.custom_op("bbu::sdpa_backward", mutates_args=())
+def _sdpa_backward_operator(
+    slope: torch.Tensor,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    cu_seqlens_q: torch.Tensor,
+    cu_seqlens_k: torch.Tensor,
+    max_seqlen_q: int,
+    max_seqlen_k: int,
+    causal: bool,
+    scale: float,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Computes the attention again, so that nothing but its inputs is kept; autograd does not record here, vjp does."""
+    boundaries = Boundaries(cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k)
+
+    def attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        return _sdpa_backend(query, key, value, boundaries, causal, scale)
+
+    recorded: Any = torch.func.vjp(attend, query, key, value)
+    of_query, of_key, of_value = (each.contiguous() for each in recorded[1](slope))
+    return of_query, of_key, of_value
+
+
+@_sdpa_operator.register_fake
+def _(query: torch.Tensor, *rest: Any) -> torch.Tensor:
+    return query.new_empty(query.shape)
+
+
+@_sdpa_backward_operator.register_fake
+def _(slope: torch.Tensor, *heads_and_rest: Any) -> tuple[torch.Tensor, ...]:
+    return tuple(x.new_empty(x.shape) for x in heads_and_rest[:3])
+
+
+def _keep_inputs(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
+    ctx.save_for_backward(*inputs[:5])
+    ctx.rest = inputs[5:]
+
+
+def _sdpa_slopes(ctx: Any, slope: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    return (*_sdpa_backward_operator(slope, *ctx.saved_tensors, *ctx.rest), *[None] * 6)
+
+
+_sdpa_operator.register_autograd(_sdpa_slopes, setup_context=_keep_inputs)
+
+
 def _pick(x: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
     """``x[rows]`` by index_select, whose backward pass is several times as fast on a CPU."""
     return x.index_select(0, rows.flatten()).unflatten(0, rows.shape)
 
 
-@cache
 def _torch_varlen() -> tuple[Callable[..., Any], frozenset[str]] | None:
     """torch.nn.attention.varlen.varlen_attn and its parameter names, or None where torch lacks it."""
     try:
@@ -166,14 +229,19 @@ def _torch_varlen() -> tuple[Callable[..., Any], frozenset[str]] | None:
     return varlen_attn, frozenset(inspect.signature(varlen_attn).parameters)
 
 
+TORCH_VARLEN = _torch_varlen()  # looked up once, here: in a block the look-up would be traced
+
+
 def _torch_varlen_backend(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, boundaries: Boundaries, causal: bool, scale: float
 ) -> torch.Tensor:
-    """The FlashAttention kernels inside torch (CUDA, 16-bit). The signature differs between releases."""
-    found = _torch_varlen()
-    if found is None:
+    """The FlashAttention kernels inside torch (CUDA, 16-bit). The signature differs between releases.
+
+    Newer releases would take cuDNN's first.
+    """
+    if TORCH_VARLEN is None:
         raise ConfigError("attention backend torch_varlen: this torch has no torch.nn.attention.varlen; use sdpa")
-    function, names = found
+    function, names = TORCH_VARLEN
     options: dict[str, Any] = {}
     if "enable_gqa" in names:
         options["enable_gqa"] = query.shape[1] != key.shape[1]
@@ -187,7 +255,8 @@ def _torch_varlen_backend(
         options["scale"] = scale
     elif scale != query.shape[-1] ** -0.5:
         query = query * (scale * query.shape[-1] ** 0.5)
-    return function(query, key, value, *boundaries, **options)  # type: ignore[no-any-return]
+    with sdpa_kernel(GPU_KERNELS):
+        return function(query, key, value, *boundaries, **options)  # type: ignore[no-any-return]
 
 
 def _flash_attn_backend(
@@ -216,7 +285,7 @@ def choose_attention_backend(requested: str, device: torch.device, dtype: torch.
     has_package = importlib.util.find_spec("flash_attn") is not None
     runs = {
         "flash_attn": sixteen_bit_cuda and has_package,
-        "torch_varlen": sixteen_bit_cuda and _torch_varlen() is not None,
+        "torch_varlen": sixteen_bit_cuda and TORCH_VARLEN is not None,
         "sdpa": True,
     }
     if requested == "auto":

@@ -134,15 +134,15 @@ def make_lean(model: nn.Module, norms: Collection[type[nn.Module]], mlps: Collec
     for module in model.modules():
         kind = type(module)
         if kind in norms:
-            module.__class__ = _before(LeanNorm, kind)  # type: ignore[arg-type]
+            module.__class__ = before(LeanNorm, kind)  # type: ignore[arg-type]
         elif kind in mlps and hasattr(module, "linear_fc1"):
             if not float(module.act_fn(torch.zeros(1, device="cpu"))):  # type: ignore[operator]
-                module.__class__ = _before(PlainMLP, kind)  # type: ignore[arg-type]
+                module.__class__ = before(PlainMLP, kind)  # type: ignore[arg-type]
         elif kind in mlps and type(module.act_fn).__name__ in ("SiLU", "SiLUActivation"):
-            module.__class__ = _before(LeanMLP, kind)  # type: ignore[arg-type]
+            module.__class__ = before(LeanMLP, kind)  # type: ignore[arg-type]
 
 
 @cache
-def _before(lean: type[Any], kind: type[Any]) -> type[Any]:
+def before(lean: type[Any], kind: type[Any]) -> type[Any]:
     """A subclass of the library's class that takes its forward from ``lean``."""
     return type(kind.__name__, (lean, kind), {"__module__": __name__})

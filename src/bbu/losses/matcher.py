@@ -1,6 +1,6 @@
 """Hungarian matching of predictions and targets (DETR, Carion et al. 2020, arXiv:2005.12872).
 
-Shapes: B samples, K decoder layers, N training targets, Q queries of one sample.
+Shapes: N training targets.
 """
 
 from __future__ import annotations
@@ -11,10 +11,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from scipy.optimize import linear_sum_assignment
-from torch.nn.utils.rnn import pad_sequence
 
 from bbu.geometry import cxcywh_to_xyxy, giou
-from bbu.layers.transfer import to_device
+from bbu.layers.transfer import HostCopy, to_device
 
 # On a CPU, costs are computed one sample at a time: the table stays in cache and nothing is padded (1.6 times as fast
 # as 16 samples together, benchmarks/matcher.py). Other devices get one launch for all samples.
@@ -73,7 +72,32 @@ class Matches:
         return Matches(*on_device, self.host[:, rows])
 
 
-@torch.no_grad()
+@dataclass
+class Matching:
+    """A matching whose costs are on their way to the host.
+
+    What is queued between ``begin_matching`` and ``finish`` keeps a GPU at work while the host solves the tables.
+    """
+
+    prediction_sets: Sequence[PredictionSet]
+    target_counts: Sequence[int]
+    costs: Sequence[HostCopy]
+
+    def finish(self) -> list[Matches]:
+        """Wait for the costs, and find the cheapest matching for every prediction set, layer and sample."""
+        tables = [table for group in self.costs for table in group.wait()]
+        found, first = [], 0
+        for predicted in self.prediction_sets:
+            layers, _, queries = predicted.objectness.shape
+            columns = slice(first, first := first + layers * queries)
+            ours = [
+                table[:count, columns].reshape(count, layers, queries)
+                for table, count in zip(tables, self.target_counts, strict=True)
+            ]
+            found.append(Matches.of(_solve(predicted, ours, self.target_counts), predicted.boxes.device))
+        return found
+
+
 def hungarian_matcher(
     prediction_sets: Sequence[PredictionSet],
     target_boxes_N4: torch.Tensor,
@@ -91,36 +115,58 @@ def hungarian_matcher(
         target_boxes_N4: cxcywh, samples end to end.
         target_counts: targets of each sample.
     """
-    tables = [_cost_tables(predicted, target_boxes_N4, target_counts, costs) for predicted in prediction_sets]
-    host = iter(_to_host([table for of_set in tables for table in of_set]))
-    device = target_boxes_N4.device
-    return [
-        Matches.of(_solve(predicted, [next(host) for _ in target_counts], target_counts), device)
-        for predicted in prediction_sets
-    ]
+    return begin_matching(prediction_sets, target_boxes_N4, target_counts, costs).finish()
+
+
+@torch.no_grad()
+def begin_matching(
+    prediction_sets: Sequence[PredictionSet],
+    target_boxes_N4: torch.Tensor,
+    target_counts: Sequence[int],
+    costs: MatchCosts,
+) -> Matching:
+    """The first half of ``hungarian_matcher``: queue the costs and their transfer, and wait for nothing."""
+    tables = _cost_tables(prediction_sets, target_boxes_N4, target_counts, costs)
+    return Matching(prediction_sets, target_counts, [HostCopy(table) for table in tables])
 
 
 def _cost_tables(
-    predicted: PredictionSet, targets_N4: torch.Tensor, target_counts: Sequence[int], costs: MatchCosts
+    prediction_sets: Sequence[PredictionSet],
+    targets_N4: torch.Tensor,
+    target_counts: Sequence[int],
+    costs: MatchCosts,
 ) -> list[torch.Tensor]:
-    """(K, N, Q) for each sample: the cost of each of its targets for each of its predictions."""
-    boxes_KBQ4 = predicted.boxes.to(targets_N4.dtype)
-    # targets are padded with a harmless box, whose costs are cut off again below
-    targets_BN4 = pad_sequence(targets_N4.split(list(target_counts)), batch_first=True, padding_value=0.5)
-    boxes, targets = _coordinates_apart(boxes_KBQ4), _coordinates_apart(targets_BN4)
-    corners, target_corners = (_coordinates_apart(cxcywh_to_xyxy(both)) for both in (boxes_KBQ4, targets_BN4))
-    rewards_KBQ = costs.objectness * predicted.objectness.sigmoid()
+    """Costs of each sample's targets for its predictions of all sets and layers, which lie side by side.
+
+    One table (samples, most targets, predictions) for each group of samples that is costed at once; what pads the
+    targets of a sample is to be ignored.
+    """
+    boxes = _coordinates_apart(_side_by_side([each.boxes.to(targets_N4.dtype) for each in prediction_sets]))
+    rewards = costs.objectness * _side_by_side([each.objectness for each in prediction_sets]).sigmoid()
+    targets = _coordinates_apart(_padded(targets_N4, target_counts))
+    corners, target_corners = (_coordinates_apart(cxcywh_to_xyxy(both)) for both in (boxes, targets))
     at_once = SAMPLES_AT_ONCE.get(targets_N4.device.type, len(target_counts))
-    tables: list[torch.Tensor] = []
+    tables = []
     for start in range(0, len(target_counts), at_once):
         group = slice(start, start + at_once)
         theirs = (group, slice(max(target_counts[group])), None)
-        l1_KBNQ = (boxes[:, group, None] - targets[theirs]).abs_().sum(-1)
-        overlap_KBNQ = giou(corners[:, group, None], target_corners[theirs])
-        cost_KBNQ = l1_KBNQ.mul_(costs.l1).sub_(overlap_KBNQ, alpha=costs.giou).sub_(rewards_KBQ[:, group, None])
-        tables += cost_KBNQ.unbind(1)
-    counts = predicted.counts or [predicted.boxes.shape[2]] * len(tables)
-    return [table[:, :n, :q] for table, n, q in zip(tables, target_counts, counts, strict=True)]
+        l1 = (boxes[group, None] - targets[theirs]).abs_().sum(-1)
+        overlap = giou(corners[group, None], target_corners[theirs])
+        tables.append(l1.mul_(costs.l1).sub_(overlap, alpha=costs.giou).sub_(rewards[group, None]))
+    return tables
+
+
+def _side_by_side(values: Sequence[torch.Tensor]) -> torch.Tensor:
+    """(K, B, Q, …) each → (B, predictions of a sample, …): set by set, layer by layer."""
+    return torch.cat([layer for of_set in values for layer in of_set.unbind()], dim=1)
+
+
+def _padded(targets_N4: torch.Tensor, target_counts: Sequence[int]) -> torch.Tensor:
+    """(B, most targets, 4); targets of any sample pad the others."""
+    counts = np.asarray(target_counts)
+    places = np.arange(counts.max())
+    rows = np.where(places < counts[:, None], places + (counts.cumsum() - counts)[:, None], 0)
+    return targets_N4.index_select(0, to_device(rows.ravel(), targets_N4.device)).view(*rows.shape, 4)
 
 
 def _coordinates_apart(boxes: torch.Tensor) -> torch.Tensor:
@@ -131,20 +177,14 @@ def _coordinates_apart(boxes: torch.Tensor) -> torch.Tensor:
     return boxes.movedim(-1, 0).contiguous().movedim(0, -1)
 
 
-def _to_host(tables: Sequence[torch.Tensor]) -> list[np.ndarray]:
-    """All tables in one device-to-host transfer."""
-    flat = torch.cat([table.reshape(-1) for table in tables]).cpu().numpy()
-    stops = np.cumsum([table.numel() for table in tables])[:-1]
-    return [piece.reshape(table.shape) for piece, table in zip(np.split(flat, stops), tables, strict=True)]
-
-
 def _solve(predicted: PredictionSet, tables: Sequence[np.ndarray], target_counts: Sequence[int]) -> np.ndarray:
-    """(4, R) int64 pairs of one prediction set: layer, sample, prediction, target."""
+    """(4, R) int64 pairs of one prediction set: layer, sample, prediction, target; tables (N, K, Q) of each sample."""
+    widths = predicted.counts or [predicted.boxes.shape[2]] * len(tables)
     first_target = np.cumsum([0, *target_counts])
     found = [np.zeros((4, 0), dtype=np.int64)]
     for layer in range(predicted.boxes.shape[0]):
-        for sample, table in enumerate(tables):
-            targets, predictions = linear_sum_assignment(_solvable(table[layer]))
+        for sample, (table, width) in enumerate(zip(tables, widths, strict=True)):
+            targets, predictions = linear_sum_assignment(_solvable(table[:, layer, :width]))
             ours = np.full_like(targets, layer), np.full_like(targets, sample)
             found.append(np.stack([*ours, predictions, targets + first_target[sample]]))
     return np.concatenate(found, axis=1)

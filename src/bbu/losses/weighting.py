@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from bbu.config import LossConfig
+from bbu.layers.transfer import to_device
 
 LANGUAGE_TERMS = ("teacher_lm", "student_lm", "replay_lm")  # each supervised token is in one of them
 TERMS = (*LANGUAGE_TERMS, "bbox_l1", "bbox_giou", "objectness", "caption")
@@ -47,7 +48,14 @@ def weigh(
         counts: of the whole optimizer step, over accumulation and ranks. A count of zero (no targets anywhere) is
             taken as one, because objectness is learned from empty photos too.
     """
-    return {term: weights[term] * sums[term] / max_one(counts[term]) for term in TERMS}
+    total = torch.stack([sums[term] for term in TERMS])  # all at once: each operation is a launch on a GPU
+    factors = to_device([weights[term] for term in TERMS], total.device, total.dtype)
+    given = [counts[term] for term in TERMS]
+    if isinstance(given[0], torch.Tensor):
+        divisors = torch.stack(given).clamp(min=1)  # type: ignore[arg-type]
+    else:
+        divisors = to_device([max(count, 1) for count in given], total.device, total.dtype)
+    return dict(zip(TERMS, (factors * total / divisors).unbind(), strict=True))
 
 
 def max_one(count: torch.Tensor | float) -> torch.Tensor | float:

@@ -127,7 +127,7 @@ def build_model(
         load_head(wrapped, Path(model.start))
     use_liger(backbone, model.liger, device)
     if model.gradient_checkpointing != "none":
-        checkpoint_activations(backbone, model.gradient_checkpointing)
+        checkpoint_activations(backbone, model.gradient_checkpointing, model.activation_budget)
     if model.weights == "4bit":
         hold_in_four_bits(backbone.vlm, lora_targets(backbone, model.lora.parts), device, dtype)
     if model.lora.parts:
@@ -135,7 +135,7 @@ def build_model(
     freeze(wrapped, model.freeze, model.last_blocks)
     if bf16 and model.weights != "float32":
         hold_in_bf16(backbone, frozen_only=model.weights != "bfloat16")
-    compile_parts(wrapped, model.compile)
+    compile_parts(wrapped, model.compile, checkpointing=model.gradient_checkpointing, budget=model.activation_budget)
     return wrapped
 
 

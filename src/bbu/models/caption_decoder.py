@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import nn
@@ -21,7 +22,7 @@ from torch.nn import functional as F
 
 from bbu.config import DetectionConfig
 from bbu.layers.attention import dense_attention
-from bbu.models.memory import Memory, full_precision, sample_levels, sine_embedding
+from bbu.models.memory import LevelRows, Memory, full_precision, sample_levels, sine_embedding
 from bbu.models.vocabulary import DescriptionVocabulary
 
 REGION_SCALE = 1.2  # look a little beyond the box: a shadow or a gap lies at its edge
@@ -108,6 +109,18 @@ class CaptionLayer(nn.Module):
         return key, value
 
 
+@lru_cache(maxsize=8)
+def _region_grid(cells: int, width: int, dtype: torch.dtype, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """(Ce, 2) centres of a region's cells, from its middle and in its sides, and their (Ce, D) embedding.
+
+    Made once, not to be changed.
+    """
+    with torch.inference_mode(False), torch.no_grad():
+        ticks = (torch.arange(cells, device=device, dtype=dtype) + 0.5) / cells - 0.5
+        grid_Ce2 = torch.stack((ticks.repeat(cells), ticks.repeat_interleave(cells)), dim=-1)
+        return grid_Ce2, sine_embedding(grid_Ce2 + 0.5, width // 2)
+
+
 class CaptionDecoder(nn.Module):
     """Decodes captions of boxes.
 
@@ -133,17 +146,15 @@ class CaptionDecoder(nn.Module):
 
     def regions(self, memory: Memory, samples_C: torch.Tensor, boxes_C4: torch.Tensor) -> torch.Tensor:
         """Sample all image levels on a grid in each cxcywh box → (C, Ce, D)."""
-        cells = self.region_cells
-        ticks = (torch.arange(cells, device=boxes_C4.device, dtype=boxes_C4.dtype) + 0.5) / cells - 0.5
-        grid_Ce2 = torch.stack((ticks.repeat(cells), ticks.repeat_interleave(cells)), dim=-1)
-        points_CCe2 = boxes_C4[:, None, :2] + grid_Ce2 * boxes_C4[:, None, 2:] * REGION_SCALE
-        points = points_CCe2.flatten(0, 1)[:, None, None, None].expand(-1, -1, len(memory.level_table_LvB3), -1, -1)
-        samples_R = samples_C.repeat_interleave(cells**2)
+        cells, levels = self.region_cells**2, len(memory.level_table_LvB3)
         values = self.region_value(memory.tokens_MD)[:, None]
-        sampled = sample_levels(values, memory, samples_R, points, points.new_ones(points.shape[:-1]))
-        region = sampled.view(len(boxes_C4), cells**2, values.shape[-1]).to(memory.tokens_MD.dtype)
-        pos_embed = sine_embedding(grid_Ce2 + 0.5, region.shape[-1] // 2).to(region.dtype)
-        return self.norm_region(region + self.region_place(pos_embed))  # type: ignore[no-any-return]
+        grid_Ce2, places_CeD = _region_grid(self.region_cells, values.shape[-1], boxes_C4.dtype, boxes_C4.device)
+        points_CCe2 = torch.addcmul(boxes_C4[:, None, :2], grid_Ce2, boxes_C4[:, None, 2:], value=REGION_SCALE)
+        points = points_CCe2.flatten(0, 1)[:, None, None, None].expand(-1, -1, levels, -1, -1)
+        rows = LevelRows.of(memory, samples_C.repeat_interleave(cells), heads=1, points=1)
+        region = sample_levels(values, rows, points, None).view(len(boxes_C4), cells, values.shape[-1])
+        region, place = region.to(memory.tokens_MD.dtype), self.region_place(places_CeD.to(memory.tokens_MD.dtype))
+        return self.norm_region(region + place)  # type: ignore[no-any-return]
 
     def forward(
         self, queries_CD: torch.Tensor, region_CCeD: torch.Tensor, embedding: nn.Embedding, token_ids_CL: torch.Tensor

@@ -310,7 +310,7 @@ def _adapted_backbone(family: type[Backbone], folder: Path, dtype: torch.dtype) 
     facts = read_facts(folder)
     merge_adapter(backbone.vlm, adapters, facts["base"]["hash"])
     backbone.use_options(family_options(family.family, facts.get("options", {})))  # the base model has its own
-    return backbone
+    return backbone.requires_grad_(True)  # peft has frozen it, and autocast keeps its copies of what may learn alone
 
 
 def load_head(model: DetectionVLM, folder: Path) -> None:

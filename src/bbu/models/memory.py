@@ -69,10 +69,17 @@ def sine_embedding(values: torch.Tensor, width: int) -> torch.Tensor:
 
     ``width`` is even; the angular frequency rises from 2π to 128π, so neighbouring patches differ clearly.
     """
-    steps = torch.arange(width // 2, device=values.device, dtype=full_precision(values).dtype)
-    frequencies = 2 * math.pi * 64.0 ** (steps / max(width // 2 - 1, 1))
-    angles = full_precision(values)[..., None] * frequencies
+    values = full_precision(values)
+    angles = values[..., None] * _frequencies(width // 2, values.dtype, values.device)
     return torch.cat((angles.sin(), angles.cos()), dim=-1).flatten(-2)
+
+
+@lru_cache(maxsize=64)
+def _frequencies(count: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """Angular frequencies from 2π to 128π; made once, not to be changed."""
+    with torch.inference_mode(False):
+        steps = torch.arange(count, device=device, dtype=dtype)
+        return 2 * math.pi * 64.0 ** (steps / max(count - 1, 1))
 
 
 @lru_cache(maxsize=1024)
@@ -84,12 +91,42 @@ def grid_centres(rows: int, columns: int) -> np.ndarray:
     return centres
 
 
+@dataclass
+class LevelRows:
+    """Where each query finds the image levels of its sample, for ``sample_levels``.
+
+    Args:
+        sizes_RLv2: columns and rows of each level.
+        last_RLv2: the same less one.
+        first_RHLv: number of the first token and head of each level among all heads of all memory tokens.
+        bags: the first of the sampled corners of each query and head, of all corners.
+        corners: see ``_corners``.
+    """
+
+    sizes_RLv2: torch.Tensor
+    last_RLv2: torch.Tensor
+    first_RHLv: torch.Tensor
+    bags: torch.Tensor
+    corners: tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+
+    @classmethod
+    def of(cls, memory: Memory, samples_R: torch.Tensor, heads: int, points: int) -> LevelRows:
+        """For queries of these samples, each of whose heads samples so many points of each level."""
+        table_RLv3 = memory.level_table_LvB3.transpose(0, 1)[samples_R]
+        numbers = torch.arange(heads, device=samples_R.device)[:, None]
+        sizes_RLv2 = table_RLv3[..., 1:].flip(-1)
+        count = table_RLv3.shape[1] * points * 4
+        return cls(
+            sizes_RLv2=sizes_RLv2,
+            last_RLv2=sizes_RLv2 - 1,
+            first_RHLv=torch.add(numbers, table_RLv3[:, None, :, 0], alpha=heads).contiguous(),
+            bags=torch.arange(0, len(samples_R) * heads * count, count, device=samples_R.device),
+            corners=_corners(full_precision(memory.tokens_MD).dtype, samples_R.device),
+        )
+
+
 def sample_levels(
-    values_MHE: torch.Tensor,
-    memory: Memory,
-    samples_R: torch.Tensor,
-    points_RHLvPt2: torch.Tensor,
-    weights_RHLvPt: torch.Tensor,
+    values_MHE: torch.Tensor, levels: LevelRows, points_RHLvPt2: torch.Tensor, weights_RHLvPt: torch.Tensor | None
 ) -> torch.Tensor:
     """Weighted bilinear sampling of the image levels, for all samples of the pack and all levels at once.
 
@@ -98,34 +135,43 @@ def sample_levels(
 
     Args:
         values_MHE: values of all memory tokens.
-        samples_R: the sample of each query.
+        levels: of the R queries.
         points_RHLvPt2: (x, y) in the unit square; a point outside it takes the border's value.
-        weights_RHLvPt: weight of each point.
+        weights_RHLvPt: weight of each point; None = 1.
 
     Returns:
         (R, H, E), summed over levels and points, in float32 (float64 if the values are).
     """
     values = full_precision(values_MHE)
     heads, width = values.shape[1:]
-    table = memory.level_table_LvB3[:, samples_R].transpose(0, 1)[:, None, :, None]  # (R, 1, Lv, 1, 3)
-    sizes = table[..., 1:].flip(-1)  # columns, rows
+    sizes, last = (each[:, None, :, None] for each in (levels.sizes_RLv2, levels.last_RLv2))  # (R, 1, Lv, 1, 2)
     places = full_precision(points_RHLvPt2) * sizes - 0.5
-    corners = places.floor()[..., None, :] + _corners(places)  # (R, H, Lv, Pt, 4, 2)
-    near = 1 - (places[..., None, :] - corners).abs()
-    cells = corners.long().clamp(min=0).minimum(sizes[..., None, :] - 1)
-    rows = table[..., 0, None] + cells[..., 1] * table[..., 2, None] + cells[..., 0]
-    indices = rows * heads + torch.arange(heads, device=values.device)[:, None, None, None]
-    weights = near[..., 0] * near[..., 1] * full_precision(weights_RHLvPt)[..., None]
+    far, signs, steps = levels.corners
+    cells = places.detach().floor()
+    near = torch.addcmul(far, signs, (places - cells)[..., None, :])  # (R, H, Lv, Pt, 4, 2)
+    corners = torch.clamp(cells.long()[..., None, :] + steps, steps[0, 0], last[..., None, :])  # from 0
+    columns, rows = corners.unbind(-1)
+    offsets = torch.addcmul(columns, rows, sizes[..., None, 0])
+    indices = torch.add(levels.first_RHLv[..., None, None], offsets, alpha=heads)
+    x, y = near.unbind(-1)
+    weights = x * y if weights_RHLvPt is None else x * y * full_precision(weights_RHLvPt)[..., None]
     bags = F.embedding_bag(
-        indices.flatten(0, 1).flatten(1),
+        indices.flatten(),
         values.reshape(-1, width),
-        per_sample_weights=weights.to(values.dtype).flatten(0, 1).flatten(1),
+        levels.bags,
+        per_sample_weights=weights.to(values.dtype).flatten(),
         mode="sum",
     )
-    return bags.view(len(samples_R), heads, width)
+    return bags.view(-1, heads, width)
 
 
-def _corners(like: torch.Tensor) -> torch.Tensor:
-    """(4, 2) steps from a point's upper left cell to the four around it."""
-    number = torch.arange(4, device=like.device)
-    return torch.stack((number % 2, number // 2), dim=-1)
+@lru_cache(maxsize=8)
+def _corners(dtype: torch.dtype, device: torch.device) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The four cells around a point, (4, 2) each; made once, not to be changed.
+
+    A point at (u, v) in the cell between them is near a corner by ``far + signs · (u, v)``; ``steps`` lead to it.
+    """
+    with torch.inference_mode(False):
+        number = torch.arange(4, device=device)
+        steps = torch.stack((number % 2, number // 2), dim=-1)
+        return (1 - steps).to(dtype), (2 * steps - 1).to(dtype), steps

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from bbu.config import DetectionConfig
 from bbu.errors import SampleError
 from bbu.families.base import Backbone, BackboneOutput, Grid, VisionLevel, no_part
-from bbu.layers.transfer import to_device
+from bbu.layers.transfer import to_device, together
 from bbu.models.caption_decoder import CaptionDecoder, CaptionResult
 from bbu.models.detection_head import DenoisingQueries, DetectionHead, HeadOutput
 from bbu.models.memory import Memory, grid_centres, sine_embedding
@@ -28,6 +28,7 @@ from bbu.models.pyramid import LocalPyramid, ResidualMLP
 from bbu.models.vocabulary import DescriptionVocabulary
 
 Span = tuple[int, int]
+Grid2 = tuple[int, int]  # rows and columns of tokens
 
 
 @dataclass
@@ -176,8 +177,6 @@ class DetectionVLM(nn.Module):
             _check_photos(photo_spans, sizes[-1])
             tokens[-1] = tokens[-1] + photos_SD
         tokens = self.local_pyramid(pictures, tokens, [level.grids for level in levels])
-        pos_embeds = [self._pos_embed(level.grids, number, tokens[number]) for number, level in enumerate(levels)]
-        pos_embeds.append(self.level_adapter.weight[-1].to(texts_RD.dtype).expand_as(texts_RD))
         spans = zip(prompt_spans, photo_spans, strict=True)
         sizes.append([stop - start - (last - first) for (start, stop), (first, last) in spans])
         device, lengths = features.hidden_TD.device, [sum(of_sample) for of_sample in zip(*sizes, strict=True)]
@@ -187,14 +186,15 @@ class DetectionVLM(nn.Module):
             [(rows[number], *sample[number]) for rows, sample in zip(first_rows, grids, strict=True)]
             for number in range(len(levels))
         ]
+        order, level_table = together([_by_sample(sizes), np.asarray(table)], device, torch.long)
         return Memory(
-            tokens_MD=_by_sample([*tokens, texts_RD], sizes),
-            pos_embed_MD=_by_sample(pos_embeds, sizes),
+            tokens_MD=torch.cat([*tokens, texts_RD]).index_select(0, order),
+            pos_embed_MD=self._pos_embed(grids, sizes, texts_RD),
             cu_seqlens=to_device([0, *accumulate(lengths)], device, torch.int32),
             max_seqlen=max(lengths),
             level_starts=[rows[:-1] for rows in first_rows],
             level_grids=grids,
-            level_table_LvB3=to_device(table, device),
+            level_table_LvB3=level_table,
         )
 
     def _pictures(
@@ -209,21 +209,37 @@ class DetectionVLM(nn.Module):
         self, hidden_TD: torch.Tensor, prompt_spans: Sequence[Span], photo_spans: Sequence[Span]
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Adapted hidden states of the students' image tokens and of the text around them, samples end to end."""
-        photos = [hidden_TD[start:stop] for start, stop in photo_spans]
+        photos = [np.arange(*span) for span in photo_spans]
         texts = [
-            hidden_TD[start:stop]
+            np.arange(*span)
             for (first, last), photo in zip(prompt_spans, photo_spans, strict=True)
-            for start, stop in ((first, photo[0]), (photo[1], last))
+            for span in ((first, photo[0]), (photo[1], last))
         ]
-        adapted_RD = self.language_adapter(torch.cat(photos + texts))
-        count = sum(stop - start for start, stop in photo_spans)
-        return adapted_RD[:count], adapted_RD[count:]
+        rows = to_device(np.concatenate(photos + texts), hidden_TD.device)
+        photos_SD, texts_RD = self.language_adapter(hidden_TD.index_select(0, rows)).split(
+            [sum(map(len, photos)), sum(map(len, texts))]
+        )
+        return photos_SD, texts_RD
 
-    def _pos_embed(self, grids: Sequence[tuple[int, int]], level: int, tokens_SD: torch.Tensor) -> torch.Tensor:
-        """(S, D) position and level embeddings of a level's tokens."""
-        centres = to_device(np.concatenate([grid_centres(*grid) for grid in grids]), tokens_SD.device, torch.float32)
-        embedding = sine_embedding(centres, tokens_SD.shape[-1] // 2).to(tokens_SD.dtype)
-        return embedding + self.level_adapter.weight[level].to(tokens_SD.dtype)
+    def _pos_embed(
+        self, grids: Sequence[Sequence[Grid2]], sizes: Sequence[Sequence[int]], like: torch.Tensor
+    ) -> torch.Tensor:
+        """(M, D) embeddings of each token's position and level; text has a level of its own and no position.
+
+        Args:
+            grids: of each sample and level.
+            sizes: tokens of each stream (a level, or the text) and sample.
+        """
+        of_sample = np.asarray(sizes).T
+        streams = np.arange(len(sizes))
+        level = np.repeat(np.tile(streams, len(of_sample)), of_sample.ravel())
+        centres = np.zeros((len(level), 2))
+        centres[level < streams[-1]] = np.concatenate([grid_centres(*grid) for sample in grids for grid in sample])
+        known = [centres, level[:, None] < streams[-1], level[:, None] == streams]
+        places, has_place, is_level = together(known, like.device, torch.float32)
+        embedding = (sine_embedding(places, like.shape[-1] // 2) * has_place).to(like.dtype)
+        with torch.autocast(like.device.type, enabled=False):  # a row of the table each, in the tokens' precision
+            return torch.addmm(embedding, is_level.to(like.dtype), self.level_adapter.weight.to(like.dtype))
 
     def describe_states(
         self, memory: Memory, samples_C: torch.Tensor, queries: BoxStates, token_ids_CL: torch.Tensor
@@ -286,9 +302,12 @@ class DetectionVLM(nn.Module):
 
 def _of_images(level: VisionLevel, images: Sequence[int]) -> VisionLevel:
     """The tokens of these images only, in this order."""
-    by_image = level.tokens_SD.split([rows * columns for rows, columns in level.grids])
-    tokens = [by_image[image] for image in images]
-    return VisionLevel(torch.cat(tokens), [level.grids[image] for image in images])
+    if list(images) == list(range(len(level.grids))):
+        return level
+    starts = [0, *accumulate(rows * columns for rows, columns in level.grids)]
+    rows = np.concatenate([np.arange(starts[image], starts[image + 1]) for image in images])
+    tokens_SD = level.tokens_SD.index_select(0, to_device(rows, level.tokens_SD.device))
+    return VisionLevel(tokens_SD, [level.grids[image] for image in images])
 
 
 def _check_photos(photo_spans: Sequence[Span], sizes: Sequence[int]) -> None:
@@ -306,7 +325,14 @@ def _first_rows(sizes: Sequence[Sequence[int]]) -> list[list[int]]:
     return [starts[first : first + len(sizes)] for first in range(0, len(starts) - 1, len(sizes))]
 
 
-def _by_sample(streams: Sequence[torch.Tensor], sizes: Sequence[Sequence[int]]) -> torch.Tensor:
-    """Regroup rows: streams that each hold all samples → samples that each hold all streams."""
-    split = [stream.split(list(of_samples)) for stream, of_samples in zip(streams, sizes, strict=True)]
-    return torch.cat([piece for sample in zip(*split, strict=True) for piece in sample])
+def _by_sample(sizes: Sequence[Sequence[int]]) -> np.ndarray:
+    """(M,) rows that regroup streams that each hold all samples, end to end, into samples that each hold all streams.
+
+    Args:
+        sizes: rows of each stream and sample.
+    """
+    counts = np.asarray(sizes)
+    starts = (counts.cumsum() - counts.ravel()).reshape(counts.shape).T.ravel()
+    return np.concatenate(
+        [np.arange(start, start + size) for start, size in zip(starts, counts.T.ravel(), strict=True)]
+    )

@@ -20,7 +20,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from bbu.config import Config
 from bbu.errors import UserError
 from bbu.jsonl import atomic_file, atomic_writer
-from bbu.losses import detection_loss
+from bbu.losses import detection_loss, matcher
 from bbu.monitoring.trace import LABEL, STEP, Gap, Took, Trace, step_gaps, step_operations, step_parts
 from bbu.training import objective as objective_module
 from bbu.training.callbacks import ProgressBar
@@ -133,8 +133,10 @@ def labelled_parts(trainer: BBUTrainer) -> Iterator[None]:
         (model.backbone, "read", "language model"),
         (model, "_build_memory", "memory"),
         *([(model.detection_head, "forward", "head")] if model.config is not None else []),
-        (objective_module, "detection_sums", "losses"),
-        (detection_loss, "hungarian_matcher", "matching"),
+        (objective_module, "begin_sums", "losses"),
+        (detection_loss, "begin_matching", "matching"),
+        (detection_loss.PendingSums, "finish", "losses"),
+        (matcher.Matching, "finish", "matching"),
         (objective, "_compute_teacher_student_losses", "losses"),
         (objective, "_caption_sum", "captions"),
     ]

@@ -24,6 +24,7 @@ from bbu.inference.predictor import Predictor, Shown
 from bbu.losses.matcher import MatchCosts, PredictionSet, hungarian_matcher
 from bbu.models.wrapper import DetectionOutput, DetectionVLM
 from bbu.records import PredictionRow, Row
+from bbu.training.objective import target_boxes
 
 UNMATCHED = -1  # there are more targets than queries
 
@@ -100,7 +101,7 @@ class Probe:
         batch = self.predictor.collator([sample])
         with self.predictor.precision():
             output = model(**model_inputs(batch, next(model.parameters()).device))
-        return matched_queries(output, batch["boxes"], self.costs)
+        return matched_queries(output, torch.from_numpy(target_boxes(batch)), self.costs)
 
 
 def matched_queries(output: DetectionOutput, target_boxes_N4: torch.Tensor, costs: MatchCosts) -> list[int]:

@@ -77,6 +77,7 @@ def _join_ranks(config: Config) -> None:
 
 def _train_phase(config: Config, number: int, own: Config, data: PreparedData, summaries: list[dict[str, Any]]) -> None:
     """Train a phase unless it is finished, and add its summary."""
+    from bbu.models.acceleration.compiling import forget_graphs
     from bbu.training.loss_log import LOG_FILE, LogPlace
 
     phase, log = config.phases[number], Path(config.output_dir) / LOG_FILE
@@ -88,6 +89,8 @@ def _train_phase(config: Config, number: int, own: Config, data: PreparedData, s
         begun = gather([_begun(own)] if is_main() else [])[0] and config.training.resume
         own.training.resume = begun
         own.training.overwrite = config.training.overwrite or (config.training.resume and not begun)
+        if own.model.compile:
+            forget_graphs()
         if is_main():
             print(f"\nphase {phase.name} ({number + 1} of {len(config.phases)})", flush=True)
         earlier = [one["phase"] for one in summaries]

@@ -188,6 +188,7 @@ def _describe_features(cache: Any, views: bool) -> None:
 
 def build_trainer(run: Run, args: TrainingArguments, log_place: LogPlace | None = None) -> BBUTrainer:
     """The trainer of a run, with the visual log if the config enables it."""
+    from bbu.training.compile_ahead import CompileAhead
     from bbu.training.objective import DetectionObjective
     from bbu.training.trainer import BBUTrainer
 
@@ -220,6 +221,8 @@ def build_trainer(run: Run, args: TrainingArguments, log_place: LogPlace | None 
         identity=identity_of(run),
         log_place=log_place,
     )
+    if config.model.compile:
+        trainer.add_callback(CompileAhead(trainer))
     if config.training.visual_every and run.rank == 0:
         _watch(run, predictor, trainer)
     return trainer
@@ -362,9 +365,9 @@ def _finish(run: Run, trainer: BBUTrainer, seconds: float) -> None:
     with _closed(run, trainer, checkpoint) as (closed, closing), _whole(run, trainer, closed) as finished:
         publish(finished, run.model_folder, known_descriptions(seen, run.taxonomy))
     if config.model.compile:
-        from bbu.models.acceleration.compiling import compiled_graphs
+        from bbu.models.acceleration.compiling import summary
 
-        print(f"compiled: {compiled_graphs()} graphs of {', '.join(config.model.compile)}", flush=True)
+        print(summary(config.model.compile), flush=True)
     cache = trainer.unwrapped.model.backbone.feature_cache
     if cache is not None:
         print(f"features: {cache.read} read, {cache.written} written by this process; {cache.describe()}", flush=True)

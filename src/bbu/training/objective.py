@@ -8,7 +8,7 @@ Shapes: C captions, D feature width, T packed tokens.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,9 +19,9 @@ from torch.nn import functional as F
 from bbu.config import LossConfig
 from bbu.data.collators import unpad
 from bbu.inference.postprocess import MODEL_KEYS
-from bbu.layers.transfer import to_device
+from bbu.layers.transfer import to_device, together
 from bbu.losses.denoising import DenoisingTargets, denoising_targets
-from bbu.losses.detection_loss import Denoising, DetectionSums, detection_sums
+from bbu.losses.detection_loss import Denoising, PendingSums, begin_sums
 from bbu.losses.language_loss import answer_loss_sum, linear_cross_entropy_sum
 from bbu.losses.matcher import MatchCosts, Matches
 from bbu.losses.weighting import TERMS
@@ -45,13 +45,16 @@ class DetectionObjective(nn.Module):
         """Batch from a collator → the sum of each term in losses.weighting.TERMS, as scalars with gradients."""
         batch = unpad(batch)
         output, noisy = self._detect(batch)
+        # The matching goes first and ends last: its costs cross to the host while a GPU computes the language loss.
+        pending = self._begin_box_sums(output, batch, noisy) if batch["detecting"] else None
         teacher, student = self._compute_teacher_student_losses(output, batch)
         nothing = output.hidden_TD[:0].sum().to(student.dtype)
         # An empty term is not computed: its gradient would take as much memory as the vocabulary's weights.
         replayed = self._replay_sum(output, batch) if any(batch["replay_spans"]) else nothing
-        sums = dict.fromkeys(TERMS, nothing) | {"teacher_lm": teacher, "student_lm": student, "replay_lm": replayed}
-        if batch["detecting"]:
-            boxes = self._box_sums(output, batch, noisy)
+        sums = dict.fromkeys(TERMS, nothing) | {"student_lm": student, "replay_lm": replayed}
+        sums["teacher_lm"] = nothing if teacher is None else teacher
+        if pending is not None:
+            boxes = pending.finish()
             sums |= {"bbox_l1": boxes.bbox_l1, "bbox_giou": boxes.bbox_giou, "objectness": boxes.objectness}
             sums["caption"] = self._caption_sum(output, batch, boxes.final, noisy)
         return {term: value * 0 for term, value in sums.items()} if batch.get("blank") else sums
@@ -60,44 +63,44 @@ class DetectionObjective(nn.Module):
         """What captions are learned from: the memory; sample, queries and targets, with so many denoising groups."""
         batch = unpad(batch)
         output, noisy = self._detect(batch)
-        boxes = self._box_sums(output, batch, noisy)
+        boxes = self._begin_box_sums(output, batch, noisy).finish()
         return output.memory, *_describing(output, boxes.final, noisy, groups)
 
     def _detect(self, batch: dict[str, Any]) -> tuple[DetectionOutput, DenoisingTargets | None]:
         """The model's output, and the denoising targets if there are any."""
-        target_boxes = batch["boxes"].to(next(self.parameters()).device, non_blocking=True)
+        device, counts, salts = next(self.parameters()).device, batch["box_counts"], batch["salts"]
         wanted = self.loss_config.denoising_queries if batch["detecting"] else 0
-        noisy = denoising_targets(target_boxes, batch["box_counts"], wanted, batch["salts"]) if wanted else None
+        noisy = denoising_targets(target_boxes(batch), counts, wanted, salts, device) if wanted else None
         queries = noisy.queries if noisy else None
         return self.model(**{key: batch[key] for key in MODEL_KEYS}, denoising_queries=queries), noisy
 
-    def _box_sums(
+    def _begin_box_sums(
         self, output: DetectionOutput, batch: dict[str, Any], noisy: DenoisingTargets | None
-    ) -> DetectionSums:
-        """Box terms and matches."""
-        target_boxes = batch["boxes"].to(output.hidden_TD.device, non_blocking=True)
-        return detection_sums(
-            torch.stack([layer.boxes for layer in output.layers]),
-            torch.stack([layer.objectness for layer in output.layers]),
-            output.proposals.boxes,
-            output.proposals.objectness,
+    ) -> PendingSums:
+        """Box terms and matches, of which the matching has begun."""
+        return begin_sums(
+            output.layers,
+            output.proposals,
             output.proposal_counts,
-            target_boxes,
+            to_device(target_boxes(batch), output.hidden_TD.device),
             batch["box_counts"],
-            costs=MatchCosts(self.loss_config.match_l1, self.loss_config.match_giou, self.loss_config.match_objectness),
-            denoising=Denoising(noisy, output.denoising_layers) if noisy else None,
+            MatchCosts(self.loss_config.match_l1, self.loss_config.match_giou, self.loss_config.match_objectness),
+            Denoising(noisy, output.denoising_layers) if noisy else None,
         )
 
     def _compute_teacher_student_losses(
         self, output: DetectionOutput, batch: dict[str, Any]
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Sums of the language loss over the teachers' and over the students' answers, separated by their spans."""
+    ) -> tuple[torch.Tensor | None, torch.Tensor]:
+        """Sums of the language loss over the teachers' and over the students' answers, separated by their spans.
+
+        None without teachers. The students' is computed in any case, so that the head takes part in every step.
+        """
         labels = batch["labels"][0].to(output.hidden_TD.device)
         head = self.model.backbone.lm_head_weight
         teacher_spans = [span for spans in batch["teacher_spans"] for span in spans]
         student_spans = [span for span in batch["student_spans"] if span is not None]
         return (
-            answer_loss_sum(output.hidden_TD, labels, head, teacher_spans),
+            answer_loss_sum(output.hidden_TD, labels, head, teacher_spans) if teacher_spans else None,
             answer_loss_sum(output.hidden_TD, labels, head, student_spans),
         )
 
@@ -119,6 +122,11 @@ class DetectionObjective(nn.Module):
         return linear_cross_entropy_sum(states, head, labels, weights)
 
 
+def target_boxes(batch: Mapping[str, Any]) -> np.ndarray:
+    """(N, 4) float32 boxes of a batch's targets, cxcywh in [0, 1], on the host; as a tensor if it is replayed."""
+    return np.asarray(batch["boxes"])
+
+
 def _describing(
     output: DetectionOutput, matches: Matches, noisy: DenoisingTargets | None, groups: int
 ) -> tuple[torch.Tensor, BoxStates, np.ndarray]:
@@ -133,8 +141,8 @@ def _describing(
     if noisy is None or not groups:
         return samples, queries, matches.host[3]
     wanted = noisy.group_numbers < groups
-    queries = queries.join(output.denoising_at(to_device(noisy.positives[wanted], samples.device)))
-    samples = torch.cat((samples, to_device(noisy.samples[wanted], samples.device)))
+    rows, their_samples = to_device(np.stack((noisy.positives[wanted], noisy.samples[wanted])), samples.device)
+    queries, samples = queries.join(output.denoising_at(rows)), torch.cat((samples, their_samples))
     return samples, queries, np.concatenate((matches.host[3], noisy.targets[wanted]))
 
 
@@ -155,10 +163,10 @@ def supervised_states(
     if device.type in FEW_SHAPES and described:
         count, length = few_shapes(described, model.caption_decoder.max_tokens)
         samples_C, queries = F.pad(samples_C, (0, count - len(samples_C))), queries.padded(count)
-    ids, rows, labels, weights = caption_rows(described, count, length)
-    states = model.describe_states(memory, samples_C, queries, to_device(ids, device))
-    states = states.flatten(0, 1)[to_device(rows, device)]
-    return states, to_device(labels, device), to_device(weights, device)
+    *known, importance = caption_rows(described, count, length)
+    ids, rows, labels = together(known, device, torch.long)
+    states = model.describe_states(memory, samples_C, queries, ids).flatten(0, 1)
+    return states.index_select(0, rows), labels, to_device(importance, device)
 
 
 def few_shapes(described: Sequence[tuple[Sequence[int], float]], max_tokens: int) -> tuple[int, int]:

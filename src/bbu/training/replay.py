@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
@@ -53,7 +54,8 @@ def keep_batches(folder: Path, prefix: str, batches: Sequence[Batch]) -> list[st
     """
     kept = []
     for number, batch in enumerate(batches):
-        tensors = {key: value.cpu().contiguous() for key, value in batch.items() if isinstance(value, torch.Tensor)}
+        arrays = {key: value for key, value in batch.items() if isinstance(value, torch.Tensor | np.ndarray)}
+        tensors = {key: torch.as_tensor(value).cpu().contiguous() for key, value in arrays.items()}
         if not room_for(folder.parent, sum(value.nbytes for value in tensors.values())):
             continue
         name = f"{prefix}-batch-{number}"

@@ -92,6 +92,7 @@ def test_a_model_of_adapters_is_the_merged_model(saved: tuple[str, Path, Detecti
     family, folder, model = saved
     save_model(tmp_path / "merged", model, tiny_processor(family, caption_max_tokens=24))
     merged, loaded = load_model(tmp_path / "merged"), load_model(folder / "model")
+    assert all(parameter.requires_grad for parameter in loaded.parameters())
     for name, value in merged.state_dict().items():
         torch.testing.assert_close(loaded.state_dict()[name], value, rtol=0, atol=1e-7)
     assert predict(loaded, load_processor(folder / "model")) == predict(merged, load_processor(tmp_path / "merged"))

@@ -28,6 +28,7 @@ from bbu.families.patches import units_to_raster
 from bbu.families.qwen3_vl.codec import QWEN3, Qwen3VLSizes, cost_of
 from bbu.families.qwen_vl import SCRATCH_INIT, QwenVL, scratch_ids, scratch_text
 from bbu.layers.lean_layers import make_lean
+from bbu.layers.placing import place
 from bbu.layers.transfer import to_device
 
 
@@ -38,7 +39,7 @@ class QueuedDeepStack(Qwen3VLTextModel):
         self, hidden_states: torch.Tensor, visual_pos_masks: torch.Tensor, visual_embeds: torch.Tensor
     ) -> torch.Tensor:
         shown = torch.zeros_like(hidden_states)
-        return hidden_states + shown.masked_scatter(visual_pos_masks[..., None], visual_embeds.to(shown.dtype))
+        return hidden_states + place(shown, visual_pos_masks, visual_embeds.to(shown.dtype))
 
 
 class Qwen3VL(QwenVL):
