@@ -9,7 +9,7 @@ from bbu.cli.arguments import Commands
 
 def add_commands(commands: Commands) -> None:
     """``bbu inspect-tokens``."""
-    text = "draw the visual words that a photo's tokens choose: docs/ovis2_5.md"
+    text = "draw the visual words that a photo's tokens choose"
     inspect = commands.add_parser("inspect-tokens", help=text, description=text)
     inspect.set_defaults(action=_inspect)
     inspect.add_argument("model", help="a run's model folder, of a family with a visual vocabulary")
