@@ -231,7 +231,8 @@ def test_one_key_of_a_phase_can_be_given_on_the_command_line(tmp_path: Path) -> 
 
 
 def test_the_schedule_is_a_table(tmp_path: Path) -> None:
-    config = load_config(written(tmp_path, GOOD | {"rates": {"detection": 1e-3}, "last_blocks": {"vision": 2}}))
+    phase = GOOD | {"rates": {"detection": 1e-3}, "last_blocks": {"vision": 2}, "set": {"data.workers": 2}}
+    config = load_config(written(tmp_path, phase))
     lines = schedule_table(config).splitlines()
-    assert lines[0].split() == ["phase", "steps", "learns", "rates", "sets"]
+    assert lines[0].split() == ["phase", "steps", "learns", "rates"] and lines[2] == "    data.workers: 2"
     assert lines[1].split("  ")[0] == "heads" and "detection, last 2 of vision" in lines[1] and "0.001" in lines[1]

@@ -56,17 +56,18 @@ def final_config(config: Config) -> Config:
 
 
 def schedule_table(config: Config) -> str:
-    """The phases, a line each."""
-    rows = [("phase", "steps", "learns", "rates", "sets")]
+    """The phases, a line each, and below it the keys that it sets."""
+    rows = [("phase", "steps", "learns", "rates")]
+    sets: list[list[str]] = [[]]
     for phase in config.phases:
         last = [f"last {count} of {group}" for group, count in phase.last_blocks.items()]
         rates = [f"{group} {rate:g}" for group, rate in phase.rates.items()]
-        sets = [f"{key}={value}" for key, value in phase.set.items()]
+        sets.append([f"    {key}: {value}" for key, value in phase.set.items()])
         learns = ", ".join([*phase.train, *last])
-        rows.append((phase.name, str(phase.steps), learns, ", ".join(rates) or "as above", ", ".join(sets) or "–"))
+        rows.append((phase.name, str(phase.steps), learns, ", ".join(rates) or "training.learning_rates"))
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    return "\n".join(lines)
+    return "\n".join(line for first, more in zip(lines, sets, strict=True) for line in (first, *more))
 
 
 def _check_phase(phase: PhaseConfig, number: int, names: set[str], config: Config) -> None:
