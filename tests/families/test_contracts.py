@@ -12,7 +12,7 @@ from tests.tiny import FAMILIES, tiny_processor, tiny_sample, tiny_tokenizer
 
 PROJECT = Path(__file__).resolve().parents[2]
 KINDS = (".py", ".js", ".css", ".html", ".jinja", ".yaml", ".json", ".sh")
-OTHER_MODELS = {"llama", "mllama", "ovis", "siglip", "internvl"}  # a likely next family, or a part of one
+OTHER_MODELS = {"llama", "mllama", "siglip", "navit", "internvl"}  # a likely next family, or a part of one
 every_family = pytest.mark.parametrize("family", FAMILIES)
 
 

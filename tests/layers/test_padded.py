@@ -104,7 +104,7 @@ def test_multiples_and_cpus_are_not_padded(monkeypatch: pytest.MonkeyPatch) -> N
     assert -3420 % padded.MULTIPLE == 36, "Qwen2.5-VL's tower: 3,456"
 
 
-@pytest.mark.parametrize("family", PAIR)
+@pytest.mark.parametrize("family", [*PAIR, "ovis2_5"])  # whose towers have an MLP of their own each
 def test_a_backbone_gives_the_same_with_padding(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny_model(family)
     processor = tiny_processor(family)

@@ -7,8 +7,10 @@ vocabulary runs for the numbers.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -104,6 +106,39 @@ def test_names_shapes_and_numbers_of_the_published_weights(name: str, billions: 
     assert counts["merger"] == WORDS * (4608 + 2) + 65536 * width
     assert backbone.level_widths == [1152, width] and backbone.level_sides == [16, 32]
     assert (len(backbone.blocks("vision")), len(backbone.blocks("llm"))) == (27, TEXT[name][1])
+
+
+def test_the_published_config_gives_the_published_model(tmp_path: Path) -> None:
+    """config.json of AIDC-AI/Ovis2.5-9B, whose ids come from the tokenizer beside it."""
+    llm = {
+        "_attn_implementation_autoset": True, "_name_or_path": "Qwen/Qwen3-8B", "architectures": ["Qwen3ForCausalLM"],
+        "attention_bias": False, "bos_token_id": 151643, "eos_token_id": 151645, "head_dim": 128, "hidden_act": "silu",
+        "hidden_size": 4096, "intermediate_size": 12288, "max_position_embeddings": 40960, "max_window_layers": 36,
+        "model_type": "qwen3", "num_attention_heads": 32, "num_hidden_layers": 36, "num_key_value_heads": 8,
+        "rms_norm_eps": 1e-06, "rope_scaling": None, "rope_theta": 1000000, "sliding_window": None,
+        "torch_dtype": "float32", "use_cache": True, "use_sliding_window": False, "vocab_size": 151936,
+    }  # fmt: skip
+    vit = {
+        "attention_dropout": 0.0, "fullatt_block_indexes": None, "hidden_act": "gelu_pytorch_tanh",
+        "hidden_size": 1152, "hidden_stride": 2, "image_size": 512, "intermediate_size": 4304, "layer_norm_eps": 1e-06,
+        "model_type": "siglip2_navit", "num_attention_heads": 16, "num_channels": 3, "num_hidden_layers": 27,
+        "num_patches": -1, "patch_size": 16, "preserve_original_pe": True, "temporal_patch_size": 1,
+        "torch_dtype": "float32", "use_rope": True, "window_size": 112,
+    }  # fmt: skip
+    whole = {
+        "architectures": ["Ovis2_5"], "auto_map": {"AutoConfig": "configuration_ovis2_5.Ovis2_5_Config"},
+        "conversation_formatter_class": "Qwen3ConversationFormatter", "hidden_size": 4096, "vocab_size": 151936,
+        "llm_config": llm, "model_type": "ovis2_5", "torch_dtype": "bfloat16", "transformers_version": "4.51.3",
+        "use_cache": True, "visual_vocab_size": 65536, "vit_config": vit,
+    }  # fmt: skip
+    (tmp_path / "config.json").write_text(json.dumps(whole), encoding="utf-8")
+    tiny_tokenizer("ovis2_5").save_pretrained(tmp_path)
+    with torch.device("meta"):
+        backbone = Ovis25.empty(str(tmp_path))
+    assert {key: tuple(value.shape) for key, value in backbone.vlm.state_dict().items()} == names_of("9B")
+    assert backbone.vlm.config.llm_config.rope_parameters["rope_theta"] == 1000000
+    assert backbone.options == {"tower_rotary": True}
+    assert backbone.image_token_id == tiny_tokenizer("ovis2_5").get_vocab()["<|image_pad|>"]
 
 
 def photo_of_1080_lines() -> tuple[torch.Tensor, tuple[int, int, int]]:

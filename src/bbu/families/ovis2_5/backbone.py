@@ -88,31 +88,15 @@ class Ovis25(Backbone):
     @classmethod
     def from_scratch(cls, sizes: Ovis25Sizes, vocab_size: int, token_ids: Mapping[str, int]) -> Ovis25:
         ids: dict[str, Any] = {name: token_ids[token] for name, token in TOKEN_IDS.items()}
-        vit = {
-            "hidden_size": sizes.vision_width,
-            "intermediate_size": sizes.vision_width * 4,
-            "num_hidden_layers": sizes.vision_depth,
-            "num_attention_heads": sizes.vision_heads,
-            "image_size": sizes.vision_positions * PROCESSOR["patch_size"],
-        }
-        llm = {
-            "vocab_size": vocab_size,
-            "hidden_size": sizes.text_width,
-            "intermediate_size": sizes.text_width * 3,
-            "num_hidden_layers": sizes.text_depth,
-            "num_attention_heads": sizes.text_heads,
-            "num_key_value_heads": sizes.text_kv_heads,
-            "head_dim": sizes.text_width // sizes.text_heads,
-            "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
-            "tie_word_embeddings": True,
-            "initializer_range": SCRATCH_INIT,
-            "bos_token_id": token_ids[OVIS.pad],
-            "eos_token_id": token_ids[OVIS.end],
-            "pad_token_id": token_ids[OVIS.pad],
-        }
         config = OvisConfig(
-            llm_config=llm,
-            vit_config=vit,
+            llm_config=_scratch_text(sizes, vocab_size, token_ids),
+            vit_config={
+                "hidden_size": sizes.vision_width,
+                "intermediate_size": sizes.vision_width * 4,
+                "num_hidden_layers": sizes.vision_depth,
+                "num_attention_heads": sizes.vision_heads,
+                "image_size": sizes.vision_positions * PROCESSOR["patch_size"],
+            },
             visual_vocab_size=sizes.visual_vocab,
             initializer_range=SCRATCH_INIT,
             **ids,
@@ -311,6 +295,25 @@ class Ovis25(Backbone):
             pad_token_id=end_token_id,
         ).tolist()
         return [until_end(row, end_token_id) for row in written]
+
+
+def _scratch_text(sizes: Ovis25Sizes, vocab_size: int, token_ids: Mapping[str, int]) -> dict[str, Any]:
+    """``llm_config`` of a randomly initialised model."""
+    return {
+        "initializer_range": SCRATCH_INIT,
+        "vocab_size": vocab_size,
+        "hidden_size": sizes.text_width,
+        "intermediate_size": sizes.text_width * 3,
+        "num_hidden_layers": sizes.text_depth,
+        "num_attention_heads": sizes.text_heads,
+        "num_key_value_heads": sizes.text_kv_heads,
+        "head_dim": sizes.text_width // sizes.text_heads,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
+        "tie_word_embeddings": True,
+        "bos_token_id": token_ids[OVIS.pad],
+        "eos_token_id": token_ids[OVIS.end],
+        "pad_token_id": token_ids[OVIS.pad],
+    }
 
 
 def _config_of(path: str) -> OvisConfig:
