@@ -32,6 +32,7 @@ from bbu.families.prompts import PromptSpec
 from bbu.families.qwen_vl import SCRATCH_INIT
 from bbu.layers.attention import implementation_name
 from bbu.layers.lean_layers import make_lean
+from bbu.layers.placing import place
 from bbu.layers.transfer import to_device
 
 ROTARY_BASE = 10000.0
@@ -270,8 +271,7 @@ class Ovis25(Backbone):
             embeds_1TD = torch.where((input_ids == token_id).unsqueeze(-1), indicators[row], embeds_1TD)
         if not levels:
             return embeds_1TD
-        is_image = (input_ids == self.image_token_id).unsqueeze(-1)
-        return embeds_1TD.masked_scatter(is_image, levels[-1].tokens_SD.to(embeds_1TD.dtype))
+        return place(embeds_1TD, input_ids == self.image_token_id, levels[-1].tokens_SD.to(embeds_1TD.dtype))
 
     @torch.no_grad()
     def generate(

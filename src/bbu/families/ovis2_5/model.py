@@ -15,10 +15,9 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn import functional as F
-from transformers import PreTrainedConfig, PreTrainedModel, Qwen3Config, Qwen3ForCausalLM
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel, Qwen3Config, Qwen3ForCausalLM
 from transformers import initialization as init
 from transformers.configuration_utils import SubConfigSpec
-from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import apply_rotary_pos_emb_vision
 from transformers.models.video_llama_3.modeling_video_llama_3 import (
     VideoLlama3VisionAttention,
     VideoLlama3VisionEncoderLayer,
@@ -29,6 +28,7 @@ from bbu.families.ovis2_5.codec import INDICATORS
 from bbu.families.ovis2_5.visual_head import Words
 from bbu.layers.attention import varlen_attention
 from bbu.layers.padded import missing_columns, narrowed, widened
+from bbu.layers.rotary import rotate
 
 Rotation = tuple[torch.Tensor, torch.Tensor]  # cosines and sines, (P, E) each
 
@@ -77,6 +77,9 @@ class OvisConfig(PreTrainedConfig):
         self.hidden_size = self.llm_config.hidden_size
 
 
+AutoConfig.register(OvisConfig.model_type, OvisConfig, exist_ok=True)  # else loading a tokenizer warns of the folder
+
+
 class PackedAttention(VideoLlama3VisionAttention):
     """The library's attention through our backends, which keep photos apart."""
 
@@ -96,7 +99,8 @@ class PackedAttention(VideoLlama3VisionAttention):
             for project in (self.q_proj, self.k_proj, self.v_proj)
         )
         if position_embeddings is not None:
-            query, key = apply_rotary_pos_emb_vision(query, key, *position_embeddings)
+            cos, sin = (table[:, None] for table in position_embeddings)
+            query, key = rotate(query, cos, sin), rotate(key, cos, sin)
         assert max_seqlen is not None
         attended_PHE = varlen_attention(
             query,
