@@ -9,12 +9,15 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import TrainerState
+from transformers.integrations import TensorBoardCallback
 
 from bbu import stages
 from bbu.config import Config, PhaseConfig, load_config, phase_configs, schedule_table
 from bbu.errors import CheckpointError, ConfigError
 from bbu.jsonl import iter_json_lines
 from bbu.models.checkpoint import load_model
+from bbu.training.callbacks import count_from
 from bbu.training.trainer import BBUTrainer
 from tests.tiny import DEFAULT, FAMILIES
 from tests.training.test_resume import PowerCutError, pull_the_plug, run_config
@@ -236,3 +239,17 @@ def test_the_schedule_is_a_table(tmp_path: Path) -> None:
     lines = schedule_table(config).splitlines()
     assert lines[0].split() == ["phase", "steps", "learns", "rates"] and lines[2] == "    data.workers: 2"
     assert lines[1].split("  ")[0] == "heads" and "detection, last 2 of vision" in lines[1] and "0.001" in lines[1]
+
+
+def test_trackers_see_the_steps_of_the_whole_run() -> None:
+    class Tracker(TensorBoardCallback):
+        def __init__(self) -> None:
+            self.seen: list[int] = []
+
+        def on_log(self, args: Any, state: TrainerState, control: Any, logs: Any = None, **kwargs: Any) -> None:
+            self.seen.append(state.global_step)
+
+    tracker, state = Tracker(), TrainerState(global_step=3)
+    count_from([tracker], 7)
+    tracker.on_log(None, state, None, logs={})
+    assert tracker.seen == [10] and state.global_step == 3
