@@ -13,6 +13,7 @@ from bbu.cli import main
 from bbu.drawing.words import draw_words
 from bbu.errors import UserError
 from bbu.families.base import VisualWords
+from bbu.images import load_image
 from bbu.inference.predictor import Predictor
 from bbu.inference.words import use_of, words_of
 from bbu.models.checkpoint import save_model
@@ -77,7 +78,7 @@ def test_the_command_writes_a_picture_and_one_line_of_figures(
     noise_photo(3, 128, 96).image.save(tmp_path / "photo.png")
     arguments = [str(tmp_path / "model"), str(tmp_path / "photo.png"), "--output", str(tmp_path / "tokens.png")]
     assert main(["inspect-tokens", *arguments]) == 0
-    assert Image.open(tmp_path / "tokens.png").width > 400
+    assert load_image(tmp_path / "tokens.png").width > 400
     assert " words; entropy " in capsys.readouterr().out
 
 

@@ -1,4 +1,7 @@
-"""The command that shows which visual words a photo's tokens choose."""
+"""The command that shows which visual words a photo's tokens choose.
+
+Shapes: Y height in pixels or tokens, Z width in pixels or tokens.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""A photo beside the visual words of its tokens: a colour and a number for each word, and how sure each choice is."""
+"""A photo beside the visual words of its tokens: a colour and a number for each word, and how sure each choice is.
+
+Shapes: Y height in pixels or tokens, Z width in pixels or tokens.
+"""
 
 from __future__ import annotations
 

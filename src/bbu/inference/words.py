@@ -1,4 +1,7 @@
-"""Which words of a visual vocabulary photos' tokens choose, in families that have one."""
+"""Which words of a visual vocabulary photos' tokens choose, in families that have one.
+
+Shapes: Y height in pixels or tokens, Z width in pixels or tokens.
+"""
 
 from __future__ import annotations
 

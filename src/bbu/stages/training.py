@@ -188,6 +188,7 @@ def _describe_features(cache: Any, views: bool) -> None:
 
 def build_trainer(run: Run, args: TrainingArguments, log_place: LogPlace | None = None) -> BBUTrainer:
     """The trainer of a run, with the visual log if the config enables it."""
+    from bbu.training.callbacks import count_from
     from bbu.training.compile_ahead import CompileAhead
     from bbu.training.objective import DetectionObjective
     from bbu.training.trainer import BBUTrainer
@@ -223,6 +224,8 @@ def build_trainer(run: Run, args: TrainingArguments, log_place: LogPlace | None 
     )
     if config.model.compile:
         trainer.add_callback(CompileAhead(trainer))
+    if log_place:
+        count_from(trainer.callback_handler.callbacks, log_place.steps)
     if config.training.visual_every and run.rank == 0:
         _watch(run, predictor, trainer)
     return trainer

@@ -26,7 +26,7 @@ from bbu.jsonl import decode_json, write_json
 from bbu.layers.transfer import to_device
 from bbu.losses.weighting import LANGUAGE_TERMS, TERMS, count_terms, max_one, term_weights, weigh
 from bbu.models.checkpoint import save_model
-from bbu.training.callbacks import EvaluateAtEnd, ProgressBar, count_from
+from bbu.training.callbacks import EvaluateAtEnd, ProgressBar
 from bbu.training.distributed import is_main, sum_over_ranks, world_size
 from bbu.training.finite import StepGuard, poison
 from bbu.training.folders import checkpoint_at
@@ -101,7 +101,6 @@ class BBUTrainer(Trainer):
         self.watchdog = Watchdog(config.training.step_timeout, Path(config.output_dir) / STACKS_FOLDER)
         place = log_place or LogPlace(Path(config.output_dir) / LOG_FILE)
         self.add_callback(LogFile(place))
-        count_from(self.callback_handler.callbacks, place.steps)
         self.window = LossWindow()
         self.unreadable = UnreadablePhotos(config.data, Path(config.output_dir))
         self.add_callback(self.unreadable)
