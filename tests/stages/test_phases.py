@@ -108,7 +108,7 @@ def test_the_log_is_one_with_steps_counted_through(records: Path, tmp_path: Path
 # ---------------------------------------------------------------- killed and resumed
 
 
-@pytest.mark.parametrize("batches", [0, 1, 2, 3, 6], ids=lambda n: f"after {n} steps")
+@pytest.mark.parametrize("batches", [1, 3, 6], ids=lambda n: f"after {n} steps")
 def test_a_run_killed_in_any_phase_and_resumed_is_the_run_never_killed(
     batches: int, records: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
