@@ -17,6 +17,7 @@ from bbu.config import Config, PhaseConfig, load_config, phase_configs, schedule
 from bbu.errors import CheckpointError, ConfigError
 from bbu.jsonl import iter_json_lines
 from bbu.models.checkpoint import load_model
+from bbu.models.manifest import seal
 from bbu.training.callbacks import count_from
 from bbu.training.trainer import BBUTrainer
 from tests.tiny import DEFAULT, FAMILIES
@@ -211,6 +212,23 @@ def test_a_start_of_another_family_or_size_is_one_line(records: Path, tmp_path: 
             config.model.scratch = run_config(records, tmp_path, FAMILIES[1]).model.scratch | {"text_depth": 1}
         with pytest.raises(ConfigError, match=why):
             _ = stages.open_run(config).model
+
+
+def test_a_start_of_adapters_alone_is_one_line(records: Path, tmp_path: Path) -> None:
+    folder = start_of(records, tmp_path / "start", DEFAULT)
+    facts = json.loads((folder / "bbu.json").read_text(encoding="utf-8"))
+    (folder / "bbu.json").write_text(json.dumps(facts | {"base": {"hash": ""}}), encoding="utf-8")
+    seal(folder)
+    config = run_config(records, tmp_path / "run")
+    config.model.start = str(folder)
+    with pytest.raises(ConfigError, match=r"holds adapters alone; name a model published with model\.publish=merged"):
+        _ = stages.open_run(config).model
+
+
+def test_phases_publish_whole_weights(tmp_path: Path) -> None:
+    model = {"publish": "adapter", "path": "somewhere", "lora": {"parts": ["llm"]}}
+    with pytest.raises(ConfigError, match=r"^model.publish: a phase starts from whole weights, not from adapters"):
+        load_config(written(tmp_path, GOOD, model=model))
 
 
 def test_a_start_that_is_no_model_is_one_line(records: Path, tmp_path: Path) -> None:

@@ -168,6 +168,8 @@ def _check_weights(config: Config) -> None:
         raise ConfigError("model.weights: 4bit weights cannot learn; name what LoRA adapts in model.lora.parts")
     if model.publish == "adapter" and not model.lora.parts:
         raise ConfigError("model.publish: there are no adapters without model.lora.parts; set merged")
+    if model.publish == "adapter" and config.phases:
+        raise ConfigError("model.publish: a phase starts from whole weights, not from adapters; set merged")
     if model.publish == "adapter" and not model.path:
         raise ConfigError("model.publish: adapters of random weights are of no use; set merged, or name model.path")
     if training.deepspeed and model.weights != "auto":

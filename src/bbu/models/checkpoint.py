@@ -247,6 +247,10 @@ def check_start(config: Config) -> None:
     model, folder = config.model, Path(config.model.start)
     check_model(folder)
     facts = read_facts(folder)
+    if "base" in facts:
+        raise ConfigError(
+            f"model.start: {folder} holds adapters alone; name a model published with model.publish=merged"
+        )
     if facts["family"] != model.family:
         raise ConfigError(f"model.start: {folder} is a {facts['family']} model, and model.family is {model.family}")
     sizes = None if model.detection is None else dataclasses.asdict(model.detection)

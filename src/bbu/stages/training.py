@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -259,12 +258,14 @@ def _word_use(run: Run, predictor: Predictor) -> dict[str, float | None]:
     names = [row.images[0] for row in run.watched[:PHOTOS_FOR_WORDS]]
     if type(run.model.backbone).visual_words is Backbone.visual_words or not names:
         return {}
-    photos = [Photo(load_image(resolve_image(run.data.image_root, name)), name) for name in names]
-    return dataclasses.asdict(use_of(words_of(predictor, photos)), dict_factory=_as_metrics)
-
-
-def _as_metrics(items: list[tuple[str, float]]) -> dict[str, float | None]:
-    return {f"words_{name}": value for name, value in items}
+    photos = []
+    for name in names:
+        with suppress(UserError):  # one that cannot be read is told by its prediction
+            photos.append(Photo(load_image(resolve_image(run.data.image_root, name)), name))
+    if not photos:
+        return {}
+    use = use_of(words_of(predictor, photos))
+    return {"words_in_use": use.in_use, "words_entropy": use.entropy}
 
 
 def _scores(run: Run, found: Sequence[PredictionRow]) -> dict[str, float | None]:
